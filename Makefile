@@ -1,0 +1,49 @@
+# One command each: `make demo`, `make test`. Nothing to set up by hand but Python 3.11+ with venv, make and git.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ONCE   ?=
+
+.PHONY: demo test test-newest lint types contracts check soak bench lock venv clean
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/all.txt scripts/make-venv
+	@scripts/make-venv $(PYTHON) $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/mainspring demo $(if $(ONCE),--once,)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check src tests scripts bench
+	@$(BIN)/ruff format --check -q src tests scripts bench
+
+types: $(STAMP)
+	@$(BIN)/mypy
+
+contracts: $(STAMP)
+	@$(BIN)/lint-imports --no-cache
+
+check: lint types contracts
+
+test: check
+	@scripts/run-tests $(BIN)
+
+soak: $(STAMP)
+	@$(BIN)/python -m pytest -m soak --timeout=3600 tests
+
+bench: $(STAMP)
+	@$(BIN)/python -m bench
+
+test-newest:
+	@scripts/make-venv --newest $(PYTHON) .venv-newest
+	@MAINSPRING_NEWEST=1 scripts/run-tests .venv-newest/bin
+
+lock:
+	@uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package mainspring --python-version 3.11 \
+	  --all-extras --group dev pyproject.toml -o requirements/all.txt
+
+clean:
+	@rm -rf $(VENV) .venv-newest

@@ -1,0 +1,129 @@
+"""Questions to the lineage graph and the event log."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from mainspring.clock import from_us
+from mainspring.errors import InvalidInput, NotFound
+from mainspring.lineage.foundation import Foundation
+from mainspring.lineage.ledger import event_of
+from mainspring.operations import Role, operation
+from mainspring.records.lineage import AuditReport, Edge, EventPage, Graph, Node, split_ref
+
+EdgeSource = Callable[[str], Iterable[Edge]]
+"""Edges into (causes) or out of (effects) a reference that are known by rule rather than stored one by one."""
+
+FactSource = Callable[[str], dict[str, object] | None]
+"""What is known of the thing with this id: short facts, or None if it does not exist."""
+
+_MAX_NODES = 2000
+
+
+class Lineage:
+    """The graph of what came from what, and the log of what happened."""
+
+    room = "lineage"
+
+    def __init__(self, base: Foundation) -> None:
+        self._base = base
+        self._causes: dict[str, EdgeSource] = {}
+        self._effects: dict[str, EdgeSource] = {}
+        self._facts: dict[str, FactSource] = {}
+
+    def _introduce(
+        self, kind: str, *, causes: EdgeSource | None = None, effects: EdgeSource | None = None, facts: FactSource | None = None
+    ) -> None:
+        """A room tells what it knows of things of ``kind`` (the workspace calls this; nobody else).
+
+        ``causes`` and ``effects`` exist for things too many to store edges for, such as predictions.
+        """
+        if causes:
+            self._causes[kind] = causes
+        if effects:
+            self._effects[kind] = effects
+        if facts:
+            self._facts[kind] = facts
+
+    @operation(role=Role.VIEWER)
+    def origin(self, *, ref: str, depth: int = 20) -> Graph:
+        """Everything that led to ``ref``, nearest first; raises NotFound if nothing is known of it."""
+        return self._walk(ref, depth, forward=False)
+
+    @operation(role=Role.VIEWER)
+    def reach(self, *, ref: str, depth: int = 20) -> Graph:
+        """Everything that ``ref`` led to: its blast radius."""
+        return self._walk(ref, depth, forward=True)
+
+    @operation(role=Role.VIEWER)
+    def events(
+        self, *, subject: str | None = None, kind: str | None = None, after: int | None = None, limit: int = 100, newest_first: bool = True
+    ) -> EventPage:
+        """Page through the event log, by subject and by kind (``model.`` matches all kinds of that prefix)."""
+        if not 1 <= limit <= 1000:
+            raise InvalidInput("limit must be 1 to 1000", value=limit)
+        where, values = ["project = ?"], [self._base.project]
+        if subject is not None:
+            where.append("subject = ?")
+            values.append(subject)
+        if kind is not None and kind.endswith("."):
+            where.append("kind >= ? AND kind < ?")
+            values += [kind, kind[:-1] + "/"]  # '/' follows '.' in ASCII: a prefix match that uses the index
+        elif kind is not None:
+            where.append("kind = ?")
+            values.append(kind)
+        bound: list[int] = []
+        if after is not None:
+            where.append("seq < ?" if newest_first else "seq > ?")
+            bound.append(after)
+        order = "DESC" if newest_first else "ASC"
+        with self._base.store.read() as tx:
+            rows = tx.all(f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?", *values, *bound, limit + 1)
+        items = [event_of(row) for row in rows[:limit]]
+        return EventPage(items=items, next=items[-1].seq if len(rows) > limit else None)
+
+    @operation(role=Role.VIEWER)
+    def verify(self) -> AuditReport:
+        """Check the whole event chain of this project."""
+        return self._base.ledger.verify()
+
+    def _walk(self, root: str, depth: int, *, forward: bool) -> Graph:
+        facts = self._facts_of(root)
+        nodes = {root: Node(ref=root, kind=split_ref(root)[0], depth=0, facts=facts or {})}
+        edges: dict[tuple[str, str, str], Edge] = {}
+        queue = deque([root])
+        truncated = False
+        while queue:
+            here = queue.popleft()
+            level = nodes[here].depth
+            if level >= depth:
+                truncated = True
+                continue
+            for edge in self._edges(here, forward=forward):
+                edges.setdefault((edge.source, edge.target, edge.kind), edge)
+                other = edge.target if forward else edge.source
+                if other in nodes:
+                    continue
+                if len(nodes) >= _MAX_NODES:
+                    truncated = True
+                    continue
+                nodes[other] = Node(ref=other, kind=split_ref(other)[0], depth=level + 1, facts=self._facts_of(other) or {})
+                queue.append(other)
+        if facts is None and not edges:
+            raise NotFound("nothing is known of this", value=root, next_step="References look like 'prediction:<id>' or 'model_version:delay@3'.")
+        return Graph(root=root, nodes=list(nodes.values()), edges=list(edges.values()), truncated=truncated)
+
+    def _edges(self, here: str, *, forward: bool) -> list[Edge]:
+        column = "source" if forward else "target"
+        with self._base.store.read() as tx:
+            rows = tx.all(f"SELECT source, target, kind, at_us FROM edges WHERE project = ? AND {column} = ? LIMIT ?", self._base.project, here, _MAX_NODES)
+        found = [Edge(source=r["source"], target=r["target"], kind=r["kind"], at=from_us(r["at_us"])) for r in rows]
+        kind, ident = split_ref(here)
+        known = (self._effects if forward else self._causes).get(kind)
+        return found + list(known(ident)) if known else found
+
+    def _facts_of(self, reference: str) -> dict[str, object] | None:
+        kind, ident = split_ref(reference)
+        source = self._facts.get(kind)
+        return source(ident) if source else None

@@ -1,0 +1,119 @@
+"""The base record, ids and names: shared by all rooms."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+import unicodedata
+import uuid
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from mainspring.errors import InvalidInput
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen record. Unknown fields are refused on decoding: a sender's typo never passes silently."""
+
+
+class Page(Record, frozen=True):
+    """How a listing goes on: pass ``next`` as ``after`` to get the next page; ``None`` means the end."""
+
+    next: str | None = None
+
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+"""Lower-case hex BLAKE3-256 of the exact bytes."""
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}$")]
+"""A UUIDv7 in its canonical form: opaque, time-ordered."""
+
+_T = TypeVar("_T")
+_id_lock = threading.Lock()
+_last_id = 0
+
+
+def new_id() -> str:
+    """A fresh UUIDv7 (RFC 9562 §5.7); ids made by one process sort in the order of their making.
+
+    >>> len(new_id()), new_id() < new_id()
+    (36, True)
+    """
+    global _last_id  # noqa: PLW0603 - one counter per process is what makes ids monotonic
+    # 48 bits of milliseconds, then 12 bits of sub-millisecond fraction (RFC 9562 §6.2, method 3).
+    ns = time.time_ns()
+    stamp = (ns // 1_000_000) << 12 | (ns % 1_000_000) * 4096 // 1_000_000
+    with _id_lock:
+        _last_id = stamp = max(stamp, _last_id + 1)
+    rand = int.from_bytes(os.urandom(8), "big") & ((1 << 62) - 1)
+    value = (stamp >> 12) << 80 | 0x7 << 76 | (stamp & 0xFFF) << 64 | 0b10 << 62 | rand
+    return str(uuid.UUID(int=value))
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+
+
+def check_name(name: str, *, what: str) -> str:
+    """One rule for names of things (projects, datasets, models, aliases, experiments, deployments).
+
+    1 to 128 of ``A-Z a-z 0-9 _ - .``, not starting with ``-`` or ``.``, no ``..``, not ending in ``.``:
+    safe in URLs, file names and labels everywhere. Returns ``name``; raises :class:`InvalidInput`.
+    """
+    if not _NAME.fullmatch(name) or ".." in name or name.endswith("."):
+        raise InvalidInput(
+            f"not a valid {what} name",
+            value=name,
+            next_step="Use 1 to 128 letters, digits, '_', '-' or '.', starting with a letter, digit or '_'.",
+        )
+    return name
+
+
+def check_path(path: str, *, what: str = "path") -> str:
+    """A logical path inside a tree or package: relative, ``/``-separated, NFC, nothing a file system could misread.
+
+    Refused: absolute, backslash, drive letter, ``.``/``..``/empty segments, control characters, ``%``, ``;``, ``?``,
+    ``#``, segments over 255 bytes, trailing dot or space, non-NFC. Returns ``path``; raises :class:`InvalidInput`.
+    """
+    bad = (
+        not path
+        or len(path.encode("utf-8", "surrogatepass")) > 4096
+        or unicodedata.normalize("NFC", path) != path
+        or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF or c in '\\%;?#:*"<>|' for c in path)
+        or any(not _good_segment(s) for s in path.split("/"))
+    )
+    if bad:
+        raise InvalidInput(
+            f"not a valid {what}",
+            value=path,
+            next_step="Use a relative path of plain segments separated by '/', without '..'.",
+        )
+    return path
+
+
+def _good_segment(segment: str) -> bool:
+    return (
+        segment not in {"", ".", ".."}
+        and len(segment.encode()) <= 255
+        and not segment.endswith((".", " "))
+        and not segment.startswith(" ")
+    )
+
+
+_encoder = msgspec.json.Encoder(order="sorted")
+
+
+def to_json(value: object) -> bytes:
+    """Canonical JSON: sorted keys, no spaces. What we digest and store."""
+    return _encoder.encode(value)
+
+
+def from_json(data: bytes | str, kind: type[_T] | Any = Any) -> _T:
+    """Decode JSON into ``kind``. Raises :class:`InvalidInput` with the place inside the document."""
+    try:
+        decoded: _T = msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"malformed document: {error}") from None
+    return decoded

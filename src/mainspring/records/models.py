@@ -1,0 +1,111 @@
+"""Models: signatures, packages, versions, aliases."""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime
+from typing import Any, Literal
+
+from mainspring.records.base import Digest, Record
+
+
+class Task(enum.StrEnum):
+    """What a model answers: a probability, one probability per class, or a number."""
+
+    BINARY = "binary"
+    MULTICLASS = "multiclass"
+    REGRESSION = "regression"
+
+
+class Column(Record, frozen=True):
+    """One input column. ``nullable`` columns may be missing or null in a request."""
+
+    name: str
+    type: Literal["float64", "int64", "string", "bool"]
+    nullable: bool = False
+
+
+class Signature(Record, frozen=True):
+    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive])."""
+
+    inputs: list[Column]
+    task: Task
+    classes: list[str] = []
+
+
+class PackageFile(Record, frozen=True):
+    """A payload file of a package. ``sha256`` stands beside BLAKE3 for signing and OCI."""
+
+    path: str
+    size: int
+    blake3: Digest
+    sha256: Digest
+
+
+class Parity(Record, frozen=True):
+    """How closely the stored payload repeats the trained estimator on real rows."""
+
+    rows: int
+    max_abs_difference: float
+    tolerance: float
+    label_mismatches: int
+
+
+class Package(Record, frozen=True):
+    """``model.json``: the manifest of a model package, a directory of data (never code).
+
+    ``format`` picks the loader from a fixed table; nothing else in the package can.
+    """
+
+    format_version: int = 1
+    format: Literal["onnx", "skops"]
+    signature: Signature
+    files: list[PackageFile]
+    created_at: datetime
+    run: str | None = None
+    dataset_version: str | None = None
+    code: str | None = None
+    environment: str | None = None
+    metrics: dict[str, float] = {}
+    parity: Parity | None = None
+    libraries: dict[str, str] = {}
+    notes: dict[str, Any] = {}
+
+
+class ModelVersion(Record, frozen=True):
+    """A registered version: immutable. ``package`` is the digest of the package's tree object.
+
+    ``dataset_version``/``holdout`` are ids of dataset versions (training rows, locked hold-out rows); ``profile`` is the
+    digest of the training profile (records.profile.Profile as JSON), the reference for drift.
+    """
+
+    model: str
+    version: int
+    package: Digest
+    format: str
+    signature: Signature
+    created_at: datetime
+    created_by: str
+    run: str | None = None
+    dataset_version: str | None = None
+    holdout: str | None = None
+    label: str | None = None
+    """Name of the label column in ``dataset_version`` and ``holdout``."""
+    profile: Digest | None = None
+    code: str | None = None
+    environment: str | None = None
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+
+
+class AliasEvent(Record, frozen=True):
+    """An alias was moved. ``version`` None: the alias was removed. ``event`` is the id of the audit event."""
+
+    model: str
+    alias: str
+    version: int | None
+    previous: int | None
+    at: datetime
+    actor: str
+    reason: str
+    event: str

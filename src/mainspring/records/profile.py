@@ -1,0 +1,33 @@
+"""A profile: what a table or a window of traffic looks like, in mergeable sketches."""
+
+from __future__ import annotations
+
+from mainspring.records.base import Record
+
+
+class ColumnProfile(Record, frozen=True):
+    """One column. Numeric: ``kll`` (base64 of a KLL doubles sketch), ``low``/``high``/``mean``/``std`` over finite values.
+
+    Categorical (string, bool): ``counts`` of the most frequent values (at most 256), ``other`` the rest.
+    ``nulls`` counts missing values, ``invalid`` those of a wrong type or not finite.
+    """
+
+    name: str
+    type: str
+    rows: int
+    nulls: int = 0
+    invalid: int = 0
+    kll: str | None = None
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    std: float | None = None
+    counts: dict[str, int] = {}
+    other: int = 0
+
+
+class Profile(Record, frozen=True):
+    """Profiles of all columns of the same ``rows`` rows."""
+
+    rows: int
+    columns: list[ColumnProfile]

@@ -1,0 +1,1 @@
+"""Engines and what stands directly on them: SQL, objects, journal, leases, failpoints."""

@@ -1,0 +1,5 @@
+"""One implementation over SQLite and PostgreSQL: plain SQL, bound parameters, no ORM (docs/design/sql.md)."""
+
+from mainspring.storage.sql.store import Reader, Row, Store, Writer, open_store
+
+__all__ = ["Reader", "Row", "Store", "Writer", "open_store"]

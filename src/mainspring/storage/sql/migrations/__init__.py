@@ -1,0 +1,79 @@
+"""Schema versions. ``v001/*.sql`` is version 1, one file per room; ``vNNN`` holds the step to version NNN.
+
+A step runs in one exclusive transaction, so eight first starts at once migrate once and a kill in the middle leaves
+the old version. A database newer than this program is refused, untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from importlib.resources import files
+from typing import Any
+
+from mainspring.errors import Conflict
+from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.sql.store import Engine, Session
+
+declare("sql.migrate.step")
+
+LATEST = 1
+
+
+def migrate(engine: Engine) -> int:
+    """Bring the schema to :data:`LATEST`; returns the version it had before (0 for an empty database)."""
+    before = _read_version(engine)
+    if before == LATEST:
+        return before
+    with engine.migrating() as session:
+        version = _version(session, engine.name)  # again, now that nobody else can migrate
+        if version > LATEST:
+            raise Conflict(
+                f"this database has schema version {version}, this program knows {LATEST}",
+                next_step="Upgrade mainspring; the database was not touched.",
+            )
+        for step in range(version + 1, LATEST + 1):
+            _apply(session, engine.name, step)
+            failpoint("sql.migrate.step")
+    return before
+
+
+def _read_version(engine: Engine) -> int:
+    with contextlib.suppress(Exception), engine.reading() as session:
+        return _version(session, engine.name)
+    return 0
+
+
+def _version(session: Session, engine: str) -> int:
+    exists = (
+        "SELECT count(*) AS n FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
+        if engine == "sqlite"
+        else "SELECT count(*) AS n FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = 'schema_version'"
+    )
+    if not session.query(exists, ())[0]["n"]:
+        return 0
+    return int(session.query("SELECT max(version) AS v FROM schema_version", ())[0]["v"] or 0)
+
+
+def _apply(session: Session, engine: str, step: int) -> None:
+    folder = files(__name__) / f"v{step:03d}"
+    for script in sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name):
+        for statement in _statements(script.read_text(), engine):
+            session.execute(statement, ())
+    session.execute("INSERT INTO schema_version (version) VALUES (?)", (step,))
+
+
+def _statements(script: str, engine: str) -> list[str]:
+    text = "\n".join(line.split("--", 1)[0] for line in script.splitlines())
+    if engine == "sqlite":
+        text = text.replace("BYTEA", "BLOB")
+    return [s.strip() for s in text.split(";") if s.strip()]
+
+
+def table_names(session: Any, engine: str) -> list[str]:
+    """All tables, for tests and ``fsck``."""
+    sql = (
+        "SELECT name FROM sqlite_master WHERE type = 'table'"
+        if engine == "sqlite"
+        else "SELECT table_name AS name FROM information_schema.tables WHERE table_schema = current_schema()"
+    )
+    return sorted(row["name"] for row in session.query(sql, ()))

@@ -1,0 +1,229 @@
+"""SQLite, shared by several processes, one writer at a time.
+
+SQLite before 3.51.3 can corrupt a database when two connections write or checkpoint at once (the WAL-reset race), and
+Debian 12 ships 3.40.1. So one OS lock is held around every write transaction, every checkpoint and every close;
+``wal_autocheckpoint`` is off, writes start with ``BEGIN IMMEDIATE``, ``synchronous`` is FULL. Readers never wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from mainspring.errors import Corrupt, MainspringError, StorageFull, Unavailable
+from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.sql.store import Row, Session, Value
+
+declare("sql.locked", "sql.before_commit", "sql.after_commit", "sql.before_checkpoint")
+
+_WAIT_S = 60.0
+_CHECKPOINT_BYTES = 4 << 20
+
+
+class WriteLock:
+    """The workspace's one write lock: a file lock between processes, a thread lock within this one."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = path
+        self._thread = threading.RLock()
+        self._depth = 0
+        self._fd = -1
+
+    def __enter__(self) -> WriteLock:
+        if not self._thread.acquire(timeout=_WAIT_S):
+            raise self._busy()
+        try:
+            if self._depth == 0:
+                self._lock_file()
+            self._depth += 1
+        except BaseException:
+            self._thread.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        self._thread.release()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _lock_file(self) -> None:
+        if self._fd < 0:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        deadline = time.monotonic() + _WAIT_S
+        pause = 0.0005
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise self._busy() from None
+                time.sleep(pause)
+                pause = min(pause * 1.5, 0.02)
+            else:
+                return
+
+    def _busy(self) -> Unavailable:
+        return Unavailable(
+            f"another process has been writing for {_WAIT_S:.0f} seconds",
+            place=str(self._path),
+            next_step="Try again; 'mainspring doctor' names the holder.",
+        )
+
+
+class _Session:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def query(self, sql: str, values: Sequence[Value]) -> list[Row]:
+        cursor = self._connection.execute(sql, values)
+        names = [d[0] for d in cursor.description or ()]
+        return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def execute(self, sql: str, values: Sequence[Value]) -> int:
+        return self._connection.execute(sql, values).rowcount
+
+    def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        self._connection.executemany(sql, rows)
+
+
+class SqliteEngine:
+    """One writing connection per process, one reading connection per thread."""
+
+    name = "sqlite"
+
+    def __init__(self, path: Path, *, lock: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = path
+        self._lock = WriteLock(lock)
+        self._pid = os.getpid()
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._writer: sqlite3.Connection | None = None
+        self.on_write_failure: Callable[[MainspringError], None] = lambda _: None
+        """Called when a commit's outcome is unknown (a failed fsync). The server and the runner end the process."""
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Session]:
+        connection = self._reader()
+        with _translated(self._path):
+            connection.execute("BEGIN")
+            try:
+                yield _Session(connection)
+            finally:
+                connection.rollback()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Session]:
+        with self._lock:
+            failpoint("sql.locked")
+            with _translated(self._path, self.on_write_failure):
+                connection = self._writing_connection()
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield _Session(connection)
+                    failpoint("sql.before_commit")
+                    connection.execute("COMMIT")
+                except BaseException:
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                    raise
+                failpoint("sql.after_commit")
+                self._checkpoint(connection)
+
+    @contextlib.contextmanager
+    def migrating(self) -> Iterator[Session]:
+        with self.writing() as session:
+            yield session
+
+    def close(self) -> None:
+        if os.getpid() != self._pid:  # a forked child must not touch its parent's connections
+            return
+        with self._lock:  # the last close checkpoints, so it is a write
+            for connection in self._readers:
+                connection.close()
+            self._readers.clear()
+            self._local = threading.local()
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+        self._lock.close()
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        wal = self._path.with_name(self._path.name + "-wal")
+        with contextlib.suppress(FileNotFoundError):
+            if wal.stat().st_size > _CHECKPOINT_BYTES:
+                failpoint("sql.before_checkpoint")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _writing_connection(self) -> sqlite3.Connection:
+        self._check_process()
+        if self._writer is None:
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA journal_mode=WAL").fetchall()
+        return self._writer
+
+    def _reader(self) -> sqlite3.Connection:
+        self._check_process()
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with self._lock:  # opening may have to recover the log
+                connection = self._connect()
+                connection.execute("PRAGMA query_only=ON")
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+                self._readers.append(connection)
+            self._local.connection = connection
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30.0)
+        connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA cell_size_check=ON")
+        self._path.chmod(0o600)
+        return connection
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise Unavailable(
+                "this workspace was opened before a fork",
+                next_step="Open it again in the child process: mainspring.open(...).",
+            )
+
+
+@contextlib.contextmanager
+def _translated(path: Path, on_write_failure: Callable[[MainspringError], None] | None = None) -> Iterator[None]:
+    """Engine errors as ours. Constraint violations stay sqlite3.IntegrityError: rooms compare and set instead."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        text = str(error)
+        if "full" in text:
+            raise StorageFull("no space left for metadata", place=str(path), next_step="Free space, then try again.") from error
+        if "disk I/O" in text:
+            failure = Corrupt(
+                f"the database could not be written: {text}",
+                place=str(path),
+                next_step="The outcome is unknown until restart; retry with the same idempotency key.",
+            )
+            if on_write_failure is not None:
+                on_write_failure(failure)
+            raise failure from error
+        raise
+    except sqlite3.DatabaseError as error:
+        if "malformed" in str(error) or "not a database" in str(error):
+            raise Corrupt(str(error), place=str(path), next_step="Restore from a backup.") from error
+        raise

@@ -1,0 +1,169 @@
+"""Transactions: the one way to read and write metadata, whatever the engine.
+
+SQL is written once, in the dialect that SQLite (3.35 or newer) and PostgreSQL share: ``?`` placeholders, ``INSERT ..
+ON CONFLICT .. DO UPDATE``, ``RETURNING``, types ``TEXT``, ``BIGINT``, ``DOUBLE PRECISION`` and ``BYTEA``. Rows are
+plain dictionaries. NaN does not survive in SQLite: store such numbers with :mod:`mainspring.storage.sql.numbers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from mainspring.errors import ConfigError, NotFound
+
+Row = dict[str, Any]
+Value = str | int | float | bytes | None
+
+
+class Session(Protocol):
+    """One open transaction of an engine."""
+
+    def query(self, sql: str, values: Sequence[Value]) -> list[Row]: ...
+
+    def execute(self, sql: str, values: Sequence[Value]) -> int:
+        """Run a statement; returns the number of rows it changed."""
+        ...
+
+    def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None: ...
+
+
+class Engine(Protocol):
+    """A SQL engine: three kinds of transaction and an end. Safe to use from many threads."""
+
+    name: str
+
+    def reading(self) -> contextlib.AbstractContextManager[Session]:
+        """A read-only snapshot."""
+        ...
+
+    def writing(self) -> contextlib.AbstractContextManager[Session]:
+        """A write transaction: commits at a clean exit, rolls back at an exception.
+
+        SQLite: holds the workspace's write lock, so it is the only writer of all processes. PostgreSQL: read
+        committed; whoever needs mutual exclusion takes a row lock or compares and sets.
+        """
+        ...
+
+    def migrating(self) -> contextlib.AbstractContextManager[Session]:
+        """Like :meth:`writing`, and exclusive on every engine."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reader:
+    """Reads inside one transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def all(self, sql: str, *values: Value) -> list[Row]:
+        return self._session.query(sql, values)
+
+    def first(self, sql: str, *values: Value) -> Row | None:
+        rows = self._session.query(sql, values)
+        return rows[0] if rows else None
+
+    def one(self, sql: str, *values: Value, what: str) -> Row:
+        """The first row, or :class:`NotFound` naming ``what`` was looked for."""
+        row = self.first(sql, *values)
+        if row is None:
+            raise NotFound(f"{what} does not exist")
+        return row
+
+    def scalar(self, sql: str, *values: Value) -> Any:
+        row = self.first(sql, *values)
+        return next(iter(row.values())) if row else None
+
+
+class Writer(Reader):
+    """Reads and writes inside one transaction."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._before_commit: list[Callable[[], None]] = []
+
+    def execute(self, sql: str, *values: Value) -> int:
+        """Run a statement; returns the number of rows it changed."""
+        return self._session.execute(sql, values)
+
+    def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """Run one statement for many rows of values."""
+        self._session.many(sql, rows)
+
+    def before_commit(self, action: Callable[[], None]) -> None:
+        """Run ``action`` in this transaction just before it commits."""
+        self._before_commit.append(action)
+
+
+class Store:
+    """Metadata behind transactions. Nested uses in one thread join the outermost transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A snapshot; inside a write transaction of this thread, that transaction."""
+        ambient: Reader | None = getattr(self._local, "transaction", None)
+        if ambient is not None:
+            yield ambient
+            return
+        with self.engine.reading() as session:
+            yield Reader(session)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Writer]:
+        """A write transaction; commits when the outermost block ends without an exception."""
+        ambient: Writer | None = getattr(self._local, "transaction", None)
+        if ambient is not None:
+            yield ambient
+            return
+        with self.engine.writing() as session:
+            writer = Writer(session)
+            self._local.transaction = writer
+            try:
+                yield writer
+                for action in writer._before_commit:  # noqa: SLF001 - Writer and Store are one mechanism
+                    action()
+            finally:
+                self._local.transaction = None
+
+    @property
+    def in_transaction(self) -> bool:
+        return getattr(self._local, "transaction", None) is not None
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def open_store(url: str, *, home: Path) -> Store:
+    """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date."""
+    from mainspring.storage.sql.migrations import migrate
+
+    engine: Engine
+    if url == "sqlite":
+        from mainspring.storage.sql.sqlite import SqliteEngine
+
+        engine = SqliteEngine(home / "meta.db", lock=home / "locks" / "write.lock")
+    elif url.startswith(("postgresql://", "postgres://")):
+        from mainspring.storage.sql.postgres import PostgresEngine
+
+        engine = PostgresEngine(url)
+    else:
+        raise ConfigError(
+            "unknown database",
+            value=url.split("@")[-1],
+            next_step="Use 'sqlite' or 'postgresql://...'.",
+        )
+    try:
+        migrate(engine)
+    except BaseException:
+        engine.close()
+        raise
+    return Store(engine)
