@@ -9,7 +9,9 @@ class ColumnProfile(Record, frozen=True):
     """One column. Numeric: ``kll`` (base64 of a KLL doubles sketch), ``low``/``high``/``mean``/``std`` over finite values.
 
     Categorical (string, bool): ``counts`` of the most frequent values (at most 256), ``other`` the rest.
-    ``nulls`` counts missing values, ``invalid`` those of a wrong type or not finite.
+    ``nulls`` counts missing values, ``invalid`` those of a wrong type or not finite. ``std`` is of the population (n).
+    ``type`` is ``float64``, ``int64``, ``string``, ``bool``, ``timestamp`` (seconds since the epoch, UTC), ``null`` (no
+    value seen yet) or the Arrow type of a column that has no sketch. ``k`` is the size parameter of the KLL sketch.
     """
 
     name: str
@@ -24,6 +26,7 @@ class ColumnProfile(Record, frozen=True):
     std: float | None = None
     counts: dict[str, int] = {}
     other: int = 0
+    k: int | None = None
 
 
 class Profile(Record, frozen=True):

@@ -1,0 +1,1 @@
+"""Datasets: versions of tables and files, checks before training, profiles."""
