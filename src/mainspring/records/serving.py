@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mainspring.records.base import Digest, Record
+import msgspec
+
+from mainspring.records.base import Digest, Record, to_json
 from mainspring.records.models import Signature
+
+ROUTES_FILE = "routes.json"
+"""Name of the route table in a bundle."""
+
+LOG_PREFIX = "predictions"
+"""Journal of the prediction log in ``<bundle>/log``."""
+
+FEEDBACK_PREFIX = "feedback"
+"""Journal of relayed feedback in ``<bundle>/log``."""
 
 
 class Target(Record, frozen=True):
@@ -92,3 +103,51 @@ class LoggedShadow(Record, frozen=True, omit_defaults=True):
     latency_us: int
     status: str = "ok"
     scores: list[Any] = []
+
+
+class LoggedFeedback(Record, frozen=True, omit_defaults=True):
+    """Feedback that came to the inference port, relayed as it was sent. ``at_us``: when it became true, if the sender said."""
+
+    prediction_id: str
+    value: bool | int | float | str
+    arrival_us: int
+    at_us: int | None = None
+    source: str = ""
+
+
+LogRecord = LoggedPrediction | LoggedShadow | LoggedFeedback
+
+_TAGS: dict[type[Record], bytes] = {LoggedPrediction: b"p", LoggedShadow: b"s", LoggedFeedback: b"f"}
+_encoder = msgspec.msgpack.Encoder()
+_decoders: dict[bytes, msgspec.msgpack.Decoder[Any]] = {
+    tag: msgspec.msgpack.Decoder(kind) for kind, tag in _TAGS.items()
+}
+
+
+def encode_log(record: LogRecord) -> bytes:
+    """A journal payload: one tag byte (``p``, ``s`` or ``f``), then msgpack."""
+    return _TAGS[type(record)] + _encoder.encode(record)
+
+
+def decode_log(payload: bytes) -> LogRecord | None:
+    """The inverse of :func:`encode_log`; None for a kind this program does not know.
+
+    Raises :class:`msgspec.DecodeError` if a known kind does not decode.
+    """
+    decoder = _decoders.get(payload[:1])
+    if decoder is None:
+        return None
+    record: LogRecord = decoder.decode(payload[1:])
+    return record
+
+
+def sealed(table: RouteTable) -> RouteTable:
+    """``table`` with its digest: BLAKE3 of the canonical JSON with an empty ``digest``."""
+    return msgspec.structs.replace(table, digest=table_digest(table))
+
+
+def table_digest(table: RouteTable) -> str:
+    """What :attr:`RouteTable.digest` must be."""
+    import blake3
+
+    return blake3.blake3(to_json(msgspec.structs.replace(table, digest=""))).hexdigest()
