@@ -63,7 +63,7 @@ class DatasetVersion(Record, frozen=True):
     tags: list[str] = []
 
 
-class VersionPage(Page, frozen=True):
+class VersionPage(Page, frozen=True, kw_only=True):
     items: list[DatasetVersion]
 
 
@@ -78,27 +78,27 @@ class FileEntry(Record, frozen=True):
 # --- check rules -----------------------------------------------------------------------------------------------------
 
 
-class Rule(Record, frozen=True, tag_field="check"):
+class Rule(Record, frozen=True, kw_only=True, tag_field="check"):
     """``refuse``: a breach keeps a version from becoming visible; otherwise it is only reported."""
 
     refuse: bool = True
 
 
-class TypeRule(Rule, frozen=True, tag="type"):
+class TypeRule(Rule, frozen=True, kw_only=True, tag="type"):
     """The column holds this type. ``number`` is any integer, float or decimal; text that spells numbers is not a number."""
 
     column: str
     type: Literal["number", "int64", "float64", "string", "bool", "timestamp", "date"]
 
 
-class NotNullRule(Rule, frozen=True, tag="not_null"):
+class NotNullRule(Rule, frozen=True, kw_only=True, tag="not_null"):
     """At most this share (0 to 1) of the column is null; NaN counts as null."""
 
     column: str
     max_null_share: float = 0.0
 
 
-class RangeRule(Rule, frozen=True, tag="range"):
+class RangeRule(Rule, frozen=True, kw_only=True, tag="range"):
     """Every value that is not null lies in ``[min, max]``; NaN does not."""
 
     column: str
@@ -106,41 +106,41 @@ class RangeRule(Rule, frozen=True, tag="range"):
     max: float | None = None
 
 
-class SetRule(Rule, frozen=True, tag="set"):
+class SetRule(Rule, frozen=True, kw_only=True, tag="set"):
     """Every value that is not null is one of ``allowed``."""
 
     column: str
     allowed: list[str | int | float | bool]
 
 
-class RegexRule(Rule, frozen=True, tag="regex"):
+class RegexRule(Rule, frozen=True, kw_only=True, tag="regex"):
     """Every value that is not null matches the whole ``pattern`` (RE2 syntax: linear time, no look-around)."""
 
     column: str
     pattern: str
 
 
-class UniqueRule(Rule, frozen=True, tag="unique"):
+class UniqueRule(Rule, frozen=True, kw_only=True, tag="unique"):
     """No two rows agree in all of ``columns``; null equals null here."""
 
     columns: list[str]
 
 
-class RowCountRule(Rule, frozen=True, tag="row_count"):
+class RowCountRule(Rule, frozen=True, kw_only=True, tag="row_count"):
     """The table has between ``min`` and ``max`` rows."""
 
     min: int | None = None
     max: int | None = None
 
 
-class FreshnessRule(Rule, frozen=True, tag="freshness"):
+class FreshnessRule(Rule, frozen=True, kw_only=True, tag="freshness"):
     """The newest time in ``column`` is no older than ``max_age`` before policy time."""
 
     column: str
     max_age: Duration
 
 
-class LabelRateRule(Rule, frozen=True, tag="label_rate"):
+class LabelRateRule(Rule, frozen=True, kw_only=True, tag="label_rate"):
     """The share of ``positive`` among the non-null values lies in ``[low, high]``.
 
     With ``period`` (a time column) it must hold ``per`` day, week or month; with ``by`` for every value of that column.
