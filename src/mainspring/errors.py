@@ -62,7 +62,9 @@ class MainspringError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """The wire form: ``{"code", "message"}`` plus ``value``, ``place`` and ``next_step`` where known."""
         extra = {"value": self.value, "place": self.place, "next_step": self.next_step}
-        return {"code": self.code, "message": self.message} | {k: v for k, v in extra.items() if v is not None}
+        return {"code": self.code, "message": self.message} | {
+            k: v for k, v in extra.items() if v is not None
+        }
 
 
 class InvalidInput(MainspringError):

@@ -141,10 +141,18 @@ def operation(
             outer = _current.get()
             if outer is not None and outer.operation:  # called by another operation: part of its decision
                 return function(*args, **kwargs)
-            actor, granted, key = (outer.actor, outer.role, outer.key) if outer else ("local", Role.ADMIN, None)
+            actor, granted, key = (
+                (outer.actor, outer.role, outer.key) if outer else ("local", Role.ADMIN, None)
+            )
             room = getattr(args[0], "room", "?") if args else "?"
             token = _current.set(
-                Invocation(actor=actor, role=granted, operation=f"{room}.{function.__name__}", key=key, arguments=dict(kwargs))
+                Invocation(
+                    actor=actor,
+                    role=granted,
+                    operation=f"{room}.{function.__name__}",
+                    key=key,
+                    arguments=dict(kwargs),
+                )
             )
             try:
                 return function(*args, **kwargs)

@@ -32,7 +32,9 @@ declare("ledger.event", "ledger.done")
 class Decision:
     """An open decision: its transaction, and what will be recorded with it."""
 
-    def __init__(self, tx: Writer, *, project: str, clock: Clock, invocation: Invocation | None, outermost: bool) -> None:
+    def __init__(
+        self, tx: Writer, *, project: str, clock: Clock, invocation: Invocation | None, outermost: bool
+    ) -> None:
         self.tx = tx
         self._project = project
         self._clock = clock
@@ -43,8 +45,14 @@ class Decision:
         """Append an event to the chain. ``kind`` is ``thing.verb_in_past``, ``subject`` a reference."""
         tx, project = self.tx, self._project
         # Taking the head by an update locks the row on PostgreSQL: appends to one chain are serial on every engine.
-        tx.execute("INSERT INTO chain_heads (project, seq, hash) VALUES (?, 0, ?) ON CONFLICT (project) DO NOTHING", project, GENESIS)
-        head = tx.all("UPDATE chain_heads SET seq = seq + 1 WHERE project = ? RETURNING seq, hash", project)[0]
+        tx.execute(
+            "INSERT INTO chain_heads (project, seq, hash) VALUES (?, 0, ?) ON CONFLICT (project) DO NOTHING",
+            project,
+            GENESIS,
+        )
+        head = tx.all("UPDATE chain_heads SET seq = seq + 1 WHERE project = ? RETURNING seq, hash", project)[
+            0
+        ]
         event = Event(
             seq=int(head["seq"]),
             id=new_id(),
@@ -111,7 +119,9 @@ class Ledger:
         """Open a decision; within another one of this thread, a part of that one."""
         outermost = not self._store.in_transaction
         with self._store.write() as tx:
-            yield Decision(tx, project=self._project, clock=self._clock, invocation=current(), outermost=outermost)
+            yield Decision(
+                tx, project=self._project, clock=self._clock, invocation=current(), outermost=outermost
+            )
 
     def replay(self, *, key: str, operation: str, arguments: dict[str, Any]) -> bytes | None:
         """The JSON result of an earlier call with this idempotency key, or None.
@@ -119,7 +129,11 @@ class Ledger:
         Raises :class:`Conflict` if the key was used for another operation or other arguments.
         """
         with self._store.read() as tx:
-            row = tx.first("SELECT operation, arguments, result FROM idempotency WHERE project = ? AND key = ?", self._project, key)
+            row = tx.first(
+                "SELECT operation, arguments, result FROM idempotency WHERE project = ? AND key = ?",
+                self._project,
+                key,
+            )
         if row is None:
             return None
         if row["operation"] != operation or row["arguments"] != arguments_digest(arguments):
@@ -144,14 +158,28 @@ class Ledger:
                 elif event.prev != previous or chain_hash(self._project, event) != event.hash:
                     reason = "the row does not match its hash"
                 if reason:
-                    return AuditReport(ok=False, events=expected - 1, head=previous, first_bad=expected, reason=reason)
+                    return AuditReport(
+                        ok=False, events=expected - 1, head=previous, first_bad=expected, reason=reason
+                    )
                 anchored = anchored or (anchor is not None and anchor == (event.seq, event.hash))
                 previous, expected = event.hash, expected + 1
         count = expected - 1
         if head is not None and (head["seq"], head["hash"]) != (count, previous):
-            return AuditReport(ok=False, events=count, head=previous, first_bad=expected, reason="events are missing at the end")
+            return AuditReport(
+                ok=False,
+                events=count,
+                head=previous,
+                first_bad=expected,
+                reason="events are missing at the end",
+            )
         if not anchored:
-            return AuditReport(ok=False, events=count, head=previous, first_bad=anchor[0] if anchor else None, reason="the anchored event is missing or changed")
+            return AuditReport(
+                ok=False,
+                events=count,
+                head=previous,
+                first_bad=anchor[0] if anchor else None,
+                reason="the anchored event is missing or changed",
+            )
         return AuditReport(ok=True, events=count, head=previous)
 
 
@@ -192,6 +220,8 @@ def _with_hash(event: Event, digest: str) -> Event:
 
 def _all_events(tx: Reader, project: str, batch: int = 2000) -> Iterator[Row]:
     last = -1
-    while rows := tx.all("SELECT * FROM events WHERE project = ? AND seq > ? ORDER BY seq LIMIT ?", project, last, batch):
+    while rows := tx.all(
+        "SELECT * FROM events WHERE project = ? AND seq > ? ORDER BY seq LIMIT ?", project, last, batch
+    ):
         yield from rows
         last = rows[-1]["seq"]

@@ -33,7 +33,12 @@ class Lineage:
         self._facts: dict[str, FactSource] = {}
 
     def _introduce(
-        self, kind: str, *, causes: EdgeSource | None = None, effects: EdgeSource | None = None, facts: FactSource | None = None
+        self,
+        kind: str,
+        *,
+        causes: EdgeSource | None = None,
+        effects: EdgeSource | None = None,
+        facts: FactSource | None = None,
     ) -> None:
         """A room tells what it knows of things of ``kind`` (the workspace calls this; nobody else).
 
@@ -58,7 +63,13 @@ class Lineage:
 
     @operation(role=Role.VIEWER)
     def events(
-        self, *, subject: str | None = None, kind: str | None = None, after: int | None = None, limit: int = 100, newest_first: bool = True
+        self,
+        *,
+        subject: str | None = None,
+        kind: str | None = None,
+        after: int | None = None,
+        limit: int = 100,
+        newest_first: bool = True,
     ) -> EventPage:
         """Page through the event log, by subject and by kind (``model.`` matches all kinds of that prefix)."""
         if not 1 <= limit <= 1000:
@@ -79,7 +90,12 @@ class Lineage:
             bound.append(after)
         order = "DESC" if newest_first else "ASC"
         with self._base.store.read() as tx:
-            rows = tx.all(f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?", *values, *bound, limit + 1)
+            rows = tx.all(
+                f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?",
+                *values,
+                *bound,
+                limit + 1,
+            )
         items = [event_of(row) for row in rows[:limit]]
         return EventPage(items=items, next=items[-1].seq if len(rows) > limit else None)
 
@@ -108,17 +124,30 @@ class Lineage:
                 if len(nodes) >= _MAX_NODES:
                     truncated = True
                     continue
-                nodes[other] = Node(ref=other, kind=split_ref(other)[0], depth=level + 1, facts=self._facts_of(other) or {})
+                nodes[other] = Node(
+                    ref=other, kind=split_ref(other)[0], depth=level + 1, facts=self._facts_of(other) or {}
+                )
                 queue.append(other)
         if facts is None and not edges:
-            raise NotFound("nothing is known of this", value=root, next_step="References look like 'prediction:<id>' or 'model_version:delay@3'.")
+            raise NotFound(
+                "nothing is known of this",
+                value=root,
+                next_step="References look like 'prediction:<id>' or 'model_version:delay@3'.",
+            )
         return Graph(root=root, nodes=list(nodes.values()), edges=list(edges.values()), truncated=truncated)
 
     def _edges(self, here: str, *, forward: bool) -> list[Edge]:
         column = "source" if forward else "target"
         with self._base.store.read() as tx:
-            rows = tx.all(f"SELECT source, target, kind, at_us FROM edges WHERE project = ? AND {column} = ? LIMIT ?", self._base.project, here, _MAX_NODES)
-        found = [Edge(source=r["source"], target=r["target"], kind=r["kind"], at=from_us(r["at_us"])) for r in rows]
+            rows = tx.all(
+                f"SELECT source, target, kind, at_us FROM edges WHERE project = ? AND {column} = ? LIMIT ?",
+                self._base.project,
+                here,
+                _MAX_NODES,
+            )
+        found = [
+            Edge(source=r["source"], target=r["target"], kind=r["kind"], at=from_us(r["at_us"])) for r in rows
+        ]
         kind, ident = split_ref(here)
         known = (self._effects if forward else self._causes).get(kind)
         return found + list(known(ident)) if known else found

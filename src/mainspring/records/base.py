@@ -81,7 +81,9 @@ def check_path(path: str, *, what: str = "path") -> str:
         not path
         or len(path.encode("utf-8", "surrogatepass")) > 4096
         or unicodedata.normalize("NFC", path) != path
-        or any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF or c in '\\%;?#:*"<>|' for c in path)
+        or any(
+            ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF or c in '\\%;?#:*"<>|' for c in path
+        )
         or any(not _good_segment(s) for s in path.split("/"))
     )
     if bad:
@@ -117,3 +119,25 @@ def from_json(data: bytes | str, kind: type[_T] | Any = Any) -> _T:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"malformed document: {error}") from None
     return decoded
+
+
+Duration = Annotated[str, msgspec.Meta(pattern=r"^[0-9]+(ms|s|m|h|d|w)$")]
+"""A length of time in policy: a whole number and a unit (``ms s m h d w``), e.g. ``14d``."""
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def seconds(duration: str) -> float:
+    """A :data:`Duration` in seconds.
+
+    >>> seconds("14d"), seconds("250ms")
+    (1209600.0, 0.25)
+    """
+    match = re.fullmatch(r"([0-9]+)(ms|s|m|h|d|w)", duration)
+    if match is None:
+        raise InvalidInput(
+            "not a duration",
+            value=duration,
+            next_step="Write a number and a unit, e.g. '90s', '1h' or '14d'.",
+        )
+    return int(match[1]) * float(_UNITS[match[2]])

@@ -51,19 +51,28 @@ class Leases:
         """Prolong; raises :class:`Fenced` if somebody else took it meanwhile."""
         expires = time.time_ns() // 1000 + int(ttl_s * 1e6)
         with self._store.write() as tx:
-            if not tx.execute("UPDATE leases SET expires_us = ? WHERE name = ? AND token = ?", expires, lease.name, lease.token):
+            if not tx.execute(
+                "UPDATE leases SET expires_us = ? WHERE name = ? AND token = ?",
+                expires,
+                lease.name,
+                lease.token,
+            ):
                 raise _fenced(lease)
         return Lease(name=lease.name, holder=lease.holder, token=lease.token, expires_us=expires)
 
     def release(self, lease: Lease) -> None:
         """Give it back; a lost lease is left alone."""
         with self._store.write() as tx:
-            tx.execute("UPDATE leases SET expires_us = 0 WHERE name = ? AND token = ?", lease.name, lease.token)
+            tx.execute(
+                "UPDATE leases SET expires_us = 0 WHERE name = ? AND token = ?", lease.name, lease.token
+            )
 
     def check(self, tx: Writer, lease: Lease) -> None:
         """Inside the transaction that commits the effect: raises :class:`Fenced` unless the token is the newest."""
         # An update, not a select: on PostgreSQL it takes the row lock, so no new holder can slip in before the commit.
-        if not tx.execute("UPDATE leases SET token = token WHERE name = ? AND token = ?", lease.name, lease.token):
+        if not tx.execute(
+            "UPDATE leases SET token = token WHERE name = ? AND token = ?", lease.name, lease.token
+        ):
             raise _fenced(lease)
 
 

@@ -115,16 +115,25 @@ class PostgresEngine:
         try:
             yield
         except self._psycopg.errors.DiskFull as error:
-            raise StorageFull("the database has no space left", next_step="Free space, then try again.") from error
+            raise StorageFull(
+                "the database has no space left", next_step="Free space, then try again."
+            ) from error
         except (self._psycopg.errors.SerializationFailure, self._psycopg.errors.DeadlockDetected) as error:
-            raise Unavailable("lost a race in the database", next_step="Try again with the same idempotency key.") from error
+            raise Unavailable(
+                "lost a race in the database", next_step="Try again with the same idempotency key."
+            ) from error
         except (self._psycopg.OperationalError, self._psycopg.InterfaceError) as error:
             self._local.connection = None
-            raise Unavailable(f"the database is not reachable: {str(error).splitlines()[0]}", next_step="Check that it runs, then try again.") from error
+            raise Unavailable(
+                f"the database is not reachable: {str(error).splitlines()[0]}",
+                next_step="Check that it runs, then try again.",
+            ) from error
 
     def _connection(self) -> psycopg.Connection[Any]:
         if os.getpid() != self._pid:
-            raise Unavailable("this workspace was opened before a fork", next_step="Open it again in the child process.")
+            raise Unavailable(
+                "this workspace was opened before a fork", next_step="Open it again in the child process."
+            )
         connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
         if connection is None or connection.closed:
             with self._translated():

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 from mainspring.errors import Corrupt, MainspringError, StorageFull, Unavailable
 from mainspring.storage.failpoints import declare, failpoint
@@ -36,7 +37,7 @@ class WriteLock:
         self._depth = 0
         self._fd = -1
 
-    def __enter__(self) -> WriteLock:
+    def __enter__(self) -> Self:
         if not self._thread.acquire(timeout=_WAIT_S):
             raise self._busy()
         try:
@@ -205,14 +206,18 @@ class SqliteEngine:
 
 
 @contextlib.contextmanager
-def _translated(path: Path, on_write_failure: Callable[[MainspringError], None] | None = None) -> Iterator[None]:
+def _translated(
+    path: Path, on_write_failure: Callable[[MainspringError], None] | None = None
+) -> Iterator[None]:
     """Engine errors as ours. Constraint violations stay sqlite3.IntegrityError: rooms compare and set instead."""
     try:
         yield
     except sqlite3.OperationalError as error:
         text = str(error)
         if "full" in text:
-            raise StorageFull("no space left for metadata", place=str(path), next_step="Free space, then try again.") from error
+            raise StorageFull(
+                "no space left for metadata", place=str(path), next_step="Free space, then try again."
+            ) from error
         if "disk I/O" in text:
             failure = Corrupt(
                 f"the database could not be written: {text}",

@@ -158,7 +158,7 @@ def open_store(url: str, *, home: Path) -> Store:
     else:
         raise ConfigError(
             "unknown database",
-            value=url.split("@")[-1],
+            value=url.rsplit("@", maxsplit=1)[-1],
             next_step="Use 'sqlite' or 'postgresql://...'.",
         )
     try:

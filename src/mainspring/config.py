@@ -1,0 +1,259 @@
+"""Configuration: `mainspring.toml` (policy) and settings, in one order: argument, environment, file, default.
+
+This is the one module that reads the environment. Policy is one file, reviewed like code; secrets never stand in it,
+only references (``{ env = "NAME" }`` or ``{ file = "path" }``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import ConfigError, NotFound, near
+from mainspring.records.base import Record, check_name, to_json
+from mainspring.records.data import CheckRule
+from mainspring.records.loop import DeployPolicy, ModelPolicy, RetrainPolicy
+from mainspring.records.monitoring import MonitorPolicy
+
+FILE = "mainspring.toml"
+HOME = ".mainspring"
+
+
+class ProjectSection(Record, frozen=True):
+    """``[project]``."""
+
+    name: str = "default"
+
+
+class StorageSection(Record, frozen=True):
+    """``[storage]``: ``database`` is ``sqlite`` or ``postgresql://...``; ``objects`` is ``local`` or ``s3://bucket/prefix``."""
+
+    database: str = "sqlite"
+    objects: str = "local"
+    clock: str = "system"
+    """``system``, or ``manual``: policy time moves only when told to (simulations, replays)."""
+
+
+class ServerSection(Record, frozen=True):
+    """``[server]``: the control plane."""
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    hosts: list[str] = []
+    """Further exact host names it answers for."""
+
+
+class ServingSection(Record, frozen=True):
+    """``[serving]``: the inference server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8710
+
+
+class DataPolicy(Record, frozen=True):
+    """``[data.<dataset>]``: where it comes from and what must hold before a version becomes visible."""
+
+    source: str | None = None
+    checks: list[CheckRule] = []
+
+
+class Config(Record, frozen=True):
+    """The whole of ``mainspring.toml``."""
+
+    project: ProjectSection = ProjectSection()
+    storage: StorageSection = StorageSection()
+    server: ServerSection = ServerSection()
+    serving: ServingSection = ServingSection()
+    data: dict[str, DataPolicy] = {}
+    model: dict[str, ModelPolicy] = {}
+    deploy: dict[str, DeployPolicy] = {}
+    monitor: dict[str, MonitorPolicy] = {}
+    retrain: dict[str, RetrainPolicy] = {}
+    """Filled from ``[monitor.<deployment>]``: what follows from a fact stands beside the fact in the file."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where we are: the project directory, its private home, the connection to a server if one is named."""
+
+    root: Path
+    home: Path
+    config: Config
+    origins: dict[str, str]
+    """For each setting that is not a default: ``argument``, ``environment`` or ``file``."""
+    url: str | None = None
+    token: str | None = None
+
+
+def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
+    """Read the project at ``root`` (default: the nearest directory upwards with a ``mainspring.toml``, else here)."""
+    origins: dict[str, str] = {}
+    place = _root(root, origins)
+    file = place / FILE
+    config = parse(file.read_bytes(), place=str(file)) if file.exists() else Config()
+    if file.exists():
+        origins["config"] = "file"
+    database, objects = os.environ.get("MAINSPRING_DATABASE"), os.environ.get("MAINSPRING_OBJECTS")
+    if database or objects:
+        changes = {k: v for k, v in (("database", database), ("objects", objects)) if v}
+        origins |= {f"storage.{k}": "environment" for k in changes}
+        config = msgspec.structs.replace(config, storage=msgspec.structs.replace(config.storage, **changes))
+    home = os.environ.get("MAINSPRING_HOME")
+    if home:
+        origins["home"] = "environment"
+    if url is not None:
+        origins["url"] = "argument"
+    elif os.environ.get("MAINSPRING_URL"):
+        url, origins["url"] = os.environ["MAINSPRING_URL"], "environment"
+    return Settings(
+        root=place,
+        home=Path(home) if home else place / HOME,
+        config=config,
+        origins=origins,
+        url=url,
+        token=os.environ.get("MAINSPRING_TOKEN"),
+    )
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment of a process that we start for this project: ours, with the place named and the token left out."""
+    kept = {k: v for k, v in os.environ.items() if k != "MAINSPRING_TOKEN"}
+    return kept | {"MAINSPRING_HOME": str(settings.home)}
+
+
+def parse(text: bytes, *, place: str = FILE) -> Config:
+    """``mainspring.toml`` as typed policy; raises :class:`ConfigError` with the line or the key that is wrong."""
+    try:
+        raw = tomllib.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError("the file is not UTF-8", place=f"{place}, byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"not valid TOML: {error}",
+            place=place,
+            next_step="Complete or correct that line; nothing was started.",
+        ) from None
+    _split_monitor(raw, place)
+    _check_keys(raw, Config, "", place)
+    try:
+        config = msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"wrong value: {error}", place=place) from None
+    _check_names(config, place)
+    return config
+
+
+def digest(value: object) -> str:
+    """The digest of a piece of policy, recorded with every decision made under it."""
+    import blake3
+
+    return blake3.blake3(to_json(value)).hexdigest()
+
+
+def _root(root: Path | str | None, origins: dict[str, str]) -> Path:
+    if root is not None:
+        origins["root"] = "argument"
+        place = Path(root).absolute()
+        if not place.is_dir():
+            raise NotFound("no such project directory", value=str(place))
+        return place
+    given = os.environ.get("MAINSPRING_ROOT")
+    if given:
+        origins["root"] = "environment"
+        return Path(given).absolute()
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / FILE).exists()), here)
+
+
+def _split_monitor(raw: dict[str, Any], place: str) -> None:
+    """``[monitor.x]`` holds facts and reactions; each type takes its own keys."""
+    if "retrain" in raw:
+        raise ConfigError(
+            "there is no section [retrain]",
+            place=place,
+            next_step="Write retrain_on, cooldown, ... in [monitor.<deployment>].",
+        )
+    reactions = set(RetrainPolicy.__struct_fields__)
+    monitors = raw.get("monitor")
+    if not isinstance(monitors, dict):
+        return
+    raw["retrain"] = {}
+    for name, table in monitors.items():
+        if isinstance(table, dict):
+            raw["retrain"][name] = {k: table.pop(k) for k in list(table) if k in reactions}
+    if not raw["retrain"]:
+        del raw["retrain"]
+
+
+def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
+    """Unknown keys, with the nearest known one: msgspec's own message does not say which were possible."""
+    import typing
+
+    if typing.get_origin(kind) is dict and isinstance(value, dict):
+        for key, item in value.items():
+            _check_keys(item, typing.get_args(kind)[1], f"{path}.{key}" if path else key, place)
+    elif typing.get_origin(kind) is list and isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_keys(item, typing.get_args(kind)[0], f"{path}[{number}]", place)
+    elif isinstance(kind, type) and issubclass(kind, Record) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        known = set(kind.__struct_fields__)
+        tag = kind.__struct_config__.tag_field
+        for key, item in value.items():
+            if key not in known and key != tag:
+                shown = known - {"retrain"} | (
+                    set(RetrainPolicy.__struct_fields__) if kind is MonitorPolicy else set()
+                )
+                raise ConfigError(
+                    "unknown key",
+                    value=key,
+                    place=f"{place}, [{path}]" if path else place,
+                    next_step=near(key, shown, what="key"),
+                )
+            _check_keys(item, hints.get(key), f"{path}.{key}" if path else key, place)
+
+
+def _check_names(config: Config, place: str) -> None:
+    check_name(config.project.name, what="project")
+    for section, names in (
+        ("data", config.data),
+        ("model", config.model),
+        ("deploy", config.deploy),
+        ("monitor", config.monitor),
+    ):
+        for name in names:
+            check_name(name, what=section)
+    for name, deploy in config.deploy.items():
+        if deploy.model not in config.model:
+            raise ConfigError(
+                "a deployment names a model that is not declared",
+                value=deploy.model,
+                place=f"{place}, [deploy.{name}]",
+                next_step=near(deploy.model, config.model, what="[model.*]"),
+            )
+    for name in config.monitor:
+        if name not in config.deploy:
+            raise ConfigError(
+                "a monitor names a deployment that is not declared",
+                value=name,
+                place=f"{place}, [monitor.{name}]",
+                next_step=near(name, config.deploy, what="[deploy.*]"),
+            )
+    for name, model in config.model.items():
+        if (
+            not re.fullmatch(r"[\w./-]+\.py:\w+", model.pipeline)
+            or ".." in model.pipeline
+            or model.pipeline.startswith("/")
+        ):
+            raise ConfigError(
+                "a pipeline is named 'file.py:function'",
+                value=model.pipeline,
+                place=f"{place}, [model.{name}]",
+                next_step="For example 'pipelines/train.py:train'.",
+            )

@@ -1,0 +1,225 @@
+"""Facts and policy in, decisions out: the whole judgement of the loop, as a pure function.
+
+No clock, no database, no randomness: so it can be replayed on recorded facts (``loop replay``), asked about a changed
+policy (``loop what-if``), and tested case by case. Every comparison is written so that NaN fails it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from mainspring.records.base import seconds
+from mainspring.records.loop import (
+    AlertFact,
+    DeployPolicy,
+    Evidence,
+    Facts,
+    JobState,
+    LoopDecision,
+    RetrainPolicy,
+    RollbackRule,
+    Rollout,
+    RuleResult,
+    Stage,
+)
+
+
+def decide(facts: Facts, deploy: DeployPolicy, retrain: RetrainPolicy) -> list[LoopDecision]:
+    """What to do now for one deployment; empty when nothing is due. At most one decision about each matter."""
+    if facts.rollout is not None:
+        return _roll(facts.rollout, facts.evidence or Evidence(), deploy, facts.now)
+    settled = _settle_job(facts, deploy)
+    if settled:
+        return settled
+    return _retrain(facts, retrain)
+
+
+# --- retraining ------------------------------------------------------------------------------------------------------
+
+
+def _settle_job(facts: Facts, deploy: DeployPolicy) -> list[LoopDecision]:
+    """The newest job has ended and nobody has drawn the consequence yet."""
+    job, verdict = facts.job, facts.verdict
+    if job is None or facts.handled or job.state in {JobState.QUEUED, JobState.RUNNING}:
+        return []
+    if job.state is JobState.FAILED or verdict is None or job.version is None:
+        return [
+            LoopDecision(
+                action="job_failed",
+                key=f"job:{job.id}",
+                reason=job.error or "the retrain ended without a verdict",
+                details={"job": job.id},
+            )
+        ]
+    details = {"job": job.id, "version": job.version, "verdict": verdict.id}
+    if not verdict.passed:
+        failed = (
+            "; ".join(r.reason for r in verdict.rules if not r.passed)
+            or "the gate has no rule that could pass"
+        )
+        return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=failed, details=details)]
+    passed = LoopDecision(
+        action="gate_pass", key=f"job:{job.id}", reason="every rule of the gate holds", details=details
+    )
+    if facts.champion is None:
+        stages, reason = [Stage(full=True)], "there is no champion yet"
+    else:
+        stages, reason = list(deploy.stages), "the gate passed"
+    start = LoopDecision(
+        action="start",
+        key=f"rollout:{job.id}",
+        reason=reason,
+        details={"version": job.version, "champion": facts.champion, "stages": stages, "job": job.id},
+    )
+    return [passed, start]
+
+
+def _retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
+    job = facts.job
+    if job is not None and job.state in {JobState.QUEUED, JobState.RUNNING}:
+        return []  # single flight
+    if facts.champion is None or (facts.frozen_until is not None and facts.now < facts.frozen_until):
+        return []
+    trigger = _trigger(facts, policy)
+    if trigger is None:
+        return []
+    kind, reason, ident = trigger
+    last = job.requested_at if job is not None else facts.champion_since
+    if last is not None and facts.now < last + _cooldown(policy, facts.failures):
+        return []
+    if facts.retrains_in_budget >= policy.budget:
+        return [
+            LoopDecision(
+                action="needs_human",
+                key=f"budget:{facts.deployment}:{ident}",
+                reason=f"{facts.retrains_in_budget} retrains in {policy.budget_window} used up the budget; {reason}",
+            )
+        ]
+    since = job.id if job is not None else "first"
+    return [
+        LoopDecision(
+            action="retrain",
+            key=f"retrain:{facts.deployment}:{since}:{ident}",
+            reason=reason,
+            details={"trigger": kind, "alert": ident},
+        )
+    ]
+
+
+def _trigger(facts: Facts, policy: RetrainPolicy) -> tuple[str, str, str] | None:
+    wanted = [a for a in facts.alerts if a.kind in policy.retrain_on]
+    if wanted:
+        # Decay says more than drift: it is named as the cause when both are open.
+        first = min(wanted, key=lambda a: (a.kind != "performance", a.opened_at, a.id))
+        return first.kind, _describe(first), first.id
+    if "schedule" in policy.retrain_on and policy.every is not None:
+        last = facts.job.requested_at if facts.job is not None else facts.champion_since
+        if last is not None and facts.now >= last + timedelta(seconds=seconds(policy.every)):
+            return (
+                "schedule",
+                f"the last retrain was {policy.every} ago",
+                f"schedule:{facts.now.date().isoformat()}",
+            )
+    return None
+
+
+def _describe(alert: AlertFact) -> str:
+    return f"{alert.kind} of {alert.subject}" + (f": {alert.detail}" if alert.detail else "")
+
+
+def _cooldown(policy: RetrainPolicy, failures: int) -> timedelta:
+    # Exponential backoff while retrains keep failing to help, capped so that the loop never goes silent for ever.
+    factor = 2 ** min(failures, 10) if failures < policy.max_failures else 2**policy.max_failures
+    return timedelta(seconds=seconds(policy.cooldown)) * min(factor, 16)
+
+
+# --- rollout ---------------------------------------------------------------------------------------------------------
+
+
+def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datetime) -> list[LoopDecision]:
+    stage = rollout.stages[rollout.stage]
+    if not stage.shadow:
+        for rule in policy.rollback:
+            breach = breached(rule, evidence)
+            if breach is not None:
+                return [
+                    LoopDecision(
+                        action="rollback",
+                        key=f"rollback:{rollout.id}",
+                        reason=breach,
+                        details={
+                            "rollout": rollout.id,
+                            "version": rollout.version,
+                            "stage": rollout.stage,
+                            "rule": rule,
+                        },
+                    )
+                ]
+    if evidence.requests >= stage.min_requests and evidence.labels >= stage.min_labels:
+        return [_forward(rollout, evidence)]
+    if stage.max_for is not None and now >= rollout.stage_started_at + timedelta(
+        seconds=seconds(stage.max_for)
+    ):
+        seen = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
+        return [
+            LoopDecision(
+                action="abandon",
+                key=f"abandon:{rollout.id}",
+                reason=f"not enough evidence after {stage.max_for}: {seen}",
+                details={"rollout": rollout.id, "version": rollout.version},
+            )
+        ]
+    return []
+
+
+def _forward(rollout: Rollout, evidence: Evidence) -> LoopDecision:
+    after = rollout.stage + 1
+    seen = f"{evidence.requests} requests and {evidence.labels} labels without a breach"
+    if after >= len(rollout.stages) or rollout.stages[after].full:
+        return LoopDecision(
+            action="promote",
+            key=f"promote:{rollout.id}",
+            reason=seen,
+            details={"rollout": rollout.id, "version": rollout.version, "previous": rollout.champion},
+        )
+    return LoopDecision(
+        action="advance",
+        key=f"advance:{rollout.id}:{after}",
+        reason=seen,
+        details={"rollout": rollout.id, "version": rollout.version, "stage": after},
+    )
+
+
+def breached(rule: RollbackRule, evidence: Evidence) -> str | None:
+    """Why the rule is broken, or None. Too little evidence never breaks a rule (and never promotes either)."""
+    if rule.metric == "error_rate":
+        if evidence.requests < rule.min_rows or rule.max is None:
+            return None
+        rate = evidence.errors / evidence.requests
+        return (
+            None
+            if rate <= rule.max
+            else f"error rate {rate:.2%} is above {rule.max:.2%} ({evidence.requests} requests)"
+        )
+    if rule.metric == "score_shift":
+        if evidence.requests < rule.min_rows or evidence.score_shift is None or rule.max is None:
+            return None
+        shift = evidence.score_shift
+        return (
+            None
+            if shift <= rule.max
+            else f"scores shifted by {shift:.3f} against the champion on the same rows (limit {rule.max})"
+        )
+    result = evidence.paired.get(rule.metric)
+    if result is None or result.rows < rule.min_rows or rule.max_worse is None:
+        return None
+    return _worse(rule, result, rule.max_worse)
+
+
+def _worse(rule: RollbackRule, result: RuleResult, limit: float) -> str | None:
+    # Withdrawing needs proof of harm: even the favourable end of the interval must be beyond the limit.
+    proof = result.low if rule.test == "paired" else result.value
+    if proof is None or not proof > limit:
+        return None
+    value = result.value if result.value is not None else proof
+    return f"{rule.metric} is worse than the champion's by {value:.4f} (at least {proof:.4f}, allowed {limit}) on {result.rows} labelled rows"

@@ -1,0 +1,362 @@
+"""Operations of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from mainspring.clock import to_us
+from mainspring.config import Config
+from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring.lineage import Foundation
+from mainspring.loop import replay, state
+from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
+from mainspring.loop.decide import decide
+from mainspring.loop.facts import gather
+from mainspring.loop.rooms import LoopRooms
+from mainspring.operations import Role, operation
+from mainspring.records.base import new_id
+from mainspring.records.lineage import ref
+from mainspring.records.loop import (
+    DeployPolicy,
+    Job,
+    JobState,
+    LoopDecision,
+    ModelPolicy,
+    ReplayReport,
+    RetrainPolicy,
+    Rollout,
+    RuleResult,
+    TickResult,
+    Verdict,
+)
+
+_MAX_ROUNDS = (
+    8  # one decision may make the next one due (gate passed → start → promote); a bound, never reached
+)
+
+
+class Loop:
+    """Facts in, decisions out. Any number of controllers may call :meth:`tick`: each decision happens once."""
+
+    room = "loop"
+
+    def __init__(self, base: Foundation, rooms: LoopRooms, *, config: Config) -> None:
+        self._base = base
+        self._rooms = rooms
+        self._config = config
+        self._spawn: Callable[[str], None] | None = None
+
+    def _on_job(self, spawn: Callable[[str], None]) -> None:
+        """Who starts the worker process for a queued job (the server or the command line; not an operation)."""
+        self._spawn = spawn
+
+    # --- the clock -----------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.VIEWER)
+    def now(self) -> datetime:
+        """The policy time."""
+        return self._base.clock.now()
+
+    @operation(role=Role.ADMIN, changes=True)
+    def set_clock(self, *, now: datetime) -> datetime:
+        """Move a manual policy clock forward; refused where the workspace runs on the system clock."""
+        if self._config.storage.clock != "manual":
+            raise Conflict(
+                "this workspace runs on the system clock",
+                next_step='Set clock = "manual" in [storage] of a new workspace.',
+            )
+        if now.tzinfo is None:
+            raise InvalidInput(
+                "a time needs its zone", value=now.isoformat(), next_step="Write e.g. 2013-02-01T00:00:00Z."
+            )
+        with self._base.store.write() as tx:
+            tx.execute(
+                "INSERT INTO settings (project, name, value) VALUES (?, 'clock_us', ?) ON CONFLICT (project, name) DO UPDATE SET value = "
+                "CASE WHEN CAST(excluded.value AS BIGINT) > CAST(settings.value AS BIGINT) THEN excluded.value ELSE settings.value END",
+                self._base.project, str(to_us(now)),
+            )  # fmt: skip
+        return self._base.clock.now()
+
+    # --- deciding ------------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.OPERATOR, changes=True, deadline_s=300)
+    def tick(self) -> TickResult:
+        """Take in what happened, decide what is due for every deployment, and do it."""
+        now = self._base.clock.now()
+        self._rooms.monitoring.ingest()
+        self._rooms.labels.ingest_relayed()
+        self._rooms.monitoring.evaluate()
+        taken: list[LoopDecision] = []
+        for deployment in self._config.deploy:
+            taken += self._decide(deployment)
+        if taken:
+            self._rooms.deploy.publish()
+        return TickResult(now=now, decisions=taken, jobs=self._open_jobs())
+
+    def _decide(self, deployment: str) -> list[LoopDecision]:
+        deploy, model, retrain = self._policies(deployment)
+        applier = Applier(self._base, self._rooms, deployment=deployment, deploy=deploy, model=model)
+        taken: list[LoopDecision] = []
+        for _ in range(_MAX_ROUNDS):
+            facts = gather(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
+            decisions = decide(facts, deploy, retrain)
+            with self._base.ledger.decision() as d:
+                replay.record(d.tx, self._base.project, facts, deploy, retrain, decisions)
+                new = [decision for decision in decisions if applier.apply(decision, facts)]
+            taken += new
+            if not new:
+                break
+        if self._spawn is not None:
+            for job in self._queued(deployment):
+                self._spawn(job)
+        return taken
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def request_retrain(self, *, deployment: str, reason: str, params: dict[str, Any] | None = None) -> Job:
+        """Ask for a retraining by hand; gate and rollout follow as always. ``params`` override the policy's."""
+        deploy, model, _ = self._policies(deployment)
+        with self._base.ledger.decision() as d:
+            found = state.newest_job(d.tx, self._base.project, deployment)
+            if found is not None and found[0].state in {JobState.QUEUED, JobState.RUNNING}:
+                raise Conflict(
+                    "a retraining is under way already",
+                    value=found[0].id,
+                    next_step="Wait for it; there is one at a time.",
+                )
+            ident = request_job(
+                d, self._base.project, deployment=deployment, model=deploy.model, trigger="manual", reason=reason, now=self._base.clock.now(),
+                delay=model.label_delay, params=params or {},
+            )  # fmt: skip
+            d.event(
+                "loop.retrain",
+                ref("deployment", deployment),
+                {"reason": reason, "job": ident, "trigger": "manual"},
+            )
+            job = d.done(state.job(d.tx, self._base.project, ident))
+        if self._spawn is not None:
+            self._spawn(job.id)
+        return job
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def rollback(self, *, deployment: str, reason: str) -> LoopDecision:
+        """Withdraw the candidate if one is on its way; else put the previous champion back. Then freeze."""
+        deploy, model, retrain = self._policies(deployment)
+        facts = gather(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
+        with self._base.ledger.decision() as d:
+            if facts.rollout is not None:
+                decision = LoopDecision(
+                    action="rollback",
+                    key=f"rollback:{facts.rollout.id}",
+                    reason=reason,
+                    details={"rollout": facts.rollout.id, "version": facts.rollout.version},
+                )
+                Applier(self._base, self._rooms, deployment=deployment, deploy=deploy, model=model).apply(
+                    decision, facts
+                )
+            else:
+                moved = self._rooms.models.rollback(model=deploy.model, alias=CHAMPION, reason=reason)
+                decision = LoopDecision(
+                    action="rollback",
+                    key=f"rollback:{moved.event}",
+                    reason=reason,
+                    details={"version": moved.previous, "to": moved.version},
+                )
+                d.event(
+                    "loop.rollback",
+                    ref("deployment", deployment),
+                    {"reason": reason, "from": moved.previous, "to": moved.version},
+                )
+                freeze(d, self._base.project, deployment, facts.now)
+                if moved.version is not None:
+                    self._rooms.deploy.deploy(
+                        deployment=deployment, model=deploy.model, version=moved.version, reason=reason
+                    )
+            d.done(decision)
+        self._rooms.deploy.publish()
+        return decision
+
+    # --- jobs ----------------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.EDITOR, changes=True)
+    def claim_job(self, *, job: str) -> Job:
+        """A worker takes a queued job; raises Conflict if another has it."""
+        with self._base.ledger.decision() as d:
+            if not d.tx.execute(
+                "UPDATE loop_jobs SET state = ? WHERE project = ? AND id = ? AND state = ?",
+                JobState.RUNNING.value, self._base.project, job, JobState.QUEUED.value,
+            ):  # fmt: skip
+                found = state.job(d.tx, self._base.project, job)
+                raise Conflict(
+                    f"the job is {found.state.value}",
+                    value=job,
+                    next_step="Only a queued job can be claimed.",
+                )
+            d.event("loop.job_started", ref("job", job))
+            return d.done(state.job(d.tx, self._base.project, job))
+
+    @operation(role=Role.EDITOR, changes=True)
+    def finish_job(
+        self,
+        *,
+        job: str,
+        run: str | None = None,
+        version: int | None = None,
+        verdict: str | None = None,
+        error: str | None = None,
+    ) -> Job:
+        """A worker reports how its job ended."""
+        end = JobState.FAILED if error is not None else JobState.FINISHED
+        with self._base.ledger.decision() as d:
+            changed = d.tx.execute(
+                "UPDATE loop_jobs SET state = ?, run = ?, version = ?, verdict = ?, error = ?, finished_us = ? WHERE project = ? AND id = ? AND state = ?",
+                end.value, run, version, verdict, error, to_us(self._base.clock.now()), self._base.project, job, JobState.RUNNING.value,
+            )  # fmt: skip
+            if not changed:
+                raise Conflict("the job is not running", value=job)
+            d.event(
+                "loop.job_finished",
+                ref("job", job),
+                {
+                    k: v
+                    for k, v in {"run": run, "version": version, "verdict": verdict, "error": error}.items()
+                    if v is not None
+                },
+            )
+            return d.done(state.job(d.tx, self._base.project, job))
+
+    @operation(role=Role.EDITOR, changes=True)
+    def record_verdict(
+        self, *, model: str, version: int, champion: int | None, gate: str, rules: list[RuleResult]
+    ) -> Verdict:
+        """Record a gate's answer. It passes only if there is at least one rule and every rule passed."""
+        found = self._rooms.models.version(model=model, selector=str(version))
+        verdict = Verdict(
+            id=new_id(), model=model, version=version, champion=champion, package=found.package, holdout=found.holdout or "", gate=gate,
+            passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(),
+        )  # fmt: skip
+        with self._base.ledger.decision() as d:
+            state.save_verdict(d.tx, self._base.project, verdict)
+            subject = ref("model_version", f"{model}@{version}")
+            d.event(
+                "gate.passed" if verdict.passed else "gate.stopped",
+                subject,
+                {"verdict": verdict.id, "failed": [r.reason for r in rules if not r.passed]},
+            )
+            d.edge(subject, ref("verdict", verdict.id), "judged")
+            if found.holdout:
+                d.edge(ref("dataset_version", found.holdout), ref("verdict", verdict.id), "holdout")
+            return d.done(verdict)
+
+    # --- looking -------------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.VIEWER)
+    def jobs(self, *, deployment: str | None = None, limit: int = 100) -> list[Job]:
+        """Retraining jobs, newest first."""
+        with self._base.store.read() as tx:
+            return [state.job_of(r) for r in self._select(tx, "loop_jobs", "requested_us", deployment, limit)]
+
+    @operation(role=Role.VIEWER)
+    def job(self, *, job: str) -> Job:
+        with self._base.store.read() as tx:
+            return state.job(tx, self._base.project, job)
+
+    @operation(role=Role.VIEWER)
+    def rollouts(self, *, deployment: str | None = None, limit: int = 100) -> list[Rollout]:
+        """Rollouts, newest first."""
+        with self._base.store.read() as tx:
+            return [
+                state.rollout_of(r) for r in self._select(tx, "rollouts", "started_us", deployment, limit)
+            ]
+
+    @operation(role=Role.VIEWER)
+    def verdict(self, *, verdict: str) -> Verdict:
+        """A gate's verdict; altered rows are refused."""
+        with self._base.store.read() as tx:
+            return state.verdict(tx, self._base.project, verdict)
+
+    @operation(role=Role.VIEWER)
+    def verdicts(self, *, model: str, version: int | None = None, limit: int = 100) -> list[Verdict]:
+        """Verdicts about a model, newest first."""
+        where, values = ("AND version = ?", [version]) if version is not None else ("", [])
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                f"SELECT id FROM verdicts WHERE project = ? AND model = ? {where} ORDER BY at_us DESC, id DESC LIMIT ?",
+                self._base.project,
+                model,
+                *values,
+                _limit(limit),
+            )
+            return [state.verdict(tx, self._base.project, r["id"]) for r in rows]
+
+    @operation(role=Role.VIEWER, deadline_s=300)
+    def replay(self) -> ReplayReport:
+        """Decide all recorded facts again under the policy of their time; the decisions must be the same."""
+        return replay.replay(self._base)
+
+    @operation(role=Role.VIEWER, deadline_s=300)
+    def what_if(self, *, deployment: str, policy: dict[str, Any]) -> ReplayReport:
+        """Decide the recorded facts under another ``[monitor.*]`` reaction policy; what would differ, first difference first.
+
+        Facts after the first difference are those of the world as it went: a later entry is only what the changed policy
+        would have said about them.
+        """
+        import msgspec
+
+        try:
+            retrain = msgspec.convert(policy, RetrainPolicy)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"not a policy: {error}", place="policy") from None
+        self._policies(deployment)
+        return replay.replay(self._base, deployment=deployment, retrain=retrain)
+
+    # --- pieces --------------------------------------------------------------------------------------------------------
+
+    def _policies(self, deployment: str) -> tuple[DeployPolicy, ModelPolicy, RetrainPolicy]:
+        deploy = self._config.deploy.get(deployment)
+        if deploy is None:
+            raise NotFound(
+                "no such deployment in the policy",
+                value=deployment,
+                next_step=near(deployment, self._config.deploy, what="[deploy.*]"),
+            )
+        return deploy, self._config.model[deploy.model], self._config.retrain.get(deployment, RetrainPolicy())
+
+    def _select(
+        self, tx: Any, table: str, order: str, deployment: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        where, values = ("AND deployment = ?", [deployment]) if deployment is not None else ("", [])
+        rows: list[dict[str, Any]] = tx.all(
+            f"SELECT * FROM {table} WHERE project = ? {where} ORDER BY {order} DESC, id DESC LIMIT ?",
+            self._base.project,
+            *values,
+            _limit(limit),
+        )
+        return rows
+
+    def _open_jobs(self) -> list[str]:
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                "SELECT id FROM loop_jobs WHERE project = ? AND state IN (?, ?) ORDER BY requested_us",
+                self._base.project,
+                JobState.QUEUED.value,
+                JobState.RUNNING.value,
+            )
+        return [r["id"] for r in rows]
+
+    def _queued(self, deployment: str) -> list[str]:
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                "SELECT id FROM loop_jobs WHERE project = ? AND deployment = ? AND state = ?",
+                self._base.project,
+                deployment,
+                JobState.QUEUED.value,
+            )
+        return [r["id"] for r in rows]
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= 1000:
+        raise InvalidInput("limit must be 1 to 1000", value=limit)
+    return limit

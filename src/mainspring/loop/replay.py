@@ -1,0 +1,95 @@
+"""Recording what every decision rested on, and deciding it again.
+
+A tick is written when it decided something or when its facts differ from the last written ones of that deployment in
+anything but the time, so quiet periods cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mainspring.clock import to_us
+from mainspring.lineage import Foundation
+from mainspring.loop.decide import decide
+from mainspring.records.base import Record, from_json, to_json
+from mainspring.records.loop import DeployPolicy, Facts, LoopDecision, ReplayReport, RetrainPolicy
+from mainspring.storage.sql import Reader, Row, Writer
+
+_MAX_DIFFERENCES = 100
+
+
+class Policies(Record, frozen=True):
+    """The policy in force at a tick."""
+
+    deploy: DeployPolicy
+    retrain: RetrainPolicy
+
+
+def record(
+    tx: Writer,
+    project: str,
+    facts: Facts,
+    deploy: DeployPolicy,
+    retrain: RetrainPolicy,
+    decisions: list[LoopDecision],
+) -> None:
+    """Write the tick in the transaction of its decisions."""
+    last = tx.first(
+        "SELECT facts FROM loop_ticks WHERE project = ? AND deployment = ? ORDER BY seq DESC LIMIT 1",
+        project,
+        facts.deployment,
+    )
+    if not decisions and last is not None:
+        before = from_json(last["facts"], Facts)
+        if msgspec.structs.replace(before, now=facts.now) == facts:
+            return
+    seq = int(tx.scalar("SELECT coalesce(max(seq), 0) + 1 AS n FROM loop_ticks WHERE project = ?", project))
+    tx.execute(
+        "INSERT INTO loop_ticks (project, seq, deployment, at_us, facts, policy, decisions) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        project, seq, facts.deployment, to_us(facts.now), to_json(facts).decode(), to_json(Policies(deploy=deploy, retrain=retrain)).decode(), to_json(decisions).decode(),
+    )  # fmt: skip
+
+
+def replay(
+    base: Foundation, *, deployment: str | None = None, retrain: RetrainPolicy | None = None
+) -> ReplayReport:
+    """Decide recorded ticks again; with ``retrain``, under that policy instead of the recorded one."""
+    ticks = decided = 0
+    differences: list[dict[str, Any]] = []
+    with base.store.read() as tx:
+        for row in _ticks(tx, base.project, deployment):
+            policies = from_json(row["policy"], Policies)
+            again = decide(from_json(row["facts"], Facts), policies.deploy, retrain or policies.retrain)
+            ticks += 1
+            decided += len(again)
+            recorded = str(row["decisions"])
+            if to_json(again).decode() != recorded and len(differences) < _MAX_DIFFERENCES:
+                differences.append(
+                    {
+                        "tick": row["seq"],
+                        "recorded": _short(from_json(recorded, list[LoopDecision])),
+                        "replayed": _short(again),
+                    }
+                )
+    return ReplayReport(ticks=ticks, decisions=decided, same=not differences, differences=differences)
+
+
+def _short(decisions: list[LoopDecision]) -> list[str]:
+    return [f"{d.action}: {d.reason}" for d in decisions]
+
+
+def _ticks(tx: Reader, project: str, deployment: str | None, batch: int = 500) -> Any:
+    last = 0
+    extra, values = ("AND deployment = ?", [deployment]) if deployment is not None else ("", [])
+    while rows := tx.all(
+        f"SELECT * FROM loop_ticks WHERE project = ? AND seq > ? {extra} ORDER BY seq LIMIT ?",
+        project,
+        last,
+        *values,
+        batch,
+    ):
+        yield from rows
+        row: Row = rows[-1]
+        last = row["seq"]

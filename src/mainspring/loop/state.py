@@ -1,0 +1,123 @@
+"""The loop's own tables: jobs, rollouts, verdicts, freezes. Rows in, records out."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import blake3
+
+from mainspring.clock import from_us, to_us
+from mainspring.errors import Corrupt, NotFound
+from mainspring.records.base import from_json, to_json
+from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage, Verdict
+from mainspring.storage.sql import Reader, Row, Writer
+
+
+def newest_job(tx: Reader, project: str, deployment: str) -> tuple[Job, str | None] | None:
+    """The newest job and the outcome that was drawn from it (None: not yet)."""
+    row = tx.first(
+        "SELECT * FROM loop_jobs WHERE project = ? AND deployment = ? ORDER BY requested_us DESC, id DESC LIMIT 1",
+        project,
+        deployment,
+    )
+    return (job_of(row), row["outcome"]) if row else None
+
+
+def job(tx: Reader, project: str, ident: str) -> Job:
+    row = tx.first("SELECT * FROM loop_jobs WHERE project = ? AND id = ?", project, ident)
+    if row is None:
+        raise NotFound("no such job", value=ident)
+    return job_of(row)
+
+
+def failures_in_a_row(tx: Reader, project: str, deployment: str) -> int:
+    """Ended retrains since the last promotion."""
+    rows = tx.all(
+        "SELECT outcome FROM loop_jobs WHERE project = ? AND deployment = ? AND outcome IS NOT NULL ORDER BY requested_us DESC, id DESC LIMIT 20",
+        project,
+        deployment,
+    )
+    count = 0
+    for row in rows:
+        if row["outcome"] == "promoted":
+            break
+        count += 1
+    return count
+
+
+def running_rollout(tx: Reader, project: str, deployment: str) -> Rollout | None:
+    row = tx.first(
+        "SELECT * FROM rollouts WHERE project = ? AND deployment = ? AND state = ?",
+        project,
+        deployment,
+        RolloutState.RUNNING.value,
+    )
+    return rollout_of(row) if row else None
+
+
+def save_verdict(tx: Writer, project: str, verdict: Verdict) -> None:
+    record = to_json(verdict)
+    tx.execute(
+        "INSERT INTO verdicts (project, id, model, version, passed, record, digest, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        project, verdict.id, verdict.model, verdict.version, int(verdict.passed), record.decode(), _digest(project, record), to_us(verdict.at),
+    )  # fmt: skip
+
+
+def verdict(tx: Reader, project: str, ident: str) -> Verdict:
+    """A verdict as it was given; raises :class:`Corrupt` if the row was altered."""
+    row = tx.first("SELECT record, digest FROM verdicts WHERE project = ? AND id = ?", project, ident)
+    if row is None:
+        raise NotFound("no such verdict", value=ident)
+    record = str(row["record"]).encode()
+    if _digest(project, record) != row["digest"]:
+        raise Corrupt(
+            "a verdict was altered after it was given",
+            value=ident,
+            place="table verdicts",
+            next_step="Run 'mainspring audit verify'.",
+        )
+    return from_json(record, Verdict)
+
+
+def _digest(project: str, record: bytes) -> str:
+    return blake3.blake3(project.encode() + b"\0" + record).hexdigest()
+
+
+def job_of(row: Row) -> Job:
+    return Job(
+        id=row["id"],
+        deployment=row["deployment"],
+        model=row["model"],
+        state=JobState(row["state"]),
+        trigger=row["trigger_kind"],
+        reason=row["reason"],
+        requested_at=from_us(row["requested_us"]),
+        cutoff=from_us(row["cutoff_us"]),
+        params=from_json(row["params"]),
+        run=row["run"],
+        version=row["version"],
+        verdict=row["verdict"],
+        error=row["error"],
+        finished_at=_maybe(row["finished_us"]),
+    )
+
+
+def rollout_of(row: Row) -> Rollout:
+    return Rollout(
+        id=row["id"],
+        deployment=row["deployment"],
+        model=row["model"],
+        version=row["version"],
+        champion=row["champion"],
+        state=RolloutState(row["state"]),
+        stage=row["stage"],
+        stages=from_json(row["stages"], list[Stage]),
+        started_at=from_us(row["started_us"]),
+        stage_started_at=from_us(row["stage_us"]),
+        reason=row["reason"],
+        ended_at=_maybe(row["ended_us"]),
+    )
+
+
+def _maybe(us: int | None) -> datetime | None:
+    return None if us is None else from_us(us)

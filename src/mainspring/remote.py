@@ -1,0 +1,152 @@
+"""A workspace on another machine: the same rooms, over HTTP.
+
+Every room here is made from the declarations of the local one (``operations``): same names, same records, same errors.
+A call that changes state carries an idempotency key and is retried with it when the connection breaks, so it happens
+once. Thread-safe; connections are pooled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import quote
+
+import msgspec
+
+from mainspring.errors import MainspringError, Unavailable, from_dict
+from mainspring.operations import Download, Kind, Operation, operations_of
+from mainspring.records.base import new_id, to_json
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+_ATTEMPTS = 4
+
+
+class Connection:
+    """An authenticated HTTP connection to a control plane."""
+
+    def __init__(self, url: str, *, token: str, project: str = "default", timeout_s: float = 60.0) -> None:
+        import httpx2
+
+        self.url = url.rstrip("/")
+        self.project = project
+        self._client: httpx2.Client = httpx2.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {token}"},
+            timeout=timeout_s,
+            trust_env=False,
+        )
+
+    def call(self, operation: Operation, arguments: dict[str, Any]) -> Any:
+        """Run an operation there; returns its decoded result or raises the error it raised."""
+        path = f"/api/v1/{quote(self.project, safe='')}/{operation.room}/{operation.name}"
+        kind = operation.policy.kind
+        if kind is Kind.DOWNLOAD:
+            return self._download(path, operation, arguments)
+        if kind is Kind.UPLOAD:
+            body = cast("Iterable[bytes]", arguments.pop("body"))
+            response = self._send(
+                "POST",
+                path,
+                params=_query(operation, arguments),
+                content=iter(body),
+                headers={"content-type": "application/octet-stream"},
+            )
+        elif operation.policy.changes:
+            response = self._retried(
+                "POST",
+                path,
+                content=to_json(arguments),
+                headers={"content-type": "application/json", "idempotency-key": new_id()},
+            )
+        else:
+            response = self._retried("GET", path, params=_query(operation, arguments))
+        return msgspec.json.decode(response.content, type=operation.returns)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _retried(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._send(method, path, **options)
+            except Unavailable:
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                time.sleep(0.1 * 3**attempt)
+        raise AssertionError  # the loop returns or raises
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        import httpx2
+
+        try:
+            response = self._client.request(method, path, **options)
+        except httpx2.TransportError as error:
+            raise Unavailable(
+                f"no answer: {error}",
+                place=self.url,
+                next_step="Check the address and that 'mainspring up' runs there.",
+            ) from error
+        if response.status_code >= 400:
+            raise _error(response.content, response.status_code)
+        return response
+
+    def _download(self, path: str, operation: Operation, arguments: dict[str, Any]) -> Download:
+        request = self._client.build_request("GET", path, params=_query(operation, arguments))
+        response = self._client.send(request, stream=True)
+        if response.status_code >= 400:
+            body = response.read()
+            response.close()
+            raise _error(body, response.status_code)
+        size = response.headers.get("content-length")
+        return Download(
+            chunks=_closing(response),
+            media_type=response.headers.get("content-type", "application/octet-stream"),
+            size=int(size) if size is not None else None,
+        )
+
+
+def remote_room(room: type[T], connection: Connection) -> T:
+    """An object with the operations of ``room``, each run at the other end of ``connection``."""
+
+    def method(operation: Operation) -> Any:
+        def call(_self: object, **arguments: Any) -> Any:
+            return connection.call(operation, arguments)
+
+        call.__name__ = operation.name
+        call.__doc__ = operation.doc
+        return call
+
+    namespace = {name: method(operation) for name, operation in operations_of(room).items()}
+    return cast("T", type(f"Remote{room.__name__}", (), namespace | {"room": getattr(room, "room", "")})())
+
+
+def _query(operation: Operation, arguments: dict[str, Any]) -> dict[str, str]:
+    """Arguments as query parameters; must agree with ``server.routes.query_arguments``."""
+    query = {}
+    for name, value in arguments.items():
+        if value is None and operation.parameters[name].default is None:
+            continue
+        builtin = msgspec.to_builtins(value)
+        query[name] = builtin if isinstance(builtin, str) else to_json(builtin).decode()
+    return query
+
+
+def _closing(response: httpx2.Response) -> Iterator[bytes]:
+    try:
+        yield from response.iter_raw()
+    finally:
+        response.close()
+
+
+def _error(body: bytes, status: int) -> MainspringError:
+    try:
+        return from_dict(msgspec.json.decode(body)["error"])
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return MainspringError(
+            f"the server answered {status} without an explanation",
+            value=body[:200].decode("utf-8", "replace"),
+        )

@@ -1,0 +1,91 @@
+"""The control plane's ASGI application, put together from declarations."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from mainspring.errors import MainspringError, NotFound
+from mainspring.rooms import ROOMS, room_class
+from mainspring.server import openapi
+from mainspring.server.gate import Access, App, Gate, MethodNotAllowed
+from mainspring.server.routes import build_routes, error_response
+from mainspring.workspace import Workspace
+
+
+def build_app(
+    workspace: Workspace,
+    access: Access,
+    *,
+    pages: Callable[[Workspace, Access], list[BaseRoute]] | None = None,
+) -> App:
+    """The whole application behind its gate. Raises TypeError if any public room method declares no policy."""
+    rooms = {name: room_class(name) for name in ROOMS}
+
+    def find(project: str, room: str) -> object | None:
+        return workspace.room(room) if project == workspace.project else None
+
+    def replay(_room: object, **call: Any) -> bytes | None:
+        return workspace.base.ledger.replay(**call)
+
+    routes: list[BaseRoute] = [
+        Route("/live", live, methods=["GET"]),
+        Route("/ready", functools.partial(ready, workspace), methods=["GET"]),
+        Route("/api/v1/openapi.json", functools.partial(describe, rooms), methods=["GET"]),
+        Route("/api/v1/version", about, methods=["GET"]),
+        *build_routes(rooms, find, replay),
+        Mount("/static", StaticFiles(packages=[("mainspring.server", "static")]), name="static"),
+        *(pages(workspace, access) if pages else []),
+    ]
+    starlette = Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_error, MainspringError: _our_error, Exception: _bug},
+    )
+    return Gate(starlette, access)
+
+
+async def live(_request: Request) -> Response:
+    return PlainTextResponse("live")
+
+
+async def ready(workspace: Workspace, _request: Request) -> Response:
+    """Ready means that a read of the database works now."""
+    with workspace.base.store.read() as tx:
+        tx.scalar("SELECT max(version) AS v FROM schema_version")
+    return PlainTextResponse("ready")
+
+
+async def describe(rooms: dict[str, type], _request: Request) -> Response:
+    return JSONResponse(openapi.document(rooms, version=version("mainspring")))
+
+
+async def about(_request: Request) -> Response:
+    return JSONResponse({"product": "mainspring", "version": version("mainspring"), "api": 1})
+
+
+def _http_error(_request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 500)
+    if status == 405:
+        return error_response(MethodNotAllowed("this method is not used here"))
+    return error_response(
+        NotFound("nothing is at this address")
+        if status == 404
+        else MainspringError("the request could not be handled")
+    )
+
+
+def _our_error(_request: Request, error: Exception) -> Response:
+    return error_response(error if isinstance(error, MainspringError) else MainspringError("internal error"))
+
+
+def _bug(_request: Request, _error: Exception) -> Response:
+    return error_response(MainspringError("internal error", next_step="The server's log has the details."))

@@ -1,0 +1,83 @@
+"""One strict JSON decoder for every endpoint of the control plane."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import InvalidInput
+
+MAX_INT = (1 << 63) - 1
+_MAX_DEPTH = 64
+_MAX_KEYS = 100_000
+
+
+class Malformed(InvalidInput):
+    code = "malformed_json"
+    status = 400
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """A JSON object, or :class:`Malformed`.
+
+    Refused beyond RFC 8259: NaN and infinities, numbers that overflow a double, integers beyond 64 bits signed, lone
+    surrogates, NUL, a byte order mark, duplicate keys, nesting deeper than 64, more than 100,000 keys in all.
+    """
+    try:
+        msgspec.json.decode(
+            body, type=dict[str, msgspec.Raw]
+        )  # cheap: refuses most garbage before anything is built
+        value = json.loads(body, object_pairs_hook=_pairs, parse_int=_integer)
+        _measure(value)
+    except InvalidInput:
+        raise
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Malformed(
+            f"not valid JSON: {str(error)[:200]}", next_step="Send one JSON object, UTF-8."
+        ) from None
+    result: dict[str, Any] = value
+    return result
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        raise Malformed("a key stands twice in one object", value=twice)
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -MAX_INT - 1 <= int(text) <= MAX_INT:
+        raise Malformed("an integer does not fit 64 bits", value=text[:40])
+    return int(text)
+
+
+def _measure(root: Any) -> None:
+    """Depth, number of keys, and text that is not text; iterative, so that hostile depth cannot exhaust the stack."""
+    stack, keys = [(root, 1)], 0
+    while stack:
+        value, depth = stack.pop()
+        if depth > _MAX_DEPTH:
+            raise Malformed("nested too deeply", value=f"more than {_MAX_DEPTH} levels")
+        if isinstance(value, dict):
+            keys += len(value)
+            if keys > _MAX_KEYS:
+                raise Malformed("too many keys", value=f"more than {_MAX_KEYS}")
+            stack += [(v, depth + 1) for v in value.values()]
+            for key in value:
+                _check_text(key)
+        elif isinstance(value, list):
+            stack += [(v, depth + 1) for v in value]
+        elif isinstance(value, str):
+            _check_text(value)
+        elif isinstance(value, float) and value - value != 0:
+            raise Malformed("a number does not fit a double")
+
+
+def _check_text(text: str) -> None:
+    if "\x00" in text or any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+        raise Malformed("text holds NUL or a lone surrogate", value=text[:40])

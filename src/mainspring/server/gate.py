@@ -1,0 +1,267 @@
+"""The one outermost layer: nothing is routed, read or logged before a request has passed it.
+
+Order: Host (parsed, exact) → Origin and Sec-Fetch-Site for anything that may change state → declared size → token. The
+decision about *what* a caller may do is made later, on the matched route object, never on a URL string
+(``server.routes``). Security headers go on every response, errors included.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+
+from mainspring.errors import InvalidInput, MainspringError, PermissionDenied, TooLarge, Unauthenticated
+from mainspring.operations import MIB, Role
+from mainspring.records.base import to_json
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+COOKIE = "mainspring-session"
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+METHODS = SAFE_METHODS | {"POST"}
+OPEN_PATHS = frozenset({"/live", "/ready", "/login"})
+"""Reachable without a token: liveness, readiness and the page that takes the token. Hashed assets are open too."""
+
+_CSP = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+HEADERS: list[tuple[bytes, bytes]] = [
+    (b"content-security-policy", _CSP),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+]
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is calling."""
+
+    name: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the gate checks against. ``hosts`` are exact names or addresses, without port."""
+
+    token_digest: str
+    hosts: frozenset[str] = frozenset({"127.0.0.1", "::1", "localhost"})
+    origins: frozenset[str] = frozenset()
+    max_body: int = 8 * (1 << 30)
+    session_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+
+    def principal(self, token: str) -> Principal | None:
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+        return Principal("token", Role.ADMIN) if hmac.compare_digest(digest, self.token_digest) else None
+
+    def session(self) -> str:
+        """A cookie value that proves a login, bound to this server's start and to the token."""
+        nonce = secrets.token_urlsafe(16)
+        return f"{nonce}.{self._sign(nonce)}"
+
+    def session_ok(self, value: str) -> bool:
+        nonce, _, signature = value.partition(".")
+        return hmac.compare_digest(signature.encode(), self._sign(nonce).encode())
+
+    def _sign(self, nonce: str) -> str:
+        return hmac.new(self.session_key, f"{nonce}.{self.token_digest}".encode(), hashlib.sha256).hexdigest()
+
+
+class Gate:
+    """ASGI middleware: see the module."""
+
+    def __init__(self, app: App, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # no WebSocket exists here
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        guarded = _with_headers(send)
+        try:
+            self._check(scope)
+        except MainspringError as error:
+            await answer(guarded, error, scope)
+            return
+        await self._app(scope, _bounded(receive, self._access.max_body), guarded)
+
+    def _check(self, scope: Scope) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        path: str = scope["path"]
+        if path not in {"/live", "/ready"}:
+            self._check_host(headers)
+        if scope["method"] not in METHODS:
+            raise MethodNotAllowed(
+                "this method is not used here", value=scope["method"], next_step="Use GET or POST."
+            )
+        if scope["method"] not in SAFE_METHODS:
+            self._check_origin(headers)
+        self._check_size(headers)
+        scope["principal"] = self._principal(headers)
+        if scope["principal"] is None and not (path in OPEN_PATHS or path.startswith("/static/")):
+            raise Unauthenticated(
+                "a valid token is needed",
+                next_step="Send 'Authorization: Bearer <token>'; 'mainspring env' prints it.",
+            )
+
+    def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
+        values = [v for k, v in headers if k == b"host"]
+        if len(values) != 1 or host_of(values[0]) not in self._access.hosts:
+            shown = values[0].decode("latin-1") if values else "(none)"
+            raise Misdirected(
+                "this server does not answer for that host",
+                value=shown,
+                next_step="Use the address it printed at start, or configure 'hosts'.",
+            )
+
+    def _check_origin(self, headers: list[tuple[bytes, bytes]]) -> None:
+        found = {k: v.decode("latin-1") for k, v in headers if k in {b"origin", b"sec-fetch-site", b"host"}}
+        origin = found.get(b"origin")
+        if origin is not None:
+            own = {f"{scheme}://{found.get(b'host', '').lower()}" for scheme in ("http", "https")}
+            if origin.lower() not in own and origin not in self._access.origins:
+                raise PermissionDenied("requests from this origin are refused", value=origin)
+        site = found.get(b"sec-fetch-site")
+        if site is not None and site not in {"same-origin", "none"}:
+            raise PermissionDenied("cross-site requests are refused", value=site)
+
+    def _check_size(self, headers: list[tuple[bytes, bytes]]) -> None:
+        lengths = [v for k, v in headers if k == b"content-length"]
+        if len(lengths) > 1 or any(not v.isdigit() for v in lengths):
+            raise InvalidInput("malformed Content-Length", value=lengths[0].decode("latin-1"))
+        if lengths and int(lengths[0]) > self._access.max_body:
+            raise TooLarge("the body is too large", value=f"{int(lengths[0])} bytes")
+
+    def _principal(self, headers: list[tuple[bytes, bytes]]) -> Principal | None:
+        given = [v.decode("latin-1") for k, v in headers if k == b"authorization"]
+        if len(given) == 1:
+            token = _token_of(given[0])
+            return self._access.principal(token) if token else None
+        if given:
+            return None
+        for value in (v.decode("latin-1") for k, v in headers if k == b"cookie"):
+            try:
+                cookie = SimpleCookie(value).get(COOKIE)
+            except CookieError:
+                continue
+            if cookie is not None and self._access.session_ok(cookie.value):
+                return Principal("browser", Role.ADMIN)
+        return None
+
+
+class Misdirected(MainspringError):
+    code = "misdirected"
+    status = 421
+
+
+class MethodNotAllowed(MainspringError):
+    code = "method_not_allowed"
+    status = 405
+
+
+def host_of(value: bytes) -> str | None:
+    """The host name or address of a ``Host`` header, lower case, without port; None if malformed.
+
+    >>> host_of(b"LocalHost:80"), host_of(b"[::1]:80"), host_of(b"127.0.0.1.evil.example"), host_of(b"a b")
+    ('localhost', '::1', '127.0.0.1.evil.example', None)
+    """
+    text = value.decode("latin-1").lower()
+    if text.startswith("["):
+        address, bracket, port = text[1:].partition("]")
+        if not bracket or (port and not (port[0] == ":" and port[1:].isdigit())):
+            return None
+        try:
+            return str(ipaddress.IPv6Address(address))
+        except ValueError:
+            return None
+    name, colon, port = text.partition(":")
+    if (
+        (colon and not port.isdigit())
+        or not name
+        or not all(c.isalnum() or c in ".-_" for c in name)
+        or not name.isascii()
+    ):
+        return None
+    return name
+
+
+def _token_of(header: str) -> str | None:
+    scheme, _, rest = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip() or None
+    if scheme.lower() == "basic":  # stock clients put the token into the URL's password
+        try:
+            _, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+        return password or None
+    return None
+
+
+def _with_headers(send: Send) -> Send:
+    async def guarded(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            present = {k for k, _ in message.get("headers", [])}
+            message["headers"] = [*message.get("headers", []), *(h for h in HEADERS if h[0] not in present)]
+        await send(message)
+
+    return guarded
+
+
+def _bounded(receive: Receive, limit: int) -> Receive:
+    """Counts what really arrives: a lying or missing Content-Length changes nothing."""
+    seen = 0
+
+    async def bounded() -> MutableMapping[str, Any]:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise TooLarge("the body is too large", value=f"more than {limit} bytes")
+        return message
+
+    return bounded
+
+
+async def answer(send: Send, error: MainspringError, scope: Scope) -> None:
+    """Send an error as JSON, or as a redirect to the login page for a person without a session."""
+    wants_page = any(k == b"accept" and b"text/html" in v for k, v in scope["headers"])
+    if isinstance(error, Unauthenticated) and wants_page and scope["method"] == "GET":
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 303,
+                "headers": [(b"location", b"/login"), (b"content-length", b"0")],
+            }
+        )
+        await send({"type": "http.response.body", "body": b""})
+        return
+    body = to_json({"error": error.to_dict()})
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if isinstance(error, Unauthenticated):
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+MAX_JSON = 8 * MIB

