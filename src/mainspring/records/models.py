@@ -51,7 +51,7 @@ class Parity(Record, frozen=True):
     label_mismatches: int
 
 
-class Package(Record, frozen=True):
+class Package(Record, frozen=True, kw_only=True):
     """``model.json``: the manifest of a model package, a directory of data (never code).
 
     ``format`` picks the loader from a fixed table; nothing else in the package can.

@@ -1,0 +1,236 @@
+"""ONNX: conversion from scikit-learn, and prediction by ONNX Runtime.
+
+One row must be cheap, so a package has at most two inputs: ``numeric`` (float32 ``[n, numbers]``) and ``text`` (strings
+``[n, texts]``), in the order of the signature. Twelve inputs of one column each cost 21 µs a row to build and bind, two
+matrices with a Split in front of the same graph 11 µs (docs/rooms/models.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from mainspring.errors import Corrupt, InvalidInput, MissingExtra, UnsafeFormat
+from mainspring.models.formats.columns import floats, pick, strings, text
+from mainspring.models.formats.predictor import Columns, Scores
+from mainspring.records.models import Package, Signature, Task
+
+NUMERIC, TEXT = "numeric", "text"
+
+
+class OnnxPredictor:
+    """A loaded ONNX payload: one session, one thread inside it, thread-safe."""
+
+    def __init__(self, package: Package, data: bytes) -> None:
+        self._package = package
+        signature = package.signature
+        self._task = signature.task
+        self._classes = len(signature.classes)
+        self._numeric = [c for c in signature.inputs if c.type != "string"]
+        self._text = [c for c in signature.inputs if c.type == "string"]
+        self._session = _session(data)
+        self._check_inputs()
+        self._outputs = [_score_output(self._session, self._task)]
+        self._probe()
+
+    @property
+    def package(self) -> Package:
+        return self._package
+
+    @property
+    def signature(self) -> Signature:
+        return self._package.signature
+
+    def predict(self, columns: Columns) -> Scores:
+        """See :meth:`Predictor.predict`. Numbers travel as float32."""
+        feeds = self._one_row(columns) or self._many_rows(columns)
+        first = next(iter(feeds.values()))
+        if not len(first):
+            return np.empty((0, self._classes) if self._task is Task.MULTICLASS else 0)
+        return self._scores(self._session.run(self._outputs, feeds)[0], len(first))
+
+    def _one_row(self, columns: Columns) -> dict[str, Any] | None:
+        """Feeds for exactly one row of plain values, the hot path; None for everything else."""
+        feeds: dict[str, Any] = {}
+        try:
+            if self._numeric:
+                values = [columns[c.name] for c in self._numeric]
+                row = [v[0] for v in values if len(v) == 1]
+                if len(row) != len(values) or not _NUMBERS.issuperset(map(type, row)):
+                    return None
+                feeds[NUMERIC] = np.array([row], dtype=np.float32)
+            if self._text:
+                values = [columns[c.name] for c in self._text]
+                row = [v[0] if type(v[0]) is str else text("?", v[0]) for v in values if len(v) == 1]
+                if len(row) != len(values):
+                    return None
+                feeds[TEXT] = np.array([row], dtype=object)
+        except (KeyError, IndexError, TypeError, OverflowError, InvalidInput, RuntimeWarning):
+            return None  # the general path finds the same fault and names the column
+        return feeds
+
+    def _many_rows(self, columns: Columns) -> dict[str, Any]:
+        inputs = self._numeric + self._text
+        rows, values = pick(columns, inputs)
+        split = len(self._numeric)
+        feeds: dict[str, Any] = {}
+        if self._numeric:
+            matrix = np.empty((rows, split), dtype=np.float32)
+            with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, as it would in ONNX
+                for j, column in enumerate(self._numeric):
+                    matrix[:, j] = floats(column.name, values[j], rows)
+            feeds[NUMERIC] = matrix
+        if self._text:
+            texts = np.empty((rows, len(self._text)), dtype=object)
+            for j, column in enumerate(self._text):
+                texts[:, j] = strings(column.name, values[split + j], rows)
+            feeds[TEXT] = texts
+        return feeds
+
+    def _scores(self, raw: Any, rows: int) -> Scores:
+        wide = self._task is not Task.REGRESSION
+        expected = (rows, self._classes) if wide else (rows, 1)
+        if raw.shape != expected and raw.shape != expected[: 1 + wide]:
+            raise Corrupt(
+                "the model answers in another shape than its signature says",
+                value=raw.shape,
+                place=f"expected {expected}",
+            )
+        if self._task is Task.BINARY:
+            return np.asarray(raw[:, 1], dtype=np.float64)
+        return np.asarray(raw if wide else raw.reshape(rows), dtype=np.float64)
+
+    def _check_inputs(self) -> None:
+        wanted = {}
+        if self._numeric:
+            wanted[NUMERIC] = ("tensor(float)", len(self._numeric))
+        if self._text:
+            wanted[TEXT] = ("tensor(string)", len(self._text))
+        found = {
+            i.name: (i.type, i.shape[1] if len(i.shape) == 2 else None) for i in self._session.get_inputs()
+        }
+        if found != wanted:
+            raise InvalidInput(
+                "the ONNX inputs do not fit the signature",
+                value=found,
+                place="model.onnx",
+                next_step=f"Expected {wanted}.",
+            )
+
+    def _probe(self) -> None:
+        """One row of zeros: a payload that cannot answer is refused at load, not at the first request."""
+        zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
+        try:
+            self.predict(zeros)
+        except MissingExtra:
+            raise
+        except Exception as error:
+            if isinstance(error, Corrupt):
+                raise
+            raise InvalidInput(
+                f"the ONNX graph does not run: {str(error)[:300]}", place="model.onnx"
+            ) from None
+
+
+_NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.int64, np.bool_})
+
+
+def _session(data: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingExtra.for_library("onnxruntime", extra="onnx") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds, all meaning "not a valid model"
+        raise UnsafeFormat(
+            f"ONNX Runtime refuses the model: {str(error)[:300]}", place="model.onnx"
+        ) from None
+
+
+def _score_output(session: Any, task: Task) -> str:
+    """The output that holds probabilities (the last float one), or the regression value (the only one)."""
+    floating = [o.name for o in session.get_outputs() if o.type == "tensor(float)"]
+    if not floating or (task is Task.REGRESSION and len(floating) != 1):
+        found = {o.name: o.type for o in session.get_outputs()}
+        raise InvalidInput("the ONNX outputs do not fit the signature", value=found, place="model.onnx")
+    name: str = floating[-1]
+    return name
+
+
+def convert(estimator: Any, signature: Signature) -> bytes:
+    """The estimator as ONNX bytes with inputs ``numeric`` and ``text``.
+
+    Raises :class:`~mainspring.errors.InvalidInput` if skl2onnx knows no conversion for a part of it.
+    """
+    try:
+        from skl2onnx import convert_sklearn
+        from skl2onnx.common.data_types import FloatTensorType, StringTensorType
+    except ImportError:
+        raise MissingExtra.for_library("skl2onnx", extra="onnx") from None
+
+    inputs = signature.inputs
+    options = None if signature.task is Task.REGRESSION else {"zipmap": False}
+    names = [c.name for c in inputs if c.type != "string"], [c.name for c in inputs if c.type == "string"]
+    named = getattr(estimator, "feature_names_in_", None) is not None
+    try:
+        with (
+            warnings.catch_warnings()
+        ):  # skl2onnx sets an int attribute to a bool, which protobuf 6 deprecates
+            warnings.simplefilter("ignore")
+            if not names[1] and not named:
+                model = convert_sklearn(
+                    estimator,
+                    initial_types=[(NUMERIC, FloatTensorType([None, len(inputs)]))],
+                    options=options,
+                )
+            else:
+                order = list(estimator.feature_names_in_) if named else [c.name for c in inputs]
+                kinds = {c.name: StringTensorType if c.type == "string" else FloatTensorType for c in inputs}
+                types = [(name, kinds[name]([None, 1])) for name in order]
+                model = convert_sklearn(estimator, initial_types=types, options=options)
+                _two_inputs(model, *names)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise InvalidInput(
+            f"this estimator cannot be converted to ONNX: {type(error).__name__}: {str(error)[:300]}",
+            value=type(estimator).__name__,
+            next_step='Save it with format="skops", or format="auto" to take skops where ONNX fails.',
+        ) from None
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _two_inputs(model: Any, numeric: list[str], texts: list[str]) -> None:
+    """Replace one input per column by two matrices, each split at the head of the graph."""
+    from onnx import TensorProto, helper
+
+    graph = model.graph
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is None:
+        opset = 13
+        model.opset_import.append(helper.make_opsetid("", opset))
+    bound = {i.name for i in graph.input}
+    del graph.input[:]
+    nodes = []
+    for name, columns, kind in ((NUMERIC, numeric, TensorProto.FLOAT), (TEXT, texts, TensorProto.STRING)):
+        if not columns:
+            continue
+        graph.input.append(helper.make_tensor_value_info(name, kind, [None, len(columns)]))
+        outputs = [c if c in bound else f"unused_{name}_{i}" for i, c in enumerate(columns)]
+        if len(columns) == 1:
+            nodes.append(helper.make_node("Identity", [name], outputs))
+        else:
+            extra = {"num_outputs": len(columns)} if opset >= 18 else {}
+            nodes.append(helper.make_node("Split", [name], outputs, axis=1, **extra))
+    nodes.extend(graph.node)
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -1,0 +1,178 @@
+"""Reading a package: the manifest first, then every payload byte against it, before anything is parsed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge, UnsafeFormat
+from mainspring.models.formats.trust import DEFAULT
+from mainspring.records.base import to_json
+from mainspring.records.models import Package, PackageFile
+
+MANIFEST = "model.json"
+MAX_MANIFEST = 4 << 20
+PAYLOADS = {"onnx": "model.onnx", "skops": "model.skops"}
+"""The fixed table: format -> the one payload file it has. A package cannot add to it."""
+
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
+
+
+def verify(folder: Path) -> Package:
+    """Check a package on disk: manifest, no file missing or extra, every size and BLAKE3. Parses no payload."""
+    return read_package(folder)[0]
+
+
+def read_package(folder: Path) -> tuple[Package, dict[str, bytes]]:
+    """The manifest and the verified payload bytes, each file read once (so what was hashed is what is used)."""
+    return check_package(_listing(folder), lambda path, limit: _read(folder / path, limit), place=str(folder))
+
+
+def check_package(
+    names: Mapping[str, int],
+    read: Callable[[str, int], bytes],
+    *,
+    place: str,
+    max_bytes: int = DEFAULT.max_bytes,
+) -> tuple[Package, dict[str, bytes]]:
+    """Verify a package given as ``{path: size}`` and a bounded reader; a directory and a tree object come through here."""
+    if MANIFEST not in names:
+        raise NotFound(
+            "not a model package: it has no model.json",
+            place=place,
+            next_step="A package is what `save` writes.",
+        )
+    package = parse_manifest(read(MANIFEST, MAX_MANIFEST), place=f"{place}/{MANIFEST}")
+    declared = {file.path: file for file in package.files}
+    present = set(names) - {MANIFEST}
+    if missing := sorted(set(declared) - present):
+        raise Corrupt(
+            "a file of the package is missing",
+            value=missing[0],
+            place=place,
+            next_step="Fetch the package again.",
+        )
+    if extra := sorted(present - set(declared)):
+        raise Corrupt(
+            "a file that model.json does not know",
+            value=extra[0],
+            place=place,
+            next_step="Fetch the package again.",
+        )
+    if sum(file.size for file in package.files) > max_bytes:
+        raise TooLarge(
+            "the package is larger than the loader allows",
+            value=sum(f.size for f in package.files),
+            place=place,
+        )
+    return package, {
+        path: _check_file(file, names[path], read, place=place) for path, file in declared.items()
+    }
+
+
+def parse_manifest(data: bytes, *, place: str) -> Package:
+    """``model.json`` as a record. A field that we do not define is refused by name: nothing in it can ask for trust."""
+    try:
+        head = msgspec.json.decode(data, type=dict[str, Any])
+        declared = head.get("format")
+        if declared not in PAYLOADS:
+            raise UnsafeFormat(
+                "not a format that is loaded here", value=declared, place=place, next_step=_FORMATS
+            )
+        package = msgspec.json.decode(data, type=Package)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        unknown = _UNKNOWN.search(str(error))
+        if unknown:
+            raise InvalidInput(
+                f"model.json has a field that this program does not define: {unknown[1]!r}",
+                value=unknown[1],
+                place=place,
+                next_step="What a loader trusts is its operator's TrustPolicy; a package cannot ask for it.",
+            ) from None
+        raise InvalidInput(f"model.json is malformed: {error}", place=place) from None
+    if package.format_version != 1:
+        raise InvalidInput(
+            "a package of a newer format version",
+            value=package.format_version,
+            place=place,
+            next_step="Upgrade mainspring.",
+        )
+    if [file.path for file in package.files] != [PAYLOADS[package.format]]:
+        raise UnsafeFormat(
+            f"a package of format {package.format!r} holds exactly {PAYLOADS[package.format]!r}",
+            value=[file.path for file in package.files],
+            place=place,
+        )
+    return package
+
+
+_FORMATS = "Formats are 'onnx' and 'skops'; pickle, joblib, cloudpickle and torch files run code when loaded and are refused."
+
+
+def describe_file(path: str, data: bytes) -> PackageFile:
+    return PackageFile(
+        path=path, size=len(data), blake3=blake3(data).hexdigest(), sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+def write_package(folder: Path, package: Package, payloads: Mapping[str, bytes]) -> None:
+    """Payloads first, the manifest last, each synced: a folder without ``model.json`` is not a package."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, data in [
+        *payloads.items(),
+        (MANIFEST, msgspec.json.format(to_json(package), indent=1) + b"\n"),
+    ]:
+        with (folder / path).open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_file(file: PackageFile, size: int, read: Callable[[str, int], bytes], *, place: str) -> bytes:
+    if size == file.size:
+        data = read(file.path, file.size)
+        if len(data) == file.size and blake3(data).hexdigest() == file.blake3:
+            return data
+    raise Corrupt(
+        "the bytes are not what model.json says",
+        value=file.path,
+        place=place,
+        next_step="Do not use this copy; fetch the package again from the registry.",
+    )
+
+
+def _listing(folder: Path) -> dict[str, int]:
+    """Regular files in ``folder`` by name. Links, devices and sub-directories do not belong in a package."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound("no such package directory", value=str(folder)) from None
+    names: dict[str, int] = {}
+    for entry in entries:
+        status = entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(status.st_mode):
+            raise Corrupt("only regular files belong in a package", value=entry.name, place=str(folder))
+        names[entry.name] = status.st_size
+    return names
+
+
+def _read(path: Path, limit: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Corrupt("a file is larger than declared", value=path.name, place=str(path.parent))
+    return data

@@ -1,0 +1,152 @@
+"""A look at a skops file before skops sees it: a zip of one JSON schema and of plain arrays, naming only trusted types.
+
+Our own walk decides, with our own list; skops' defaults are not consulted (its audit and its loader have disagreed
+before: CVE-2025-54412, -54413, -54886). Nodes that call something (methods, functions, partials, operators, reduce) are not in the table.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from typing import Any
+
+from mainspring.errors import UnsafeFormat
+from mainspring.models.formats.trust import DEFAULT, TrustPolicy
+
+_SCALARS = frozenset(f"numpy.{n}" for n in ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool", "bool_", "str_", "intp", "longlong", "ulonglong"])  # fmt: skip
+_PLAIN = frozenset(f"builtins.{n}" for n in ["str", "int", "float", "bool", "NoneType"])
+
+LOADERS: dict[str, frozenset[str] | None] = {
+    "DictNode": frozenset({"builtins.dict", "sklearn.utils._bunch.Bunch"}),
+    "ListNode": frozenset({"builtins.list"}),
+    "TupleNode": frozenset({"builtins.tuple"}),
+    "SetNode": frozenset({"builtins.set"}),
+    "SliceNode": frozenset({"builtins.slice"}),
+    "JsonNode": _PLAIN,
+    "TypeNode": _PLAIN | _SCALARS,
+    "DTypeNode": frozenset({"numpy.dtype"}),
+    "NdArrayNode": frozenset({"numpy.ndarray"}) | _SCALARS,
+    "RandomStateNode": frozenset({"numpy.random.mtrand.RandomState"}),
+    "RandomGeneratorNode": frozenset({"numpy.random._generator.Generator"}),
+    "SparseMatrixNode": frozenset(
+        f"scipy.sparse._{k}.{k}_{s}" for k in ("csr", "csc") for s in ("matrix", "array")
+    ),
+    "CachedNode": None,  # a back reference: nothing of its own
+    "ObjectNode": frozenset(),  # the trust policy's list
+    "TreeNode": frozenset(),
+    "LossNode": frozenset(),
+}
+"""Node kinds that are rebuilt, and the types each may name; an empty set means the trust policy's."""
+
+_TRUSTED = frozenset({"ObjectNode", "TreeNode", "LossNode"})
+_MAX_NODES, _MAX_DEPTH, _MAX_SCHEMA = 5_000_000, 200, 256 << 20
+
+
+def check_skops(data: bytes, *, trust: TrustPolicy = DEFAULT) -> list[str]:
+    """Refuse anything but trusted, plain data; returns the type names the file uses (all of them trusted)."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return _check(archive, trust)
+    except (
+        zipfile.BadZipFile,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        NotImplementedError,
+        EOFError,
+        ValueError,
+        RecursionError,
+        OSError,
+    ) as error:
+        raise _refuse(f"these bytes are not a skops file: {str(error)[:200]}") from None
+
+
+def _check(archive: zipfile.ZipFile, trust: TrustPolicy) -> list[str]:
+    entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    if len(set(names)) != len(names) or "schema.json" not in names:
+        raise _refuse("not a skops file: it needs one schema.json and no name twice")
+    if sum(entry.file_size for entry in entries) > trust.max_bytes:
+        raise _refuse("the file unpacks to more than the loader allows")
+    for entry in entries:
+        if entry.flag_bits & 0x1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise _refuse(f"an encrypted or oddly packed entry: {entry.filename!r}")
+        if entry.filename.endswith(".npy"):
+            _check_array(archive, entry)
+        elif entry.filename.endswith(".npz"):
+            _check_sparse(archive.read(entry), trust)
+        elif entry.filename != "schema.json":
+            raise _refuse(f"only arrays belong in a skops file, not {entry.filename!r}")
+    if archive.getinfo("schema.json").file_size > _MAX_SCHEMA:
+        raise _refuse("the schema is too large")
+    schema = json.loads(archive.read("schema.json"))
+    types = _walk(schema, trust)
+    archive.testzip()
+    return sorted(types)
+
+
+def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
+    """Every node of the schema: its loader is in the table and its type is trusted for that loader."""
+    if not isinstance(schema, dict) or "__loader__" not in schema:
+        raise _refuse("the schema describes no object")
+    types: set[str] = set()
+    stack: list[tuple[Any, int]] = [(schema, 0)]
+    count = 0
+    while stack:
+        value, depth = stack.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_NODES:
+            raise _refuse("the schema is nested too deeply or holds too many nodes")
+        if isinstance(value, dict):
+            if "__loader__" in value or "__class__" in value or "__module__" in value:
+                types.update(_node(value, trust))
+            stack.extend((child, depth + 1) for child in value.values())
+        elif isinstance(value, list):
+            stack.extend((child, depth + 1) for child in value)
+    return types
+
+
+def _node(node: dict[str, Any], trust: TrustPolicy) -> set[str]:
+    loader, name = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
+    if not isinstance(loader, str) or loader not in LOADERS:
+        raise _refuse(f"a node of kind {loader!r} ({name}) could run code")
+    allowed = trust.skops_types if loader in _TRUSTED else LOADERS[loader]
+    if allowed is None:
+        return set()
+    if name not in allowed:
+        raise _refuse(f"type {name!r} is not on the loader's list for {loader}", value=name)
+    return {name}
+
+
+def _check_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    import numpy as np
+
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        reader = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = reader(file)
+        if dtype.hasobject:
+            raise _refuse(f"array {entry.filename!r} holds pickled objects")
+        if int(np.prod(shape, dtype=object)) * dtype.itemsize > entry.file_size:
+            raise _refuse(f"array {entry.filename!r} claims more than it holds")
+
+
+def _check_sparse(data: bytes, trust: TrustPolicy) -> None:
+    with zipfile.ZipFile(io.BytesIO(data)) as inner:
+        if sum(entry.file_size for entry in inner.infolist()) > trust.max_bytes:
+            raise _refuse("the file unpacks to more than the loader allows")
+        for entry in inner.infolist():
+            if not entry.filename.endswith(".npy"):
+                raise _refuse(f"only arrays belong in a sparse matrix, not {entry.filename!r}")
+            _check_array(inner, entry)
+
+
+def _refuse(why: str, *, value: object = None) -> UnsafeFormat:
+    return UnsafeFormat(
+        why,
+        value=value,
+        place="model.skops",
+        next_step="Only the operator of the loader can widen what is trusted (TrustPolicy.skops_types).",
+    )
