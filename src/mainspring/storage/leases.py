@@ -27,6 +27,11 @@ class Leases:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    @property
+    def store(self) -> Store:
+        """The metadata store that the leases live in."""
+        return self._store
+
     def acquire(self, name: str, *, holder: str, ttl_s: float) -> Lease:
         """Take the lease if it is free or expired; raises :class:`Conflict` naming the holder otherwise."""
         now = time.time_ns() // 1000

@@ -1,0 +1,154 @@
+"""Where files are cut, and how an object made of chunks is described.
+
+The cut points depend on the content only (FastCDC; Xia et al. 2020, doi:10.1109/TPDS.2020.2984632), so an insertion
+changes the chunks around it and no others. Sizes and seed are part of the repository format: they never change in
+a store, or nothing would be shared with what lies there already.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import blake3
+
+from mainspring.errors import Conflict, Corrupt
+from mainspring.records.base import Record, from_json, new_id, to_json
+
+if TYPE_CHECKING:
+    from pyfastcdc import FastCDC
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+class Cutting(Record, frozen=True):
+    """FastCDC parameters, in bytes. The mean chunk is about ``average + smallest``."""
+
+    average: int
+    smallest: int
+    largest: int
+    normalisation: int
+    seed: int
+
+    def cutter(self) -> FastCDC:
+        from pyfastcdc import FastCDC
+
+        return FastCDC(
+            self.average,
+            min_size=self.smallest,
+            max_size=self.largest,
+            normalized_chunking=self.normalisation,  # type: ignore[arg-type]
+            seed=self.seed,
+        )
+
+    def cut(self, data: bytes | memoryview) -> Iterator[memoryview]:
+        """The chunks of ``data``, in order, together exactly ``data``."""
+        for chunk in self.cutter().cut_buf(data):
+            yield chunk.data
+
+    def cut_stream(self, stream: BinaryIO) -> Iterator[memoryview]:
+        """The same for a stream; a chunk is valid until the next one is asked for."""
+        for chunk in self.cutter().cut_stream(stream):
+            yield chunk.data
+
+
+class RepositoryFormat(Record, frozen=True):
+    """``format.json`` of a store: written once, when it is made."""
+
+    id: str
+    table: Cutting
+    opaque: Cutting
+    pack_bytes: int
+    format: str = "mainspring-objects"
+    version: int = 1
+
+    @classmethod
+    def fresh(cls) -> RepositoryFormat:
+        return cls(
+            id=new_id(),
+            table=Cutting(
+                average=12 * KIB, smallest=4 * KIB, largest=64 * KIB, normalisation=2, seed=0x6D61696E
+            ),
+            opaque=Cutting(
+                average=768 * KIB, smallest=256 * KIB, largest=4 * MIB, normalisation=2, seed=0x6D61696E
+            ),
+            pack_bytes=32 * MIB,
+        )
+
+    def dump(self) -> bytes:
+        return to_json(self)
+
+    @classmethod
+    def load(cls, data: bytes) -> RepositoryFormat:
+        """Raises :class:`Conflict` for a store that a newer program made: nothing is read or written then."""
+        head: Any = from_json(data)
+        if not isinstance(head, dict) or head.get("format") != "mainspring-objects":
+            raise Corrupt(
+                "not a format file of an object store",
+                place="format.json",
+                next_step="Restore it from a backup.",
+            )
+        if head.get("version") != 1:
+            raise Conflict(
+                "a newer program made this object store",
+                value=head.get("version"),
+                place="format.json",
+                next_step="Upgrade mainspring; nothing was touched.",
+            )
+        found: RepositoryFormat = from_json(data, cls)
+        return found
+
+
+_HEAD = struct.Struct("<8sB7xQ32s")
+_ENTRY = struct.Struct("<32sI")
+_MAGIC = b"MSRCP001"
+_CHECK = 32
+MAX_RECIPE_BYTES = 16 * KIB
+
+
+class Recipe(Record, frozen=True):
+    """An object made of chunks. At level 2 the chunks hold the entries of level 1, so long recipes share bytes too."""
+
+    digest: bytes
+    size: int
+    level: int
+    entries: tuple[tuple[bytes, int], ...]
+
+    def dump(self) -> bytes:
+        """The stored form: header, entries, and a BLAKE3 of both, so that a damaged recipe is never followed."""
+        body = _HEAD.pack(_MAGIC, self.level, self.size, self.digest) + dump_entries(self.entries)
+        return body + blake3.blake3(body).digest()
+
+    @classmethod
+    def load(cls, data: bytes, digest: bytes) -> Recipe:
+        """Raises :class:`Corrupt`."""
+        body, check = data[:-_CHECK], data[-_CHECK:]
+        if len(data) < _HEAD.size + _CHECK or blake3.blake3(body).digest() != check:
+            raise Corrupt(
+                "the list of chunks of an object is damaged",
+                value=digest.hex(),
+                next_step="Restore it, or push it again from another copy.",
+            )
+        magic, level, size, owner = _HEAD.unpack_from(body)
+        if magic != _MAGIC or owner != digest or level not in (1, 2):
+            raise Corrupt(
+                "the list of chunks belongs to another object",
+                value=digest.hex(),
+                next_step="Run 'mainspring fsck'.",
+            )
+        return cls(digest=digest, size=size, level=level, entries=load_entries(body[_HEAD.size :], digest))
+
+
+def dump_entries(entries: tuple[tuple[bytes, int], ...]) -> bytes:
+    return b"".join(_ENTRY.pack(digest, length) for digest, length in entries)
+
+
+def load_entries(data: bytes, digest: bytes) -> tuple[tuple[bytes, int], ...]:
+    if len(data) % _ENTRY.size:
+        raise Corrupt(
+            "the list of chunks of an object is cut off",
+            value=digest.hex(),
+            next_step="Run 'mainspring fsck'.",
+        )
+    return tuple(_ENTRY.iter_unpack(data))

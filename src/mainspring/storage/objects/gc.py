@@ -1,0 +1,211 @@
+"""Garbage collection: mark from the roots, drop what is dead, rewrite packs that are mostly dead.
+
+Order: new packs, then one new index, then the old index files go, then the old packs. A crash in between leaves
+duplicates or unreferenced bytes, and the next run completes the work (SAFETY O03).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge
+from mainspring.records.objects import GcReport
+from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.objects.index import TREE, Entry, dump_index, joined, new_index_name
+from mainspring.storage.objects.pack import Pack, begun_s, pack_key, pack_size
+
+if TYPE_CHECKING:
+    from mainspring.storage.objects.store import Objects
+
+declare(
+    "objects.gc.marked", "objects.gc.packs", "objects.gc.index", "objects.gc.old_index", "objects.gc.deleted"
+)
+
+_SMALL_PACK = 4 << 20
+_MANY_SMALL = 16
+
+
+@dataclass
+class Reached:
+    """What the roots reach: blobs by raw digest, and what could not be followed."""
+
+    live: set[bytes] = field(default_factory=set)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Digest of what is absent → what refers to it."""
+    corrupt: dict[str, str] = field(default_factory=dict)
+    wrong_size: dict[str, str] = field(default_factory=dict)
+
+
+def mark(objects: Objects, roots: Iterable[str]) -> Reached:
+    """Follow trees and recipes from ``roots``. Never raises on damage: it notes it and goes on (SAFETY O18)."""
+    reached = Reached()
+    todo: list[tuple[bytes, str, int | None]] = [(bytes.fromhex(root), "reference", None) for root in roots]
+    while todo:
+        raw, origin, size = todo.pop()
+        entry = objects.index.find(raw)
+        if entry is None:
+            reached.missing[raw.hex()] = origin
+            continue
+        if size is not None and entry.size != size:
+            reached.wrong_size[raw.hex()] = origin
+        if raw in reached.live:
+            continue
+        reached.live.add(raw)
+        try:
+            todo += [(inner, raw.hex(), length) for inner, length in _below(objects, raw, entry)]
+        except (Corrupt, NotFound, InvalidInput, TooLarge) as error:
+            reached.corrupt[raw.hex()] = str(error)
+    return reached
+
+
+def _below(objects: Objects, raw: bytes, entry: Entry) -> list[tuple[bytes, int]]:
+    found: list[tuple[bytes, int]] = []
+    if entry.is_recipe:
+        recipe = objects.recipe_as_stored(raw)
+        found += recipe.entries
+        if recipe.level > 1 and all(objects.index.find(inner) for inner, _ in recipe.entries):
+            found += objects.recipe(raw).entries
+    if objects.index.is_tree(raw) and all(objects.index.find(inner) for inner, _ in found):
+        found += [(bytes.fromhex(ref.digest), ref.size) for ref in objects.tree(raw.hex()).values()]
+    return found
+
+
+@dataclass
+class _Plan:
+    keep: dict[bytes, Entry]
+    """Rows that stay as they are."""
+    move: dict[bytes, Entry]
+    """Live blobs in packs that will be rewritten."""
+    drop_packs: list[str]
+    dead_objects: int
+    dead_bytes: int
+
+
+def collect(
+    objects: Objects,
+    roots: Iterable[str],
+    *,
+    dry_run: bool,
+    grace_s: float,
+    min_live: float,
+    check: Callable[[], None],
+) -> GcReport:
+    """See :meth:`Objects.gc`. ``check`` raises when the exclusive hold is lost."""
+    objects.refresh()
+    old_files = [f"index/{name}" for name in objects.index.files]
+    reached = mark(objects, roots)
+    failpoint("objects.gc.marked")
+    sizes = {key.removeprefix("packs/"): size for key, size in objects.store.list("packs/")}
+    plan = _plan(objects, reached, sizes, young_after=time.time() - grace_s, min_live=min_live)
+    corrupt = dict(reached.corrupt)
+    if not dry_run and (plan.dead_objects or plan.move or plan.drop_packs or len(old_files) > 1):
+        _apply(objects, plan, sizes, old_files, corrupt, check)
+    return GcReport(
+        dry_run=dry_run,
+        objects_removed=plan.dead_objects,
+        bytes_removed=plan.dead_bytes,
+        packs_removed=len(plan.drop_packs),
+        packs_rewritten=len({entry.pack for entry in plan.move.values()}),
+        objects_kept=len(plan.keep) + len(plan.move),
+        bytes_kept=sum(entry.length for entry in (*plan.keep.values(), *plan.move.values())),
+        missing=tuple(sorted(reached.missing)),
+        corrupt=tuple(sorted(corrupt)),
+    )
+
+
+def _plan(
+    objects: Objects, reached: Reached, sizes: dict[str, int], *, young_after: float, min_live: float
+) -> _Plan:
+    rows: dict[bytes, Entry] = {}
+    for raw, entry in objects.index:
+        if entry.pack in sizes and entry.offset + entry.length <= sizes[entry.pack]:
+            rows[raw] = joined(rows.get(raw), entry)  # of several copies one place is enough
+        else:
+            reached.missing.update({raw.hex(): entry.pack} if raw in reached.live else {})
+    for raw in rows.keys() & reached.live:
+        reached.missing.pop(raw.hex(), None)
+    young = {name for name in sizes if begun_s(name) > young_after}
+    live_bytes, live_blobs = dict.fromkeys(sizes, 0), dict.fromkeys(sizes, 0)
+    for raw, entry in rows.items():
+        if raw in reached.live:
+            live_bytes[entry.pack] += entry.length
+            live_blobs[entry.pack] += 1
+    old = [name for name in sizes if name not in young]
+    small = {name for name in old if sizes[name] < _SMALL_PACK and live_blobs[name]}
+    sparse = {
+        name
+        for name in old
+        if live_blobs[name] and pack_size(live_blobs[name], live_bytes[name]) < min_live * sizes[name]
+    }
+    if len(small) >= _MANY_SMALL:
+        sparse |= small
+    keep = {
+        raw: e for raw, e in rows.items() if e.pack in young or (raw in reached.live and e.pack not in sparse)
+    }
+    move = {raw: e for raw, e in rows.items() if raw in reached.live and e.pack in sparse}
+    dead = [e for raw, e in rows.items() if raw not in keep and raw not in move]
+    empty = [name for name in old if not live_blobs[name]]
+    return _Plan(keep, move, empty + sorted(sparse), len(dead), sum(e.length for e in dead))
+
+
+def _apply(
+    objects: Objects,
+    plan: _Plan,
+    sizes: dict[str, int],
+    old_files: list[str],
+    corrupt: dict[str, str],
+    check: Callable[[], None],
+) -> None:
+    store = objects.store
+    rows = dict(plan.keep)
+    sizes = dict(sizes)
+    blocked = _rewrite(objects, plan.move, rows, sizes, corrupt)
+    failpoint("objects.gc.packs")
+    check()
+    if rows:
+        store.put(f"index/{new_index_name()}", dump_index(rows, sizes))
+    failpoint("objects.gc.index")
+    check()
+    store.delete(old_files)
+    failpoint("objects.gc.old_index")
+    check()
+    store.delete([pack_key(name) for name in plan.drop_packs if name not in blocked])
+    failpoint("objects.gc.deleted")
+    objects.refresh()
+
+
+def _rewrite(
+    objects: Objects,
+    move: dict[bytes, Entry],
+    rows: dict[bytes, Entry],
+    sizes: dict[str, int],
+    corrupt: dict[str, str],
+) -> set[str]:
+    """Copy live blobs into new packs, noting their new rows. Returns packs that must stay: their bytes are damaged."""
+    pack, blocked = Pack(), set()
+
+    def seal() -> None:
+        if pack.entries:
+            data = pack.seal()
+            sizes[pack.name] = pack.size
+            objects.store.put(pack_key(pack.name), data)
+
+    for raw, entry in sorted(move.items(), key=lambda item: (item[1].pack, item[1].offset)):
+        try:
+            blob = objects.stored_blob(raw, entry)
+        except (Corrupt, NotFound) as error:
+            corrupt[raw.hex()] = str(error)
+            blocked.add(entry.pack)
+            rows[raw] = entry
+            continue
+        if pack.entries and pack.size + len(blob) > objects.form.pack_bytes:
+            seal()
+            pack = Pack()
+        rows[raw] = pack.add(
+            raw, blob, kind=entry.kind | (TREE if objects.index.is_tree(raw) else 0), size=entry.size
+        )
+    seal()
+    return blocked

@@ -1,0 +1,395 @@
+"""Objects: what every room reads, writes and keeps. Semantics once, above any :class:`ByteStore`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import blake3
+
+from mainspring.errors import Corrupt, InvalidInput, MainspringError, NotFound
+from mainspring.records.base import new_id
+from mainspring.records.objects import FsckReport, GcReport, ObjectRef, ObjectStats
+from mainspring.storage.materialise import SafeFolder, check_target
+from mainspring.storage.objects.bytestore import ByteStore
+from mainspring.storage.objects.chunking import Recipe, RepositoryFormat, load_entries
+from mainspring.storage.objects.index import Entry, Index, IndexFile, load_index
+from mainspring.storage.objects.pack import pack_key
+from mainspring.storage.objects.pins import Pins
+from mainspring.storage.objects.reader import ObjectReader
+from mainspring.storage.objects.trees import load_tree
+
+if TYPE_CHECKING:
+    from mainspring.storage.objects.writer import ObjectWriter
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_RUN_BYTES = 8 << 20
+
+
+class Objects:
+    """A content-addressed store. Safe to use from many threads and processes at once.
+
+    Promises: an object never changes; reads verify every byte against its digest and raise :class:`Corrupt`
+    otherwise; what :meth:`writing` has finished is durable; a crash leaves only bytes that nobody refers to.
+    """
+
+    def __init__(
+        self,
+        store: ByteStore,
+        *,
+        form: RepositoryFormat,
+        pins: Pins | None = None,
+        references: Callable[[], Iterable[str]] | None = None,
+    ) -> None:
+        """``pins=None`` makes it read-only. ``references`` lists every digest that the database refers to."""
+        self.store = store
+        self.form = form
+        self._pins = pins
+        self._references = references
+        self._index = Index()
+        self._loaded = False
+        self._lock = threading.Lock()
+        self._writers: weakref.WeakSet[ObjectWriter] = weakref.WeakSet()
+
+    # ---- writing
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[ObjectWriter]:
+        """A writer that holds off gc until the block ends: open it around the decision that refers to its objects.
+
+        A clean exit flushes; after an exception nothing of it is visible. A writer belongs to one thread.
+        """
+        from mainspring.storage.objects.writer import ObjectWriter
+
+        with self.pins.shared() as check:
+            self.refresh()  # after the pin: what gc removed before must not count as stored
+            writer = ObjectWriter(self, check=check)
+            self._writers.add(writer)
+            try:
+                yield writer
+                writer.flush()
+                check()
+            except BaseException:
+                writer.abandon()
+                raise
+            finally:
+                self._writers.discard(writer)
+                writer.close()
+
+    @property
+    def pins(self) -> Pins:
+        if self._pins is None:
+            raise InvalidInput(
+                "this object store was opened for reading only", next_step="Open it with its leases to write."
+            )
+        return self._pins
+
+    # ---- reading
+
+    def has(self, digest: str) -> bool:
+        """Whether the object is stored now (not whether its bytes are sound: :meth:`fsck` tells)."""
+        self.refresh()  # another process may have collected it
+        try:
+            self.locate(_raw(digest))
+        except NotFound:
+            return False
+        return True
+
+    def size(self, digest: str) -> int:
+        """Size of the object in bytes. Raises :class:`NotFound`."""
+        return self.locate(_raw(digest)).size
+
+    def read(self, digest: str) -> bytes:
+        """The whole object. Raises :class:`NotFound`, or :class:`Corrupt` naming the digest."""
+        parts = list(self.chunks(digest))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def open(self, digest: str) -> BinaryIO:
+        """A seekable, buffered reader; every chunk is verified as it is read."""
+        raw = _raw(digest)
+        entry = self.locate(raw)
+        if not entry.is_recipe:
+            return io.BytesIO(self.blob(raw))
+        return cast(
+            "BinaryIO", io.BufferedReader(ObjectReader(self, self.recipe(raw)), buffer_size=256 << 10)
+        )
+
+    def chunks(self, digest: str) -> Iterator[bytes]:
+        """The object in pieces of bounded size, in order; the whole digest is checked at the end as well."""
+        raw = _raw(digest)
+        entry = self.locate(raw)
+        if not entry.is_recipe:
+            yield self.blob(raw)
+            return
+        recipe = self.recipe(raw)
+        whole, size = blake3.blake3(), 0
+        for _, chunk in self.blobs([d for d, _ in recipe.entries]):
+            whole.update(chunk)
+            size += len(chunk)
+            yield chunk
+        if whole.digest() != raw or size != recipe.size:
+            raise _corrupt(raw, "its chunks are sound, their order or number is not")
+
+    def tree(self, digest: str) -> dict[str, ObjectRef]:
+        """The entries of a tree object, checked as a whole (paths, collisions, sizes, canonical form)."""
+        return load_tree(self.read(digest), place=f"tree {digest}")
+
+    def materialise(
+        self, tree_digest: str, target: Path, *, internal: bool = False, durable: bool = False
+    ) -> None:
+        """Write a tree's files below ``target``. A new target appears whole or not at all; in an existing one files
+        of the same path are replaced, others stay.
+
+        Refused before the first write: a bad tree, an entry that is missing or of another size, a target inside
+        ``.git``, ``.mainspring`` and the like (``internal=True``: the target is the product's own).
+        ``durable`` syncs every file.
+        """
+        entries = self.tree(tree_digest)
+        for path, ref in entries.items():
+            if self.locate(_raw(ref.digest)).size != ref.size:
+                raise Corrupt(
+                    "a tree disagrees with the size of its file",
+                    value=path,
+                    place=f"tree {tree_digest}",
+                    next_step="Run 'mainspring fsck'.",
+                )
+        if not internal:
+            target = check_target(target)
+        if target.exists():
+            self._write_tree(entries, target, fresh=False, durable=durable)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = target.with_name(f".{target.name}.tmp-{new_id()}")
+        staging.mkdir(mode=0o755)
+        try:
+            self._write_tree(entries, staging, fresh=True, durable=durable)
+            staging.rename(target)
+        except BaseException:
+            import shutil
+
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+    def _write_tree(self, entries: dict[str, ObjectRef], target: Path, *, fresh: bool, durable: bool) -> None:
+        paths: dict[bytes, list[str]] = {}
+        chunked: list[str] = []
+        for path, ref in entries.items():
+            raw = _raw(ref.digest)
+            if self.locate(raw).is_recipe:
+                chunked.append(path)
+            else:
+                paths.setdefault(raw, []).append(path)
+        with SafeFolder(target, fresh=fresh, durable=durable) as folder:
+            for raw, blob in self.blobs(self._in_stored_order(paths)):
+                for path in paths[raw]:
+                    folder.write(path, (blob,))
+            for path in chunked:
+                folder.write(path, self.chunks(entries[path].digest))
+
+    # ---- keeping
+
+    def fsck(
+        self, roots: Iterable[str] = (), *, read_data: bool = False, subset: tuple[int, int] = (1, 1)
+    ) -> FsckReport:
+        """Check the store. ``roots`` (and what the database refers to) must resolve, trees included.
+
+        ``read_data`` reads every pack and checks every blob; ``subset=(n, m)`` only the n-th of m parts of them.
+        """
+        from mainspring.storage.objects.fsck import check
+
+        with self.pins.shared():
+            return check(self, self._all_roots(roots), read_data=read_data, subset=subset)
+
+    def gc(
+        self,
+        roots: Iterable[str] = (),
+        *,
+        dry_run: bool = False,
+        grace_s: float = 3600.0,
+        min_live: float = 0.6,
+        wait_s: float = 10.0,
+    ) -> GcReport:
+        """Remove objects that neither ``roots`` nor the database reach; rewrite packs with less than ``min_live`` of use.
+
+        Exclusive: waits ``wait_s`` seconds for writers, then raises :class:`Unavailable`. Packs younger than
+        ``grace_s`` stay. References are read after writers are held off, so none can be missed. ``min_live=1``
+        removes every dead byte (erasure).
+        """
+        from mainspring.storage.objects.gc import collect
+
+        hold = self.pins.shared() if dry_run else self.pins.exclusive(wait_s=wait_s)
+        with hold as check:
+            return collect(
+                self, self._all_roots(roots), dry_run=dry_run, grace_s=grace_s, min_live=min_live, check=check
+            )
+
+    def stats(self) -> ObjectStats:
+        self.refresh()
+        packs = dict(self.store.list("packs/"))
+        return ObjectStats(
+            objects=self._index.rows,
+            packs=len(packs),
+            stored_bytes=sum(packs.values()),
+            index_files=len(self._index.files),
+        )
+
+    def _all_roots(self, roots: Iterable[str]) -> set[str]:
+        found = set(roots)
+        if self._references is not None:
+            found.update(self._references())
+        return found
+
+    # ---- below: for the other modules of this package
+
+    @property
+    def index(self) -> Index:
+        if not self._loaded:
+            self.refresh()
+        return self._index
+
+    def refresh(self) -> bool:
+        """Read the index files that are new and forget those that are gone; returns whether anything changed."""
+        with self._lock:
+            before = self._index
+            self._index = load_index(self.store, before)
+            self._loaded = True
+            return self._index is not before
+
+    def adopt(self, file: IndexFile) -> None:
+        """An index file that we have just written."""
+        with self._lock:
+            self._index = Index([*self._index.files.values(), file])
+
+    def locate(self, raw: bytes) -> Entry:
+        """Where an object lies. Flushes our own writers and looks for new index files before it says NotFound."""
+        entry = self.index.find(raw)
+        if entry is None:
+            for writer in tuple(self._writers):
+                if writer.holds(raw):
+                    writer.flush()
+            entry = self._index.find(raw)
+        if entry is None and self.refresh():
+            entry = self._index.find(raw)
+        if entry is None:
+            raise NotFound(
+                "there is no such object",
+                value=raw.hex(),
+                place=f"the {self.store.name} object store",
+                next_step="Pull it, or run 'mainspring fsck'.",
+            )
+        return entry
+
+    def blob(self, raw: bytes) -> bytes:
+        """The verified bytes of one unchunked blob."""
+        for _, data in self.blobs([raw]):
+            return data
+        raise AssertionError  # blobs() yields or raises
+
+    def blobs(self, digests: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        """Blobs in the order asked for, each verified. Neighbours in a pack are fetched together."""
+        run: list[tuple[bytes, Entry]] = []
+        length = 0
+        for raw in digests:
+            entry = self.locate(raw)
+            if run:
+                last = run[-1][1]
+                if (
+                    entry.pack != last.pack
+                    or entry.offset != last.offset + last.length
+                    or length + entry.length > _RUN_BYTES
+                ):
+                    yield from self._fetch(run)
+                    run, length = [], 0
+            run.append((raw, entry))
+            length += entry.length
+        if run:
+            yield from self._fetch(run)
+
+    def recipe(self, raw: bytes) -> Recipe:
+        """The list of chunks of a chunked object, down to level 1."""
+        recipe = self.recipe_as_stored(raw)
+        if recipe.level == 1:
+            return recipe
+        body = b"".join(data for _, data in self.blobs([d for d, _ in recipe.entries]))
+        return Recipe(digest=raw, size=recipe.size, level=1, entries=load_entries(body, raw))
+
+    def recipe_as_stored(self, raw: bytes) -> Recipe:
+        """The list of chunks as it lies in the store, maybe of level 2."""
+        return Recipe.load(self._range(raw, self.locate(raw)), raw)
+
+    def stored_blob(self, raw: bytes, entry: Entry) -> bytes:
+        """The bytes at one place, verified as what that place holds: an object's own bytes, or a recipe."""
+        data = self.store.get(pack_key(entry.pack), offset=entry.offset, length=entry.length)
+        if entry.is_recipe:
+            Recipe.load(data, raw)
+            return data
+        return _verified(raw, data)
+
+    def use_index(self, index: Index) -> None:
+        with self._lock:
+            self._index, self._loaded = index, True
+
+    def _in_stored_order(self, digests: Iterable[bytes]) -> list[bytes]:
+        def place(raw: bytes) -> tuple[str, int]:
+            entry = self.locate(raw)
+            return entry.pack, entry.offset
+
+        return sorted(digests, key=place)
+
+    def _fetch(self, run: list[tuple[bytes, Entry]]) -> Iterator[tuple[bytes, bytes]]:
+        first, last = run[0][1], run[-1][1]
+        try:
+            data = self.store.get(
+                pack_key(first.pack), offset=first.offset, length=last.offset + last.length - first.offset
+            )
+        except NotFound:  # gc has rewritten the pack since our index was read
+            for raw, entry in run:
+                yield raw, _verified(raw, self._range(raw, entry))
+            return
+        if len(run) == 1:
+            yield run[0][0], _verified(run[0][0], data)
+            return
+        view = memoryview(data)
+        for raw, entry in run:
+            at = entry.offset - first.offset
+            yield raw, _verified(raw, bytes(view[at : at + entry.length]))
+
+    def _range(self, raw: bytes, entry: Entry) -> bytes:
+        try:
+            return self.store.get(pack_key(entry.pack), offset=entry.offset, length=entry.length)
+        except NotFound:
+            self.refresh()
+        again = self.locate(raw)
+        try:
+            return self.store.get(pack_key(again.pack), offset=again.offset, length=again.length)
+        except NotFound:
+            raise _corrupt(raw, f"pack {again.pack} is missing") from None
+
+
+def _raw(digest: str) -> bytes:
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidInput(
+            "not a digest", value=digest, next_step="A digest is 64 lower-case hexadecimal digits (BLAKE3)."
+        )
+    return bytes.fromhex(digest)
+
+
+def _verified(raw: bytes, data: bytes) -> bytes:
+    if blake3.blake3(data).digest() != raw:
+        raise _corrupt(raw, "its stored bytes have another digest")
+    return data
+
+
+def _corrupt(raw: bytes, why: str) -> MainspringError:
+    return Corrupt(
+        f"an object is damaged: {why}",
+        value=raw.hex(),
+        place="the object store",
+        next_step="Run 'mainspring fsck --read-data', then restore it from another copy.",
+    )
