@@ -1,0 +1,45 @@
+"""Mainspring: the machine-learning lifecycle as one mechanism.
+
+Everything a user may rely on stands in ``__all__``; it loads when first used, so that importing this package costs
+milliseconds (``tests/test_imports.py``).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mainspring.api import open as open
+    from mainspring.api import run
+    from mainspring.errors import MainspringError
+    from mainspring.pipelines.context import current
+    from mainspring.pipelines.step import pipeline, step
+    from mainspring.workspace import Workspace
+
+__version__ = "0.1.0"
+
+__all__ = ["MainspringError", "Workspace", "current", "open", "pipeline", "run", "step"]
+
+_WHERE = {
+    "MainspringError": "mainspring.errors",
+    "Workspace": "mainspring.workspace",
+    "current": "mainspring.pipelines.context",
+    "open": "mainspring.api",
+    "pipeline": "mainspring.pipelines.step",
+    "run": "mainspring.api",
+    "step": "mainspring.pipelines.step",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        msg = f"module 'mainspring' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

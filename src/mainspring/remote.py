@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from mainspring.errors import MainspringError, Unavailable, from_dict
 from mainspring.operations import Download, Kind, Operation, operations_of
 from mainspring.records.base import new_id, to_json
+from mainspring.rooms import Namespaces, room_class
 
 if TYPE_CHECKING:
     import httpx2
@@ -150,3 +152,29 @@ def _error(body: bytes, status: int) -> MainspringError:
             f"the server answered {status} without an explanation",
             value=body[:200].decode("utf-8", "replace"),
         )
+
+
+class RemoteWorkspace(Namespaces):
+    """A project at the other end of a connection. Offers what :class:`mainspring.workspace.Workspace` offers."""
+
+    def __init__(self, url: str, *, token: str, project: str = "default") -> None:
+        self.project = project
+        self.connection = Connection(url, token=token, project=project)
+        self._rooms: dict[str, Any] = {}
+
+    def room(self, name: str) -> Any:
+        if name not in self._rooms:
+            self._rooms[name] = remote_room(room_class(name), self.connection)
+        return self._rooms[name]
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

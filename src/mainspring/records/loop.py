@@ -6,6 +6,8 @@ import enum
 from datetime import datetime
 from typing import Any, Literal
 
+import msgspec
+
 from mainspring.records.base import Digest, Duration, Record
 
 # --- policy: what mainspring.toml says -------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ class DeployPolicy(Record, frozen=True):
     """How a candidate becomes champion of a deployment."""
 
     model: str
-    stages: list[Stage] = [Stage(full=True)]
+    stages: list[Stage] = msgspec.field(default_factory=lambda: [Stage(full=True)])
     rollback: list[RollbackRule] = []
     freeze: Duration = "1d"
     """After a rollback nothing is rolled out for this long."""

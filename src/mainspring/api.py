@@ -1,0 +1,48 @@
+"""``mainspring.open`` and ``mainspring.run``: where a user's code begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mainspring import config as configuration
+from mainspring.errors import Unauthenticated
+
+if TYPE_CHECKING:
+    from mainspring.remote import RemoteWorkspace
+    from mainspring.workspace import Workspace
+
+
+def open(  # noqa: A001 - mainspring.open(...) reads well and shadows nothing in user code
+    where: str | Path | None = None, *, token: str | None = None, project: str | None = None
+) -> Workspace | RemoteWorkspace:
+    """Open a workspace: a project directory (default: the nearest one upwards), or a server's ``http(s)://`` address.
+
+    Both offer the same namespaces (``data``, ``tracking``, ``models``, ...). For a server the token comes from ``token``
+    or ``MAINSPRING_TOKEN``. Without ``where``, ``MAINSPRING_URL`` decides if it is set. Close it, or use ``with``.
+    """
+    text = str(where) if where is not None else None
+    url = text if text is not None and text.startswith(("http://", "https://")) else None
+    settings = configuration.load(None if url else where, url=url)
+    if settings.url is not None and (url is not None or where is None):
+        from mainspring.remote import RemoteWorkspace
+
+        secret = token or settings.token
+        if not secret:
+            raise Unauthenticated(
+                "a server needs a token",
+                value=settings.url,
+                next_step="Set MAINSPRING_TOKEN; 'mainspring env' prints it beside the server.",
+            )
+        return RemoteWorkspace(settings.url, token=secret, project=project or settings.config.project.name)
+    from mainspring.workspace import Workspace
+
+    return Workspace(settings, project=project)
+
+
+def run(experiment: str = "default", **options: Any) -> Any:
+    """Start a tracked run in the nearest workspace: ``with mainspring.run("tuning") as run: run.log_metric("loss", 0.1)``.
+
+    Options are those of ``workspace.tracking.run``. The workspace stays open until the run ends.
+    """
+    return open().tracking.run(experiment=experiment, **options)

@@ -1,0 +1,5 @@
+"""``python -m mainspring.cli``: how our own processes start one another, whatever the PATH."""
+
+from mainspring.cli.main import main
+
+main()

@@ -1,0 +1,126 @@
+"""What one decision of one deployment rests on, gathered from the rooms."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from mainspring.clock import from_us, to_us
+from mainspring.errors import NotFound
+from mainspring.lineage import Foundation
+from mainspring.loop import state
+from mainspring.loop.apply import CHAMPION
+from mainspring.loop.rooms import LoopRooms
+from mainspring.loop.routing import CANDIDATE_SHADOW, CHAMPION_SHADOW
+from mainspring.records.base import seconds
+from mainspring.records.loop import (
+    AlertFact,
+    DeployPolicy,
+    Evidence,
+    Facts,
+    RetrainPolicy,
+    Rollout,
+    RuleResult,
+)
+from mainspring.records.monitoring import Paired
+
+_DAY_US = 86_400_000_000
+
+
+def gather(
+    base: Foundation, rooms: LoopRooms, *, deployment: str, deploy: DeployPolicy, retrain: RetrainPolicy
+) -> Facts:
+    """All facts at the policy clock's time."""
+    now = base.clock.now()
+    champion, since = _champion(rooms, deploy.model)
+    with base.store.read() as tx:
+        newest = state.newest_job(tx, base.project, deployment)
+        rollout = state.running_rollout(tx, base.project, deployment)
+        failures = state.failures_in_a_row(tx, base.project, deployment)
+        frozen = tx.scalar(
+            "SELECT until_us FROM freezes WHERE project = ? AND deployment = ?", base.project, deployment
+        )
+        window = to_us(now - timedelta(seconds=seconds(retrain.budget_window)))
+        spent = tx.scalar(
+            "SELECT count(*) AS n FROM loop_jobs WHERE project = ? AND deployment = ? AND requested_us >= ? AND trigger_kind <> 'manual'",
+            base.project, deployment, window,
+        )  # fmt: skip
+        job, _outcome = newest or (None, None)
+        handled = job is None or bool(
+            tx.scalar(
+                "SELECT count(*) AS n FROM loop_decisions WHERE project = ? AND key = ?",
+                base.project,
+                f"job:{job.id}",
+            )
+        )
+        verdict = state.verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
+    alerts = rooms.monitoring.alerts(deployment=deployment, state="open")
+    return Facts(
+        deployment=deployment,
+        now=now,
+        champion=champion,
+        champion_since=since,
+        alerts=[
+            AlertFact(id=a.id, kind=a.kind, subject=a.subject, opened_at=a.opened_at, detail=a.detail)
+            for a in alerts
+        ],
+        job=job,
+        verdict=verdict,
+        handled=handled,
+        rollout=rollout,
+        evidence=evidence(rooms, rollout, now) if rollout is not None else None,
+        frozen_until=from_us(int(frozen)) if frozen is not None else None,
+        retrains_in_budget=int(spent),
+        failures=failures,
+    )
+
+
+def evidence(rooms: LoopRooms, rollout: Rollout, now: datetime) -> Evidence:
+    """Candidate against champion on the rows that both scored since the stage began."""
+    stage = rollout.stages[rollout.stage]
+    if rollout.champion is None or stage.full:
+        return Evidence()
+    if stage.canary is not None and not stage.shadow:
+        candidate, champion = str(rollout.version), f"shadow:{CHAMPION_SHADOW}"
+    else:
+        candidate, champion = f"shadow:{CANDIDATE_SHADOW}", str(rollout.champion)
+    paired = rooms.monitoring.paired(
+        deployment=rollout.deployment, a=candidate, b=champion, since=rollout.stage_started_at, until=now
+    )
+    return Evidence(
+        requests=paired.rows + paired.errors_a,
+        labels=paired.labelled,
+        errors=paired.errors_a,
+        score_shift=paired.score_shift,
+        paired={paired.loss: difference(paired)} if paired.labelled else {},
+    )
+
+
+def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
+    """Mean per-row loss of the candidate minus the champion's, its interval clustered by day."""
+    from mainspring.training.compare import paired_difference
+
+    differences = [a - b for a, b in zip(paired.loss_a, paired.loss_b, strict=True)]
+    days = [us // _DAY_US for us in paired.at_us]
+    # With few days the days themselves cannot carry an interval; rows then count one by one.
+    blocks = days if len(set(days)) >= 5 else None
+    found = paired_difference(differences, blocks=blocks, confidence=confidence, name=paired.loss).worse_by
+    return RuleResult(
+        rule={"metric": paired.loss},
+        passed=True,
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        rows=found.n,
+        reason=f"{found.method}, {found.blocks} blocks",
+    )
+
+
+def _champion(rooms: LoopRooms, model: str) -> tuple[int | None, datetime | None]:
+    try:
+        held = [a for a in rooms.models.alias_history(model=model) if a.alias == CHAMPION]
+    except NotFound:
+        return None, None
+    if not held:
+        return None, None
+    newest = max(held, key=lambda a: (a.at, a.event))
+    return newest.version, newest.at

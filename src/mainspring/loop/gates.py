@@ -1,0 +1,221 @@
+"""The gate: a candidate on its locked hold-out, against fixed limits and against the champion on the same rows.
+
+Every comparison is written so that a missing or non-finite number fails it. A gate without rules passes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mainspring.errors import InvalidInput, MainspringError
+from mainspring.records.loop import GateRule, RuleResult
+from mainspring.records.models import Signature, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from mainspring.models.formats import Predictor
+
+_LATENCY_ROWS = 200
+
+
+@dataclass
+class Judged:
+    """A model on the hold-out: its scores, and the seconds each of a few single-row calls took."""
+
+    scores: NDArray[np.float64]
+    latencies_s: list[float] = field(default_factory=list)
+
+
+def judge(
+    rules: list[GateRule],
+    *,
+    candidate: Predictor,
+    champion: Predictor | None,
+    rows: pa.Table,
+    label: str,
+    time_column: str = "event_time",
+) -> list[RuleResult]:
+    """Evaluate every rule. ``rows``: the hold-out with the inputs, the label and, for day blocks, ``time_column``."""
+    if label not in rows.column_names:
+        raise InvalidInput(
+            "the hold-out has no label column",
+            value=label,
+            next_step=f"It has: {', '.join(rows.column_names)}.",
+        )
+    signature = candidate.signature
+    truth = label_array(rows, label, signature)
+    blocks = _days(rows, time_column)
+    first = _score(candidate, rows, timed=any(r.metric == "latency_p99_ms" for r in rules))
+    second: Judged | MainspringError | None = None
+    if champion is not None and any(r.versus for r in rules):
+        try:
+            second = _score(champion, rows, timed=False)
+        except MainspringError as error:  # a champion that cannot score these rows cannot be beaten on them
+            second = error
+    return [_rule(rule, signature.task, truth, blocks, first, second) for rule in rules]
+
+
+def label_array(rows: pa.Table, label: str, signature: Signature) -> NDArray[np.float64]:
+    """Labels as numbers: 0/1 for binary, class index for multiclass."""
+    import numpy as np
+
+    values = rows.column(label).to_pylist()
+    if signature.task is Task.REGRESSION:
+        return np.asarray(values, dtype=np.float64)
+    index = {name: i for i, name in enumerate(signature.classes)}
+    known = {True: 1.0, False: 0.0} if signature.task is Task.BINARY else {}
+    found = [float(index[str(v)]) if str(v) in index else known.get(v, math.nan) for v in values]
+    return np.asarray(found, dtype=np.float64)
+
+
+def _score(model: Predictor, rows: pa.Table, *, timed: bool) -> Judged:
+    columns = {c.name: _column(rows, c.name) for c in model.signature.inputs}
+    judged = Judged(scores=model.predict(columns))
+    if timed:
+        for number in range(min(_LATENCY_ROWS, rows.num_rows)):
+            one = {name: values[number : number + 1] for name, values in columns.items()}
+            start = time.perf_counter()
+            model.predict(one)
+            judged.latencies_s.append(time.perf_counter() - start)
+    return judged
+
+
+def _column(rows: pa.Table, name: str) -> Any:
+    if name not in rows.column_names:
+        raise InvalidInput(
+            "the hold-out lacks an input of the model",
+            value=name,
+            next_step=f"It has: {', '.join(rows.column_names)}.",
+        )
+    column = rows.column(name)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
+    """The day of each row: rows of one day are not independent."""
+    import numpy as np
+    import pyarrow as pa
+
+    if column not in rows.column_names or not pa.types.is_timestamp(rows.schema.field(column).type):
+        return None
+    return rows.column(column).cast(pa.timestamp("us")).to_numpy().astype("datetime64[D]").astype(np.int64)
+
+
+def _rule(
+    rule: GateRule,
+    task: Task,
+    truth: NDArray[np.float64],
+    blocks: NDArray[np.int64] | None,
+    candidate: Judged,
+    champion: Judged | MainspringError | None,
+) -> RuleResult:
+    described = {k: v for k, v in msgspec.to_builtins(rule).items() if v is not None}
+    if rule.metric == "latency_p99_ms":
+        slowest = sorted(candidate.latencies_s)
+        value = slowest[min(len(slowest) - 1, int(len(slowest) * 0.99))] * 1000 if slowest else None
+        return _limits(rule, described, value, len(slowest))
+    from mainspring.training.metrics import metric
+
+    if rule.versus is None:
+        return _limits(rule, described, metric(rule.metric, task)(truth, candidate.scores), len(truth))
+    if champion is None:
+        return RuleResult(
+            rule=described,
+            passed=True,
+            value=None,
+            rows=len(truth),
+            reason="there is no champion to compare with",
+        )
+    if isinstance(champion, MainspringError):
+        return RuleResult(
+            rule=described,
+            passed=False,
+            value=None,
+            rows=len(truth),
+            reason=f"the champion cannot score the hold-out: {champion.message}",
+        )
+    return _versus(rule, described, task, truth, blocks, candidate, champion)
+
+
+def _limits(rule: GateRule, described: dict[str, Any], value: float | None, rows: int) -> RuleResult:
+    if rule.min is None and rule.max is None:
+        return RuleResult(
+            rule=described,
+            passed=False,
+            value=value,
+            rows=rows,
+            reason=f"{rule.metric}: the rule sets no limit",
+        )
+    finite = value is not None and math.isfinite(value)
+    shown = f"{value:.4g}" if finite else "not computable"
+    passed = finite and (rule.min is None or value >= rule.min) and (rule.max is None or value <= rule.max)  # type: ignore[operator]
+    bounds = " and ".join(
+        text
+        for text in (
+            f">= {rule.min}" if rule.min is not None else "",
+            f"<= {rule.max}" if rule.max is not None else "",
+        )
+        if text
+    )
+    return RuleResult(
+        rule=described,
+        passed=passed,
+        value=value if finite else None,
+        rows=rows,
+        reason=f"{rule.metric} is {shown}, must be {bounds}",
+    )
+
+
+def _versus(
+    rule: GateRule,
+    described: dict[str, Any],
+    task: Task,
+    truth: NDArray[np.float64],
+    blocks: NDArray[np.int64] | None,
+    candidate: Judged,
+    champion: Judged,
+) -> RuleResult:
+    from mainspring.training.compare import compare
+
+    margin = rule.max_worse or 0.0
+    found = compare(
+        truth,
+        candidate.scores,
+        champion.scores,
+        task=task,
+        name=rule.metric,
+        blocks=blocks,
+        margin=margin,
+        confidence=rule.confidence,
+    )
+    worse = found.worse_by
+    if worse.value is None or not math.isfinite(worse.value):
+        return RuleResult(
+            rule=described,
+            passed=False,
+            value=None,
+            rows=len(truth),
+            reason=f"{rule.metric} cannot be compared on these rows",
+        )
+    passed = found.non_inferior if rule.test == "paired" else worse.value <= margin
+    interval = (
+        f" [{worse.low:+.4f}, {worse.high:+.4f}]" if worse.low is not None and worse.high is not None else ""
+    )
+    verb = "shown to be at most" if rule.test == "paired" else "at most"
+    return RuleResult(
+        rule=described,
+        passed=passed,
+        value=worse.value,
+        low=worse.low,
+        high=worse.high,
+        rows=len(truth),
+        reason=f"{rule.metric} is {worse.value:+.4f}{interval} against the champion's (positive: worse), must be {verb} {margin:+g}",
+    )

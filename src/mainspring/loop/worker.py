@@ -1,0 +1,110 @@
+"""What a worker process does with a retraining job: run the pipeline, find the version it registered, judge it, report.
+
+It runs as its own process (``mainspring loop work JOB``): user code never runs inside the server or the loop.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mainspring import config as configuration
+from mainspring.config import Config
+from mainspring.errors import MainspringError, StepFailed
+from mainspring.loop.apply import CHAMPION
+from mainspring.loop.gates import judge
+from mainspring.records.loop import Job, ModelPolicy, Verdict
+from mainspring.records.models import ModelVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mainspring.rooms import Namespaces
+
+    RunPipeline = Callable[[str, dict[str, Any]], str]
+
+
+def work(workspace: Namespaces, config: Config, job_id: str, run_pipeline: RunPipeline) -> Job:
+    """Do the job. ``run_pipeline(source, params)`` runs it and returns the run's id, raising if it failed.
+
+    Whatever goes wrong is the job's result, not this process's crash.
+    """
+    job = workspace.loop.claim_job(job=job_id)
+    policy = config.model[job.model]
+    run = version = verdict = None
+    try:
+        run = run_pipeline(policy.pipeline, parameters(policy, job))
+        registered = registered_by(workspace, job.model, run)
+        version = registered.version
+        verdict = gate(workspace, policy, registered).id
+    except MainspringError as error:
+        return workspace.loop.finish_job(job=job_id, run=run, version=version, error=f"{error.code}: {error}")
+    return workspace.loop.finish_job(job=job_id, run=run, version=version, verdict=verdict)
+
+
+def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
+    """The pipeline's params: the policy's, the job's over them, and ``until``, the moment after which nothing is known."""
+    return {**policy.params, **job.params, "until": job.cutoff.isoformat()}
+
+
+def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
+    """The version of ``model`` that the run registered."""
+    for found in workspace.models.ops.versions(model=model, limit=50).items:
+        if found.run == run:
+            return found
+    raise StepFailed(
+        "the pipeline registered no version of the model",
+        value=model,
+        place=f"run {run}",
+        next_step="Register one in its last step.",
+    )
+
+
+def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) -> Verdict:
+    """Judge a registered version by the policy's gate and record the verdict."""
+    from mainspring.models.formats import load
+
+    if candidate.holdout is None or candidate.label is None:
+        raise StepFailed(
+            "the version names no hold-out and label to judge it by",
+            value=f"{candidate.model}@{candidate.version}",
+        )
+    champion = _champion(workspace, candidate)
+    workspace.training.use_holdout(
+        dataset_version=candidate.holdout, purpose=f"gate of {candidate.model}@{candidate.version}", by="gate"
+    )
+    rows = workspace.data.table_by_id(candidate.holdout)
+    with tempfile.TemporaryDirectory(prefix="gate-") as scratch:
+        place = Path(scratch)
+        loaded = {}
+        for found in (candidate, champion):
+            if found is not None:
+                folder = place / str(found.version)
+                workspace.models.package(found.model, str(found.version), folder)
+                loaded[found.version] = load(folder)
+        rules = judge(
+            policy.gate,
+            candidate=loaded[candidate.version],
+            champion=loaded[champion.version] if champion is not None else None,
+            rows=rows,
+            label=candidate.label,
+            time_column=candidate.tags.get("time_column", "event_time"),
+        )
+    return workspace.loop.record_verdict(
+        model=candidate.model,
+        version=candidate.version,
+        champion=champion.version if champion is not None else None,
+        gate=configuration.digest(policy.gate),
+        rules=rules,
+    )
+
+
+def _champion(workspace: Namespaces, candidate: ModelVersion) -> ModelVersion | None:
+    aliases = workspace.models.ops.aliases(model=candidate.model)
+    number = next((a.version for a in aliases if a.alias == CHAMPION), None)
+    return (
+        workspace.models.ops.version(model=candidate.model, selector=str(number))
+        if number is not None
+        else None
+    )

@@ -1,0 +1,219 @@
+"""The control-plane process: one per workspace, holding its server lock, with the loop beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mainspring.config import Settings, child_environment
+from mainspring.errors import Conflict, MainspringError, WorkspaceLocked
+from mainspring.operations import Role, acting
+from mainspring.server.access import access_for, ensure_token
+from mainspring.workspace import Workspace
+
+log = logging.getLogger("mainspring.server")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run. ``tick_s``: seconds between rounds of the loop; None leaves ticking to whoever calls ``loop.tick``."""
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    tick_s: float | None = 10.0
+    auth: str | None = None
+
+
+def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None]) -> None:
+    """Run until SIGTERM or SIGINT. Calls ``ready(url)`` once requests are answered.
+
+    Raises :class:`WorkspaceLocked` if another server has this workspace, :class:`Conflict` if the port is taken.
+    """
+    import uvicorn
+
+    from mainspring.server.app import build_app
+    from mainspring.server.pages import page_routes
+
+    with server_lock(workspace.settings.home):
+        token = ensure_token(workspace.settings.home)
+        access = access_for(
+            token, host=options.host, hosts=workspace.settings.config.server.hosts, public_auth=options.auth
+        )
+        app = build_app(workspace, access, pages=page_routes)
+        listener = listen(options.host, options.port)
+        _die_on_lost_writes(workspace)
+        workers = Workers(workspace.settings)
+        workspace.room("loop")._on_job(workers.start)  # noqa: SLF001 - the server is who starts workers
+        stop = threading.Event()
+        ticker = threading.Thread(
+            target=_tick, args=(workspace, options.tick_s, stop), name="loop", daemon=True
+        )
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=10,
+            server_header=False,
+        )
+        server = _Server(config, started=lambda: ready(_url(listener)))
+        try:
+            if options.tick_s is not None:
+                ticker.start()
+            server.run(sockets=[listener])
+        finally:
+            stop.set()
+            workers.stop()
+            listener.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise Conflict(
+            f"cannot listen there: {error.strerror}",
+            value=f"{host}:{port}",
+            next_step="Choose another with --port, or --port 0 for any free one.",
+        ) from None
+    return listener
+
+
+@contextlib.contextmanager
+def server_lock(home: Path) -> Iterator[None]:
+    """Hold the workspace's server lock. It vanishes with the process, so a stale one never blocks."""
+    path = home / "locks" / "server.lock"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise WorkspaceLocked(
+                "another server runs on this workspace",
+                value=f"pid {holder}",
+                place=str(home),
+                next_step="Use that one, or stop it first.",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Workers:
+    """Worker processes for retraining jobs: each runs ``mainspring loop work JOB`` in its own session."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def start(self, job: str) -> None:
+        """Start a worker for the job unless one runs already."""
+        with self._lock:
+            self._running = {k: p for k, p in self._running.items() if p.poll() is None}
+            if job in self._running:
+                return
+            folder = self._settings.home / "workers"
+            folder.mkdir(exist_ok=True, mode=0o700)
+            with (folder / f"{job}.log").open("wb") as log_file:
+                self._running[job] = subprocess.Popen(
+                    [
+                        sys.executable,
+                        "-m",
+                        "mainspring.cli",
+                        "-C",
+                        str(self._settings.root),
+                        "loop",
+                        "work",
+                        job,
+                    ],
+                    cwd=self._settings.root,
+                    env=child_environment(self._settings),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+    def stop(self) -> None:
+        """End what still runs; a job that was cut off is picked up again at the next start."""
+        with self._lock:
+            for process in self._running.values():
+                if process.poll() is None:
+                    process.terminate()
+            for process in self._running.values():
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            self._running.clear()
+
+
+def _tick(workspace: Workspace, every_s: float | None, stop: threading.Event) -> None:
+    while not stop.wait(every_s):
+        try:
+            with acting("loop", role=Role.OPERATOR):
+                workspace.room("loop").tick()
+        except MainspringError as error:
+            log.warning("the loop skipped a round: %s", error)
+        except Exception:
+            log.exception("the loop skipped a round")
+
+
+def _die_on_lost_writes(workspace: Workspace) -> None:
+    """After a failed fsync the outcome of a commit is unknown: only a restart tells. So no answer, and the process ends."""
+    engine: Any = workspace.base.store.engine
+    if hasattr(engine, "on_write_failure"):
+
+        def die(error: MainspringError) -> None:
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+            os._exit(70)
+
+        engine.on_write_failure = die
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server:
+    """uvicorn, telling when it answers."""
+
+    def __init__(self, config: Any, *, started: Callable[[], None]) -> None:
+        import uvicorn
+
+        class Told(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                started()
+
+        self._server = Told(config)
+
+    def run(self, *, sockets: list[socket.socket]) -> None:
+        self._server.run(sockets=sockets)

@@ -1,0 +1,265 @@
+"""The judgement of the loop, case by case."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mainspring.loop.decide import breached, decide
+from mainspring.records.loop import (
+    AlertFact,
+    DeployPolicy,
+    Evidence,
+    Facts,
+    Job,
+    JobState,
+    RetrainPolicy,
+    RollbackRule,
+    Rollout,
+    RolloutState,
+    RuleResult,
+    Stage,
+    Verdict,
+)
+
+NOW = datetime(2013, 6, 1, tzinfo=UTC)
+STAGES = [
+    Stage(shadow=True, min_requests=100),
+    Stage(canary=0.1, min_labels=50, max_for="14d"),
+    Stage(full=True),
+]
+RULES = [
+    RollbackRule(metric="error_rate", max=0.01),
+    RollbackRule(metric="score_shift", max=0.25),
+    RollbackRule(metric="log_loss", versus="champion", max_worse=0.01),
+]
+DEPLOY = DeployPolicy(model="delay", stages=STAGES, rollback=RULES, freeze="7d")
+RETRAIN = RetrainPolicy(retrain_on=["drift", "performance"], cooldown="7d", budget=5)
+ALERT = AlertFact(id="a1", kind="drift", subject="temp", opened_at=NOW - timedelta(days=1))
+
+
+def facts(**changes: Any) -> Facts:
+    base = Facts(deployment="delay", now=NOW, champion=1, champion_since=NOW - timedelta(days=100))
+    return msgspec.structs.replace(base, **changes)
+
+
+def job(state: JobState = JobState.FINISHED, *, days_ago: float = 0, version: int | None = 2) -> Job:
+    then = NOW - timedelta(days=days_ago)
+    return Job(
+        id="j1",
+        deployment="delay",
+        model="delay",
+        state=state,
+        trigger="drift",
+        reason="",
+        requested_at=then,
+        cutoff=then,
+        version=version,
+        verdict="v1",
+    )
+
+
+def verdict(*, passed: bool) -> Verdict:
+    rules = [RuleResult(rule={}, passed=passed, value=0.1, reason="log_loss is worse")]
+    return Verdict(
+        id="v1",
+        model="delay",
+        version=2,
+        champion=1,
+        package="0" * 64,
+        holdout="h",
+        gate="0" * 64,
+        passed=passed,
+        rules=rules,
+        at=NOW,
+    )
+
+
+def rollout(stage: int = 0, *, days: float = 0) -> Rollout:
+    then = NOW - timedelta(days=days)
+    return Rollout(
+        id="r1",
+        deployment="delay",
+        model="delay",
+        version=2,
+        champion=1,
+        state=RolloutState.RUNNING,
+        stage=stage,
+        stages=STAGES,
+        started_at=then,
+        stage_started_at=then,
+    )
+
+
+def paired(value: float, low: float, rows: int = 200) -> dict[str, RuleResult]:
+    return {
+        "log_loss": RuleResult(
+            rule={}, passed=True, value=value, low=low, high=value + (value - low), rows=rows
+        )
+    }
+
+
+def actions(*args: Any, **kwargs: Any) -> list[str]:
+    return [d.action for d in decide(*args, **kwargs)]
+
+
+def test_nothing_happens_without_a_cause() -> None:
+    assert decide(facts(), DEPLOY, RETRAIN) == []
+
+
+def test_drift_asks_for_a_retrain_once() -> None:
+    first = decide(facts(alerts=[ALERT]), DEPLOY, RETRAIN)
+    assert [d.action for d in first] == ["retrain"]
+    assert first[0].key == decide(facts(alerts=[ALERT], now=NOW + timedelta(days=1)), DEPLOY, RETRAIN)[0].key
+
+
+def test_an_alert_that_policy_does_not_name_is_ignored() -> None:
+    assert decide(facts(alerts=[msgspec.structs.replace(ALERT, kind="quality")]), DEPLOY, RETRAIN) == []
+
+
+def test_decay_is_named_as_the_cause_before_drift() -> None:
+    decay = AlertFact(id="a2", kind="performance", subject="log_loss", opened_at=NOW)
+    assert decide(facts(alerts=[ALERT, decay]), DEPLOY, RETRAIN)[0].details["alert"] == "a2"
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING])
+def test_one_retrain_at_a_time(state: JobState) -> None:
+    """C08."""
+    assert decide(facts(alerts=[ALERT], job=job(state, days_ago=30), handled=False), DEPLOY, RETRAIN) == []
+
+
+def test_the_cooldown_counts_from_the_last_request() -> None:
+    assert actions(facts(alerts=[ALERT], job=job(days_ago=6)), DEPLOY, RETRAIN) == []
+    assert actions(facts(alerts=[ALERT], job=job(days_ago=8)), DEPLOY, RETRAIN) == ["retrain"]
+
+
+def test_failures_stretch_the_cooldown() -> None:
+    """C02."""
+    assert actions(facts(alerts=[ALERT], job=job(days_ago=8), failures=1), DEPLOY, RETRAIN) == []
+    assert actions(facts(alerts=[ALERT], job=job(days_ago=15), failures=1), DEPLOY, RETRAIN) == ["retrain"]
+
+
+def test_a_spent_budget_asks_a_human() -> None:
+    assert actions(facts(alerts=[ALERT], job=job(days_ago=30), retrains_in_budget=5), DEPLOY, RETRAIN) == [
+        "needs_human"
+    ]
+
+
+def test_a_freeze_holds_retrains() -> None:
+    assert decide(facts(alerts=[ALERT], frozen_until=NOW + timedelta(hours=1)), DEPLOY, RETRAIN) == []
+
+
+def test_without_a_champion_nothing_is_retrained_by_itself() -> None:
+    assert decide(facts(champion=None, alerts=[ALERT]), DEPLOY, RETRAIN) == []
+
+
+def test_a_passed_gate_starts_the_rollout() -> None:
+    taken = decide(facts(job=job(), verdict=verdict(passed=True), handled=False), DEPLOY, RETRAIN)
+    assert [d.action for d in taken] == ["gate_pass", "start"]
+    assert taken[1].details["stages"] == STAGES
+
+
+def test_the_first_version_goes_straight_to_full() -> None:
+    taken = decide(
+        facts(champion=None, job=job(), verdict=verdict(passed=True), handled=False), DEPLOY, RETRAIN
+    )
+    assert taken[1].details["stages"] == [Stage(full=True)]
+
+
+def test_a_failed_gate_stops() -> None:
+    taken = decide(facts(job=job(), verdict=verdict(passed=False), handled=False), DEPLOY, RETRAIN)
+    assert [(d.action, d.reason) for d in taken] == [("gate_stop", "log_loss is worse")]
+
+
+def test_a_failed_job_is_said_once() -> None:
+    failed = msgspec.structs.replace(job(JobState.FAILED), error="step_failed: boom")
+    assert actions(facts(job=failed, handled=False), DEPLOY, RETRAIN) == ["job_failed"]
+    assert actions(facts(job=failed, handled=True), DEPLOY, RETRAIN) == []
+
+
+def test_a_stage_ends_on_evidence_only() -> None:
+    assert actions(facts(rollout=rollout(0, days=400), evidence=Evidence(requests=99)), DEPLOY, RETRAIN) == []
+    assert actions(facts(rollout=rollout(0), evidence=Evidence(requests=100)), DEPLOY, RETRAIN) == ["advance"]
+    assert (
+        actions(facts(rollout=rollout(1), evidence=Evidence(requests=500, labels=49)), DEPLOY, RETRAIN) == []
+    )
+    assert actions(
+        facts(rollout=rollout(1), evidence=Evidence(requests=500, labels=50)), DEPLOY, RETRAIN
+    ) == ["promote"]
+
+
+def test_too_little_evidence_for_too_long_abandons() -> None:
+    assert actions(
+        facts(rollout=rollout(1, days=14), evidence=Evidence(requests=500, labels=49)), DEPLOY, RETRAIN
+    ) == ["abandon"]
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        Evidence(requests=200, errors=3),
+        Evidence(requests=200, score_shift=0.3),
+        Evidence(requests=500, labels=200, paired=paired(0.05, 0.02)),
+    ],
+)
+def test_a_breach_rolls_the_canary_back(evidence: Evidence) -> None:
+    """C10. Seen red with the loop over rollback rules removed."""
+    assert actions(facts(rollout=rollout(1), evidence=evidence), DEPLOY, RETRAIN) == ["rollback"]
+
+
+def test_a_shadow_answers_nobody_so_nothing_is_rolled_back() -> None:
+    assert (
+        actions(facts(rollout=rollout(0), evidence=Evidence(requests=50, score_shift=9.0)), DEPLOY, RETRAIN)
+        == []
+    )
+
+
+def test_worse_but_not_surely_so_is_no_breach() -> None:
+    evidence = Evidence(requests=500, labels=49, paired=paired(0.05, -0.01))
+    assert actions(facts(rollout=rollout(1), evidence=evidence), DEPLOY, RETRAIN) == []
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True), st.integers(0, 10**6))
+def test_no_number_makes_a_rule_raise_and_nan_never_breaks_one(value: float, rows: int) -> None:
+    """C03: comparisons are written so that NaN decides nothing."""
+    evidence = Evidence(
+        requests=rows,
+        score_shift=value,
+        paired={"log_loss": RuleResult(rule={}, passed=True, value=value, low=value, rows=rows)},
+    )
+    for rule in RULES[1:]:
+        found = breached(rule, evidence)
+        assert found is None or (not math.isnan(value) and rows >= rule.min_rows)
+
+
+def test_a_rollout_comes_before_everything_else() -> None:
+    busy = facts(
+        rollout=rollout(0),
+        evidence=Evidence(),
+        alerts=[ALERT],
+        job=job(),
+        verdict=verdict(passed=True),
+        handled=False,
+    )
+    assert decide(busy, DEPLOY, RETRAIN) == []
+
+
+def test_flapping_alerts_stay_within_the_budget() -> None:
+    """C01 on the pure judgement: an alert that comes and goes every day for 1,000 days."""
+    now, last, retrains = NOW, None, 0
+    for day in range(1000):
+        now = NOW + timedelta(days=day)
+        alerts = [msgspec.structs.replace(ALERT, id=f"a{day}")] if day % 2 else []
+        for taken in decide(
+            facts(now=now, alerts=alerts, job=last, retrains_in_budget=retrains), DEPLOY, RETRAIN
+        ):
+            if taken.action == "retrain":
+                retrains += 1
+                last = msgspec.structs.replace(job(), id=f"j{day}", requested_at=now)
+    assert retrains == RETRAIN.budget
