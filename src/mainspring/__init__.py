@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mainspring.api import open as open
+    from mainspring.api import open as open  # noqa: A004 - the public name
     from mainspring.api import run
     from mainspring.errors import MainspringError
     from mainspring.pipelines.context import current

@@ -198,7 +198,7 @@ def breached(rule: RollbackRule, evidence: Evidence) -> str | None:
         rate = evidence.errors / evidence.requests
         return (
             None
-            if rate <= rule.max
+            if not rate > rule.max
             else f"error rate {rate:.2%} is above {rule.max:.2%} ({evidence.requests} requests)"
         )
     if rule.metric == "score_shift":
@@ -207,7 +207,7 @@ def breached(rule: RollbackRule, evidence: Evidence) -> str | None:
         shift = evidence.score_shift
         return (
             None
-            if shift <= rule.max
+            if not shift > rule.max
             else f"scores shifted by {shift:.3f} against the champion on the same rows (limit {rule.max})"
         )
     result = evidence.paired.get(rule.metric)
