@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
@@ -65,6 +66,25 @@ class RouteTable(Record, frozen=True):
     created_us: int
     deployments: list[Deployment]
     digest: str = ""
+
+
+class RouteChange(Record, frozen=True, kw_only=True):
+    """A change of a deployment's routes. ``routes`` None: it was removed. ``event`` is the id of the audit event."""
+
+    deployment: str
+    number: int
+    routes: Deployment | None
+    reason: str
+    actor: str
+    at: datetime
+    event: str
+
+
+class Published(Record, frozen=True, kw_only=True):
+    """The route table that the bundle shows now; ``written``: this call wrote it."""
+
+    number: int
+    written: bool
 
 
 class LoggedPrediction(Record, frozen=True, omit_defaults=True):

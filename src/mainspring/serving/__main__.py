@@ -1,0 +1,61 @@
+"""``python -m mainspring.serving --bundle DIR --port N``: an inference server on its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mainspring.errors import ConfigError, MainspringError
+from mainspring.serving.supervisor import serve
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and serve; errors go to stderr with their code."""
+    given = vars(_parser().parse_args(argv))
+    key_file = given.pop("api_key_file")
+    options = {name: value for name, value in given.items() if value is not None}
+    try:
+        if key_file is not None:
+            options["api_key"] = _read_key(key_file)
+            options.setdefault("auth", "key")
+        return serve(Path(options.pop("bundle")), **options)
+    except MainspringError as error:
+        print(f"error[{error.code}]: {error}", file=sys.stderr)  # noqa: T201 - this is a command
+        return error.exit_code
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"the API key cannot be read: {error.strerror}", value=path) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mainspring.serving", description="Serve a bundle of models."
+    )
+    parser.add_argument("--bundle", type=Path, required=True, help="directory with routes.json and packages/")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, help="0: any free one (printed when ready)")
+    parser.add_argument("--poll", dest="poll_s", type=float, help="seconds between looks at routes.json")
+    parser.add_argument("--auth", choices=("open", "key", "proxy"))
+    parser.add_argument(
+        "--api-key-file", type=Path, help="file with the key that clients send as a Bearer token"
+    )
+    parser.add_argument(
+        "--allow-host", dest="hosts", action="append", help="a further host name to answer for"
+    )
+    parser.add_argument("--log-mode", choices=("best_effort", "required"))
+    parser.add_argument("--max-body", type=int, help="bytes")
+    parser.add_argument("--max-rows", type=int)
+    parser.add_argument("--slots", type=int)
+    parser.add_argument("--queue", type=int)
+    parser.add_argument("--memory-mb", type=int)
+    parser.add_argument("--sandbox", choices=("auto", "require", "off"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Slots, a bounded queue and a queue deadline: overload answers 503 at once and never collapses (V05).
+
+Only work that leaves the event loop takes a slot. A slot is given back when its thread has really ended, not when the
+client was told 504: so a stuck model cannot take more than all slots, and :meth:`Admission.stuck_s` shows it to the watchdog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from mainspring.errors import DeadlineExceeded
+from mainspring.serving.problems import Overloaded
+
+T = TypeVar("T")
+
+
+class Admission:
+    """Runs work in threads, ``slots`` at a time, with at most ``queue`` waiting."""
+
+    def __init__(self, *, slots: int, queue: int, queue_deadline_s: float, deadline_s: float) -> None:
+        self._free = slots
+        self._queue = queue
+        self._queue_deadline_s = queue_deadline_s
+        self._deadline_s = deadline_s
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._running: dict[int, float] = {}
+        self._ticket = 0
+        self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="predict")
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def stuck_s(self) -> float:
+        """For how long the oldest running work has been running."""
+        return max((time.monotonic() - start for start in self._running.values()), default=0.0)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """``work()`` in a thread. Raises :class:`Overloaded` without a place, :class:`DeadlineExceeded` when it takes too long."""
+        await self._take()
+        loop = asyncio.get_running_loop()
+        self._ticket += 1
+        ticket = self._ticket
+        self._running[ticket] = time.monotonic()
+        try:
+            future = loop.run_in_executor(self._pool, work)
+        except BaseException:
+            self._give(ticket)
+            raise
+        future.add_done_callback(lambda _: self._give(ticket))
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), self._deadline_s)
+        except TimeoutError:
+            future.add_done_callback(_seen)
+            raise DeadlineExceeded(
+                f"the prediction took longer than {self._deadline_s:g} s", next_step="Send fewer rows."
+            ) from None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _take(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        if len(self._waiting) >= self._queue:
+            raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await asyncio.wait_for(turn, self._queue_deadline_s)
+        except TimeoutError:
+            self._leave(turn)
+            raise Overloaded("no slot became free in time", next_step="Try again after a second.") from None
+        except BaseException:
+            self._leave(turn)
+            raise
+
+    def _leave(self, turn: asyncio.Future[None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(turn)
+        if turn.done() and not turn.cancelled():  # the slot was handed over at the very moment we gave up
+            self._pass_on()
+
+    def _give(self, ticket: int) -> None:
+        self._running.pop(ticket, None)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+def _seen(future: asyncio.Future[T]) -> None:
+    if not future.cancelled():
+        future.exception()

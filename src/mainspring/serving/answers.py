@@ -1,0 +1,41 @@
+"""From scores to the words of an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mainspring.records.models import Signature, Task
+from mainspring.serving.table import LiveDeployment
+
+_encode = msgspec.json.Encoder().encode
+
+
+def predictions(deployment: LiveDeployment, scores: list[Any]) -> bytes:
+    """The JSON list of predictions.
+
+    Binary: ``{"label", "score"}`` with the score P(positive) and the label by 0.5. Multiclass: ``{"label", "score",
+    "probabilities"}``. Regression: ``{"value"}``.
+    """
+    task = deployment.signature.task
+    if task is Task.BINARY:
+        negative, positive = deployment.labels
+        return _encode([{"label": positive if s >= 0.5 else negative, "score": s} for s in scores])
+    if task is Task.MULTICLASS:
+        return _encode([_class(deployment.signature, row) for row in scores])
+    return _encode([{"value": s} for s in scores])
+
+
+def labels(deployment: LiveDeployment, scores: list[Any]) -> list[str]:
+    """The label of each row (not for regression)."""
+    if deployment.signature.task is Task.BINARY:
+        negative, positive = deployment.labels
+        return [positive if s >= 0.5 else negative for s in scores]
+    classes = deployment.signature.classes
+    return [classes[row.index(max(row))] for row in scores]
+
+
+def _class(signature: Signature, row: list[float]) -> dict[str, Any]:
+    score = max(row)
+    return {"label": signature.classes[row.index(score)], "score": score, "probabilities": row}

@@ -1,0 +1,372 @@
+"""The ASGI app of a worker: our JSON dialect and Open Inference v2 on one port, status, metrics, feedback.
+
+POST /v1/deployments/{d}/predict            GET /v1/status    GET /metrics    POST /v1/feedback
+POST /v2/models/{d}[/versions/{v}]/infer    GET /v2/models/{d}[/versions/{v}][/ready]
+GET  /v2    /v2/health/live    /v2/health/ready
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import InvalidInput, MainspringError, NotFound, Unavailable, near
+from mainspring.records.base import new_id
+from mainspring.records.labels import Feedback
+from mainspring.serving import answers, v2
+from mainspring.serving.bundle import Failure
+from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
+from mainspring.serving.core import Core
+from mainspring.serving.problems import MethodNotAllowed
+from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
+from mainspring.serving.wire import (
+    Bodies,
+    Disconnected,
+    Gate,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    answer_text,
+    error_body,
+    extra_headers,
+)
+
+logger = logging.getLogger("mainspring.serving")
+
+VERSION = "0.1.0"
+_MAX_FEEDBACK = 10_000
+_INLINE_BODY = 256 << 10
+
+
+class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
+    feedback: list[Feedback]
+
+
+_decode_feedback = msgspec.json.Decoder(_FeedbackBody).decode
+_decode_feedback_list = msgspec.json.Decoder(list[Feedback]).decode
+
+
+class App:
+    """The ASGI callable. ``switch`` takes a new table into service by one assignment."""
+
+    def __init__(
+        self, core: Core, *, sandbox: str = "none", failure: Callable[[], Failure | None] = lambda: None
+    ) -> None:
+        self.core = core
+        self.gate = Gate(core.options)
+        self.bodies = Bodies(core.options)
+        self.sandbox = sandbox
+        self.draining = False
+        self._failure = failure
+        self._v2 = v2.V2Codec(max_rows=core.options.max_rows, max_text=core.options.max_text)
+        self._fast: dict[str, str] = {}
+        self._plain: dict[str, Callable[[Send], Awaitable[None]]] = {
+            "/v2": self._server,
+            "/v2/health/live": self._live,
+            "/v2/health/ready": self._ready,
+            "/v1/status": self._status,
+            "/metrics": self._metrics,
+        }
+
+    def switch(self, table: LiveTable) -> None:
+        """Serve ``table`` from the next request on. Called from the watcher's thread: assignments are atomic."""
+        self._fast = {f"/v1/deployments/{name}/predict": name for name in table.deployments}
+        self.core.table = table
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        is_v2 = path.startswith("/v2")
+        try:
+            headers = dict(scope["headers"])
+            name = self._fast.get(path)
+            if name is not None and scope["method"] == "POST":
+                await self._predict(name, scope, headers, receive, send)
+            else:
+                await self._other(path, scope, headers, receive, send)
+        except Disconnected:
+            self.core.metrics.refuse("disconnected")
+        except MainspringError as error:
+            await self._refuse(send, error, v2=is_v2)
+        except Exception:
+            logger.exception("a request failed inside the server")
+            await self._refuse(
+                send, MainspringError("an internal error; the server's log has the details"), v2=is_v2
+            )
+
+    async def _refuse(self, send: Send, error: MainspringError, *, v2: bool) -> None:
+        ident = getattr(error, "prediction_id", None)
+        if ident is None:
+            self.core.metrics.refuse(error.code)
+        extra = extra_headers(error)
+        if ident is not None:
+            extra.append((b"mainspring-prediction-id", ident.encode()))
+        await answer(send, error.status, error_body(error, v2=v2, ident=ident), extra)
+
+    # Our dialect
+
+    async def _predict(self, name: str, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        self.gate.check(scope, headers)
+        body = await self.bodies.read(headers, receive)
+        table = self.core.table  # taken once: the whole answer comes from one table
+        deployment = self._deployment(name, table)
+        if len(body) > _INLINE_BODY:
+            call = await self.core.admission.run(lambda: deployment.codec.decode(body))
+        else:
+            call = deployment.codec.decode(body)
+        call = _with_headers(call, headers)
+        ident = new_id()
+        found = await self._core(deployment, call, ident, table.number)
+        target = found.target
+        reply = b'%b%b","predictions":%b}' % (
+            target.prefix,
+            ident.encode(),
+            answers.predictions(deployment, found.scores),
+        )
+        await answer(
+            send,
+            200,
+            reply,
+            [(b"mainspring-prediction-id", ident.encode()), (b"mainspring-version", target.header)],
+        )
+        self.core.shadow(deployment, call, found, ident=ident)
+
+    async def _core(
+        self,
+        deployment: LiveDeployment,
+        call: Call,
+        ident: str,
+        number: int,
+        pinned: LiveTarget | None = None,
+    ) -> Any:
+        try:
+            return await self.core.predict(deployment, call, ident=ident, number=number, pinned=pinned)
+        except MainspringError as error:
+            if error.code != "overloaded":
+                error.prediction_id = ident  # type: ignore[attr-defined]
+            raise
+
+    def _deployment(self, name: str, table: LiveTable) -> LiveDeployment:
+        found = table.deployments.get(name)
+        if found is None:
+            if table.number == 0:
+                raise Unavailable(
+                    "no model is in service yet", next_step="Deploy one; this server takes it up by itself."
+                )
+            raise NotFound(
+                "there is no such deployment",
+                value=name,
+                next_step=near(name, table.deployments, what="deployment"),
+            )
+        return found
+
+    # Everything else
+
+    async def _other(self, path: str, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        plain = self._plain.get(path)
+        if plain is not None:
+            if method not in {"GET", "HEAD"}:
+                raise _method(method, "GET")
+            if path not in {"/v2/health/live", "/v2/health/ready"}:
+                self.gate.check(scope, headers, key=path != "/metrics" or self.core.options.metrics_auth)
+            await plain(send)
+            return
+        self.gate.check(scope, headers)
+        if path == "/v1/feedback":
+            if method != "POST":
+                raise _method(method, "POST")
+            await self._feedback(headers, receive, send)
+            return
+        parts = path.split("/")[1:]
+        if parts[:2] == ["v2", "models"] and len(parts) > 2:
+            await self._v2_model(parts[2:], method, headers, receive, send)
+            return
+        if parts[:2] == ["v1", "deployments"] and len(parts) == 4 and parts[3] == "predict":
+            self._deployment(parts[2], self.core.table)
+            raise _method(method, "POST")
+        raise NotFound("there is nothing here", value=path, next_step="See GET /v2 and GET /v1/status.")
+
+    async def _v2_model(
+        self, rest: list[str], method: str, headers: Headers, receive: Receive, send: Send
+    ) -> None:
+        table = self.core.table
+        deployment = self._deployment(rest[0], table)
+        rest, pinned = rest[1:], None
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            pinned = deployment.at_version(rest[1])
+            if pinned is None:
+                known = [str(t.number) for t in deployment.targets]
+                raise NotFound(
+                    "this version is not in service",
+                    value=rest[1],
+                    place=deployment.name,
+                    next_step=near(rest[1], known, what="version"),
+                )
+            rest = rest[2:]
+        if rest == ["infer"]:
+            if method != "POST":
+                raise _method(method, "POST")
+            await self._infer(deployment.name, pinned, headers, receive, send)
+            return
+        if rest not in ([], ["ready"]):
+            raise NotFound("there is nothing here", value="/".join(rest)[:100], next_step="See GET /v2.")
+        if method not in {"GET", "HEAD"}:
+            raise _method(method, "GET")
+        if rest:
+            await answer(send, 200, msgspec.json.encode({"name": deployment.name, "ready": True}))
+        else:
+            await answer(
+                send,
+                200,
+                msgspec.json.encode(v2.metadata(deployment, [pinned] if pinned else deployment.targets)),
+            )
+
+    async def _infer(
+        self, name: str, pinned: LiveTarget | None, headers: Headers, receive: Receive, send: Send
+    ) -> None:
+        body = await self.bodies.read(headers, receive)
+        table = self.core.table
+        deployment = self._deployment(name, table)
+        if pinned is not None:
+            pinned = deployment.at_version(str(pinned.number))
+            if pinned is None:
+                raise NotFound("this version is not in service any more", place=name)
+        if len(body) > _INLINE_BODY:
+            call, request = await self.core.admission.run(lambda: self._v2.decode(body, deployment.signature))
+        else:
+            call, request = self._v2.decode(body, deployment.signature)
+        outputs = v2.wanted(request, deployment.signature)
+        call = _with_headers(call, headers)
+        ident = new_id()
+        found = await self._core(deployment, call, ident, table.number, pinned)
+        shown = request.id if isinstance(request.id, str) else ident
+        reply = v2.render(deployment, found.target, found.scores, ident=shown, outputs=outputs)
+        await answer(
+            send,
+            200,
+            reply,
+            [(b"mainspring-prediction-id", ident.encode()), (b"mainspring-version", found.target.header)],
+        )
+        self.core.shadow(deployment, call, found, ident=ident)
+
+    async def _feedback(self, headers: Headers, receive: Receive, send: Send) -> None:
+        body = await self.bodies.read(headers, receive)
+        try:
+            items = (
+                _decode_feedback_list(body) if body.lstrip()[:1] == b"[" else _decode_feedback(body).feedback
+            )
+        except msgspec.ValidationError as error:
+            raise InvalidInput(
+                f"not feedback: {str(error)[:300]}",
+                next_step='Send [{"prediction_id": "...", "value": ...}].',
+            ) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise malformed(error) from None
+        no_duplicates(body)
+        if not 1 <= len(items) <= _MAX_FEEDBACK:
+            raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
+        self.core.log.relay(items, arrival_us=time.time_ns() // 1000)
+        await answer(send, 202, msgspec.json.encode({"relayed": len(items)}))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a prediction can be made now."""
+        return (
+            self.core.table.number > 0
+            and not self.draining
+            and self.core.admission.stuck_s() < self.core.options.hang_s
+        )
+
+    async def _live(self, send: Send) -> None:
+        await answer(send, 200, b'{"live":true}')
+
+    async def _ready(self, send: Send) -> None:
+        flag = b"true" if self.ready else b"false"
+        # The specification shows the key "live" here; clients look at the status only, so both are sent.
+        await answer(send, 200 if self.ready else 503, b'{"live":true,"ready":%b}' % flag)
+
+    async def _server(self, send: Send) -> None:
+        failure = self._failure()
+        body = {"name": "mainspring", "version": VERSION, "extensions": [], "routes": self.core.table.number}
+        if failure is not None:
+            body["failure"] = failure
+        await answer(send, 200, msgspec.json.encode(body))
+
+    async def _metrics(self, send: Send) -> None:
+        gauges = self.core.metrics.gauges
+        gauges["queue_waiting"] = self.core.admission.waiting
+        gauges["ready"] = 1 if self.ready else 0
+        await answer_text(send, self.core.metrics.text().encode())
+
+    async def _status(self, send: Send) -> None:
+        table = self.core.table
+        segment, size = self.core.log.position
+        body = {
+            "routes": table.number,
+            "ready": self.ready,
+            "sandbox": self.sandbox,
+            "deployments": [_status_of(d) for d in table.deployments.values()],
+            "failure": self._failure(),
+            "log": {
+                "segment": segment,
+                "bytes": size,
+                "mode": self.core.options.log_mode,
+                "broken": self.core.log.broken,
+            },
+            "counters": self.core.metrics.counters,
+        }
+        await answer(send, 200, msgspec.json.encode(body))
+
+
+def _status_of(deployment: LiveDeployment) -> dict[str, Any]:
+    targets = [*deployment.targets, *(s.target for s in deployment.shadows)]
+    previous = 0.0
+    shares = {}
+    for target, bound in zip(deployment.targets, deployment.bounds, strict=True):
+        shares[id(target)], previous = bound - previous, bound
+    return {
+        "name": deployment.name,
+        "versions": [
+            {
+                "model": t.model,
+                "version": t.number,
+                "role": t.role,
+                "name": t.name,
+                "weight": round(shares.get(id(t), 0.0), 9),
+                "package": t.version.package,
+                "single_us": round(t.version.single_us, 1),
+                "inline_rows": t.version.inline_rows,
+            }
+            for t in targets
+        ],
+    }
+
+
+def _with_headers(call: Call, headers: Headers) -> Call:
+    """Routing key and event time from headers, where the body named none (foreign dialects cannot)."""
+    event, key = headers.get(b"mainspring-event-time"), headers.get(b"mainspring-key")
+    if event is None and key is None:
+        return call
+    event_us = call.event_us
+    if event is not None and event_us is None:
+        event_us = parse_time(event.decode("latin-1"))
+    shown = call.key
+    if key is not None and shown is None:
+        if len(key) > 256:
+            raise InvalidInput("the routing key is too long", value=len(key), place="Mainspring-Key")
+        shown = key.decode("latin-1")
+    return Call(call.columns, call.rows, shown, event_us)
+
+
+def _method(method: str, allowed: str) -> MethodNotAllowed:
+    return MethodNotAllowed(
+        "this method is not allowed here", value=method, place=allowed, next_step=f"Use {allowed}."
+    )

@@ -1,0 +1,239 @@
+"""Requests in our JSON dialect: strict, decoded straight into a type made from the signature.
+
+One :class:`RowCodec` per deployment. msgspec checks types, missing and unknown columns, integer and float range, UTF-8,
+trailing bytes and depth in C. What it lets pass is checked here: a duplicate key (it would silently win), NUL in a string, integers
+beyond 64 bits. Unseen categories are allowed: any string is a value of a string column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from mainspring.clock import to_us
+from mainspring.errors import InvalidInput, near
+from mainspring.records.models import Signature
+from mainspring.serving.problems import Malformed
+
+INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_KEY = Annotated[str, msgspec.Meta(max_length=256)]
+_TIME = Annotated[str, msgspec.Meta(max_length=64)]
+_UNSET = msgspec.UNSET
+
+Columns = dict[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A valid request: ``columns`` in the order of the signature, all of ``rows`` values."""
+
+    columns: Columns
+    rows: int
+    key: str | None = None
+    event_us: int | None = None
+
+
+class RowCodec:
+    """Decodes and validates requests to one signature."""
+
+    def __init__(self, signature: Signature, *, max_rows: int, max_text: int) -> None:
+        self.signature = signature
+        self.names = [c.name for c in signature.inputs]
+        self._max_rows = max_rows
+        self._has_null = any(c.nullable for c in signature.inputs)
+        self._text = [c.name for c in signature.inputs if c.type == "string"]
+        types = {
+            "float64": float,
+            "int64": INT64,
+            "bool": bool,
+            "string": Annotated[str, msgspec.Meta(max_length=max_text)],
+        }
+        row_fields: list[tuple[str, Any, Any]] = []
+        column_fields: list[tuple[str, Any, Any]] = []
+        for number, column in enumerate(signature.inputs):
+            kind: Any = types[column.type]
+            default: Any = msgspec.NODEFAULT
+            if column.nullable:
+                kind, default = kind | None, _UNSET
+            own = msgspec.field(name=column.name, default=default)
+            row_fields.append((f"c{number}", kind | msgspec.UnsetType if column.nullable else kind, own))
+            column_kind = Annotated[list[kind], msgspec.Meta(max_length=max_rows)]
+            column_fields.append(
+                (f"c{number}", column_kind | msgspec.UnsetType if column.nullable else column_kind, own)
+            )
+        config: dict[str, Any] = {"forbid_unknown_fields": True, "kw_only": True, "gc": False}
+        row = msgspec.defstruct("Row", row_fields, **config)
+        columns = msgspec.defstruct("Columns", column_fields, **config)
+        rows_kind: Any = Annotated[list[row], msgspec.Meta(max_length=max_rows)]  # type: ignore[valid-type]
+        request = msgspec.defstruct(
+            "Request",
+            [
+                ("rows", rows_kind | msgspec.UnsetType, _UNSET),
+                ("columns", columns | msgspec.UnsetType, _UNSET),
+                ("event_time", _TIME | msgspec.UnsetType, _UNSET),
+                ("key", _KEY | msgspec.UnsetType, _UNSET),
+            ],
+            forbid_unknown_fields=True,
+            kw_only=True,
+            gc=False,
+        )
+        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(request).decode
+        self._tuple = msgspec.structs.astuple
+
+    def decode(self, body: bytes) -> Call:
+        """The request in ``body``.
+
+        Raises :class:`Malformed` (400) for what is not proper JSON, :class:`InvalidInput` (422) naming the expected
+        columns for what does not fit the signature.
+        """
+        try:
+            request = self._decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self._explain(error) from None
+        if request.rows is not _UNSET and request.columns is _UNSET:
+            columns, rows, keys = self._from_rows(request.rows)
+            keys += 1
+        elif request.columns is not _UNSET and request.rows is _UNSET:
+            columns, rows, keys = self._from_columns(request.columns)
+            keys += 1
+        else:
+            raise InvalidInput(
+                "a request has either 'rows' or 'columns'", next_step='Send {"rows": [{...}]}.'
+            )
+        key, event_us = None, None
+        if request.key is not _UNSET:
+            key = request.key
+            keys += 1 + key.count(":")
+        if request.event_time is not _UNSET:
+            event_us = parse_time(request.event_time)
+            keys += 1 + request.event_time.count(":")
+        # Every key has one colon outside strings. As many colons as distinct keys: no key can be there twice. Any
+        # doubt (a colon in a value, an escape) is settled by the exact and slower check.
+        if b"\\" in body or body.count(b":") != keys:
+            no_duplicates(body)
+            self._no_nul(columns)
+            if key is not None and "\0" in key:
+                raise InvalidInput("NUL in a key", place="key")
+        return Call(columns, rows, key, event_us)
+
+    def _from_rows(self, rows: list[Any]) -> tuple[Columns, int, int]:
+        count = len(rows)
+        if count == 1:
+            values: list[Any] = [[v] for v in self._tuple(rows[0])]
+        elif count:
+            values = [list(v) for v in zip(*map(self._tuple, rows), strict=True)]
+        else:
+            raise InvalidInput("there are no rows", place="rows", next_step="Send at least one row.")
+        keys = count * len(self.names)
+        if self._has_null:
+            for column in values:
+                missing = sum(1 for v in column if v is _UNSET)
+                if missing:
+                    keys -= missing
+                    column[:] = [None if v is _UNSET else v for v in column]
+        return dict(zip(self.names, values, strict=True)), count, keys
+
+    def _from_columns(self, columns: Any) -> tuple[Columns, int, int]:
+        values = list(self._tuple(columns))
+        lengths = {len(v) for v in values if v is not _UNSET}
+        if len(lengths) != 1:
+            raise self._refuse("columns of different lengths", value=sorted(lengths), place="columns")
+        count = lengths.pop()
+        if not count:
+            raise InvalidInput("there are no rows", place="columns", next_step="Send at least one row.")
+        keys = sum(1 for v in values if v is not _UNSET)
+        filled = [[None] * count if v is _UNSET else v for v in values]
+        return dict(zip(self.names, filled, strict=True)), count, keys
+
+    def _no_nul(self, columns: Columns) -> None:
+        for name in self._text:
+            for value in columns[name]:
+                if value is not None and "\0" in value:
+                    raise InvalidInput("NUL in a string", place=name)
+
+    def _explain(self, error: Exception) -> InvalidInput:
+        if not isinstance(error, msgspec.ValidationError):
+            return malformed(error)
+        text = str(error)
+        if "of length <=" in text and (text.endswith("`$.rows`") or ".columns." in text):
+            return TooManyRows(
+                "too many rows in one request", value=text[:200], next_step=f"Send at most {self._max_rows}."
+            )
+        return self._refuse(text[:300], place=None, hint=_unknown(text, self.names))
+
+    def _refuse(
+        self, message: str, *, value: object = None, place: str | None, hint: str = ""
+    ) -> InvalidInput:
+        return InvalidInput(
+            f"the request does not fit the signature: {message}",
+            value=value,
+            place=place,
+            next_step=f"{hint}Columns: {describe(self.signature)}.",
+        )
+
+
+class TooManyRows(InvalidInput):
+    """More rows than one request may have."""
+
+    code = "too_many_rows"
+
+
+def describe(signature: Signature, limit: int = 200) -> str:
+    """The columns of a signature on one line: ``name:type``, ``?`` where null is allowed."""
+    shown = [f"{c.name}:{c.type}{'?' if c.nullable else ''}" for c in signature.inputs[:limit]]
+    return ", ".join(shown) + (", ..." if len(signature.inputs) > limit else "")
+
+
+def parse_time(text: str) -> int:
+    """RFC 3339 with a zone, as microseconds since the epoch; years 1900 to 2200 only."""
+    try:
+        moment = msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        moment = None
+    if moment is None or moment.tzinfo is None or not 1900 <= moment.year <= 2200:
+        raise InvalidInput(
+            "not an event time",
+            value=text,
+            place="event_time",
+            next_step="Use RFC 3339 with a zone, e.g. 2013-01-01T05:15:00Z.",
+        )
+    return to_us(moment)
+
+
+def malformed(error: Exception) -> Malformed:
+    """The 400 for a body that is not proper JSON."""
+    if isinstance(error, RecursionError):
+        return Malformed("the JSON is nested too deeply")
+    return Malformed(f"not valid JSON: {str(error)[:200]}", next_step="Send one UTF-8 JSON document.")
+
+
+def no_duplicates(body: bytes) -> None:
+    """Refuse a document with a key twice in one object. Call it only on what a typed decoder accepted (bounded depth)."""
+    try:
+        json.loads(body, object_pairs_hook=_unique)
+    except InvalidInput:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise malformed(error) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    seen = set()
+    for key, _ in pairs:
+        if key in seen:
+            raise Malformed("a key is there twice", value=key, next_step="Send each key once.")
+        seen.add(key)
+
+
+def _unknown(message: str, names: list[str]) -> str:
+    marker = "unknown field `"
+    if marker not in message:
+        return ""
+    name = message.split(marker, 1)[1].split("`", 1)[0]
+    hint = near(name, names, what="column")
+    return f"{hint} " if hint.startswith("Did") else ""

@@ -1,0 +1,90 @@
+"""What the operator decides about an inference server. Every bound has a default; nothing is unbounded."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from mainspring.errors import ConfigError
+from mainspring.records.base import Record
+
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class ServeOptions(Record, frozen=True, kw_only=True):
+    """Options of one inference server. Sizes in bytes, times in seconds.
+
+    ``auth``: ``key`` asks for ``Authorization: Bearer <api_key>``, ``proxy`` trusts that a proxy in front does so,
+    ``open`` is for loopback only, where Host and Origin are checked instead.
+    ``log_mode``: ``best_effort`` serves when the prediction log cannot be written and counts what was dropped;
+    ``required`` answers 503 instead.
+    """
+
+    bundle: str
+    host: str = "127.0.0.1"
+    port: int = 8710
+    poll_s: float = 1.0
+    auth: Literal["open", "key", "proxy"] = "open"
+    api_key: str | None = None
+    metrics_auth: bool = True
+    """Whether ``/metrics`` asks for the key too (where there is one)."""
+    hosts: list[str] = []
+    """Further exact host names it answers for."""
+    log_mode: Literal["best_effort", "required"] = "best_effort"
+    log_sync_s: float = 1.0
+    max_body: int = 16 << 20
+    max_inflight_bytes: int = 64 << 20
+    """Bodies being received or waiting, all requests together; above it new ones are answered 503."""
+    max_rows: int = 10_000
+    max_text: int = 65_536
+    """Characters of one string value."""
+    slots: int = 2
+    """Requests that may compute in threads at once; cheap ones are answered on the event loop and need none."""
+    queue: int = 64
+    queue_deadline_s: float = 0.5
+    deadline_s: float = 10.0
+    body_deadline_s: float = 30.0
+    inline_ms: float = 1.0
+    """A prediction expected to take no longer than this is made on the event loop: a thread hop costs more."""
+    shadow_queue: int = 1024
+    load_deadline_s: float = 60.0
+    hang_s: float = 30.0
+    """A worker without a heartbeat for so long is killed and replaced."""
+    drain_s: float = 10.0
+    memory_mb: int | None = None
+    """Address space limit of the worker, if any."""
+    sandbox: Literal["auto", "require", "off"] = "auto"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding ``host`` keeps the server on this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def checked(options: ServeOptions) -> ServeOptions:
+    """``options`` if they can be served; raises :class:`ConfigError` for what would be unsafe or impossible."""
+    if not is_loopback(options.host) and options.auth == "open":
+        raise ConfigError(
+            "beyond loopback the inference server needs a key",
+            value=options.host,
+            next_step="Give --api-key-file FILE, or --auth proxy if a proxy in front of it authenticates.",
+        )
+    if options.auth == "key" and len(options.api_key or "") < 16:
+        raise ConfigError(
+            "auth 'key' needs an API key of at least 16 characters", next_step="Give --api-key-file FILE."
+        )
+    if not Path(options.bundle).is_dir():
+        raise ConfigError(
+            "there is no such bundle directory",
+            value=options.bundle,
+            next_step="Deploy a model first: that writes the bundle.",
+        )
+    if not 0 <= options.port <= 65535:
+        raise ConfigError("not a port", value=options.port)
+    return options

@@ -1,0 +1,273 @@
+"""The live route table: loaded versions behind deployments. Immutable; a swap replaces the whole of it by one assignment.
+
+A request takes its target once and keeps it, so no answer mixes two versions. An old version is freed when the last
+request that uses it lets go: that is all the draining there is to do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mainspring.errors import Corrupt, InvalidInput
+from mainspring.records.models import Signature, Task
+from mainspring.records.serving import Deployment, RouteTable
+from mainspring.serving.codec import RowCodec
+from mainspring.serving.metrics import Metrics, Series
+from mainspring.serving.options import ServeOptions
+from mainspring.serving.problems import ModelFailed
+from mainspring.serving.routing import edges
+
+
+class Predictor(Protocol):
+    """What a loaded package can do (``models.formats``)."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def predict(self, columns: Mapping[str, Sequence[Any]], /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Version:
+    """A verified, loaded and warmed package. ``inline_rows``: up to so many rows are predicted on the event loop."""
+
+    package: str
+    predictor: Predictor
+    inline_rows: int
+    single_us: float
+
+    def scores(self, columns: Mapping[str, Sequence[Any]], rows: int, *, finite: bool = True) -> list[Any]:
+        """One score per row (multiclass: one list per row), all finite.
+
+        Raises :class:`ModelFailed` if the model raises or answers something else.
+        """
+        try:
+            answer = self.predictor.predict(columns).tolist()
+        except Exception as error:
+            raise ModelFailed(f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
+        return _checked(answer, rows, self.predictor.signature, finite=finite)
+
+
+def _checked(answer: Any, rows: int, signature: Signature, *, finite: bool) -> list[Any]:
+    if not isinstance(answer, list) or len(answer) != rows:
+        raise ModelFailed(
+            "the model answered a wrong number of rows",
+            value=len(answer) if isinstance(answer, list) else answer,
+        )
+    if signature.task is Task.MULTICLASS:
+        width = len(signature.classes)
+        good = all(
+            isinstance(row, list) and len(row) == width and all(_is_number(x, finite) for x in row)
+            for row in answer
+        )
+    else:
+        good = all(_is_number(x, finite) for x in answer)
+    if not good:
+        raise ModelFailed("the model answered something that is not a finite number", value=str(answer)[:80])
+    return answer
+
+
+def _is_number(value: Any, finite: bool) -> bool:
+    return type(value) is float and (not finite or math.isfinite(value))
+
+
+@dataclass(frozen=True)
+class LiveTarget:
+    """A version in a role of one deployment. ``prefix`` is the part of an answer that never changes."""
+
+    model: str
+    number: int
+    role: str
+    name: str
+    version: Version
+    series: Series
+    prefix: bytes = b""
+    header: bytes = b""
+
+
+@dataclass(frozen=True)
+class LiveShadow:
+    target: LiveTarget
+    canary_only: bool
+
+
+@dataclass(frozen=True)
+class LiveDeployment:
+    """A deployment ready to answer. ``targets`` in routing order, the champion last; ``bounds`` their shares."""
+
+    name: str
+    signature: Signature
+    codec: RowCodec
+    targets: list[LiveTarget]
+    bounds: list[float]
+    champion: LiveTarget
+    shadows: list[LiveShadow]
+    labels: tuple[str, str] = ("", "")
+
+    def at_version(self, number: str) -> LiveTarget | None:
+        return next((t for t in self.targets if str(t.number) == number), None)
+
+
+@dataclass(frozen=True)
+class LiveTable:
+    """What is served right now."""
+
+    number: int
+    deployments: dict[str, LiveDeployment] = field(default_factory=dict)
+    routes: RouteTable | None = None
+
+    def packages(self) -> dict[str, Version]:
+        """Loaded versions by package digest, to be used again by the next table."""
+        found = {}
+        for deployment in self.deployments.values():
+            for target in [*deployment.targets, *(s.target for s in deployment.shadows)]:
+                found[target.version.package] = target.version
+        return found
+
+
+def load_version(folder: Path, digest: str, *, inline_ms: float) -> Version:
+    """Verify, load and warm the package in ``folder``; raises if any of it fails."""
+    from mainspring.models import formats
+
+    if not folder.is_dir():
+        raise Corrupt(
+            "a package named by the route table is not in the bundle", value=digest, place=str(folder)
+        )
+    predictor: Predictor = formats.load(folder)
+    single, per_row = _warm(predictor)
+    budget_s = inline_ms / 1000
+    # The fixed part is what one row costs; further rows cost per_row each.
+    inline = 0 if single > budget_s else 1 + int(min((budget_s - single) / max(per_row, 1e-9), 100_000))
+    return Version(package=digest, predictor=predictor, inline_rows=inline, single_us=single * 1e6)
+
+
+def _warm(predictor: Predictor, batch: int = 64) -> tuple[float, float]:
+    """Seconds for one row, and for each further row, on neutral values. Raises if the model cannot predict."""
+    neutral: dict[str, Any] = {"float64": 0.0, "int64": 0, "string": "", "bool": False}
+    row = {c.name: neutral[c.type] for c in predictor.signature.inputs}
+    version = Version(package="", predictor=predictor, inline_rows=0, single_us=0.0)
+    timed = {}
+    for rows, repeat in ((1, 5), (batch, 3)):
+        columns = {name: [value] * rows for name, value in row.items()}
+        best = math.inf
+        for _ in range(repeat):
+            start = time.perf_counter()
+            version.scores(columns, rows, finite=False)
+            best = min(best, time.perf_counter() - start)
+        timed[rows] = best
+    return timed[1], max(timed[batch] - timed[1], 0.0) / (batch - 1)
+
+
+def build(
+    table: RouteTable, versions: Mapping[str, Version], *, options: ServeOptions, metrics: Metrics
+) -> LiveTable:
+    """Make ``table`` live with ``versions`` by package digest; raises :class:`InvalidInput` for a table that cannot be right."""
+    live = {}
+    for deployment in table.deployments:
+        if deployment.name in live:
+            raise InvalidInput("a deployment is there twice", value=deployment.name, place="routes.json")
+        live[deployment.name] = _deployment(deployment, versions, options, metrics)
+    return LiveTable(number=table.number, deployments=live, routes=table)
+
+
+def _deployment(
+    deployment: Deployment, versions: Mapping[str, Version], options: ServeOptions, metrics: Metrics
+) -> LiveDeployment:
+    champions = [t for t in deployment.targets if t.role == "champion"]
+    if len(champions) != 1 or abs(sum(t.weight for t in deployment.targets) - 1) > 1e-6:
+        raise InvalidInput(
+            "a deployment has one champion, and weights that add up to 1",
+            value=deployment.name,
+            place="routes.json",
+        )
+    signature = deployment.signature
+    ordered = sorted(deployment.targets, key=lambda t: t.role == "champion")
+    targets = [
+        _target(
+            deployment.name,
+            signature,
+            versions[t.package],
+            metrics,
+            model=t.model,
+            number=t.version,
+            role=t.role,
+            name=t.role,
+        )
+        for t in ordered
+    ]
+    shadows = [
+        LiveShadow(
+            _target(
+                deployment.name,
+                signature,
+                versions[s.package],
+                metrics,
+                model=s.model,
+                number=s.version,
+                role="shadow",
+                name=s.name,
+            ),
+            canary_only=s.on == "canary",
+        )
+        for s in deployment.shadows
+    ]
+    classes = (
+        signature.classes if signature.task is Task.BINARY and len(signature.classes) == 2 else ["0", "1"]
+    )
+    return LiveDeployment(
+        name=deployment.name,
+        signature=signature,
+        codec=RowCodec(signature, max_rows=options.max_rows, max_text=options.max_text),
+        targets=targets,
+        bounds=edges([t.weight for t in ordered]),
+        champion=targets[-1],
+        shadows=shadows,
+        labels=(classes[0], classes[1]),
+    )
+
+
+def _target(
+    deployment: str,
+    signature: Signature,
+    version: Version,
+    metrics: Metrics,
+    *,
+    model: str,
+    number: int,
+    role: str,
+    name: str,
+) -> LiveTarget:
+    check_compatible(signature, version.predictor.signature, what=f"{model}@{number} in {deployment}")
+    import msgspec
+
+    head = {"deployment": deployment, "model": model, "version": number}
+    return LiveTarget(
+        model=model,
+        number=number,
+        role=role,
+        name=name,
+        version=version,
+        series=metrics.series(deployment=deployment, model=model, version=number, role=role),
+        prefix=msgspec.json.encode(head)[:-1] + b',"prediction_id":"',
+        header=f"{model}@{number}".encode(),
+    )
+
+
+def check_compatible(outer: Signature, inner: Signature, *, what: str) -> None:
+    """``inner`` can answer every request that fits ``outer``: the same task and classes, its columns among those sent."""
+    sent = {c.name: c for c in outer.inputs}
+    for column in inner.inputs:
+        given = sent.get(column.name)
+        if given is None or given.type != column.type or (given.nullable and not column.nullable):
+            raise InvalidInput(
+                f"{what} needs a column that requests do not have",
+                value=f"{column.name}:{column.type}",
+                next_step="Deploy it under a deployment of its own.",
+            )
+    if (outer.task, outer.classes) != (inner.task, inner.classes):
+        raise InvalidInput(f"{what} answers another question", value=f"{inner.task} {inner.classes}")

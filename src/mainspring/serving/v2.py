@@ -1,0 +1,282 @@
+"""The Open Inference Protocol v2 (kserve/open-inference-protocol, ``inference_rest.md``): translated onto the same core.
+
+A model is a deployment. Inputs: one tensor per column, shape ``[n]`` or ``[n, 1]``, strings as BYTES; or a single floating
+matrix ``[n, k]`` when all columns are numeric, in the order of the signature. Outputs: binary ``label`` and ``score``;
+multiclass ``label`` and ``probabilities``; regression ``value``. FP16 has no JSON form of its own: plain numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+from mainspring.errors import InvalidInput, near
+from mainspring.records.models import Column, Signature, Task
+from mainspring.serving.answers import labels
+from mainspring.serving.codec import Call, TooManyRows, describe, malformed, no_duplicates
+from mainspring.serving.problems import Malformed
+from mainspring.serving.table import LiveDeployment, LiveTarget
+
+_NAME = Annotated[str, msgspec.Meta(max_length=256)]
+_PARAMETERS = dict[_NAME, str | int | float | bool]
+_INTS = {f"{sign}INT{bits}": (bits, sign) for bits in (8, 16, 32, 64) for sign in ("", "U")}
+_FLOATS = ("FP16", "FP32", "FP64")
+DATATYPES = frozenset({"BOOL", "BYTES", *_FLOATS, *_INTS})
+_ACCEPTS = {
+    "float64": frozenset({*_FLOATS, *_INTS}),
+    "int64": frozenset(_INTS) - {"UINT64"},
+    "bool": frozenset({"BOOL"}),
+    "string": frozenset({"BYTES"}),
+}
+_SAYS = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BYTES"}
+
+
+class Tensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """An input tensor; ``data`` is decoded when its datatype is known."""
+
+    name: _NAME
+    shape: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=0, le=2**31)]], msgspec.Meta(min_length=1, max_length=2)
+    ]
+    datatype: str
+    data: msgspec.Raw
+    parameters: _PARAMETERS | msgspec.UnsetType = msgspec.UNSET
+
+
+class Wanted(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """An output that the client asks for."""
+
+    name: _NAME
+    parameters: _PARAMETERS | msgspec.UnsetType = msgspec.UNSET
+
+
+class InferRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The body of an infer call."""
+
+    inputs: Annotated[list[Tensor], msgspec.Meta(min_length=1, max_length=10_000)]
+    id: _NAME | msgspec.UnsetType = msgspec.UNSET
+    parameters: _PARAMETERS | msgspec.UnsetType = msgspec.UNSET
+    outputs: Annotated[list[Wanted], msgspec.Meta(max_length=16)] | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode = msgspec.json.Decoder(InferRequest).decode
+
+
+def _bounds(datatype: str) -> Any:
+    if datatype in _FLOATS:
+        return float
+    if datatype == "BOOL":
+        return bool
+    bits, sign = _INTS[datatype]
+    low, high = (0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if high > 2**63 - 1:  # msgspec's bounds are 64-bit and signed; it refuses more than 64 bits by itself
+        return Annotated[int, msgspec.Meta(ge=low)]
+    return Annotated[int, msgspec.Meta(ge=low, le=high)]
+
+
+def _decoders(max_text: int) -> dict[str, Any]:
+    found = {}
+    for datatype in DATATYPES:
+        kind: Any = (
+            Annotated[str, msgspec.Meta(max_length=max_text)] if datatype == "BYTES" else _bounds(datatype)
+        )
+        cell = kind | None
+        found[datatype] = msgspec.json.Decoder(list[cell | list[cell]]).decode  # type: ignore[valid-type]
+    return found
+
+
+class V2Codec:
+    """Decodes infer requests of any deployment."""
+
+    def __init__(self, *, max_rows: int, max_text: int) -> None:
+        self._max_rows = max_rows
+        self._data = _decoders(max_text)
+
+    def decode(self, body: bytes, signature: Signature) -> tuple[Call, InferRequest]:
+        """The call and the request around it. Raises as :meth:`RowCodec.decode` does."""
+        try:
+            request = _decode(body)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(
+                f"not an infer request: {str(error)[:300]}", next_step=f"Columns: {describe(signature)}."
+            ) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise malformed(error) from None
+        self._check_keys(body, request)
+        by_name = {t.name: t for t in request.inputs}
+        if len(by_name) != len(request.inputs):
+            raise InvalidInput("an input is there twice", place="inputs")
+        names = [c.name for c in signature.inputs]
+        if len(request.inputs) == 1 and request.inputs[0].name not in names:
+            columns, rows = self._matrix(request.inputs[0], signature)
+        else:
+            columns, rows = self._columns(by_name, signature)
+        if b"\\" in body and any(
+            isinstance(v, str) and "\0" in v for values in columns.values() for v in values
+        ):
+            raise InvalidInput("NUL in a string", place="inputs")
+        key = request.parameters.get("key") if isinstance(request.parameters, dict) else None
+        return Call(dict(columns), rows, key if isinstance(key, str) else None, None), request
+
+    def _check_keys(self, body: bytes, request: InferRequest) -> None:
+        unset = msgspec.UNSET
+        plain = (
+            request.parameters is unset
+            and request.outputs is unset
+            and all(t.parameters is unset for t in request.inputs)
+        )
+        keys = 1 + 4 * len(request.inputs) + (0 if request.id is unset else 1)
+        if not plain or b"\\" in body or body.count(b":") != keys:
+            no_duplicates(body)
+
+    def _columns(self, tensors: dict[str, Tensor], signature: Signature) -> tuple[dict[str, list[Any]], int]:
+        names = {c.name for c in signature.inputs}
+        extra = sorted(set(tensors) - names)
+        if extra:
+            raise _refuse(
+                signature, "unknown input", value=extra[0], hint=near(extra[0], names, what="column") + " "
+            )
+        columns: dict[str, list[Any]] = {}
+        lengths = set()
+        for column in signature.inputs:
+            tensor = tensors.get(column.name)
+            if tensor is None:
+                if not column.nullable:
+                    raise _refuse(signature, "missing input", value=column.name)
+                continue
+            columns[column.name] = self._values(tensor, column, signature)
+            lengths.add(len(columns[column.name]))
+        if len(lengths) != 1 or 0 in lengths:
+            raise _refuse(
+                signature,
+                "inputs must have one and the same number of rows, at least 1",
+                value=sorted(lengths),
+            )
+        rows = lengths.pop()
+        return {c.name: columns.get(c.name) or [None] * rows for c in signature.inputs}, rows
+
+    def _values(self, tensor: Tensor, column: Column, signature: Signature) -> list[Any]:
+        if tensor.datatype not in _ACCEPTS[column.type]:
+            raise _refuse(signature, f"input {column.name!r} cannot be", value=tensor.datatype)
+        if len(tensor.shape) == 2 and tensor.shape[1] != 1:
+            raise _refuse(signature, f"input {column.name!r} has shape [n] or [n, 1]", value=tensor.shape)
+        values = self._flat(tensor)
+        if not column.nullable and None in values:
+            raise _refuse(signature, f"input {column.name!r} has a null", place=column.name)
+        return [None if v is None else float(v) for v in values] if column.type == "float64" else values
+
+    def _matrix(self, tensor: Tensor, signature: Signature) -> tuple[dict[str, list[Any]], int]:
+        width = len(signature.inputs)
+        if tensor.datatype not in _FLOATS or any(c.type != "float64" for c in signature.inputs):
+            raise _refuse(
+                signature,
+                "a single matrix needs a floating datatype and float64 columns only",
+                value=f"{tensor.name}: {tensor.datatype}",
+            )
+        if len(tensor.shape) != 2 or tensor.shape[1] != width or not tensor.shape[0]:
+            raise _refuse(signature, f"the matrix has shape [n, {width}]", value=tensor.shape)
+        values = self._flat(tensor)
+        columns = {c.name: values[i::width] for i, c in enumerate(signature.inputs)}
+        for column in signature.inputs:
+            if not column.nullable and None in columns[column.name]:
+                raise _refuse(signature, f"column {column.name!r} has a null", place=column.name)
+        return columns, tensor.shape[0]
+
+    def _flat(self, tensor: Tensor) -> list[Any]:
+        if tensor.shape[0] > self._max_rows:
+            raise TooManyRows(
+                "too many rows in one request",
+                value=tensor.shape[0],
+                next_step=f"Send at most {self._max_rows}.",
+            )
+        try:
+            data: list[Any] = self._data[tensor.datatype](tensor.data)
+        except msgspec.ValidationError as error:
+            raise InvalidInput(
+                f"input {tensor.name!r}: {str(error)[:300]}", value=tensor.datatype, place=tensor.name
+            ) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise malformed(error) from None
+        if any(type(v) is list for v in data):
+            width = tensor.shape[1] if len(tensor.shape) == 2 else 0
+            if not all(type(v) is list and len(v) == width for v in data):
+                raise InvalidInput("the data are ragged", value=tensor.shape, place=tensor.name)
+            data = [x for row in data for x in row]
+        size = tensor.shape[0] * (tensor.shape[1] if len(tensor.shape) == 2 else 1)
+        if len(data) != size:
+            raise InvalidInput(
+                f"the shape has {size} elements, the data {len(data)}", value=tensor.shape, place=tensor.name
+            )
+        return data
+
+
+def _refuse(
+    signature: Signature, message: str, *, value: object = None, place: str | None = None, hint: str = ""
+) -> InvalidInput:
+    return InvalidInput(message, value=value, place=place, next_step=f"{hint}Columns: {describe(signature)}.")
+
+
+def wanted(request: InferRequest, signature: Signature) -> list[str]:
+    """The names of the outputs to send; raises for one that does not exist or is there twice."""
+    known = [o["name"] for o in outputs_of(signature)]
+    if not isinstance(request.outputs, list) or not request.outputs:
+        return known
+    names = [o.name for o in request.outputs]
+    for name in names:
+        if name not in known:
+            raise InvalidInput(
+                "there is no such output", value=name, next_step=near(name, known, what="output")
+            )
+    if len(set(names)) != len(names):
+        raise Malformed("an output is asked for twice", place="outputs")
+    return names
+
+
+def render(
+    deployment: LiveDeployment, target: LiveTarget, scores: list[Any], *, ident: str, outputs: list[str]
+) -> bytes:
+    """The reply to an infer call."""
+    signature, rows = deployment.signature, len(scores)
+    tensors: list[dict[str, Any]] = []
+    for name in outputs:
+        if name == "label":
+            tensors.append(
+                {"name": name, "shape": [rows], "datatype": "BYTES", "data": labels(deployment, scores)}
+            )
+        elif name == "probabilities":
+            tensors.append(
+                {
+                    "name": name,
+                    "shape": [rows, len(signature.classes)],
+                    "datatype": "FP64",
+                    "data": [x for row in scores for x in row],
+                }
+            )
+        else:
+            tensors.append({"name": name, "shape": [rows], "datatype": "FP64", "data": scores})
+    return msgspec.json.encode(
+        {"model_name": deployment.name, "model_version": str(target.number), "id": ident, "outputs": tensors}
+    )
+
+
+def outputs_of(signature: Signature) -> list[dict[str, Any]]:
+    """Output metadata of a signature."""
+    label = {"name": "label", "datatype": "BYTES", "shape": [-1]}
+    if signature.task is Task.BINARY:
+        return [label, {"name": "score", "datatype": "FP64", "shape": [-1]}]
+    if signature.task is Task.MULTICLASS:
+        return [label, {"name": "probabilities", "datatype": "FP64", "shape": [-1, len(signature.classes)]}]
+    return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
+
+
+def metadata(deployment: LiveDeployment, targets: list[LiveTarget]) -> dict[str, Any]:
+    """Model metadata."""
+    inputs = [{"name": c.name, "datatype": _SAYS[c.type], "shape": [-1]} for c in deployment.signature.inputs]
+    return {
+        "name": deployment.name,
+        "versions": [str(t.number) for t in targets],
+        "platform": "mainspring",
+        "inputs": inputs,
+        "outputs": outputs_of(deployment.signature),
+    }
