@@ -16,8 +16,10 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 import threading
 import time
+import weakref
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +60,7 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._closed = False
         self._begin()
+        _writers.add(self)
 
     def _begin(self) -> None:
         self._pid = os.getpid()
@@ -192,6 +195,18 @@ class JournalWriter:
             os.close(fd)
 
 
+_writers: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have held a writer's lock at the fork; in the child nobody would ever let go."""
+    for writer in _writers:
+        writer._lock = threading.Lock()  # noqa: SLF001 - same module
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 @dataclass(frozen=True)
 class Segment:
     """One file of a journal. ``closed``: its writer finished it (or began the next one)."""
@@ -298,6 +313,28 @@ class JournalReader:
             positions[segment.writer] = (segment.number, end)
         present = {s.writer for s in segments}
         return budget.found, _format({w: p for w, p in positions.items() if w in present})
+
+    def records(
+        self, segment: Segment, start: int = 0, *, max_bytes: int = 8 << 20
+    ) -> tuple[list[tuple[int, bytes]], int]:
+        """Records of one segment from offset ``start``, each with its offset, and the offset behind them.
+
+        For readers whose unit is not the record: an offset names the same record for ever.
+        """
+        budget = _Budget(sys.maxsize, max_bytes)
+        end = self._read_segment(segment, start, budget)
+        at, found = start or len(MAGIC), []
+        for payload in budget.found:
+            found.append((at, payload))
+            at += _FRAME.size + len(payload)
+        return found, end
+
+    def at_end(self, segment: Segment, offset: int) -> bool:
+        """Whether ``offset`` is the end of the segment as it is now; a removed segment has ended."""
+        try:
+            return offset >= _file_of(segment).stat().st_size
+        except FileNotFoundError:
+            return True
 
     def behind(self, cursor: str) -> list[Segment]:
         """Closed or abandoned segments that ``cursor`` has fully passed: no reader at ``cursor`` needs them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -300,7 +301,7 @@ class Tracking:
         with self._base.store.read() as tx:
             self._num(tx, run)  # before a long upload, not after
         with self._base.objects.writing() as writer:
-            stored = writer.put(Stream(body))
+            stored = writer.put(io.BufferedReader(Stream(body)))
             writer.flush()
             return self._name_artifact(run, path, stored)
 

@@ -1,0 +1,439 @@
+"""What training code uses: ``with tracking.run(experiment="x") as run: run.log_metric("loss", 0.1, step=1)``.
+
+A log call appends to the spool (one ``write()``) and returns; a background thread ships. Training never waits for a server
+and never dies with one. A full disk or a failed fsync makes the spool *degraded*: one warning, a mark on the run, and
+training goes on.
+"""
+
+# ruff: noqa: SLF001 - a run and its shipping thread are one mechanism in two halves
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, cast
+
+from mainspring.clock import Clock, SystemClock, to_us
+from mainspring.errors import InvalidInput, MainspringError
+from mainspring.records.base import check_name, check_path, new_id
+from mainspring.records.tracking import Run as RunRecord
+from mainspring.storage.journal import JournalWriter
+from mainspring.tracking import spool
+from mainspring.tracking.capture import Captured, capture
+from mainspring.tracking.operations import Tracking
+from mainspring.tracking.spool import Shipment, Shipper, TrackingOperations, encode, ingest_spool, sweep
+
+SHIP_EVERY_S = 0.5
+DUTY = 4
+"""The shipping thread rests this many times as long as it worked: the training loop keeps the interpreter."""
+
+FLUSH_S = 10.0
+LONG_TEXT = 256 << 10
+"""A longer param or tag is kept whole as an artifact; the value holds its head and says so."""
+
+Number = float | int
+Ended = Literal["finished", "failed", "killed"]
+
+
+class TrackingClient:
+    """Runs from the user's side. ``operations`` is the tracking room, here or remote.
+
+    ``spool`` is a private folder on this machine; by default inside the local workspace, or in the user's cache for a
+    remote one.
+    """
+
+    def __init__(
+        self,
+        operations: Tracking,
+        _objects: object = None,
+        *,
+        spool: Path | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        base = getattr(operations, "_base", None)
+        self.operations = operations
+        self._clock: Clock = clock or (base.clock if base is not None else SystemClock())
+        self._shared = spool is None and base is None
+        if spool is None:
+            spool = (
+                base.home / "spool" / base.project
+                if base is not None
+                else Path.home() / ".cache" / "mainspring" / "spool"
+            )
+        self.spool = spool
+
+    def __getattr__(self, name: str) -> Any:
+        """All operations of the room: ``search``, ``metric_history``, ..."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.operations, name)
+
+    def run(
+        self,
+        *,
+        experiment: str = "default",
+        name: str = "",
+        params: Mapping[str, object] | None = None,
+        tags: Mapping[str, object] | None = None,
+        parent: str | None = None,
+        capture: bool = True,
+        seeds: Mapping[str, int] | None = None,
+    ) -> Run:
+        """Begin a run; use it as a context manager, or call :meth:`Run.finish`.
+
+        ``capture`` records code, environment and machine in the background; what cannot be captured is recorded as such.
+        """
+        check_name(experiment, what="experiment")
+        begin = {
+            "experiment": experiment,
+            "name": _text(name),
+            "parent": parent,
+            "started_us": to_us(self._clock.now()),
+            "alive_s": spool.ALIVE_S,
+        }
+        run = Run(
+            self.operations,
+            self.spool,
+            new_id(),
+            clock=self._clock,
+            begin=begin,
+            captured=capture,
+            seeds=dict(seeds or {}),
+        )
+        run.log_params(params or {})
+        run.set_tags(tags or {})
+        return run
+
+    def attach(self, run: str) -> Run:
+        """Log into a run that another process began (a step of a pipeline, a rank of a training); it ends there, not here."""
+        return Run(self.operations, self.spool, run, clock=self._clock, begin=None, captured=False, seeds={})
+
+    def recover(self) -> dict[str, Shipment]:
+        """Ship what processes that died left in the spool, exactly once.
+
+        A remote client needs its own ``spool`` folder for this: in the common one lie runs of other servers.
+        """
+        if self._shared:
+            return {}
+        return ingest_spool(self.spool, cast("TrackingOperations", self.operations))
+
+
+RunClient = TrackingClient
+
+
+class Run:
+    """A run being logged. All methods may be called from any thread; none raises for a server or disk that fails."""
+
+    def __init__(
+        self,
+        operations: Tracking,
+        folder: Path,
+        run: str,
+        *,
+        clock: Clock,
+        begin: dict[str, Any] | None,
+        captured: bool,
+        seeds: dict[str, int],
+    ) -> None:
+        self.id = run
+        self.degraded: str | None = None
+        """Why the spool could not take everything; None while it could."""
+        self.lost = 0
+        """Log calls whose data is lost because the spool could not be written."""
+        self._operations = operations
+        self._folder = folder / run
+        self._clock = clock
+        self._owner = begin is not None
+        self._captured = captured
+        self._seeds = seeds
+        self._journal = JournalWriter(self._folder, prefix=spool.PREFIX, max_bytes=8 << 20)
+        self._params: dict[str, str] = {}
+        self._retry_at = 0.0
+        self._dirty = False
+        self._ended = False
+        self._warned: set[str] = set()
+        self._wake = threading.Event()
+        self._looked = threading.Event()
+        self._stop = False
+        self._pid = os.getpid()
+        if begin is not None:
+            self._append(encode(spool.BEGIN, begin | {"id": run}))
+        self._thread = threading.Thread(
+            target=_ship_forever, args=(self,), name="mainspring-spool", daemon=True
+        )
+        self._thread.start()
+        _open_runs.add(self)
+
+    # --- logging -------------------------------------------------------------------------------------------------------
+
+    def log_metric(self, key: str, value: Number, step: int = 0) -> None:
+        """Log one number. NaN and infinities are kept; an integer beyond 2**53 is rounded to the nearest double."""
+        self._append(encode(spool.METRIC, (key, float(value), step, time.time_ns() // 1000)))
+
+    def log_metrics(self, metrics: Mapping[str, Number], step: int = 0) -> None:
+        """Log several numbers of one step."""
+        if metrics:
+            self._append(
+                encode(
+                    spool.METRICS, ({k: float(v) for k, v in metrics.items()}, step, time.time_ns() // 1000)
+                )
+            )
+
+    def log_param(self, key: str, value: object) -> None:
+        """Log what the run was made with. A param stands: another value raises :class:`InvalidInput`."""
+        self.log_params({key: value})
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        texts = {_text(str(k)): self._short(_text(str(v)), "params") for k, v in params.items()}
+        for key, value in texts.items():
+            if self._params.get(key, value) != value:
+                raise InvalidInput(
+                    f"param {key!r} is {self._params[key]!r} already",
+                    value=value,
+                    next_step="Params stand; log a tag, or start another run.",
+                )
+        fresh = {k: v for k, v in texts.items() if k not in self._params}
+        self._params |= fresh
+        if fresh:
+            self._append(encode(spool.PARAMS, fresh))
+
+    def set_tags(self, tags: Mapping[str, object]) -> None:
+        texts = {_text(str(k)): self._short(_text(str(v)), "tags") for k, v in tags.items()}
+        if texts:
+            self._append(encode(spool.TAGS, texts))
+
+    def set_tag(self, key: str, value: object) -> None:
+        self.set_tags({key: value})
+
+    def use(self, *inputs: str) -> None:
+        """Record inputs: ids of dataset versions, or references such as ``object:<digest>``."""
+        references = [i if ":" in i else f"dataset_version:{i}" for i in inputs]
+        if references:
+            self._append(encode(spool.USE, references))
+
+    def log_artifact(self, source: Path | str | bytes, path: str | None = None) -> None:
+        """Keep a file (or a folder, or bytes) with the run under the logical ``path``; it is copied now and uploaded later."""
+        if isinstance(source, bytes):
+            if path is None:
+                raise InvalidInput("bytes have no name", next_step="Pass path='name'.")
+            self._keep(source, check_path(path, what="artifact path"))
+            return
+        file = Path(source)
+        target = check_path(path or file.name, what="artifact path")
+        if file.is_dir():
+            for inner in sorted(p for p in file.rglob("*") if p.is_file() and not p.is_symlink()):
+                self._keep(
+                    inner, check_path(f"{target}/{inner.relative_to(file).as_posix()}", what="artifact path")
+                )
+        elif file.is_file():
+            self._keep(file, target)
+        else:
+            raise InvalidInput(
+                "no such file", value=str(source), next_step="Pass the path of a file or folder that exists."
+            )
+
+    # --- ending --------------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout_s: float = FLUSH_S) -> bool:
+        """Wait until everything logged so far is stored; returns False if it was not within ``timeout_s`` seconds (it stays in the spool)."""
+        self._dirty = True
+        if threading.current_thread() is self._thread or os.getpid() != self._pid:
+            return False
+        done = threading.Event()
+        self._waiting = done
+        self._wake.set()
+        return done.wait(timeout_s)
+
+    def finish(self, status: Ended = "finished", *, flush_s: float = FLUSH_S) -> bool:
+        """End the run: fsync the spool and wait at most ``flush_s`` seconds for it to be stored.
+
+        Returns whether all is stored. If not, nothing is lost: whoever opens the workspace next ships the rest.
+        """
+        if self._ended or os.getpid() != self._pid:
+            return True
+        self._ended = True
+        _open_runs.discard(self)
+        self._looked.wait(flush_s)  # a short run may end before its capture has
+        if self._owner:
+            if self.degraded:
+                self._append(
+                    encode(
+                        spool.TAGS,
+                        {"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]},
+                    )
+                )
+            self._append(encode(spool.FINISH, (status, to_us(self._clock.now()))))
+        with contextlib.suppress(MainspringError):
+            self._journal.close()
+        self._stop = True
+        self._wake.set()
+        self._thread.join(flush_s)
+        stored = not self._thread.is_alive() and not self._left()
+        if not stored:
+            self._warn(
+                "flush",
+                f"run {self.id}: not everything is stored yet; it is safe in {self._folder} and ships when the workspace is next opened",
+            )
+        elif self.degraded and self._owner:
+            self._mark_degraded()
+        return stored
+
+    def record(self) -> RunRecord:
+        """The run as it is stored now."""
+        return self._operations.run(run=self.id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.finish("killed" if issubclass(kind, KeyboardInterrupt) else "failed")
+
+    # --- inside --------------------------------------------------------------------------------------------------------
+
+    def _append(self, record: bytes) -> None:
+        if self.degraded is not None and time.monotonic() < self._retry_at:
+            self.lost += 1
+            return
+        try:
+            self._journal.append(record)
+        except MainspringError as error:
+            self._degrade(error)
+            self.lost += 1
+        else:
+            self._dirty = True
+
+    def _degrade(self, error: BaseException) -> None:
+        self._retry_at = time.monotonic() + 1.0
+        self.degraded = str(error)
+        self._warn("degraded", f"run {self.id}: logging is degraded, training goes on: {error}")
+
+    def _warn(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            with contextlib.suppress(
+                RuntimeWarning
+            ):  # a filter that turns warnings into errors must not end the training
+                warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+    def _mark_degraded(self) -> None:
+        with contextlib.suppress(MainspringError):
+            self._operations.set_tags(
+                run=self.id,
+                tags={"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]},
+            )
+
+    def _short(self, value: str, kind: str) -> str:
+        if len(value) <= LONG_TEXT:
+            return value
+        name = f"mainspring/{kind}/{new_id()}.txt"
+        self._keep(value.encode(), name)
+        return f"{value[:1000]}... ({len(value)} characters; whole in artifact {name})"
+
+    def _keep(self, source: Path | bytes, path: str) -> None:
+        """Copy into the spool, then name it there: a crash in between leaves a file that nobody asks for."""
+        target = self._folder / "files" / new_id()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if isinstance(source, bytes):
+                target.write_bytes(source)
+            else:
+                shutil.copyfile(source, target)
+        except OSError as error:
+            self._degrade(error)
+            self.lost += 1
+            return
+        self._append(encode(spool.ARTIFACT, (path, target.name)))
+
+    def _left(self) -> bool:
+        return self._folder.is_dir() and any(self._folder.glob(f"{spool.PREFIX}-{self._journal.writer}-*"))
+
+    _waiting: threading.Event | None = None
+
+    def _round(self, shipper: Shipper, *, last: bool) -> None:
+        """Cut what was logged so far into a batch and ship it."""
+        if self._dirty and not last:
+            self._dirty = False
+            with contextlib.suppress(MainspringError):
+                self._journal.append(encode(spool.CUT, None))
+        shipper.ship(writer=self._journal.writer)
+        if last:
+            shipper.ship()  # what forked children of this run left
+            sweep(self._folder)
+
+    def _capture(self) -> None:
+        if self._captured:
+            found: Captured = capture(seeds=self._seeds)
+            self._append(encode(spool.CAPTURE, (found.code, found.environment, found.source)))
+
+
+def _ship_forever(run: Run) -> None:
+    """The background thread of a run: capture, then ship until the run has ended and all is stored."""
+    shipper = Shipper(run._folder, run.id, cast("TrackingOperations", run._operations), alive_s=spool.ALIVE_S)
+    try:
+        run._capture()
+    except Exception as error:  # noqa: BLE001 - capture never fails the run
+        run._append(encode(spool.TAGS, {"mainspring.capture_failed": str(error)[:1000]}))
+    finally:
+        run._looked.set()
+    failures, beat = 0, time.monotonic()
+    while True:
+        run._wake.clear()
+        began, stopping, waiting = time.monotonic(), run._stop, run._waiting
+        try:
+            run._round(shipper, last=stopping)
+            if began - beat > spool.ALIVE_S / 3 and not stopping:
+                run._operations.heartbeat(run=run.id, alive_s=spool.ALIVE_S)
+                beat = began
+            failures = 0
+        except Exception as error:  # noqa: BLE001 - whatever the store or the network raises: try again later
+            failures += 1
+            if failures == 3:
+                run._warn(
+                    "unreachable",
+                    f"run {run.id}: the store is not reachable, logging goes on in the spool: {error}",
+                )
+        if shipper.total.rejected:
+            run._warn(
+                "rejected",
+                f"run {run.id}: the store refused {shipper.total.rejected} batches: {shipper.total.reasons[-1]}",
+            )
+        if not failures:
+            if waiting is not None and waiting is run._waiting:
+                run._waiting = None
+                waiting.set()
+            if stopping:
+                return
+        spent = time.monotonic() - began
+        run._wake.wait(min(0.1 * 2**failures, 30.0) if failures else max(SHIP_EVERY_S, DUTY * spent))
+
+
+_open_runs: set[Run] = set()
+"""Runs that nobody finished yet: kept, so that a forgotten one ends with the program."""
+
+
+def _finish_all() -> None:
+    """At interpreter exit: runs that nobody finished end as the program did."""
+    status: Ended = "failed" if getattr(sys, "last_value", None) is not None else "finished"
+    for run in list(_open_runs):
+        run.finish(status)
+
+
+atexit.register(_finish_all)
+
+
+def _text(text: str) -> str:
+    """Text that every engine can keep: NUL and lone surrogates are written out as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")
