@@ -1,0 +1,282 @@
+"""A small search over several model families on the same folds, and a selection that does not chase noise.
+
+Optuna proposes (ask), we fit and score (tell), in memory and in this process; recording is the caller's, through
+``on_trial``. Every trial of every family is scored on the same validation rows, so the selection can be paired.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mainspring.errors import InvalidInput, MissingExtra, StepFailed
+from mainspring.records.models import Task
+from mainspring.records.training import Comparison, SearchResult, TrialResult
+from mainspring.training.compare import paired_difference
+from mainspring.training.metrics import Floats, Metric, as_arrays, metric
+from mainspring.training.splits import Rows
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real number between ``low`` and ``high``, both included; ``log``: searched on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number between ``low`` and ``high``, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of these values (text, number, bool or None)."""
+
+    options: tuple[Any, ...]
+
+
+Dimension = Real | Whole | OneOf
+Predict = Callable[[Rows], ArrayLike]
+Fit = Callable[[Mapping[str, Any], Rows], Predict]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model. ``fit(params, rows)`` trains on these rows and returns a function that scores others.
+
+    ``default`` is tried first. List families from simple to complex: of equals, the first is preferred.
+    """
+
+    name: str
+    fit: Fit
+    space: Mapping[str, Dimension] = field(default_factory=dict)
+    default: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Scored:
+    """A finished trial with its loss on each validation row, in fold order."""
+
+    result: TrialResult
+    losses: Floats
+
+
+def search(
+    families: Sequence[Family],
+    y: ArrayLike,
+    folds: Sequence[tuple[Rows, Rows]],
+    *,
+    task: Task,
+    trials: int,
+    name: str = "log_loss",
+    blocks: ArrayLike | None = None,
+    seed: int = 0,
+    prefer: Literal["best", "simplest"] = "simplest",
+    confidence: float = 0.95,
+    on_trial: Callable[[TrialResult], None] | None = None,
+) -> SearchResult:
+    """Search ``trials`` trials in all, dealt to the families in turn, and select one.
+
+    ``prefer="simplest"`` selects the first family (in the given order) whose best trial is not shown to be worse than the
+    overall best on the same rows; ``"best"`` takes the lowest mean loss. ``blocks`` groups dependent rows (the day).
+    ``name`` must be a metric that is a mean over rows. A trial that raises is recorded as failed and the search goes on;
+    when all fail, :class:`StepFailed` names the last cause. The same seed gives the same trials.
+    """
+    loss = metric(name, task)
+    if loss.row_loss is None:
+        raise InvalidInput(
+            "a search needs a metric that is a mean over rows",
+            value=name,
+            next_step="Use log_loss, brier, mae or rmse.",
+        )
+    _check(families, trials, folds)
+    truth = np.asarray(y, dtype=np.float64)
+    rows = np.concatenate([validation for _, validation in folds])
+    keys = None if blocks is None else np.asarray(blocks)[rows]
+    studies = _studies(families, seed)
+    scored: list[_Scored] = []
+    results: list[TrialResult] = []
+    for number in range(trials):
+        family = families[number % len(families)]
+        study = studies[family.name]
+        proposal = study.ask(_distributions(family))
+        outcome = _run(number, family, dict(proposal.params), truth, folds, loss)
+        if outcome.result.loss is None:
+            study.tell(proposal, state=_failed_state())
+        else:
+            study.tell(proposal, outcome.result.loss)
+            scored.append(outcome)
+        results.append(outcome.result)
+        if on_trial is not None:
+            on_trial(outcome.result)
+    if not scored:
+        raise StepFailed(
+            "every trial of the search failed",
+            value=results[-1].error,
+            next_step="Fit one family by hand on the first fold to see the cause.",
+        )
+    return _select(
+        families, scored, results, keys, name=name, seed=seed, prefer=prefer, confidence=confidence
+    )
+
+
+def _check(families: Sequence[Family], trials: int, folds: Sequence[tuple[Rows, Rows]]) -> None:
+    names = [f.name for f in families]
+    if not names or len(set(names)) != len(names):
+        raise InvalidInput("a search needs families with different names", value=names)
+    if trials < len(names):
+        raise InvalidInput(
+            "too few trials to try every family once", value=trials, next_step=f"Use at least {len(names)}."
+        )
+    if not folds:
+        raise InvalidInput("a search needs at least one fold", next_step="Make folds with training.splits.")
+
+
+def _run(
+    number: int,
+    family: Family,
+    params: dict[str, Any],
+    y: Floats,
+    folds: Sequence[tuple[Rows, Rows]],
+    loss: Metric,
+) -> _Scored:
+    began = time.monotonic()
+    parts: list[Floats] = []
+    assert loss.row_loss is not None  # noqa: S101 - checked by the caller
+    try:
+        for train, validation in folds:
+            truth, scores = as_arrays(y[validation], family.fit(params, train)(validation))
+            parts.append(loss.row_loss(truth, scores))
+    except Exception as error:  # noqa: BLE001 - one bad corner of the space must not lose the other trials
+        failed = TrialResult(
+            number=number, family=family.name, params=params, loss=None, seconds=time.monotonic() - began, state="failed",
+            error=f"{type(error).__name__}: {error}"[:500],
+        )  # fmt: skip
+        return _Scored(failed, np.zeros(0))
+    losses = np.concatenate(parts)
+    result = TrialResult(
+        number=number,
+        family=family.name,
+        params=params,
+        loss=float(losses.mean()),
+        fold_losses=[float(p.mean()) for p in parts],
+        seconds=time.monotonic() - began,
+    )
+    return _Scored(result, losses)
+
+
+def _select(
+    families: Sequence[Family],
+    scored: list[_Scored],
+    results: list[TrialResult],
+    keys: Any,
+    *,
+    name: str,
+    seed: int,
+    prefer: str,
+    confidence: float,
+) -> SearchResult:
+    def rank(trial: _Scored) -> float:
+        return trial.result.loss if trial.result.loss is not None else float("inf")
+
+    best = min(scored, key=rank)
+    versus: dict[str, Comparison] = {}
+    leaders: dict[str, _Scored] = {}
+    for family in families:
+        own = [s for s in scored if s.result.family == family.name]
+        if own:
+            leaders[family.name] = min(own, key=rank)
+            if leaders[family.name] is not best:
+                versus[family.name] = paired_difference(
+                    leaders[family.name].losses - best.losses, blocks=keys, confidence=confidence, name=name
+                )
+    selected, reason = best, f"{best.result.family} has the lowest mean {name}"
+    if prefer == "simplest":
+        for family_name, leader in leaders.items():
+            if leader is best:
+                break
+            test = versus[family_name]
+            if test.p_harm is not None and not test.harmful:
+                selected = leader
+                reason = f"{family_name} is simpler and not shown to be worse than {best.result.family} (p = {test.p_harm:.3f})"
+                break
+    return SearchResult(
+        trials=results,
+        best=best.result.number,
+        selected=selected.result.number,
+        metric=name,
+        seed=seed,
+        reason=reason,
+        versus=versus,
+    )
+
+
+# --- Optuna, loaded only here ----------------------------------------------------------------------------------------
+
+
+def _studies(families: Sequence[Family], seed: int) -> dict[str, Any]:
+    optuna = _optuna()
+    studies = {}
+    with _quiet(optuna):
+        for number, family in enumerate(families):
+            sampler = optuna.samplers.TPESampler(seed=seed * 1009 + number)
+            studies[family.name] = optuna.create_study(direction="minimize", sampler=sampler)
+            if family.default:
+                unknown = sorted(set(family.default) - set(family.space))
+                if unknown:
+                    raise InvalidInput(
+                        "a default names no dimension of its space",
+                        value=unknown,
+                        place=f"family {family.name}",
+                    )
+                studies[family.name].enqueue_trial(dict(family.default))
+    return studies
+
+
+def _distributions(family: Family) -> dict[str, Any]:
+    kinds = _optuna().distributions
+    made: dict[str, Any] = {}
+    for name, dimension in family.space.items():
+        if isinstance(dimension, OneOf):
+            made[name] = kinds.CategoricalDistribution(dimension.options)
+        elif isinstance(dimension, Whole):
+            made[name] = kinds.IntDistribution(dimension.low, dimension.high, log=dimension.log)
+        else:
+            made[name] = kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return made
+
+
+def _failed_state() -> Any:
+    return _optuna().trial.TrialState.FAIL
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtra.for_library("optuna", extra="ml") from None
+    return optuna
+
+
+@contextlib.contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Our trials are recorded as records, not as lines on the user's stderr."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

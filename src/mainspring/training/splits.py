@@ -1,0 +1,181 @@
+"""Which rows train, which rows judge. All functions return row numbers; nothing is shuffled without a seed.
+
+The rule of label arrival: a row whose label was not there at the moment of decision does not exist. It is
+neither trained on nor held out, and no training label may have arrived after the hold-out begins (purging: Lopez de
+Prado 2018, chapter 7), or the model has seen a future that the real one will not have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mainspring.errors import InvalidInput
+
+Rows = NDArray[np.int64]
+
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the two parts, in time order, and how many rows are in neither, by reason."""
+
+    train: Rows
+    holdout: Rows
+    dropped: dict[str, int]
+
+
+def time_split(
+    event_us: ArrayLike,
+    label_us: ArrayLike,
+    *,
+    cutoff_us: int,
+    holdout_us: int,
+    embargo_us: int = 0,
+    window_us: int | None = None,
+) -> Split:
+    """Train on the past, hold out the newest ``holdout_us`` of events whose labels had arrived by ``cutoff_us``.
+
+    ``event_us`` and ``label_us`` are microseconds since the epoch; a label that never came is negative. The hold-out ends
+    with the newest usable event, not at the cut-off, so a label delay does not shrink it. Training rows are older than
+    the hold-out by at least ``embargo_us``, had their label by then, and are at most ``window_us`` older than its start.
+
+    Raises :class:`InvalidInput` if either part would be empty.
+    """
+    events, labels = _times(event_us, label_us)
+    unlabelled = labels < 0
+    late = ~unlabelled & (labels > cutoff_us)
+    usable = ~unlabelled & ~late
+    if not usable.any():
+        raise InvalidInput(
+            "no row has a label that arrived by the cut-off",
+            value=cutoff_us,
+            next_step="Wait for labels, or check their arrival times.",
+        )
+    start = int(events[usable].max()) - holdout_us
+    held = usable & (events > start)
+    past = usable & ~held
+    embargoed = past & ((events > start - embargo_us) | (labels > start - embargo_us))
+    old = (
+        past & ~embargoed & (events <= start - window_us)
+        if window_us is not None
+        else np.zeros(len(events), bool)
+    )
+    train = past & ~embargoed & ~old
+    if not train.any():
+        raise InvalidInput(
+            "no row is left to train on",
+            value=f"{int(usable.sum())} usable rows, {int(held.sum())} held out",
+            next_step="Shorten the hold-out or the embargo, or widen the window.",
+        )
+    counts = {
+        "unlabelled": unlabelled,
+        "label_after_cutoff": late,
+        "embargo": embargoed,
+        "outside_window": old,
+    }
+    return Split(
+        train=_ordered(train, events),
+        holdout=_ordered(held, events),
+        dropped={k: int(v.sum()) for k, v in counts.items()},
+    )
+
+
+def expanding_folds(
+    event_us: ArrayLike,
+    label_us: ArrayLike,
+    *,
+    folds: int,
+    fold_us: int,
+    embargo_us: int = 0,
+    min_train: int = 1,
+) -> list[tuple[Rows, Rows]]:
+    """``(train, validation)`` pairs, oldest first: each validates on ``fold_us`` of time and trains on all that was known before it.
+
+    The last fold ends at the newest event. Rows without a label are in none. Folds with fewer than ``min_train`` training
+    rows or without validation rows are left out; if none remains, :class:`InvalidInput`.
+    """
+    events, labels = _times(event_us, label_us)
+    usable = labels >= 0
+    found: list[tuple[Rows, Rows]] = []
+    newest = int(events[usable].max()) if usable.any() else 0
+    for number in range(folds, 0, -1):
+        start, end = newest - number * fold_us, newest - (number - 1) * fold_us
+        validation = usable & (events > start) & (events <= end)
+        train = usable & (events <= start - embargo_us) & (labels <= start - embargo_us)
+        if validation.any() and int(train.sum()) >= max(min_train, 1):
+            found.append((_ordered(train, events), _ordered(validation, events)))
+    if not found:
+        raise InvalidInput(
+            "no fold has rows to train and to validate on",
+            value=f"{folds} folds",
+            next_step="Use fewer or shorter folds.",
+        )
+    return found
+
+
+def group_folds(groups: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[Rows, Rows]]:
+    """``(train, validation)`` pairs in which no group is on both sides; sizes are balanced greedily, largest group first."""
+    keys = np.asarray(groups)
+    unique, index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    _check_folds(folds, len(unique), what="groups")
+    order = np.random.default_rng(seed).permutation(len(unique))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    load = np.zeros(folds, dtype=np.int64)
+    fold_of = np.zeros(len(unique), dtype=np.int64)
+    for group in order:
+        lightest = int(load.argmin())
+        fold_of[group] = lightest
+        load[lightest] += sizes[group]
+    return _pairs(fold_of[index.reshape(-1)], folds)
+
+
+def stratified_folds(y: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[Rows, Rows]]:
+    """``(train, validation)`` pairs with the class shares of the whole in each (to within one row per class)."""
+    labels = np.asarray(y)
+    _check_folds(folds, len(labels), what="rows")
+    rng = np.random.default_rng(seed)
+    fold_of = np.zeros(len(labels), dtype=np.int64)
+    offset = 0
+    for value in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == value))
+        fold_of[rows] = (np.arange(len(rows)) + offset) % folds
+        offset += len(rows)  # the next class starts where this one ended, so that fold sizes stay even
+    return _pairs(fold_of, folds)
+
+
+def _pairs(fold_of: Rows, folds: int) -> list[tuple[Rows, Rows]]:
+    return [(np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k)) for k in range(folds)]
+
+
+def _check_folds(folds: int, things: int, *, what: str) -> None:
+    if not 2 <= folds <= things:
+        raise InvalidInput(
+            f"cannot make folds out of {things} {what}",
+            value=folds,
+            next_step=f"Use 2 to {max(things, 2)} folds.",
+        )
+
+
+def _times(event_us: ArrayLike, label_us: ArrayLike) -> tuple[Rows, Rows]:
+    events, labels = np.asarray(event_us), np.asarray(label_us)
+    if (
+        events.shape != labels.shape
+        or events.ndim != 1
+        or events.dtype.kind not in "iu"
+        or labels.dtype.kind not in "iu"
+    ):
+        raise InvalidInput(
+            "event and label times must be whole microseconds, one of each per row",
+            value=f"{events.dtype}{events.shape}, {labels.dtype}{labels.shape}",
+            next_step="Use -1 for a label that never came.",
+        )
+    return events.astype(np.int64), labels.astype(np.int64)
+
+
+def _ordered(mask: NDArray[np.bool_], events: Rows) -> Rows:
+    rows = np.flatnonzero(mask)
+    return rows[np.argsort(events[rows], kind="stable")]
