@@ -2,3 +2,7 @@
 
 Apart from :mod:`mainspring.training.operations` this room is pure: arrays in, records out, every random choice seeded.
 """
+
+from mainspring.training.operations import Training
+
+__all__ = ["Training"]

@@ -51,10 +51,10 @@ class Training:
             return d.done(Holdout(dataset_version=dataset_version, uses=0, max_uses=max_uses, locked_at=now))
 
     @operation(role=Role.EDITOR, changes=True)
-    def use_holdout(self, *, dataset_version: str, purpose: str) -> HoldoutUse:
+    def use_holdout(self, *, dataset_version: str, purpose: str, by: str | None = None) -> HoldoutUse:
         """Count one look at a hold-out, before its labels are read; an unlocked one is locked without limit first.
 
-        The actor is the caller. Raises :class:`Conflict` once the limit is used up; that refusal costs no look.
+        ``by`` says what looked (a gate, a notebook); by default the caller, whom the event names in any case. Raises :class:`Conflict` once the limit is used up; that refusal costs no look.
         """
         if not purpose.strip() or len(purpose) > 500:
             raise InvalidInput("say in 1 to 500 characters what the hold-out is used for", value=purpose)
@@ -73,7 +73,7 @@ class Training:
                     next_step="Make a new hold-out from newer data: a judge that is asked too often is learned by heart.",
                 )
             invocation, count = current(), int(rows[0]["uses"])
-            actor = invocation.actor if invocation else "local"
+            actor = by or (invocation.actor if invocation else "local")
             use = HoldoutUse(
                 id=new_id(),
                 dataset_version=dataset_version,
