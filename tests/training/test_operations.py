@@ -45,7 +45,7 @@ def test_every_look_is_counted_and_an_event(room: Training, store: Store) -> Non
     with acting("ann", role=Role.EDITOR):
         first = room.use_holdout(dataset_version="v1", purpose="gate of delay@2")
     second = room.use_holdout(dataset_version="v1", purpose="gate of delay@3")
-    third = room.use_holdout(dataset_version="v2", purpose="gate of delay@4", by="gate")
+    third = room.use_holdout(dataset_version="other", purpose="gate of delay@4", by="gate")
     assert (first.count, first.by, second.count, third.by) == (1, "ann", 2, "gate")
     assert room.holdout_uses(dataset_version="v1") == [first, second]
     assert room.holdout_uses(dataset_version="v1", after=1) == [second]
@@ -54,6 +54,8 @@ def test_every_look_is_counted_and_an_event(room: Training, store: Store) -> Non
         assert [e["kind"] for e in tx.all("SELECT kind FROM events ORDER BY seq")] == [
             "holdout.locked",
             "holdout.used",
+            "holdout.used",
+            "holdout.locked",
             "holdout.used",
         ]
 
