@@ -19,7 +19,7 @@ from mainspring.records.base import Digest, Duration, Page, Record
 
 
 class TableColumn(Record, frozen=True):
-    """A column of a table version. ``type`` is the Arrow name of its type, e.g. ``int64``, ``string``, ``timestamp[us, tz=UTC]``."""
+    """A column of a table version. ``type`` is e.g. ``int64``, ``float64``, ``string``, ``timestamp[us, tz=UTC]``."""
 
     name: str
     type: str
@@ -143,7 +143,7 @@ class FreshnessRule(Rule, frozen=True, kw_only=True, tag="freshness"):
 class LabelRateRule(Rule, frozen=True, kw_only=True, tag="label_rate"):
     """The share of ``positive`` among the non-null values lies in ``[low, high]``.
 
-    With ``period`` (a time column) it must hold ``per`` day, week or month; with ``by`` for every value of that column.
+    With ``period`` (a time column) it must hold ``per`` hour, day or month; with ``by`` for every value of that column.
     Groups of fewer than ``min_rows`` labelled rows are not judged.
     """
 
@@ -152,7 +152,7 @@ class LabelRateRule(Rule, frozen=True, kw_only=True, tag="label_rate"):
     high: float
     positive: str | int | float | bool = True
     period: str | None = None
-    per: Literal["day", "week", "month"] = "day"
+    per: Literal["hour", "day", "month"] = "day"
     by: str | None = None
     min_rows: int = 30
 

@@ -1,0 +1,444 @@
+"""Check rules compiled to one pass over a table, with the rows that broke them.
+
+A rule that cannot be right (a column that does not exist, an empty range, a pattern that does not compile) is refused
+before the data is looked at. Whatever the *data* holds is a finding, never an exception: a text column under a ``range``
+rule fails that rule with a reason. The counts of all rules come from one select (Narwhals over DuckDB); only rules that
+failed read rows a second time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import narwhals as nw
+import pyarrow as pa
+import pyarrow.types as pt
+
+from mainspring.data.engine import connection
+from mainspring.data.profile import arrow_kind
+from mainspring.errors import InvalidInput, near
+from mainspring.records.base import seconds
+from mainspring.records.data import (
+    CheckRule,
+    FailedRow,
+    Finding,
+    FreshnessRule,
+    LabelRateRule,
+    NotNullRule,
+    RangeRule,
+    RegexRule,
+    RowCountRule,
+    SetRule,
+    TypeRule,
+    UniqueRule,
+)
+
+MAX_SAMPLE = 10
+_MAX_COLUMNS_SHOWN = 40
+_MAX_GROUPS = 50
+_ROW = "__row"
+_N = "__n"
+_TRUNCATE = {"hour": "1h", "day": "1d", "month": "1mo"}
+_SPELLS_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+
+Mask = Any  # a Narwhals expression of type boolean
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a rule is counted: rows where ``mask`` is true fail. Without a mask ``verdict`` stands already."""
+
+    rule: CheckRule
+    mask: Mask | None = None
+    reason: str = ""
+    verdict: bool | None = None
+
+
+def run_checks(table: pa.Table, rules: Sequence[CheckRule], *, now: datetime) -> list[Finding]:
+    """Findings in the order of ``rules``. ``now`` is policy time, for freshness.
+
+    Raises :class:`InvalidInput` for a rule that does not fit the table's columns; never for what the data holds.
+    """
+    validate(rules, table.column_names)
+    if not rules:
+        return []
+    rows = table.num_rows
+    with connection() as engine:
+        _check_patterns(engine, rules)
+        numbered = table.append_column(_ROW, pa.array(range(rows), pa.int64()))
+        frame = nw.from_native(engine.from_arrow(numbered))
+        plans = [_plan(rule, table.schema) for rule in rules]
+        counts = _count(frame, plans)
+        return [_finding(frame, plan, counts.get(i), table, now) for i, plan in enumerate(plans)]
+
+
+def validate(rules: Iterable[CheckRule], columns: Sequence[str]) -> None:
+    """Whether the rules can be right for a table with these columns; raises :class:`InvalidInput` naming rule and column."""
+    for number, rule in enumerate(rules):
+        place = f"checks[{number}] ({rule.__struct_config__.tag})"
+        for name in columns_of_rule(rule):
+            if name not in columns:
+                raise InvalidInput(
+                    "no such column", value=name, place=place, next_step=near(name, columns, what="column")
+                )
+        _validate_values(rule, place)
+
+
+def columns_of_rule(rule: CheckRule) -> list[str]:
+    """The columns a rule reads."""
+    if isinstance(rule, UniqueRule):
+        return list(rule.columns)
+    if isinstance(rule, LabelRateRule):
+        return [c for c in (rule.column, rule.period, rule.by) if c is not None]
+    return [] if isinstance(rule, RowCountRule) else [rule.column]
+
+
+def _validate_values(rule: CheckRule, place: str) -> None:
+    bounds: tuple[float | None, float | None] | None = None
+    if isinstance(rule, RangeRule | RowCountRule):
+        bounds = (rule.min, rule.max)
+        if bounds == (None, None):
+            raise InvalidInput(
+                "a rule without a bound holds always", place=place, next_step="Give min, max or both."
+            )
+    elif isinstance(rule, LabelRateRule):
+        bounds = (rule.low, rule.high)
+    elif isinstance(rule, NotNullRule) and not 0 <= rule.max_null_share <= 1:
+        raise InvalidInput("a share is between 0 and 1", value=rule.max_null_share, place=place)
+    elif isinstance(rule, UniqueRule) and not rule.columns:
+        raise InvalidInput("name at least one column", place=place)
+    elif isinstance(rule, SetRule) and not rule.allowed:
+        raise InvalidInput("name at least one allowed value", place=place)
+    if bounds and any(b is not None and math.isnan(b) for b in bounds):
+        raise InvalidInput("a bound is a number", value="nan", place=place)
+    if bounds and bounds[0] is not None and bounds[1] is not None and bounds[0] > bounds[1]:
+        raise InvalidInput("the lower bound is above the upper one", value=list(bounds), place=place)
+
+
+def _check_patterns(engine: duckdb.DuckDBPyConnection, rules: Iterable[CheckRule]) -> None:
+    for number, rule in enumerate(rules):
+        if isinstance(rule, RegexRule):
+            try:
+                engine.execute("SELECT regexp_matches('', ?)", [_whole(rule.pattern)]).fetchall()
+            except duckdb.Error as error:
+                raise InvalidInput(
+                    f"the pattern does not compile: {str(error).splitlines()[0]}",
+                    value=rule.pattern,
+                    place=f"checks[{number}] (regex)",
+                    next_step="Patterns are RE2: no look-around, no back-references.",
+                ) from None
+
+
+def _whole(pattern: str) -> str:
+    return f"^(?:{pattern})$"
+
+
+# --- from rules to expressions ---------------------------------------------------------------------------------------
+
+
+def _plan(rule: CheckRule, schema: pa.Schema) -> _Plan:
+    if isinstance(rule, RowCountRule | UniqueRule | FreshnessRule | LabelRateRule):
+        return _Plan(rule)
+    kind = schema.field(rule.column).type
+    plan: _Plan = _PLANNERS[type(rule)](rule, kind)
+    return plan
+
+
+def _plan_type(rule: TypeRule, kind: pa.DataType) -> _Plan:
+    if _IS_TYPE[rule.type](kind):
+        return _Plan(rule, verdict=True)
+    reason = f"the column holds {kind}, not {rule.type}"
+    if arrow_kind(kind) == "string" and rule.type in {"number", "int64", "float64"}:
+        return _Plan(rule, ~nw.col(rule.column).str.contains(_SPELLS_NUMBER), reason, verdict=False)
+    return _Plan(rule, reason=reason, verdict=False)
+
+
+def _plan_not_null(rule: NotNullRule, kind: pa.DataType) -> _Plan:
+    column = nw.col(rule.column)
+    mask = column.is_null() | column.is_nan() if pt.is_floating(kind) else column.is_null()
+    return _Plan(rule, mask)
+
+
+def _plan_range(rule: RangeRule, kind: pa.DataType) -> _Plan:
+    if pt.is_null(kind):
+        return _Plan(rule, verdict=True)
+    if not _is_number(kind):
+        return _Plan(rule, reason=f"the column holds {kind}, which has no numeric range", verdict=False)
+    column = nw.col(rule.column)
+    parts = [column < rule.min] if rule.min is not None else []
+    parts += [column > rule.max] if rule.max is not None else []
+    parts += [column.is_nan()] if pt.is_floating(kind) else []
+    return _Plan(rule, functools.reduce(operator.or_, parts))
+
+
+def _plan_set(rule: SetRule, kind: pa.DataType) -> _Plan:
+    if pt.is_null(kind):
+        return _Plan(rule, verdict=True)
+    column = nw.col(rule.column)
+    wanted = _comparable(kind)
+    allowed = [v for v in rule.allowed if wanted is not None and type(v) in wanted]
+    if not allowed:
+        return _Plan(rule, ~column.is_null(), f"no allowed value has the column's type, {kind}")
+    return _Plan(rule, ~column.is_in(allowed))
+
+
+def _plan_regex(rule: RegexRule, kind: pa.DataType) -> _Plan:
+    if pt.is_null(kind):
+        return _Plan(rule, verdict=True)
+    if arrow_kind(kind) != "string":
+        return _Plan(rule, reason=f"the column holds {kind}, not text", verdict=False)
+    return _Plan(rule, ~nw.col(rule.column).str.contains(_whole(rule.pattern)))
+
+
+_PLANNERS: dict[type, Any] = {
+    TypeRule: _plan_type,
+    NotNullRule: _plan_not_null,
+    RangeRule: _plan_range,
+    SetRule: _plan_set,
+    RegexRule: _plan_regex,
+}
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind))
+
+
+_IS_TYPE: dict[str, Any] = {
+    "number": _is_number,
+    "int64": pt.is_integer,
+    "float64": lambda t: pt.is_floating(t) or pt.is_decimal(t),
+    "string": lambda t: arrow_kind(t) == "string",
+    "bool": pt.is_boolean,
+    "timestamp": pt.is_timestamp,
+    "date": pt.is_date,
+}
+
+
+def _comparable(kind: pa.DataType) -> set[type] | None:
+    """Python types of values that can equal a value of this column."""
+    if _is_number(kind):
+        return {int, float}
+    by_kind: dict[str, set[type]] = {"string": {str}, "bool": {bool}}
+    return by_kind.get(arrow_kind(kind))
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def _count(frame: Any, plans: Sequence[_Plan]) -> dict[int, int]:
+    """Failing rows of every rule that has a mask, in one select."""
+    masked = [(i, plan.mask) for i, plan in enumerate(plans) if plan.mask is not None]
+    if not masked:
+        return {}
+    # House rule: booleans are cast before a sum and sums are cast back (Spark refuses the one, DuckDB widens the other).
+    sums = [_fails(mask).cast(nw.Int64).sum().cast(nw.Int64).alias(str(i)) for i, mask in masked]
+    row = frame.select(*sums).collect("pyarrow").to_native().to_pylist()[0]
+    return {i: int(row[str(i)] or 0) for i, _ in masked}
+
+
+def _fails(mask: Mask) -> Mask:
+    """The mask with null (an absent value compared) as false."""
+    return nw.when(mask).then(nw.lit(1)).otherwise(nw.lit(0))
+
+
+def _finding(frame: Any, plan: _Plan, failing: int | None, table: pa.Table, now: datetime) -> Finding:
+    rule, rows = plan.rule, table.num_rows
+    if isinstance(rule, RowCountRule):
+        return _row_count(rule, rows)
+    if isinstance(rule, UniqueRule):
+        return _unique(frame, rule, table)
+    if isinstance(rule, FreshnessRule):
+        return _freshness(frame, rule, table, now)
+    if isinstance(rule, LabelRateRule):
+        return _label_rate(frame, rule, table)
+    if plan.verdict is not None:
+        if plan.verdict:
+            return Finding(rule=rule, passed=True, rows=rows)
+        bad = failing or rows
+        sample = _sample(frame, plan.mask if failing else None, rule, table)
+        return Finding(rule=rule, passed=False, rows=rows, failing=bad, reason=plan.reason, sample=sample)
+    count = failing or 0
+    share = count / rows if rows else 0.0
+    allowed = rule.max_null_share if isinstance(rule, NotNullRule) else 0.0
+    passed = share <= allowed
+    sample = [] if passed else _sample(frame, plan.mask, rule, table)
+    reason = "" if passed else plan.reason or f"{count} of {rows} rows"
+    return Finding(
+        rule=rule, passed=passed, rows=rows, failing=count, value=share, reason=reason, sample=sample
+    )
+
+
+def _row_count(rule: RowCountRule, rows: int) -> Finding:
+    passed = (rule.min is None or rows >= rule.min) and (rule.max is None or rows <= rule.max)
+    reason = "" if passed else f"{rows} rows, wanted {_between(rule.min, rule.max)}"
+    return Finding(
+        rule=rule, passed=passed, rows=rows, failing=int(not passed), value=float(rows), reason=reason
+    )
+
+
+def _unique(frame: Any, rule: UniqueRule, table: pa.Table) -> Finding:
+    groups = frame.group_by(*rule.columns).agg(nw.len().alias(_N)).filter(nw.col(_N) > 1)
+    found = (
+        groups.select(nw.col(_N).sum().cast(nw.Int64)).collect("pyarrow").to_native().column(0)[0].as_py()
+        or 0
+    )
+    if not found:
+        return Finding(rule=rule, passed=True, rows=table.num_rows)
+    repeated = frame.with_columns(nw.len().over(*rule.columns).alias(_N))
+    sample = _sample(repeated, nw.col(_N) > 1, rule, table)
+    return Finding(
+        rule=rule,
+        passed=False,
+        rows=table.num_rows,
+        failing=int(found),
+        reason=f"{found} rows share their key",
+        sample=sample,
+    )
+
+
+def _freshness(frame: Any, rule: FreshnessRule, table: pa.Table, now: datetime) -> Finding:
+    kind = table.schema.field(rule.column).type
+    if not (pt.is_timestamp(kind) or pt.is_date(kind)):
+        return Finding(
+            rule=rule,
+            passed=False,
+            rows=table.num_rows,
+            failing=1,
+            reason=f"the column holds {kind}, not a time",
+        )
+    newest = frame.select(nw.col(rule.column).max()).collect("pyarrow").to_native().column(0)[0].as_py()
+    if newest is None:
+        return Finding(
+            rule=rule, passed=False, rows=table.num_rows, failing=1, reason="the column holds no time at all"
+        )
+    at = _moment(newest)
+    age = (now - at).total_seconds()
+    passed = age <= seconds(rule.max_age)
+    reason = "" if passed else f"the newest row is of {at.isoformat()}, older than {rule.max_age}"
+    return Finding(
+        rule=rule,
+        passed=passed,
+        rows=table.num_rows,
+        failing=int(not passed),
+        value=at.timestamp(),
+        reason=reason,
+    )
+
+
+def _label_rate(frame: Any, rule: LabelRateRule, table: pa.Table) -> Finding:
+    kind, rows = table.schema.field(rule.column).type, table.num_rows
+    positive: Any = rule.positive
+    if _is_number(kind) and isinstance(positive, bool):
+        positive = int(positive)
+    if type(positive) not in (_comparable(kind) or set()):
+        return Finding(
+            rule=rule,
+            passed=False,
+            rows=rows,
+            failing=rows,
+            reason=f"the column holds {kind}, which is never {positive!r}",
+        )
+    if rule.period and not (pt.is_timestamp(p := table.schema.field(rule.period).type) or pt.is_date(p)):
+        return Finding(
+            rule=rule,
+            passed=False,
+            rows=rows,
+            failing=rows,
+            reason=f"column {rule.period!r} holds {p}, not a time",
+        )
+    column = nw.col(rule.column)
+    known = frame.filter(~column.is_null() & ~column.is_nan() if pt.is_floating(kind) else ~column.is_null())
+    keys, known = _group_keys(known, rule)
+    hit = _fails(column == positive).cast(nw.Int64).sum().cast(nw.Int64).alias("positives")
+    counted = (
+        known.group_by(*keys).agg(nw.len().cast(nw.Int64).alias(_N), hit)
+        if keys
+        else known.select(nw.len().cast(nw.Int64).alias(_N), hit)
+    )
+    groups = counted.collect("pyarrow").to_native().to_pylist()
+    return _judge_rates(rule, keys, groups, rows)
+
+
+def _group_keys(frame: Any, rule: LabelRateRule) -> tuple[list[str], Any]:
+    keys = []
+    if rule.period:
+        frame = frame.with_columns(
+            nw.col(rule.period).cast(nw.Datetime("us")).dt.truncate(_TRUNCATE[rule.per]).alias("period")
+        )
+        keys.append("period")
+    if rule.by:
+        frame = frame.with_columns(nw.col(rule.by).alias("group"))
+        keys.append("group")
+    return keys, frame
+
+
+def _judge_rates(rule: LabelRateRule, keys: list[str], groups: list[dict[str, Any]], rows: int) -> Finding:
+    judged = [g for g in groups if g[_N] >= max(1, rule.min_rows)]
+    total = sum(g[_N] for g in groups)
+    rate = sum(g["positives"] or 0 for g in groups) / total if total else None
+    if not judged:
+        reason = f"insufficient data: {total} labelled rows, no group of {rule.min_rows}"
+        return Finding(rule=rule, passed=True, rows=rows, value=rate, reason=reason)
+    bad = [
+        g | {"rate": g["positives"] / g[_N]}
+        for g in judged
+        if not rule.low <= g["positives"] / g[_N] <= rule.high
+    ]
+    bad.sort(key=lambda g: [str(g[k]) for k in keys])
+    shown = [{k: plain(g[k]) for k in keys} | {"rows": g[_N], "rate": g["rate"]} for g in bad[:_MAX_GROUPS]]
+    reason = f"{len(bad)} of {len(judged)} groups outside {_between(rule.low, rule.high)}" if bad else ""
+    return Finding(
+        rule=rule,
+        passed=not bad,
+        rows=rows,
+        failing=sum(g[_N] for g in bad),
+        value=rate,
+        reason=reason,
+        groups=shown,
+    )
+
+
+# --- what a person sees ----------------------------------------------------------------------------------------------
+
+
+def _sample(frame: Any, mask: Mask | None, rule: CheckRule, table: pa.Table) -> list[FailedRow]:
+    """The first failing rows, the rule's own columns first."""
+    first = columns_of_rule(rule)
+    names = [*first, *(n for n in table.column_names if n not in first)][:_MAX_COLUMNS_SHOWN]
+    bad = frame if mask is None else frame.filter(mask)
+    found = bad.sort(_ROW).head(MAX_SAMPLE).select(_ROW, *names).collect("pyarrow").to_native().to_pylist()
+    return [FailedRow(row=r[_ROW], values={n: plain(r[n]) for n in names}) for r in found]
+
+
+def plain(value: Any) -> Any:
+    """A value of a table as JSON can carry it: times as ISO 8601, decimals, non-finite numbers and long text as (cut) text."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    text = value.hex() if isinstance(value, bytes) else str(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _moment(value: date | datetime) -> datetime:
+    if not isinstance(value, datetime):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high:g}"
+    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"

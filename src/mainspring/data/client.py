@@ -1,0 +1,253 @@
+"""What a person holds: commits frames, files and directories; gets tables back. Only calls operations, local or remote."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mainspring.errors import InvalidInput
+from mainspring.records.data import (
+    CheckReport,
+    CheckRule,
+    DatasetDiff,
+    DatasetInfo,
+    DatasetVersion,
+    FileEntry,
+    VersionPage,
+)
+from mainspring.records.objects import ObjectRef
+from mainspring.records.profile import Profile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mainspring.data.operations import Data
+    from mainspring.lineage.uploads import Uploads
+
+_PIECE = 1 << 20
+_IN_MEMORY = 256 << 20
+Selector = str | int
+
+
+class DataClient:
+    """Datasets of one project, with what cannot travel as JSON: frames, paths, directories."""
+
+    def __init__(self, ops: Data, objects: Uploads | None = None) -> None:
+        self.operations = ops
+        self._objects = objects
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        dataset: str,
+        source: object,
+        *,
+        message: str | None = None,
+        inputs: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        checks: Sequence[CheckRule] = (),
+        kind: Literal["table", "files"] | None = None,
+    ) -> DatasetVersion:
+        """Make a version of ``dataset`` from a table or from files; equal content returns the version there is.
+
+        ``source``: a pandas, Polars or Arrow table, a DuckDB relation, a list of dicts, a dict of columns, or a path. A CSV or
+        Parquet path becomes a table (``kind="files"`` keeps its exact bytes); any other file or a directory becomes files.
+        ``inputs`` are references (``run:<id>``, ``dataset_version:<id>``). ``checks`` (tables only) run before anything is
+        visible. Raises CheckFailed, InvalidInput, NotFound.
+        """
+        common: dict[str, Any] = {
+            "dataset": dataset,
+            "message": message or "",
+            "inputs": list(inputs),
+            "tags": list(tags),
+        }
+        if isinstance(source, str | Path):
+            from mainspring.data.sources import existing, is_table_file
+
+            path = existing(Path(source))
+            as_files = kind == "files" or (kind is None and not is_table_file(path))
+            if as_files or path.is_dir():
+                if checks:
+                    raise InvalidInput(
+                        "checks need a table",
+                        value=str(path),
+                        next_step="Commit a CSV, a Parquet file or a frame.",
+                    )
+                return self._commit_files(path, common)
+        elif kind == "files":
+            raise InvalidInput("files come from a path", value=type(source).__name__)
+        return self._commit_table(source, list(checks), common)
+
+    def _commit_table(
+        self, source: object, checks: list[CheckRule], common: dict[str, Any]
+    ) -> DatasetVersion:
+        from mainspring.data.sources import table_of
+        from mainspring.data.tables import write_table
+
+        place = str(source) if isinstance(source, str | Path) else f"dataset {common['dataset']!r}"
+        table = table_of(source, place=place)
+        with tempfile.TemporaryDirectory(prefix="mainspring-") as folder:
+            file = Path(folder) / "table.parquet"
+            write_table(file, table, place=place)
+            return self.operations.commit_table(body=_pieces(file), checks=checks or None, **common)
+
+    def _commit_files(self, path: Path, common: dict[str, Any]) -> DatasetVersion:
+        from mainspring.data.intake import frame_files
+
+        files = [(path.name, path)] if path.is_file() else sorted(_walk(path))
+        if not files:
+            raise InvalidInput("the directory holds no file", value=str(path))
+        return self.operations.commit_stream(body=frame_files(files), **common)
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    def table(self, dataset: str, selector: Selector = "latest") -> pa.Table:
+        """The whole table of a version."""
+        return self.read(dataset, selector)
+
+    def read(
+        self,
+        dataset: str,
+        selector: Selector = "latest",
+        *,
+        columns: Sequence[str] | None = None,
+        filters: Any = None,
+    ) -> pa.Table:
+        """A table version, or a part of it: ``columns`` by name, ``filters`` as pyarrow takes them (e.g. ``[("x", ">", 1)]``)."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        version = self.version(dataset, selector)
+        if version.kind != "table":
+            raise InvalidInput(
+                "this version holds files, not a table",
+                value=str(selector),
+                place=f"dataset {dataset!r}",
+                next_step="Use checkout.",
+            )
+        if columns is not None:
+            from mainspring.errors import near
+
+            known = [c.name for c in version.columns]
+            for name in columns:
+                if name not in known:
+                    raise InvalidInput(
+                        "no such column",
+                        value=name,
+                        place=f"dataset {dataset!r}",
+                        next_step=near(name, known, what="column"),
+                    )
+        wanted: dict[str, Any] = {"columns": None if columns is None else list(columns), "filters": filters}
+        download = self.operations.download(dataset=dataset, selector=version.id)
+        if version.bytes <= _IN_MEMORY:
+            table = pq.read_table(pa.BufferReader(b"".join(download.chunks)), **wanted)
+        else:
+            with tempfile.NamedTemporaryFile(prefix="mainspring-") as file:
+                for chunk in download.chunks:
+                    file.write(chunk)
+                file.flush()
+                table = pq.read_table(file.name, memory_map=False, **wanted)
+        return table.replace_schema_metadata(None)
+
+    def checkout(self, dataset: str, selector: Selector, to: str | Path) -> list[Path]:
+        """Write the files of a version below ``to``; returns their paths. Links and protected places are refused."""
+        from mainspring.storage.materialise import SafeFolder, check_target
+
+        target = check_target(Path(to))
+        version = self.version(dataset, selector)
+        entries = self.files(dataset, version.id)
+        target.mkdir(parents=True, exist_ok=True)
+        with SafeFolder(target) as folder:
+            for entry in entries:
+                folder.write(
+                    entry.path,
+                    self.operations.download(dataset=dataset, selector=version.id, path=entry.path).chunks,
+                )
+        return [target / entry.path for entry in entries]
+
+    # --- the operations, with positional names -----------------------------------------------------------------------
+
+    def datasets(self) -> list[DatasetInfo]:
+        """All datasets of the project."""
+        return self.operations.datasets()
+
+    def log(self, dataset: str, *, limit: int = 100) -> list[DatasetVersion]:
+        """The newest versions, newest first."""
+        return self.operations.versions(dataset=dataset, limit=limit).items
+
+    def versions(self, dataset: str, *, after: str | None = None, limit: int = 100) -> VersionPage:
+        """A page of versions, newest first."""
+        return self.operations.versions(dataset=dataset, after=after, limit=limit)
+
+    def version(self, dataset: str, selector: Selector = "latest") -> DatasetVersion:
+        """One version: ``latest``, a number, a tag, an id or its unique beginning."""
+        return self.operations.version(dataset=dataset, selector=str(selector))
+
+    def by_id(self, ident: str) -> DatasetVersion:
+        """The version with this content id, whichever dataset holds it."""
+        return self.operations.by_id(id=ident)
+
+    def files(self, dataset: str, selector: Selector = "latest") -> list[FileEntry]:
+        """The files of a version."""
+        return self.operations.files(dataset=dataset, selector=str(selector))
+
+    def diff(
+        self, dataset: str, before: Selector, after: Selector = "latest", *, key: Sequence[str] = ()
+    ) -> DatasetDiff:
+        """What changed between two versions; with ``key`` columns, changed rows are told from added and removed ones."""
+        return self.operations.diff(
+            dataset=dataset, before=str(before), after=str(after), key=list(key) or None
+        )
+
+    def check(self, dataset: str, rules: Sequence[CheckRule], selector: Selector = "latest") -> CheckReport:
+        """Run check rules over a version; the outcome is recorded."""
+        return self.operations.check(dataset=dataset, selector=str(selector), rules=list(rules))
+
+    def refusals(self, dataset: str, *, limit: int = 20) -> list[CheckReport]:
+        """What checks kept out, newest first."""
+        return self.operations.refusals(dataset=dataset, limit=limit)
+
+    def profile(self, dataset: str, selector: Selector = "latest") -> Profile:
+        """The profile of a version."""
+        return self.operations.profile(dataset=dataset, selector=str(selector))
+
+    def profile_object(self, dataset: str, selector: Selector = "latest") -> ObjectRef:
+        """The stored object of that profile: what a model version names as its reference."""
+        return self.operations.profile_object(dataset=dataset, selector=str(selector))
+
+    def tag(self, dataset: str, selector: Selector, tag: str) -> DatasetVersion:
+        """Name a version."""
+        return self.operations.tag(dataset=dataset, selector=str(selector), tag=tag)
+
+    def delete(self, dataset: str, selector: Selector, *, reason: str, force: bool = False) -> DatasetVersion:
+        """Take a version away."""
+        return self.operations.delete(dataset=dataset, selector=str(selector), reason=reason, force=force)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """Plain files below ``root`` by logical path; anything else there is refused by name (SAFETY P03)."""
+    from mainspring.records.base import check_path
+
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidInput(
+                "not a plain file",
+                value=name,
+                place=str(root),
+                next_step="Links, sockets and devices are not data; copy what they point to.",
+            )
+        with contextlib.suppress(OSError):
+            if path.is_dir():
+                continue
+        yield check_path(name), path

@@ -1,0 +1,549 @@
+"""The data room's operations: commit, read, compare, check, profile and delete dataset versions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import msgspec
+
+from mainspring.clock import from_us, to_us
+from mainspring.data import versions
+from mainspring.data.versions import NewVersion
+from mainspring.errors import CheckFailed, Conflict, InvalidInput, NotFound, near
+from mainspring.lineage import Foundation
+from mainspring.lineage.uploads import check_owned
+from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
+from mainspring.records.base import check_name, from_json, to_json
+from mainspring.records.data import (
+    CheckReport,
+    CheckRule,
+    DatasetDiff,
+    DatasetInfo,
+    DatasetVersion,
+    FileEntry,
+    Finding,
+    VersionPage,
+)
+from mainspring.records.lineage import ref
+from mainspring.records.objects import ObjectRef
+from mainspring.records.profile import Profile
+from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.sql import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+declare("data.staged", "data.stored", "data.committed")
+
+TABLE_PATH = "table.parquet"
+MAX_RULES = 200
+_EVENT_ROWS = 3
+
+
+class Data:
+    """Datasets of one project. Versions are immutable; equal content is the equal version."""
+
+    room = "data"
+
+    def __init__(self, base: Foundation) -> None:
+        self._base = base
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.VIEWER)
+    def datasets(self) -> list[DatasetInfo]:
+        """All datasets that have a version, by name."""
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                "SELECT d.created_us AS first_us, v.*, s.n AS n FROM datasets d "
+                "JOIN (SELECT dataset, COUNT(*) AS n, MAX(number) AS top FROM dataset_versions WHERE project = ? AND deleted_us IS NULL GROUP BY dataset) s "
+                "ON s.dataset = d.name "
+                "JOIN dataset_versions v ON v.project = d.project AND v.dataset = d.name AND v.number = s.top "
+                "WHERE d.project = ? ORDER BY d.name",
+                self._base.project, self._base.project,
+            )  # fmt: skip
+        return [
+            DatasetInfo(
+                name=r["dataset"],
+                versions=int(r["n"]),
+                latest=int(r["number"]),
+                latest_id=r["id"],
+                kind=r["kind"],
+                rows=r["row_count"],
+                bytes=int(r["bytes"]),
+                created_at=from_us(int(r["first_us"])),
+                updated_at=from_us(int(r["created_us"])),
+            )
+            for r in rows
+        ]
+
+    @operation(role=Role.VIEWER)
+    def versions(self, *, dataset: str, after: str | None = None, limit: int = 100) -> VersionPage:
+        """Versions of a dataset, newest first. ``after`` is ``next`` of the page before."""
+        if not 1 <= limit <= 1000:
+            raise InvalidInput("limit must be 1 to 1000", value=limit)
+        if after is not None and not (after.isdecimal() and len(after) < 16):
+            raise InvalidInput(
+                "not a place in this listing", value=after, next_step="Pass 'next' of the page before."
+            )
+        base = self._base
+        with base.store.read() as tx:
+            versions.find(tx, base.project, dataset, versions.LATEST)
+            rows = tx.all(
+                "SELECT * FROM dataset_versions WHERE project = ? AND dataset = ? AND deleted_us IS NULL AND number < ? ORDER BY number DESC LIMIT ?",
+                base.project, dataset, int(after) if after else 1 << 62, limit + 1,
+            )  # fmt: skip
+            tags: dict[str, list[str]] = {}
+            for t in tx.all(
+                "SELECT tag, id FROM dataset_tags WHERE project = ? AND dataset = ? ORDER BY tag",
+                base.project,
+                dataset,
+            ):
+                tags.setdefault(t["id"], []).append(t["tag"])
+        items = [versions.record(row, tags.get(row["id"], [])) for row in rows[:limit]]
+        return VersionPage(items=items, next=str(items[-1].number) if len(rows) > limit else None)
+
+    @operation(role=Role.VIEWER)
+    def version(self, *, dataset: str, selector: str = "latest") -> DatasetVersion:
+        """One version: ``latest``, a number, a tag, an id or its unique beginning. Raises NotFound naming near ones."""
+        with self._base.store.read() as tx:
+            return versions.version_of(
+                tx, self._base.project, versions.find(tx, self._base.project, dataset, selector)
+            )
+
+    @operation(role=Role.VIEWER)
+    def by_id(self, *, id: str) -> DatasetVersion:  # noqa: A002 - the wire name of the argument
+        """The version with this content, in whichever dataset it was committed first."""
+        with self._base.store.read() as tx:
+            row = tx.first(
+                "SELECT * FROM dataset_versions WHERE project = ? AND id = ? AND deleted_us IS NULL ORDER BY created_us, dataset LIMIT 1",
+                self._base.project, id,
+            )  # fmt: skip
+            if row is None:
+                raise NotFound("no dataset version has this id", value=id)
+            return versions.version_of(tx, self._base.project, row)
+
+    @operation(role=Role.VIEWER)
+    def files(self, *, dataset: str, selector: str = "latest") -> list[FileEntry]:
+        """The files of a version, by path; a table version has one, ``table.parquet``."""
+        row = self._row(dataset, selector)
+        tree = self._base.objects.tree(str(row["tree"]))
+        return [
+            FileEntry(path=path, digest=item.digest, size=item.size) for path, item in sorted(tree.items())
+        ]
+
+    @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD, deadline_s=3600)
+    def download(self, *, dataset: str, selector: str = "latest", path: str = TABLE_PATH) -> Download:
+        """The bytes of one file of a version."""
+        row = self._row(dataset, selector)
+        item = self._file(row, path)
+        media = "application/vnd.apache.parquet" if row["kind"] == "table" else "application/octet-stream"
+        return Download(
+            chunks=self._base.objects.chunks(item.digest),
+            media_type=media,
+            name=path.rsplit("/", 1)[-1],
+            size=item.size,
+        )
+
+    # --- committing --------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=64 * GIB, deadline_s=3600)
+    def commit_table(
+        self,
+        *,
+        body: Iterable[bytes],
+        dataset: str,
+        message: str = "",
+        inputs: list[str] | None = None,
+        tags: list[str] | None = None,
+        checks: list[CheckRule] | None = None,
+    ) -> DatasetVersion:
+        """Make a version from a stream of Parquet, written anew in our layout; its identity is the canonical content digest.
+
+        ``inputs`` are references to what it was made from. ``checks`` run before the version is visible: a breached rule with
+        ``refuse`` raises CheckFailed with counts and rows, records the event ``dataset.refused``, and nothing is committed.
+        """
+        from mainspring.data.intake import receive_table, staging
+
+        versions.check_commit(dataset, message, inputs or (), tags or ())
+        place = f"dataset {dataset!r}"
+        with staging(self._base.home) as folder:
+            staged = receive_table(body, folder, place=place)
+            failpoint("data.staged")
+            findings: list[Finding] = []
+            if checks:
+                findings = self._run(staged.path, checks, staged.rows)
+                self._refuse_if(dataset, staged.rows, findings)
+            with self._base.objects.writing() as writer:
+                stored = writer.put(staged.path, table=True)
+                tree = writer.tree({TABLE_PATH: stored})
+                writer.flush()
+                failpoint("data.stored")
+                new = NewVersion(
+                    dataset=dataset, id=staged.digest, kind="table", tree=tree.digest, objects=[stored.digest], rows=staged.rows,
+                    columns=staged.columns, bytes=stored.size, message=message, inputs=inputs or [], tags=tags or [],
+                )  # fmt: skip
+                return self._add(new, findings)
+
+    @operation(role=Role.EDITOR, changes=True, max_body=64 * MIB)
+    def commit_files(
+        self,
+        *,
+        dataset: str,
+        files: dict[str, ObjectRef],
+        message: str = "",
+        inputs: list[str] | None = None,
+        tags: list[str] | None = None,
+    ) -> DatasetVersion:
+        """Make a version from objects that this project already stores, by path."""
+        versions.check_commit(dataset, message, inputs or (), tags or ())
+        if not files:
+            raise InvalidInput("a version has at least one file", place="files")
+        check_owned(self._base, files.values(), place="files")
+        with self._base.objects.writing() as writer:
+            return self._commit_tree(
+                writer.tree(files), files, dataset, message, inputs, tags, flush=writer.flush
+            )
+
+    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=1024 * GIB, deadline_s=24 * 3600)
+    def commit_stream(
+        self,
+        *,
+        body: Iterable[bytes],
+        dataset: str,
+        message: str = "",
+        inputs: list[str] | None = None,
+        tags: list[str] | None = None,
+    ) -> DatasetVersion:
+        """Make a version from many files in one stream (frames: see ``data.intake``), bytes kept exactly as they are."""
+        from mainspring.data.intake import FramedFiles
+
+        versions.check_commit(dataset, message, inputs or (), tags or ())
+        files: dict[str, ObjectRef] = {}
+        with self._base.objects.writing() as writer:
+            for path, size, file in FramedFiles(body, limit=1024 * GIB):
+                if path in files:
+                    raise InvalidInput("a path occurs twice", value=path, place="body")
+                small: bytes | BinaryIO = file.read() if size <= MIB else file
+                files[path] = writer.put(small)
+            if not files:
+                raise InvalidInput("a version has at least one file", place="body")
+            return self._commit_tree(
+                writer.tree(files), files, dataset, message, inputs, tags, flush=writer.flush
+            )
+
+    def _commit_tree(
+        self,
+        tree: ObjectRef,
+        files: dict[str, ObjectRef],
+        dataset: str,
+        message: str,
+        inputs: list[str] | None,
+        tags: list[str] | None,
+        *,
+        flush: object,
+    ) -> DatasetVersion:
+        if callable(flush):
+            flush()
+        failpoint("data.stored")
+        new = NewVersion(
+            dataset=dataset, id=tree.digest, kind="files", tree=tree.digest, objects=[f.digest for f in files.values()], rows=None, columns=[],
+            bytes=sum(f.size for f in files.values()), message=message, inputs=inputs or [], tags=tags or [],
+        )  # fmt: skip
+        return self._add(new, [])
+
+    def _add(self, new: NewVersion, findings: list[Finding]) -> DatasetVersion:
+        with self._base.ledger.decision() as decision:
+            version, fresh = versions.add(self._base, decision, new)
+            if findings and fresh:
+                decision.event(
+                    "dataset.checked",
+                    ref("dataset_version", version.id),
+                    _summary(new.dataset, findings) | {"version": version.number},
+                )
+            decision.done(version)
+        failpoint("data.committed")
+        return version
+
+    # --- judging -----------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.EDITOR, changes=True, deadline_s=600)
+    def check(self, *, dataset: str, rules: list[CheckRule], selector: str = "latest") -> CheckReport:
+        """Run rules over a table version and record the outcome as an event. Failing rows come back, at most 10 per rule."""
+        row = self._table_row(dataset, selector)
+        with self._base.objects.open(self._file(row, TABLE_PATH).digest) as file:
+            findings = self._run(file, rules, int(row["row_count"]))
+        with self._base.ledger.decision() as decision:
+            event = decision.event(
+                "dataset.checked",
+                ref("dataset_version", row["id"]),
+                _summary(dataset, findings) | {"version": int(row["number"])},
+            )
+            return decision.done(self._report(dataset, row["id"], int(row["row_count"]), findings, event.id))
+
+    @operation(role=Role.VIEWER)
+    def refusals(self, *, dataset: str, limit: int = 20) -> list[CheckReport]:
+        """What was refused by checks on commit, newest first, with the rows that were kept of it."""
+        check_name(dataset, what="dataset")
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                "SELECT data, id FROM events WHERE project = ? AND subject = ? AND kind = 'dataset.refused' ORDER BY seq DESC LIMIT ?",
+                self._base.project, ref("dataset", dataset), max(1, min(limit, 100)),
+            )  # fmt: skip
+        return [
+            msgspec.structs.replace(
+                from_json(msgspec.json.encode(from_json(r["data"])["report"]), CheckReport), event=r["id"]
+            )
+            for r in rows
+        ]
+
+    @operation(role=Role.VIEWER, deadline_s=600)
+    def profile(self, *, dataset: str, selector: str = "latest") -> Profile:
+        """The profile of a table version: made on first demand, then kept beside it."""
+        stored = self._profiled(dataset, selector)
+        return from_json(self._base.objects.read(stored.digest), Profile)
+
+    @operation(role=Role.VIEWER, deadline_s=600)
+    def profile_object(self, *, dataset: str, selector: str = "latest") -> ObjectRef:
+        """The object that holds the version's profile as JSON: what a model version names as its reference for drift."""
+        return self._profiled(dataset, selector)
+
+    @operation(role=Role.VIEWER, deadline_s=600)
+    def diff(
+        self, *, dataset: str, before: str, after: str = "latest", key: list[str] | None = None
+    ) -> DatasetDiff:
+        """What changed from one version to another: files, columns and rows (by ``key`` columns, or as a bag of rows)."""
+        from mainspring.data.difference import row_difference, tree_difference, type_changes
+
+        base = self._base
+        with base.store.read() as tx:
+            rows = [versions.find(tx, base.project, dataset, s) for s in (before, after)]
+            one, two = (versions.version_of(tx, base.project, r) for r in rows)
+        trees = [base.objects.tree(v.tree) for v in (one, two)]
+        same = one.id == two.id
+        tables = one.kind == "table" and two.kind == "table"
+        changed = None
+        if tables and not same:
+            changed = row_difference(self._table(rows[0]), self._table(rows[1]), key or [])
+        elif tables:
+            self._check_columns(key or [], one)
+        return DatasetDiff(
+            dataset=dataset, before=one.number, after=two.number, same=same, files=tree_difference(*trees), columns=type_changes(one.columns, two.columns), rows=changed
+        )  # fmt: skip
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.EDITOR, changes=True)
+    def tag(self, *, dataset: str, selector: str, tag: str) -> DatasetVersion:
+        """Name a version; a tag that names another one moves here."""
+        base = self._base
+        versions.check_tag(tag)
+        with base.ledger.decision() as decision:
+            row = versions.find(decision.tx, base.project, dataset, selector)
+            versions.set_tag(base, decision, dataset, tag, str(row["id"]))
+            return decision.done(versions.version_of(decision.tx, base.project, row))
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def delete(self, *, dataset: str, selector: str, reason: str, force: bool = False) -> DatasetVersion:
+        """Take a version away; its bytes go with the next garbage collection, its row and lineage stay as a trace.
+
+        Raises Conflict if something was made from it, unless ``force``.
+        """
+        base = self._base
+        if not reason.strip():
+            raise InvalidInput("say why", place="reason", next_step="The reason is kept in the audit log.")
+        with base.ledger.decision() as decision:
+            tx = decision.tx
+            row = versions.find(tx, base.project, dataset, selector)
+            here = ref("dataset_version", row["id"])
+            uses = int(
+                tx.scalar("SELECT COUNT(*) FROM edges WHERE project = ? AND source = ?", base.project, here)
+            )
+            if uses and not force:
+                raise Conflict(
+                    f"{uses} things were made from this version",
+                    value=here,
+                    place=f"dataset {dataset!r}",
+                    next_step="Look at its blast radius first; force=True deletes it all the same.",
+                )
+            gone = versions.version_of(tx, base.project, row)
+            tx.execute(
+                "DELETE FROM dataset_tags WHERE project = ? AND dataset = ? AND id = ?",
+                base.project,
+                dataset,
+                gone.id,
+            )
+            tx.execute(
+                "UPDATE dataset_versions SET deleted_us = ?, profile = NULL WHERE project = ? AND dataset = ? AND id = ?",
+                to_us(base.clock.now()),
+                base.project,
+                dataset,
+                gone.id,
+            )
+            decision.unrefer(versions.owner_of(dataset, gone.id))
+            decision.event(
+                "dataset.deleted",
+                here,
+                {"dataset": dataset, "number": gone.number, "reason": reason, "uses": uses},
+            )
+            return decision.done(gone)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _row(self, dataset: str, selector: str) -> Row:
+        with self._base.store.read() as tx:
+            return versions.find(tx, self._base.project, dataset, selector)
+
+    def _table_row(self, dataset: str, selector: str) -> Row:
+        row = self._row(dataset, selector)
+        if row["kind"] != "table":
+            raise InvalidInput(
+                "this version holds files, not a table", value=selector, place=f"dataset {dataset!r}"
+            )
+        return row
+
+    def _file(self, row: Row, path: str) -> ObjectRef:
+        tree = self._base.objects.tree(str(row["tree"]))
+        if path not in tree:
+            raise NotFound(
+                "no such file in this version",
+                value=path,
+                place=f"dataset {row['dataset']!r}, version {row['number']}",
+                next_step=near(path, tree, what="file"),
+            )
+        return tree[path]
+
+    def _table(self, row: Row) -> pa.Table:
+        import pyarrow.parquet as pq
+
+        with self._base.objects.open(self._file(row, TABLE_PATH).digest) as file:
+            return pq.read_table(file)
+
+    def _check_columns(self, names: list[str], version: DatasetVersion) -> None:
+        known = [c.name for c in version.columns]
+        for name in names:
+            if name not in known:
+                raise InvalidInput(
+                    "no such column", value=name, place="key", next_step=near(name, known, what="column")
+                )
+
+    def _run(self, source: Path | BinaryIO, rules: list[CheckRule], rows: int) -> list[Finding]:
+        import pyarrow.parquet as pq
+
+        from mainspring.data.checks import run_checks
+
+        if len(rules) > MAX_RULES:
+            raise InvalidInput("too many rules at once", value=len(rules), next_step=f"At most {MAX_RULES}.")
+        del rows
+        return run_checks(pq.read_table(source), rules, now=self._base.clock.now())
+
+    def _report(
+        self, dataset: str, version: str | None, rows: int, findings: list[Finding], event: str | None
+    ) -> CheckReport:
+        bad = [f for f in findings if not f.passed]
+        return CheckReport(
+            dataset=dataset,
+            version=version,
+            rows=rows,
+            passed=not bad,
+            refused=any(f.rule.refuse for f in bad),
+            findings=findings,
+            at=self._base.clock.now(),
+            event=event,
+        )
+
+    def _refuse_if(self, dataset: str, rows: int, findings: list[Finding]) -> None:
+        report = self._report(dataset, None, rows, findings, None)
+        if not report.refused:
+            return
+        bad = [f for f in findings if not f.passed]
+        with self._base.ledger.decision() as decision:
+            event = decision.event(
+                "dataset.refused",
+                ref("dataset", dataset),
+                _summary(dataset, findings) | {"report": msgspec.to_builtins(_trimmed(report))},
+            )
+        raise CheckFailed(
+            f"{len(bad)} of {len(findings)} checks failed, nothing was committed: "
+            + "; ".join(_line(f) for f in bad[:5]),
+            value=", ".join(f.rule.__struct_config__.tag for f in bad),  # type: ignore[misc]
+            place=f"dataset {dataset!r}",
+            next_step=f"Correct the data or the rule; event {event.id} keeps the failing rows.",
+        )
+
+    def _profiled(self, dataset: str, selector: str) -> ObjectRef:
+        from mainspring.data.profile import ProfileBuilder
+        from mainspring.data.tables import BATCH_ROWS, opened
+
+        base, row = self._base, self._table_row(dataset, selector)
+        if row["profile"]:
+            return ObjectRef(digest=row["profile"], size=len(base.objects.read(row["profile"])))
+        builder = ProfileBuilder()
+        with ExitStack() as stack:
+            source = stack.enter_context(base.objects.open(self._file(row, TABLE_PATH).digest))
+            file = stack.enter_context(opened(source, place=f"dataset {dataset!r}"))
+            for batch in file.iter_batches(batch_size=BATCH_ROWS * 4):
+                builder.add(batch)
+            if not file.metadata.num_rows:
+                builder.add(file.schema_arrow.empty_table())
+        with base.objects.writing() as writer:
+            stored = writer.put(to_json(builder.build()))
+            writer.flush()
+            with base.ledger.decision() as decision:
+                # The first one made stays the profile: sketches of large tables are not reproducible to the bit.
+                decision.tx.execute(
+                    "UPDATE dataset_versions SET profile = ? WHERE project = ? AND dataset = ? AND id = ? AND profile IS NULL",
+                    stored.digest, base.project, dataset, row["id"],
+                )  # fmt: skip
+                kept = str(
+                    decision.tx.scalar(
+                        "SELECT profile FROM dataset_versions WHERE project = ? AND dataset = ? AND id = ?",
+                        base.project,
+                        dataset,
+                        row["id"],
+                    )
+                )
+                decision.refer(kept, versions.owner_of(dataset, str(row["id"])))
+        return stored if kept == stored.digest else ObjectRef(digest=kept, size=len(base.objects.read(kept)))
+
+
+def _summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
+    bad = [f for f in findings if not f.passed]
+    return {
+        "dataset": dataset,
+        "rules": len(findings),
+        "failed": [
+            {
+                "rule": msgspec.to_builtins(f.rule),
+                "failing": f.failing,
+                "rows": f.rows,
+                "reason": f.reason,
+                "groups": f.groups[:10],
+            }
+            for f in bad
+        ],
+    }
+
+
+def _trimmed(report: CheckReport) -> CheckReport:
+    """The report as an event keeps it: failed rules only, a few rows of each."""
+    findings = [
+        msgspec.structs.replace(f, sample=f.sample[:_EVENT_ROWS]) for f in report.findings if not f.passed
+    ]
+    return msgspec.structs.replace(report, findings=findings)
+
+
+def _line(finding: Finding) -> str:
+    """One failed rule for a person: what, how many, and a row that shows it."""
+    from mainspring.data.checks import columns_of_rule
+
+    names = ", ".join(columns_of_rule(finding.rule))
+    text = f"{finding.rule.__struct_config__.tag}({names}): {finding.reason}"
+    if finding.sample:
+        first = finding.sample[0]
+        shown = dict(list(first.values.items())[:4])
+        text += f", e.g. row {first.row} {shown}"
+    return text

@@ -1,0 +1,328 @@
+"""Tables as we keep them: which types, the canonical digest of their content, and our Parquet.
+
+**Types.** Flat columns only: booleans, integers, floats, decimals, text, binary, dates, times, timestamps (with their zone),
+durations. Encodings are not types: dictionary, large and view layouts become the plain type; seconds become milliseconds,
+as Parquet has none; half floats become floats. Nested and extension types are refused.
+
+**Canonical digest** (format ``mainspring-table-1``): per column three BLAKE3 streams: the row numbers of nulls (int64), the
+non-null values (fixed width as little-endian bytes, booleans as one byte, text and binary as their bytes; every NaN is the
+quiet one), and for text and binary the lengths (uint32). The digest of the table is BLAKE3 over the canonical JSON of
+the row count and, in order, each column's name, type and streams. Batches, files and writer versions leave no trace.
+
+**Parquet.** Content-defined pages of 16 to 64 KiB, zstd, row groups of 2^18 rows, no page index (its offsets would all move):
+an insert rewrites the pages it touches and the footer.
+
+This module imports pyarrow and numpy; import it lazily.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import blake3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from mainspring.errors import InvalidInput, TooLarge
+from mainspring.records.base import to_json
+from mainspring.records.data import TableColumn
+
+FORMAT = "mainspring-table-1"
+LAYOUT_KEY = b"mainspring.layout"
+LAYOUT = b"1"
+ROW_GROUP = 1 << 18
+MAX_COLUMNS = 10_000
+MAX_NAME = 256
+BATCH_ROWS = 1 << 16
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type in which we keep values of ``kind``; None if we do not."""
+    if pt.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    for test, plain in _PLAIN:
+        if test(kind):
+            return plain
+    if pt.is_timestamp(kind) and kind.unit == "s":
+        return pa.timestamp("ms", kind.tz)
+    if pt.is_decimal(kind):
+        return (
+            pa.decimal128(kind.precision, kind.scale)
+            if kind.precision <= 38
+            else pa.decimal256(kind.precision, kind.scale)
+        )
+    if any(test(kind) for test in _KEPT):
+        return kind
+    return None
+
+
+_PLAIN = (
+    (lambda t: pt.is_large_string(t) or pt.is_string_view(t), pa.string()),
+    (
+        lambda t: (
+            pt.is_large_binary(t)
+            or pt.is_binary_view(t)
+            or (pt.is_fixed_size_binary(t) and not pt.is_decimal(t))
+        ),
+        pa.binary(),
+    ),
+    (pt.is_float16, pa.float32()),
+    (pt.is_date64, pa.date32()),
+    (lambda t: pt.is_time32(t) and t.unit == "s", pa.time32("ms")),
+    (lambda t: pt.is_duration(t) and t.unit == "s", pa.duration("ms")),
+)
+_KEPT = (
+    pt.is_null, pt.is_boolean, pt.is_integer, pt.is_floating, pt.is_string, pt.is_binary, pt.is_date32, pt.is_time,
+    pt.is_timestamp, pt.is_duration,
+)  # fmt: skip
+
+
+def plain_schema(schema: pa.Schema, *, place: str) -> pa.Schema:
+    """The schema as we keep it. Raises :class:`InvalidInput` for names or types that no version can have."""
+    if not len(schema):
+        raise InvalidInput(
+            "the table has no columns", place=place, next_step="Give it at least one named column."
+        )
+    if len(schema) > MAX_COLUMNS:
+        raise TooLarge(
+            "too many columns", value=len(schema), place=place, next_step=f"At most {MAX_COLUMNS}."
+        )
+    twice = [name for name, count in Counter(schema.names).items() if count > 1]
+    if twice:
+        raise InvalidInput(
+            "a column name occurs twice",
+            value=", ".join(twice[:5]),
+            place=place,
+            next_step="Rename one of them.",
+        )
+    fields = []
+    for field in schema:
+        name = field.name
+        if not name or len(name) > MAX_NAME or any(ord(c) < 32 or ord(c) == 127 for c in name):
+            raise InvalidInput(
+                "not a valid column name",
+                value=name,
+                place=place,
+                next_step=f"Use 1 to {MAX_NAME} printable characters.",
+            )
+        kind = plain_type(field.type)
+        if kind is None:
+            raise InvalidInput(
+                f"column {name!r} has a type that a table version cannot hold",
+                value=str(field.type),
+                place=place,
+                next_step="Flatten nested values into columns of their own, or write them as text (JSON).",
+            )
+        fields.append(pa.field(name, kind))
+    return pa.schema(fields)
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Our own name of a plain type. It enters the canonical digest, so it must not follow a library's taste.
+
+    >>> type_name(pa.float64()), type_name(pa.timestamp("us", "UTC"))
+    ('float64', 'timestamp[us, tz=UTC]')
+    """
+    if pt.is_floating(kind) or pt.is_integer(kind):
+        sign = "float" if pt.is_floating(kind) else "int" if pt.is_signed_integer(kind) else "uint"
+        return f"{sign}{kind.bit_width}"
+    if pt.is_timestamp(kind):
+        return f"timestamp[{kind.unit}, tz={kind.tz}]" if kind.tz else f"timestamp[{kind.unit}]"
+    if pt.is_decimal(kind):
+        return f"decimal{kind.bit_width}({kind.precision}, {kind.scale})"
+    if pt.is_time(kind) or pt.is_duration(kind):
+        return f"{'duration' if pt.is_duration(kind) else f'time{kind.bit_width}'}[{kind.unit}]"
+    for test, name in _NAMED:
+        if test(kind):
+            return name
+    raise InvalidInput("not a type of a table version", value=str(kind))
+
+
+_NAMED = (
+    (pt.is_null, "null"), (pt.is_boolean, "bool"), (pt.is_string, "string"), (pt.is_binary, "binary"), (pt.is_date32, "date32"),
+)  # fmt: skip
+
+
+def columns_of(schema: pa.Schema) -> list[TableColumn]:
+    """What a version records of its columns."""
+    return [TableColumn(name=f.name, type=type_name(f.type)) for f in schema]
+
+
+def plain_batches(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, *, place: str
+) -> Iterator[pa.RecordBatch]:
+    """The batches with exactly ``schema``."""
+    for batch in batches:
+        if batch.schema.equals(schema):
+            yield batch
+            continue
+        columns = []
+        for field, column in zip(schema, batch.columns, strict=True):
+            try:
+                columns.append(column if column.type == field.type else column.cast(field.type))
+            except pa.ArrowException as error:
+                raise InvalidInput(
+                    f"column {field.name!r} cannot be kept as {field.type}: {_short(error)}", place=place
+                ) from None
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+class ContentDigest:
+    """The canonical digest of a table, batch by batch (see the module's text)."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._rows = 0
+        self._streams = [(blake3.blake3(), blake3.blake3(), blake3.blake3()) for _ in schema]
+
+    @property
+    def rows(self) -> int:
+        return self._rows
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Add rows; the batch has the schema given at the start."""
+        for column, (nulls, values, lengths) in zip(batch.columns, self._streams, strict=True):
+            if column.null_count:
+                missing = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+                nulls.update((missing + self._rows).astype("<i8").view(np.uint8).data)
+                column = column.drop_null()  # noqa: PLW2901
+            if len(column):
+                _hash_values(column, values, lengths)
+        self._rows += batch.num_rows
+
+    def hexdigest(self) -> str:
+        columns = [
+            [field.name, type_name(field.type), *(s.hexdigest() for s in streams)]
+            for field, streams in zip(self._schema, self._streams, strict=True)
+        ]
+        return blake3.blake3(to_json({"format": FORMAT, "rows": self._rows, "columns": columns})).hexdigest()
+
+
+def _hash_values(column: pa.Array, values: Any, lengths: Any) -> None:
+    """Hash an array without nulls."""
+    kind, n = column.type, len(column)
+    if pt.is_null(kind):
+        return
+    buffers = column.buffers()
+    if pt.is_boolean(kind):
+        values.update(column.cast(pa.uint8()).to_numpy().data)
+    elif pt.is_string(kind) or pt.is_binary(kind):
+        offsets = np.frombuffer(buffers[1], dtype="<i4", count=column.offset + n + 1)[column.offset :]
+        lengths.update(np.diff(offsets).astype("<u4").view(np.uint8).data)
+        if buffers[2] is not None:
+            values.update(memoryview(buffers[2]).cast("B")[int(offsets[0]) : int(offsets[-1])])
+    else:
+        width = kind.bit_width // 8
+        raw = memoryview(buffers[1]).cast("B")[column.offset * width : (column.offset + n) * width]
+        if pt.is_floating(kind):
+            numbers = np.frombuffer(raw, dtype=f"<f{width}")
+            odd = np.isnan(numbers)
+            if odd.any():
+                raw = np.where(odd, numbers.dtype.type(np.nan), numbers).view(np.uint8).data
+        values.update(raw)
+
+
+def content_digest(table: pa.Table) -> str:
+    """The canonical digest of an Arrow table, as a version of it would have.
+
+    >>> a = content_digest(pa.table({"x": [1, 2, 3]}))
+    >>> a == content_digest(pa.concat_tables([pa.table({"x": [1]}), pa.table({"x": [2, 3]})]))
+    True
+    """
+    schema = plain_schema(table.schema, place="table")
+    digest = ContentDigest(schema)
+    for batch in plain_batches(table.to_batches(), schema, place="table"):
+        digest.update(batch)
+    return digest.hexdigest()
+
+
+class TableWriter:
+    """Writes our Parquet from batches of one plain schema, in row groups of a fixed number of rows."""
+
+    def __init__(self, sink: Path | BinaryIO, schema: pa.Schema) -> None:
+        marked = schema.with_metadata({LAYOUT_KEY: LAYOUT})
+        self._writer = pq.ParquetWriter(
+            sink,
+            marked,
+            compression="zstd",
+            use_content_defined_chunking={"min_chunk_size": 16 << 10, "max_chunk_size": 64 << 10},
+            write_page_index=False,
+        )
+        self._schema = marked
+        self._pending: list[pa.RecordBatch] = []
+        self._rows = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        while batch.num_rows:
+            take = min(ROW_GROUP - self._rows, batch.num_rows)
+            self._pending.append(batch.slice(0, take))
+            self._rows += take
+            batch = batch.slice(take)
+            if self._rows == ROW_GROUP:
+                self._flush()
+
+    def close(self) -> None:
+        if self._pending:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        table = (
+            pa.Table.from_batches(self._pending)
+            .replace_schema_metadata(self._schema.metadata)
+            .combine_chunks()
+        )
+        self._writer.write_table(table, row_group_size=ROW_GROUP)
+        self._pending, self._rows = [], 0
+
+
+def write_table(sink: Path | BinaryIO, table: pa.Table, *, place: str = "table") -> None:
+    """Write a table as our Parquet."""
+    schema = plain_schema(table.schema, place=place)
+    writer = TableWriter(sink, schema)
+    try:
+        for batch in plain_batches(table.to_batches(max_chunksize=BATCH_ROWS), schema, place=place):
+            writer.write(batch)
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def opened(source: Path | BinaryIO, *, place: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, with every complaint about its bytes as :class:`InvalidInput`."""
+    with _readable(place):
+        file = pq.ParquetFile(source, thrift_string_size_limit=64 << 20, thrift_container_size_limit=4 << 20)
+    try:
+        with _readable(place):
+            yield file
+    finally:
+        file.close()
+
+
+def is_ours(file: pq.ParquetFile, schema: pa.Schema) -> bool:
+    """Whether the file was written by :class:`TableWriter` with this plain schema: then its bytes are kept as they are."""
+    found = file.schema_arrow
+    return (found.metadata or {}).get(LAYOUT_KEY) == LAYOUT and found.equals(schema)
+
+
+@contextlib.contextmanager
+def _readable(place: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise InvalidInput(f"not a readable Parquet file: {_short(error)}", place=place) from None
+    except OSError as error:
+        if error.errno is not None:  # a real I/O error, not Arrow's word for malformed bytes
+            raise
+        raise InvalidInput(f"not a readable Parquet file: {_short(error)}", place=place) from None
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:300] if text else type(error).__name__

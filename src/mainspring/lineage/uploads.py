@@ -1,0 +1,204 @@
+"""Objects put and read on their own: how clients hand over bytes before something refers to them.
+
+The bytes of all projects share one store, so a digest alone opens nothing: an object is readable only where this project
+refers to it, directly or through a tree that it refers to.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterable, Iterator
+
+from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge
+from mainspring.lineage.foundation import Foundation
+from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
+from mainspring.records.objects import ObjectRef
+from mainspring.storage.sql import Reader
+
+MAX_UPLOAD = 5 * GIB
+_PREFIX = "upload:"
+
+
+class Uploads:
+    """Bytes in and out of the object store, for this project."""
+
+    room = "objects"
+
+    def __init__(self, base: Foundation) -> None:
+        self._base = base
+
+    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=MAX_UPLOAD, deadline_s=3600)
+    def put(self, *, body: Iterable[bytes]) -> ObjectRef:
+        """Store a stream of at most 5 GiB; returns its digest and size. Putting the same bytes again changes nothing.
+
+        The object is kept until :meth:`expire`, longer where something refers to it. Raises TooLarge, StorageFull.
+        """
+        base = self._base
+        with base.objects.writing() as writer:
+            ref = writer.put(io.BufferedReader(BodyStream(body, limit=MAX_UPLOAD), 1 << 20))
+            writer.flush()
+            return self._keep(ref)
+
+    @operation(role=Role.EDITOR, changes=True, max_body=64 * MIB)
+    def tree(self, *, files: dict[str, ObjectRef]) -> ObjectRef:
+        """Make a tree object of objects put before; kept like an upload. Raises InvalidInput for paths no tree may hold."""
+        base = self._base
+        check_owned(base, files.values(), place="files")
+        with base.objects.writing() as writer:
+            ref = writer.tree(files)
+            writer.flush()
+            return self._keep(ref)
+
+    def _keep(self, ref: ObjectRef) -> ObjectRef:
+        base = self._base
+        with base.ledger.decision() as decision:
+            decision.tx.execute(
+                "INSERT INTO uploads (project, digest, size, created_us) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (project, digest) DO UPDATE SET created_us = excluded.created_us",
+                base.project, ref.digest, ref.size, time.time_ns() // 1000,
+            )  # fmt: skip
+            decision.refer(ref.digest, _PREFIX + ref.digest)
+            return decision.done(ref)
+
+    @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD, deadline_s=3600)
+    def get(self, *, digest: str) -> Download:
+        """The bytes of an object that this project refers to; raises NotFound for every other digest."""
+        size = owned_size(self._base, digest)
+        return Download(chunks=self._base.objects.chunks(digest), size=size)
+
+    @operation(role=Role.ADMIN, changes=True)
+    def expire(self, *, older_than_s: float = 7 * 86400.0) -> int:
+        """Stop keeping uploads older than this many seconds (of machine time); returns how many.
+
+        What something else refers to stays; the rest goes with the next garbage collection.
+        """
+        if older_than_s < 0:
+            raise InvalidInput("an age is not negative", value=older_than_s)
+        base, limit = self._base, time.time_ns() // 1000 - int(older_than_s * 1e6)
+        with base.ledger.decision() as decision:
+            rows = decision.tx.all(
+                "SELECT digest FROM uploads WHERE project = ? AND created_us <= ?", base.project, limit
+            )
+            for row in rows:
+                decision.unrefer(_PREFIX + str(row["digest"]))
+            decision.tx.execute(
+                "DELETE FROM uploads WHERE project = ? AND created_us <= ?", base.project, limit
+            )
+            if rows:
+                decision.event(
+                    "uploads.expired", "objects:uploads", {"count": len(rows), "older_than_s": older_than_s}
+                )
+            return decision.done(len(rows))
+
+
+def check_owned(base: Foundation, refs: Iterable[ObjectRef], *, place: str) -> None:
+    """Whether this project refers to all of these objects, with these sizes; raises NotFound for the first that it does not.
+
+    The answer is the same for an unknown digest and for one of another project: who asks learns nothing.
+    """
+    wanted = {ref.digest: ref.size for ref in refs}
+    known = _sizes(base, list(wanted))
+    for digest, size in wanted.items():
+        if digest not in known:
+            raise _not_here(digest, place)
+        actual = known[digest]
+        if actual is not None and actual != size:
+            raise InvalidInput(
+                "the object has another size",
+                value=size,
+                place=f"{place}, {digest}",
+                next_step=f"It has {actual} bytes.",
+            )
+
+
+def owned_size(base: Foundation, digest: str) -> int | None:
+    """The size of an object this project refers to, None where only the object itself knows; raises :class:`NotFound`."""
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise _not_here(digest, "objects")
+    known = _sizes(base, [digest])
+    if digest not in known:
+        raise _not_here(digest, "objects")
+    return known[digest]
+
+
+def _sizes(base: Foundation, digests: list[str]) -> dict[str, int | None]:
+    """Those of ``digests`` that this project refers to, with their sizes where known."""
+    found: dict[str, int | None] = {}
+    with base.store.read() as tx:
+        for start in range(0, len(digests), 500):
+            part = digests[start : start + 500]
+            marks = ", ".join("?" * len(part))
+            rows = tx.all(
+                f"SELECT r.digest AS digest, MAX(u.size) AS size FROM object_refs r LEFT JOIN uploads u ON u.project = r.project AND u.digest = r.digest "
+                f"WHERE r.project = ? AND r.digest IN ({marks}) GROUP BY r.digest",
+                base.project, *part,
+            )  # fmt: skip
+            found |= {str(row["digest"]): None if row["size"] is None else int(row["size"]) for row in rows}
+        rest = set(digests) - set(found)
+        roots = _other_roots(tx, base.project) if rest else []
+    for root in roots:
+        for ref in _tree(base, root):
+            if ref.digest in rest:
+                found[ref.digest] = ref.size
+                rest.discard(ref.digest)
+        if not rest:
+            break
+    return found
+
+
+def _not_here(digest: str, place: str) -> NotFound:
+    return NotFound(
+        "no such object in this project",
+        value=digest,
+        place=place,
+        next_step="Put it first, or name one this project stores.",
+    )
+
+
+def _other_roots(tx: Reader, project: str) -> list[str]:
+    """Referred objects that may be trees. Plain uploads are left out: their bytes are the caller's own claim."""
+    rows = tx.all(
+        "SELECT DISTINCT digest FROM object_refs WHERE project = ? AND owner NOT LIKE ?",
+        project,
+        f"{_PREFIX}%",
+    )
+    return [str(row["digest"]) for row in rows]
+
+
+def _tree(base: Foundation, digest: str) -> Iterator[ObjectRef]:
+    try:
+        yield from base.objects.tree(digest).values()
+    except (InvalidInput, NotFound, Corrupt):
+        return  # not a tree
+
+
+class BodyStream(io.RawIOBase):
+    """A stream of byte pieces as a readable file; raises :class:`TooLarge` past ``limit`` bytes."""
+
+    def __init__(self, pieces: Iterable[bytes], *, limit: int) -> None:
+        super().__init__()
+        self._pieces = iter(pieces)
+        self._rest = memoryview(b"")
+        self._left = limit
+        self._limit = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left -= len(piece)
+            if self._left < 0:
+                raise TooLarge(
+                    "the upload is too large", value=f"more than {self._limit} bytes", next_step="Split it."
+                )
+            self._rest = memoryview(piece)
+        count = min(len(target), len(self._rest))
+        target[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
