@@ -1,0 +1,262 @@
+"""Values to bytes and back, by type; never by pickle.
+
+| value | kind | bytes |
+| --- | --- | --- |
+| ``pyarrow.Table`` | table | Parquet with content-defined pages |
+| ``numpy.ndarray`` | array | npy, without object arrays |
+| ``bytes`` | bytes | as they are |
+| ``pathlib.Path`` | file, tree | the file, or every file below the directory |
+| a record or dataclass that the annotation names | record | canonical JSON |
+| None, bool, int, float, str, lists and dicts of these | json | canonical JSON; NaN and infinities survive |
+
+Equal values give equal bytes. A tuple inside JSON comes back as a list, as JSON has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import Corrupt, InvalidInput
+from mainspring.pipelines.job import Output
+from mainspring.records.base import to_json
+from mainspring.records.pipelines import ArtifactKind
+
+_SPECIAL = "$float"
+_MAX_DEPTH = 200
+
+
+def split(value: object, *, names: tuple[str, ...] | None, place: str) -> tuple[str, dict[str, object]]:
+    """The outputs in a returned value: ``(shape, {name: value})``.
+
+    ``names`` are the declared ones. Undeclared: a tuple has outputs ``0``, ``1``, ...; a dict with a value that is not
+    plain JSON has its keys; anything else is the one output ``value``.
+    """
+    if isinstance(value, tuple):
+        fields = getattr(value, "_fields", None)
+        found = names or fields or tuple(str(i) for i in range(len(value)))
+        if len(found) != len(value):
+            raise InvalidInput(
+                f"{len(value)} outputs returned, {len(found)} declared", value=found, place=place
+            )
+        return ("named" if fields else "tuple"), dict(zip(found, value, strict=True))
+    if isinstance(value, dict) and (names is not None or not _is_plain(value)):
+        if names is not None and set(value) != set(names):
+            raise InvalidInput(
+                "the returned dict does not have the declared outputs",
+                value=sorted(map(str, value)),
+                place=place,
+                next_step=f"Return exactly {sorted(names)}.",
+            )
+        if not all(isinstance(k, str) for k in value):
+            raise InvalidInput("outputs are named by text", value=list(value)[:5], place=place)
+        return "dict", dict(value)
+    if names is not None:
+        raise InvalidInput(
+            f"the step declares the outputs {', '.join(names)} and returned one {type(value).__name__}",
+            place=place,
+            next_step="Return a tuple or a dict with one value for each.",
+        )
+    return "single", {"value": value}
+
+
+def join(shape: str, values: dict[str, object], *, hint: object = None) -> object:
+    """The inverse of :func:`split`; ``hint`` is the producer's return type, for named tuples."""
+    if shape == "single":
+        return values["value"]
+    if shape == "dict":
+        return values
+    if shape == "named" and isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_make"):
+        return hint._make(values.values())
+    return tuple(values.values())
+
+
+def save(value: object, folder: Path, *, name: str, number: int, hint: object, place: str) -> Output:
+    """Write ``value`` into ``folder``; raises :class:`InvalidInput` for a type that is not data."""
+    path = folder / f"{number}"
+    kind: ArtifactKind
+    module = type(value).__module__.split(".")[0]
+    if isinstance(value, Path):
+        return _save_path(value, name=name, place=place)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        path.write_bytes(value)
+        return Output(name=name, kind="bytes", path=str(path))
+    if module == "pyarrow" and type(value).__name__ == "Table":
+        _write_table(value, path)
+        return Output(name=name, kind="table", path=str(path))
+    if module == "numpy" and type(value).__name__ == "ndarray":
+        _write_array(value, path, place=place)
+        return Output(name=name, kind="array", path=str(path))
+    if isinstance(value, msgspec.Struct) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        kind, type_name = "record", _type_name(type(value))
+        if hint is not type(value):
+            raise InvalidInput(
+                f"a {type(value).__name__} needs its name in the annotation",
+                place=place,
+                next_step=f"Annotate the output as {type(value).__name__}.",
+            )
+        data = msgspec.to_builtins(value, str_keys=True)
+    else:
+        kind, type_name, data = "json", "", value
+    path.write_bytes(to_json(_mark(data, place=place)))
+    return Output(name=name, kind=kind, path=str(path), type=type_name)
+
+
+def load(kind: str, path: Path, *, type_name: str, hint: object, place: str) -> object:
+    """Read an artifact back. ``hint`` (from the producer's or the consumer's annotation) gives a record its class."""
+    if kind in {"file", "tree"}:
+        return path
+    if kind == "bytes":
+        return path.read_bytes()
+    if kind == "table":
+        import pyarrow.parquet as pq
+
+        return pq.read_table(path, memory_map=True)
+    if kind == "array":
+        import numpy as np
+
+        return np.load(path, allow_pickle=False)
+    data = _unmark(msgspec.json.decode(path.read_bytes()))
+    if kind == "json":
+        return data
+    if not isinstance(hint, type) or _type_name(hint) != type_name:
+        raise InvalidInput(
+            "no annotation names the class of this record",
+            value=type_name,
+            place=place,
+            next_step=f"Annotate the parameter with {type_name.rsplit(':', maxsplit=1)[-1]}.",
+        )
+    try:
+        return msgspec.convert(data, hint, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise Corrupt(
+            f"stored record does not fit its class: {error}", value=type_name, place=place
+        ) from None
+
+
+def _is_plain(value: object, depth: int = 0) -> bool:
+    if value is None or isinstance(value, (bool, int, float, str)) or _is_scalar(value):
+        return True
+    if depth > _MAX_DEPTH:
+        return False
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v, depth + 1) for v in value)
+    return isinstance(value, dict) and all(
+        isinstance(k, str) and _is_plain(v, depth + 1) for k, v in value.items()
+    )
+
+
+def _is_scalar(value: object) -> bool:
+    """A numpy number: plain data in a foreign coat."""
+    return (
+        type(value).__module__ == "numpy"
+        and getattr(value, "shape", None) == ()
+        and type(value).__name__ not in {"ndarray", "datetime64", "timedelta64", "void"}
+    )
+
+
+def _mark(value: Any, *, place: str, depth: int = 0) -> Any:
+    """Plain data with non-finite floats spelt out; raises for anything that JSON would change or refuse."""
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_SPECIAL: repr(float(value))}
+    if isinstance(value, str):
+        return _text(value, place=place)
+    if depth > _MAX_DEPTH:
+        raise InvalidInput(f"nested deeper than {_MAX_DEPTH}", place=place)
+    if isinstance(value, (list, tuple)):
+        return [_mark(v, place=place, depth=depth + 1) for v in value]
+    if isinstance(value, dict) and _SPECIAL not in value:
+        if not all(isinstance(k, str) for k in value):
+            raise InvalidInput(
+                "keys of a returned dict must be text",
+                value=[k for k in value if not isinstance(k, str)][:3],
+                place=place,
+                next_step="Write {str(key): ...}.",
+            )
+        return {_text(k, place=place): _mark(v, place=place, depth=depth + 1) for k, v in value.items()}
+    if _is_scalar(value):
+        return _mark(value.item(), place=place, depth=depth)
+    raise InvalidInput(
+        f"a {type(value).__module__}.{type(value).__qualname__} cannot be an output",
+        place=place,
+        next_step=_instead(value),
+    )
+
+
+def _text(value: str, *, place: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            "text with half a surrogate pair cannot be stored", value=ascii(value), place=place
+        ) from None
+    return str(value)
+
+
+def _instead(value: object) -> str:
+    """What to return in place of a value that is not data."""
+    module = type(value).__module__.split(".")[0]
+    if module == "pandas":
+        return "Return pyarrow.Table.from_pandas(frame)."
+    if module == "polars":
+        return "Return frame.to_arrow()."
+    if module == "duckdb":
+        return "Return relation.fetch_arrow_table() or relation.to_arrow_table()."
+    if module == "pyarrow":
+        return "Return a pyarrow.Table, e.g. pyarrow.table({'column': array})."
+    if hasattr(value, "fit") and hasattr(value, "get_params"):
+        return "Save it as a model package into a directory and return its pathlib.Path; estimators are never pickled."
+    return "Return a pyarrow.Table, a numpy array, plain JSON data, bytes, an annotated record, or a pathlib.Path to files you wrote."
+
+
+def _unmark(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_unmark(v) for v in value]
+    if isinstance(value, dict):
+        if len(value) == 1 and _SPECIAL in value:
+            return float(value[_SPECIAL])
+        return {k: _unmark(v) for k, v in value.items()}
+    return value
+
+
+def _save_path(path: Path, *, name: str, place: str) -> Output:
+    path = path.absolute()
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        raise InvalidInput(
+            "the returned path is not a file or directory",
+            value=str(path),
+            place=place,
+            next_step="Write it first, below context.current().scratch.",
+        )
+    return Output(name=name, kind="tree" if path.is_dir() else "file", path=str(path), type=path.name)
+
+
+def _write_table(table: Any, path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, path, compression="zstd", use_content_defined_chunking=True)
+
+
+def _write_array(array: Any, path: Path, *, place: str) -> None:
+    import numpy as np
+
+    if array.dtype.hasobject:
+        raise InvalidInput(
+            "an array of Python objects cannot be an output",
+            value=str(array.dtype),
+            place=place,
+            next_step="Convert it to numbers or fixed-width text, or return a pyarrow.Table.",
+        )
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _type_name(kind: type) -> str:
+    # Not the module: the same file may be imported under different names by a script and by a step's process.
+    return kind.__qualname__

@@ -1,0 +1,347 @@
+"""What code a step's result depends on: its definition and, transitively, every project definition it refers to.
+
+The analysis reads source, it does not import. A project module becomes a table ``name -> top-level statements``; from the
+step's definition every loaded name is followed: to the statements that bind it in the same module, or through imports into
+other project modules (``from .features import scale``, ``features.scale``, a module used as a value as a whole). Code
+outside the project (standard library, site-packages) counts by its name; its versions are the environment's digest.
+
+Definitions are normalised by their syntax tree: comments, formatting and docstrings do not matter. Bare statements that run
+when a reached module is imported (``np.seterr(...)``) count too. Not seen: names made at run time (``getattr`` with a
+computed name on anything but a module, ``importlib``), and files a step opens by itself: pass those as
+:class:`pathlib.Path` arguments, or change ``@step(version=...)``.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import blake3
+
+from mainspring.errors import InvalidInput
+from mainspring.records.base import to_json
+
+_WHOLE = "*"
+_NOT_PROJECT = frozenset({"site-packages", "dist-packages", ".venv", "venv", "__pypackages__", ".mainspring"})
+
+
+@dataclass(frozen=True)
+class Closure:
+    """``digest`` over ``parts``: each definition as ``file:name`` with a digest of its normalised source."""
+
+    digest: str
+    parts: dict[str, str]
+
+
+@dataclass
+class _Module:
+    file: Path
+    bindings: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imports: dict[str, tuple[str, str | None, int]] = field(default_factory=dict)
+    stars: list[tuple[str, int]] = field(default_factory=list)
+    effects: list[ast.stmt] = field(default_factory=list)
+
+
+class Closures:
+    """Closures of one project's functions; parsed modules are kept while their files are unchanged."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+        self._modules: dict[Path, tuple[tuple[int, int], _Module]] = {}
+
+    def of(self, function: Callable[..., Any]) -> Closure:
+        """The closure of ``function``. Raises :class:`InvalidInput` if its source is not in a file."""
+        target = inspect.unwrap(function)
+        file = Path(target.__code__.co_filename)
+        if not file.is_file():
+            raise InvalidInput(
+                f"the source of {target.__qualname__!r} is not in a file",
+                value=str(file),
+                next_step="Put steps in a module of the project.",
+            )
+        file = file.resolve()
+        if not self._is_project(file):  # a step from an installed package: its file stands for it
+            return self._finish({f"{file.name}:{target.__qualname__}": _hash(file.read_bytes())})
+        module = self._module(file)
+        name = target.__qualname__.split(".")[0]
+        if name not in module.bindings:
+            raise InvalidInput(
+                f"{target.__qualname__!r} is not defined at the top of its file", place=str(file)
+            )
+        parts: dict[str, str] = {}
+        self._walk(file, name, parts)
+        cells = {
+            n: c.cell_contents
+            for n, c in zip(target.__code__.co_freevars, target.__closure__ or (), strict=True)
+            if isinstance(c.cell_contents, (str, int, float, bool, type(None)))
+        }
+        if cells:  # a function made by another one: what it was made with
+            parts[f"{self._show(file)}:{target.__qualname__}<cells>"] = _hash(to_json(cells))
+        return self._finish(parts)
+
+    def _finish(self, parts: dict[str, str]) -> Closure:
+        return Closure(digest=_hash(to_json(parts)), parts=dict(sorted(parts.items())))
+
+    def _walk(self, file: Path, name: str, parts: dict[str, str]) -> None:
+        seen: set[tuple[Path, str]] = set()
+        waiting = [(file, name)]
+        while waiting:
+            here, wanted = waiting.pop()
+            if (here, wanted) in seen:
+                continue
+            seen.add((here, wanted))
+            module = self._module(here)
+            label = self._show(here)
+            effects_key = f"{label}:<import>"
+            if module.effects and effects_key not in parts:
+                parts[effects_key] = _digest(module.effects)
+                waiting += self._references(here, module, module.effects, parts)
+            names = list(module.bindings) if wanted == _WHOLE else [wanted]
+            for one in names:
+                statements = module.bindings.get(one)
+                if statements is None:
+                    continue
+                parts[f"{label}:{one}"] = _digest(statements)
+                waiting += self._references(here, module, statements, parts)
+            if wanted == _WHOLE:
+                waiting += self._reexports(here, module)
+
+    def _reexports(self, file: Path, module: _Module) -> Iterator[tuple[Path, str]]:
+        for target, attribute, level in module.imports.values():
+            yield from self._resolve(file, target, attribute, level)
+
+    def _references(
+        self, file: Path, module: _Module, statements: list[ast.stmt], parts: dict[str, str]
+    ) -> Iterator[tuple[Path, str]]:
+        """Where the names loaded in ``statements`` lead."""
+        local = _imports_of(statements)
+        imports = {**module.imports, **local}
+        attributes = _uses(statements)
+        for name, used in attributes.items():
+            if name in module.bindings and name not in local:
+                yield file, name
+            elif name in imports:
+                target, attribute, level = imports[name]
+                yield from self._follow(
+                    file, (target, attribute, level), used, parts, label=f"{self._show(file)}:{name}"
+                )
+            else:
+                for star, level in module.stars:
+                    found = self._file_of(file, star, level)
+                    if found is not None:
+                        yield found, name
+
+    def _follow(
+        self,
+        file: Path,
+        binding: tuple[str, str | None, int],
+        used: set[str | None],
+        parts: dict[str, str],
+        *,
+        label: str,
+    ) -> Iterator[tuple[Path, str]]:
+        target, attribute, level = binding
+        reached = list(self._resolve(file, target, attribute, level))
+        if not reached:  # outside the project: by name
+            parts[label] = f"import {'.' * level}{target}{':' + attribute if attribute else ''}"
+            return
+        for where, name in reached:
+            if name != _WHOLE:
+                yield where, name
+                continue
+            for one in used:  # a module: only what is taken from it, or all of it where that cannot be told
+                submodule = (
+                    self._file_of(where, one, 1) if one is not None and where.name == "__init__.py" else None
+                )
+                if one is None:
+                    yield where, _WHOLE
+                elif one in self._module(where).bindings:
+                    yield where, one
+                elif submodule is not None:
+                    yield submodule, _WHOLE
+                elif one in self._module(where).imports:
+                    yield from self._resolve(where, *self._module(where).imports[one])
+                else:
+                    yield where, _WHOLE
+
+    def _resolve(
+        self, file: Path, target: str, attribute: str | None, level: int
+    ) -> Iterator[tuple[Path, str]]:
+        """The project definitions that an import binds; nothing if it leads out of the project."""
+        if attribute is not None:
+            submodule = self._file_of(file, f"{target}.{attribute}" if target else attribute, level)
+            module = self._file_of(file, target, level)
+            if module is not None and (submodule is None or attribute in self._module(module).bindings):
+                known = self._module(module)
+                if attribute not in known.bindings and attribute in known.imports:
+                    yield from self._resolve(module, *known.imports[attribute])
+                else:
+                    yield module, attribute if attribute in known.bindings else _WHOLE
+            elif submodule is not None:
+                yield submodule, _WHOLE
+            return
+        # ``import a.b.c`` binds ``a``; what is used of it cannot be told from the first attribute: take all on the way.
+        module = self._file_of(file, target, level)
+        if module is not None:
+            yield module, _WHOLE
+
+    def _file_of(self, file: Path, target: str, level: int) -> Path | None:
+        """The file of a module in the project, found as Python would: relative to a package, or on the project's path."""
+        parts = [p for p in target.split(".") if p]
+        if level:
+            folder = file.parent
+            for _ in range(level - 1):
+                folder = folder.parent
+            bases = [folder]
+        else:
+            bases = [self._root, file.parent, self._root / "src"]
+        for base in bases:
+            path = base.joinpath(*parts)
+            for candidate in (path / "__init__.py", path.with_name(path.name + ".py") if parts else None):
+                if candidate is not None and candidate.is_file() and self._is_project(candidate.resolve()):
+                    return candidate.resolve()
+        return None
+
+    def _is_project(self, file: Path) -> bool:
+        return file.is_relative_to(self._root) and not _NOT_PROJECT & set(file.relative_to(self._root).parts)
+
+    def _show(self, file: Path) -> str:
+        return file.relative_to(self._root).as_posix()
+
+    def _module(self, file: Path) -> _Module:
+        stat = file.stat()
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        known = self._modules.get(file)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        try:
+            tree = ast.parse(file.read_bytes(), filename=str(file))
+        except (SyntaxError, ValueError) as error:
+            raise InvalidInput(f"not valid Python: {error}", place=self._show(file)) from None
+        _normalise(tree)
+        module = _Module(file)
+        for statement in tree.body:
+            _note(module, statement)
+        self._modules[file] = (stamp, module)
+        return module
+
+
+def _note(module: _Module, statement: ast.stmt) -> None:
+    """File a top-level statement under the names it binds."""
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        for name, binding in _bindings(statement):
+            if name == "*":
+                module.stars.append((binding[0], binding[2]))
+            else:
+                module.imports[name] = binding
+        return
+    if isinstance(statement, ast.If) and "__name__" in {
+        n.id for n in ast.walk(statement.test) if isinstance(n, ast.Name)
+    }:
+        return  # only when run as a script
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return  # a docstring, or a bare constant
+    for inner in ast.walk(statement) if isinstance(statement, (ast.If, ast.Try, ast.With)) else ():
+        if isinstance(inner, (ast.Import, ast.ImportFrom)):
+            for name, binding in _bindings(inner):
+                module.imports.setdefault(name, binding)
+    bound = _bound_names(statement)
+    for name in bound:
+        module.bindings.setdefault(name, []).append(statement)
+    only_imports = isinstance(statement, (ast.If, ast.Try)) and bool(_imports_of([statement]))
+    if not bound and not only_imports:
+        module.effects.append(statement)
+
+
+def _bound_names(statement: ast.stmt) -> set[str]:
+    if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {statement.name}
+    names = {
+        n.id
+        for n in ast.walk(statement)
+        if isinstance(n, ast.Name) and isinstance(n.ctx, (ast.Store, ast.Del))
+    }
+    if isinstance(statement, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
+        names |= {
+            n.name
+            for n in ast.walk(statement)
+            if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        }
+    # ``TABLE["a"] = 1`` and ``CONFIG.depth = 3`` change what a name stands for.
+    for target in getattr(statement, "targets", None) or [getattr(statement, "target", None)]:
+        changed = target
+        while isinstance(changed, (ast.Subscript, ast.Attribute)):
+            changed = changed.value
+            if isinstance(changed, ast.Name):
+                names.add(changed.id)
+    return names
+
+
+def _bindings(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, tuple[str, str | None, int]]]:
+    """``(bound name, (module, attribute, level))`` of an import."""
+    if isinstance(statement, ast.Import):
+        for alias in statement.names:
+            yield (alias.asname or alias.name.split(".")[0]), (alias.name, None, 0)
+    else:
+        for alias in statement.names:
+            yield (alias.asname or alias.name), (statement.module or "", alias.name, statement.level)
+
+
+def _imports_of(statements: list[ast.stmt]) -> dict[str, tuple[str, str | None, int]]:
+    found: dict[str, tuple[str, str | None, int]] = {}
+    for statement in statements:
+        for node in ast.walk(statement):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                found.update(_bindings(node))
+    return found
+
+
+def _uses(statements: list[ast.stmt]) -> dict[str, set[str | None]]:
+    """Names that are loaded, each with the attributes taken from it directly; None among them for a use as a value."""
+    found: dict[str, set[str | None]] = {}
+    waiting: list[ast.AST] = list(statements)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.setdefault(node.value.id, set()).add(node.attr)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.setdefault(node.id, set()).add(None)
+        waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def _normalise(tree: ast.Module) -> None:
+    """Drop docstrings, and our own decorators: a changed timeout is not a changed result."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.decorator_list = [d for d in node.decorator_list if not _is_ours(d)]
+        if (
+            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+
+
+def _is_ours(decorator: ast.expr) -> bool:
+    target = decorator.func if isinstance(decorator, ast.Call) else decorator
+    name = (
+        target.attr
+        if isinstance(target, ast.Attribute)
+        else target.id
+        if isinstance(target, ast.Name)
+        else ""
+    )
+    return name in {"step", "pipeline"}
+
+
+def _digest(statements: list[ast.stmt]) -> str:
+    return _hash("\n".join(ast.dump(s) for s in statements).encode())
+
+
+def _hash(data: bytes) -> str:
+    return blake3.blake3(data).hexdigest()

@@ -1,0 +1,231 @@
+"""Where attempts at steps run. The contract is four methods; the local one forks from a warm server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from select import select
+from typing import Protocol
+
+from mainspring.errors import Unavailable
+from mainspring.pipelines import processes
+from mainspring.pipelines.job import Job, write_job
+from mainspring.pipelines.logs import CappedLog
+
+GRACE_S = 2.0
+_READ = 1 << 16
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt is over, its whole tree is gone. ``status`` is as from waitpid; None if its parent was lost."""
+
+    execution: str
+    status: int | None
+    timed_out: bool
+    cancelled: bool
+
+
+class Executor(Protocol):
+    """Runs jobs. Used by one thread."""
+
+    def start(self, job: Job, *, log: CappedLog, timeout_s: float | None) -> None:
+        """Begin an attempt; its output goes to ``log``; after ``timeout_s`` its whole tree is killed."""
+        ...
+
+    def poll(self, *, wait_s: float) -> list[Ended]:
+        """What ended since the last call; waits at most ``wait_s`` for the first."""
+        ...
+
+    def kill(self, execution: str) -> None:
+        """End an attempt early: SIGTERM, a grace, then the whole tree. It still comes back from :meth:`poll`."""
+        ...
+
+    def close(self) -> None:
+        """Kill what still runs and free everything. Idempotent."""
+        ...
+
+
+@dataclass
+class _Running:
+    number: int
+    job: Job
+    log: CappedLog
+    pipe: int
+    deadline: float | None
+    timed_out: bool = False
+    cancelled: bool = False
+
+
+class LocalProcesses:
+    """Forks every attempt from a warm server (``forkserver``), which is started with the first one."""
+
+    def __init__(
+        self, *, run: str, root: Path, files: Sequence[str], modules: Sequence[str], grace_s: float = GRACE_S
+    ) -> None:
+        self._run = run
+        self._root = root
+        self._files = list(files)
+        self._modules = list(modules)
+        self._grace_s = grace_s
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._running: dict[str, _Running] = {}
+        self._count = 0
+
+    def start(self, job: Job, *, log: CappedLog, timeout_s: float | None) -> None:
+        control = self._connection()
+        self._count += 1
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        message = {"op": "spawn", "id": self._count, "job": str(write_job(job))}
+        try:
+            socket.send_fds(control, [json.dumps(message).encode()], [write])
+        except OSError as error:
+            os.close(read)
+            raise Unavailable(
+                f"the parent of the step processes is gone: {error}", next_step="Resume the run."
+            ) from error
+        finally:
+            os.close(write)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._running[job.execution] = _Running(self._count, job, log, read, deadline)
+
+    def poll(self, *, wait_s: float) -> list[Ended]:
+        until = time.monotonic() + wait_s
+        while True:
+            self._enforce_deadlines()
+            wait = max(
+                0.0,
+                min([until, *(r.deadline for r in self._running.values() if r.deadline is not None)])
+                - time.monotonic(),
+            )
+            watched: list[socket.socket | int] = [r.pipe for r in self._running.values() if r.pipe >= 0]
+            if self._control is not None:
+                watched.append(self._control)
+            ready = select(watched, [], [], wait)[0]
+            for running in self._running.values():
+                if running.pipe in ready:
+                    _drain(running, once=True)
+            ended = self._receive() if self._control is not None and self._control in ready else []
+            if ended or time.monotonic() >= until:
+                return ended
+
+    def kill(self, execution: str) -> None:
+        running = self._running.get(execution)
+        if running is not None and not running.timed_out:
+            running.cancelled = True
+            self._send_kill(running)
+
+    def close(self) -> None:
+        if self._control is not None:
+            self._control.close()  # the server kills all its trees and ends
+            self._control = None
+        if self._server is not None:
+            try:
+                self._server.wait(timeout=self._grace_s + 5)
+            except subprocess.TimeoutExpired:
+                processes.kill_tree(self._server.pid)
+                self._server.wait()
+            processes.kill_by_cookie(self._run)
+            self._server = None
+        for running in self._running.values():
+            _finish(running)
+        self._running.clear()
+
+    def _connection(self) -> socket.socket:
+        if self._control is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            setup = {
+                "control": theirs.fileno(),
+                "root": str(self._root),
+                "files": self._files,
+                "modules": self._modules,
+            }
+            self._server = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mainspring.pipelines.forkserver", json.dumps(setup)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=self._root,
+                start_new_session=True,  # Ctrl-C reaches the runner only, which then ends its steps in order
+                # Passed on, not read. A fixed hash seed: equal inputs shall give equal bytes even through sets.
+                env={**os.environ, processes.COOKIE: self._run, "PYTHONHASHSEED": "0"},
+            )
+            theirs.close()
+            self._control = ours
+        return self._control
+
+    def _enforce_deadlines(self) -> None:
+        now = time.monotonic()
+        for running in self._running.values():
+            if running.deadline is None or now < running.deadline:
+                continue
+            if not running.timed_out:
+                running.timed_out = True
+                running.deadline = now + self._grace_s + 10
+                self._send_kill(running)
+            else:  # the server itself does not answer: it hangs in an import of project code
+                running.deadline = None
+                processes.kill_by_cookie(self._run)
+
+    def _send_kill(self, running: _Running) -> None:
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send(
+                    json.dumps({"op": "kill", "id": running.number, "grace_s": self._grace_s}).encode()
+                )
+
+    def _receive(self) -> list[Ended]:
+        assert self._control is not None  # noqa: S101 - only called with a connection
+        try:
+            data = self._control.recv(_READ)
+        except ConnectionError:
+            data = b""
+        if not data:
+            return self._lost()
+        message = json.loads(data)
+        for execution, running in list(self._running.items()):
+            if running.number == message["id"]:
+                del self._running[execution]
+                _finish(running)
+                return [Ended(execution, int(message["status"]), running.timed_out, running.cancelled)]
+        return []
+
+    def _lost(self) -> list[Ended]:
+        """The server died, and its children with it. The next start makes a new one."""
+        ended = [Ended(e, None, r.timed_out, r.cancelled) for e, r in self._running.items()]
+        self.close()
+        return ended
+
+
+def _drain(running: _Running, *, once: bool = False) -> None:
+    while running.pipe >= 0:
+        try:
+            data = os.read(running.pipe, _READ)
+        except BlockingIOError:
+            return
+        if not data:
+            os.close(running.pipe)
+            running.pipe = -1
+            return
+        running.log.write(data)
+        if once:
+            return
+
+
+def _finish(running: _Running) -> None:
+    _drain(running)
+    if running.pipe >= 0:
+        os.close(running.pipe)
+        running.pipe = -1
+    running.log.close()

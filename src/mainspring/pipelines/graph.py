@@ -1,0 +1,365 @@
+"""From a pipeline's body to its graph: the calls are noted, parameters are converted, the result is data."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import InvalidInput, near
+from mainspring.pipelines.step import Pipeline, StepOptions, recording
+from mainspring.records.base import check_name
+from mainspring.records.pipelines import Argument, Graph, GraphStep
+
+MAX_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Built:
+    """A graph with the functions its steps call, by step name, and what each declares to return."""
+
+    graph: Graph
+    functions: dict[str, Callable[..., Any]]
+    outputs: dict[str, tuple[str, ...] | None]
+
+
+class Handle:
+    """Stands for what a step will return. Pass it on, index it, or unpack it if its outputs are declared."""
+
+    __slots__ = ("_names", "_output", "_step")
+
+    def __init__(self, step: str, output: str | None, names: tuple[str, ...] | None) -> None:
+        self._step = step
+        self._output = output
+        self._names = names
+
+    def __getitem__(self, key: str | int) -> Handle:
+        if self._output is not None or (
+            self._names is not None and not isinstance(key, int) and key not in self._names
+        ):
+            raise self._cannot(
+                f"has no output {key!r}", near(str(key), self._names or (), what="named output")
+            )
+        if isinstance(key, int) and self._names is not None:
+            if not -len(self._names) <= key < len(self._names):
+                raise IndexError(key)
+            return Handle(self._step, self._names[key], None)
+        return Handle(self._step, str(key), None)
+
+    def __getattr__(self, name: str) -> Handle:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._output is None and self._names and name in self._names:
+            return Handle(self._step, name, None)
+        raise self._cannot(f"has no output {name!r}", near(name, self._names or (), what="named output"))
+
+    def __iter__(self) -> Iterator[Handle]:
+        if self._names is None or self._output is not None:
+            raise self._cannot(
+                "cannot be unpacked or looped over",
+                "Annotate the step with tuple[...] or a NamedTuple, or write @step(outputs=('a', 'b')); look into values only inside steps.",
+            )
+        return iter([Handle(self._step, n, None) for n in self._names])
+
+    def __bool__(self) -> bool:
+        raise self._cannot("has no value yet", "Branch on parameters here; decide by results inside a step.")
+
+    def __repr__(self) -> str:
+        return (
+            f"<output of {self._step}>"
+            if self._output is None
+            else f"<output {self._output} of {self._step}>"
+        )
+
+    def _cannot(self, what: str, next_step: str) -> InvalidInput:
+        return InvalidInput(
+            f"the result of step {self._step!r} {what}", place="pipeline body", next_step=next_step
+        )
+
+
+class Builder:
+    """Notes the step calls of one pipeline body."""
+
+    def __init__(self, *, root: Path) -> None:
+        self._root = root
+        self._steps: dict[str, GraphStep] = {}
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._outputs: dict[str, tuple[str, ...] | None] = {}
+        self._handles: dict[str, list[Handle]] = {}
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        options: StepOptions,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Handle:
+        name = self._fresh(function.__name__)
+        if len(self._steps) >= MAX_STEPS:
+            raise InvalidInput(f"a pipeline has at most {MAX_STEPS} steps", place=name)
+        try:
+            bound = inspect.signature(function).bind(*args, **kwargs)
+        except TypeError as error:
+            raise InvalidInput(
+                f"step {function.__name__!r} cannot be called so: {error}", place="pipeline body"
+            ) from None
+        self._steps[name] = GraphStep(
+            name=name,
+            function=function_spec(function, self._root),
+            arguments={k: self._argument(v, place=f"{name}({k})") for k, v in bound.arguments.items()},
+            isolation=options.isolation,
+            cache=options.cache,
+            version=options.version,
+            timeout_s=options.timeout_s,
+            retries=options.retries,
+            backoff_s=options.backoff_s,
+            memory_bytes=options.memory_bytes,
+            outputs=None if options.outputs is None else list(options.outputs),
+        )
+        self._functions[name] = function
+        self._outputs[name] = declared_outputs(function, options)
+        return Handle(name, None, self._outputs[name])
+
+    def rename(self, handle: Handle, name: str) -> Handle:
+        check_name(name, what="step")
+        old = handle._step  # noqa: SLF001 - handles are this module's
+        used = any(old in _upstream(s) for s in self._steps.values())
+        if name in self._steps or used or handle._output is not None:  # noqa: SLF001
+            raise InvalidInput(
+                "a step must get its own name, before its result is used", value=name, place="pipeline body"
+            )
+        self._steps = {
+            name if k == old else k: msgspec.structs.replace(s, name=name) if k == old else s
+            for k, s in self._steps.items()
+        }
+        self._functions[name] = self._functions.pop(old)
+        self._outputs[name] = self._outputs.pop(old)
+        return Handle(name, None, self._outputs[name])
+
+    def order(self, handle: Handle, earlier: Sequence[Handle]) -> Handle:
+        names = list(self._steps)
+        mine = handle._step  # noqa: SLF001
+        step = self._steps[mine]
+        added = [e._step for e in earlier]  # noqa: SLF001
+        for other in added:
+            if names.index(other) >= names.index(mine):
+                raise InvalidInput(
+                    "a step can only wait for one that was called before it",
+                    value=other,
+                    place=f"after({mine})",
+                )
+        self._steps[mine] = msgspec.structs.replace(step, after=sorted({*step.after, *added}))
+        return handle
+
+    def finish(self, pipeline: str) -> Built:
+        if not self._steps:
+            raise InvalidInput(
+                "the pipeline calls no step",
+                value=pipeline,
+                next_step="Decorate what it calls with @mainspring.step.",
+            )
+        return Built(
+            Graph(pipeline=pipeline, steps=list(self._steps.values())), self._functions, self._outputs
+        )
+
+    def _fresh(self, base: str) -> str:
+        name, n = base, 1
+        while name in self._steps:
+            n += 1
+            name = f"{base}_{n}"
+        return name
+
+    def _argument(self, value: object, *, place: str) -> Argument:
+        if isinstance(value, Handle):
+            if value._step not in self._steps:  # noqa: SLF001
+                raise InvalidInput(
+                    "this result belongs to another pipeline, or its step was renamed",
+                    value=repr(value),
+                    place=place,
+                )
+            return Argument(kind="output", step=value._step, output=value._output)  # noqa: SLF001
+        if isinstance(value, Path):
+            return Argument(kind="path", value=str(value))
+        if isinstance(value, (list, tuple)) and _has_reference(value):
+            return Argument(kind="list", items=[self._argument(v, place=place) for v in value])
+        if isinstance(value, dict) and _has_reference(value):
+            keys = [str(k) for k in value]
+            return Argument(
+                kind="dict", keys=keys, items=[self._argument(v, place=place) for v in value.values()]
+            )
+        try:
+            return Argument(kind="value", value=msgspec.to_builtins(value))
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidInput(
+                f"a {type(value).__name__} cannot be a literal argument of a step",
+                place=place,
+                next_step="Pass numbers, text, lists, dicts, records or a pathlib.Path; make anything else inside a step.",
+            ) from None
+
+
+def named(result: Any, name: str) -> Any:
+    """In a pipeline body: give the step that was just called its own name, e.g. ``named(fit(family="forest"), "forest")``.
+
+    Outside a recording it returns ``result`` unchanged.
+    """
+    builder = recording.get()
+    return (
+        builder.rename(result, name)
+        if isinstance(builder, Builder) and isinstance(result, Handle)
+        else result
+    )
+
+
+def after(result: Any, *earlier: Any) -> Any:
+    """In a pipeline body: the step of ``result`` waits for ``earlier`` steps although no data flows between them."""
+    builder = recording.get()
+    if isinstance(builder, Builder) and isinstance(result, Handle):
+        return builder.order(result, [e for e in earlier if isinstance(e, Handle)])
+    return result
+
+
+def build(pipeline: Pipeline[..., Any], params: Mapping[str, Any], *, root: Path) -> Built:
+    """Run the body with ``params`` (already converted) and return its graph. Nothing of the steps runs."""
+    builder = Builder(root=root)
+    token = recording.set(builder)
+    try:
+        pipeline.function(**params)
+    finally:
+        recording.reset(token)
+    return builder.finish(pipeline.name)
+
+
+def upstream(step: GraphStep) -> list[str]:
+    """Names of the steps that must end before this one."""
+    return sorted(_upstream(step))
+
+
+def convert_params(pipeline: Pipeline[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for the pipeline's parameters: text is read as the annotated type, everything else must already fit.
+
+    Raises :class:`InvalidInput` naming an unknown, missing or unfit parameter.
+    """
+    signature = inspect.signature(pipeline.function)
+    hints = _hints(pipeline.function)
+    for name in given:
+        if name not in signature.parameters:
+            raise InvalidInput(
+                "unknown parameter",
+                value=name,
+                place=f"pipeline {pipeline.name}",
+                next_step=near(name, signature.parameters, what="parameter"),
+            )
+    values: dict[str, Any] = {}
+    for name, parameter in signature.parameters.items():
+        if name in given:
+            values[name] = _convert(
+                given[name], hints.get(name, Any), place=f"parameter {name} of pipeline {pipeline.name}"
+            )
+        elif parameter.default is not inspect.Parameter.empty:
+            values[name] = parameter.default
+        else:
+            raise InvalidInput(
+                "missing parameter",
+                value=name,
+                place=f"pipeline {pipeline.name}",
+                next_step=f"Type: --param {name}=...",
+            )
+    return values
+
+
+def params_as_data(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as plain JSON data, for the record of a run."""
+    return {k: str(v) if isinstance(v, Path) else msgspec.to_builtins(v) for k, v in values.items()}
+
+
+def declared_outputs(function: Callable[..., Any], options: StepOptions) -> tuple[str, ...] | None:
+    """Names of a step's outputs where its declaration gives them; None for a single value or an undeclared dict."""
+    if options.outputs is not None:
+        return options.outputs
+    hint = _hints(function).get("return")
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        return None if Ellipsis in parts else tuple(str(i) for i in range(len(parts)))
+    if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        return tuple(hint._fields)
+    if typing.is_typeddict(hint):
+        return tuple(typing.get_type_hints(hint))
+    return None
+
+
+def function_spec(function: Callable[..., Any], root: Path) -> str:
+    """``file:qualname``; the file relative to the project where it lies inside."""
+    file = Path(inspect.unwrap(function).__code__.co_filename)
+    resolved = file.resolve()
+    shown = (
+        resolved.relative_to(root.resolve()).as_posix()
+        if resolved.is_relative_to(root.resolve())
+        else str(resolved)
+    )
+    return f"{shown}:{function.__qualname__}"
+
+
+def _upstream(step: GraphStep) -> set[str]:
+    found = set(step.after)
+    waiting = list(step.arguments.values())
+    while waiting:
+        argument = waiting.pop()
+        if argument.kind == "output":
+            found.add(argument.step)
+        waiting += argument.items
+    return found
+
+
+def _has_reference(value: object) -> bool:
+    if isinstance(value, (Handle, Path)):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(_has_reference(v) for v in value)
+    return isinstance(value, dict) and any(_has_reference(v) for v in value.values())
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (
+        NameError,
+        TypeError,
+        AttributeError,
+    ):  # names only known to a type checker: as good as no annotation
+        return {}
+
+
+def _convert(value: Any, hint: Any, *, place: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is Path or (isinstance(hint, type) and issubclass(hint, Path)):
+        return Path(value)
+    text = isinstance(value, str)
+    try:
+        if text and _is_container(hint):
+            return msgspec.json.decode(value, type=hint)
+        return msgspec.convert(value, hint, strict=not text)
+    except (msgspec.ValidationError, msgspec.DecodeError, TypeError) as error:
+        raise InvalidInput(
+            f"the value does not fit its type: {error}",
+            value=value,
+            place=place,
+            next_step=f"Give {_show(hint)}.",
+        ) from None
+
+
+def _is_container(hint: Any) -> bool:
+    origin = typing.get_origin(hint) or hint
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_container(a) for a in typing.get_args(hint)) and str not in typing.get_args(hint)
+    return isinstance(origin, type) and issubclass(origin, (list, dict, tuple, set, msgspec.Struct))
+
+
+def _show(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

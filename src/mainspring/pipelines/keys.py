@@ -1,0 +1,124 @@
+"""Cache keys, and what changed between two executions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import blake3
+
+from mainspring.records.base import to_json
+from mainspring.records.pipelines import Argument, Artifact, Change, GraphStep, Ingredients, Why
+
+FORMAT = 1
+"""Changes when the meaning of a key does: old entries are then missed, never misread."""
+
+
+def ingredients_of(
+    step: GraphStep,
+    *,
+    code: str,
+    parts: Mapping[str, str],
+    resolved: Mapping[str, Sequence[Artifact]],
+    environment: str,
+) -> Ingredients:
+    """What the key of ``step`` is made of. ``resolved`` gives the artifacts behind each argument that refers to some."""
+    inputs: dict[str, str] = {}
+    params: dict[str, Any] = {}
+    for name, argument in step.arguments.items():
+        if name in resolved:
+            content = [[a.name, a.kind, a.digest, a.type] for a in resolved[name]]
+            inputs[name] = blake3.blake3(to_json([_form(argument), content])).hexdigest()
+        else:
+            params[name] = argument.value
+    return Ingredients(
+        code=code,
+        parts=dict(parts),
+        inputs=inputs,
+        params=params,
+        environment=environment,
+        version=step.version,
+    )
+
+
+def key_of(ingredients: Ingredients) -> str:
+    """The cache key: BLAKE3 over the canonical JSON of the ingredients."""
+    fields = [
+        FORMAT,
+        ingredients.code,
+        ingredients.inputs,
+        ingredients.params,
+        ingredients.environment,
+        ingredients.version,
+    ]
+    return blake3.blake3(to_json(fields)).hexdigest()
+
+
+def changes(before: Ingredients, now: Ingredients) -> list[Change]:
+    """What differs between two sets of ingredients, by name; empty if their keys are equal."""
+    found = []
+    if before.code != now.code:
+        for name in sorted(before.parts.keys() | now.parts.keys()):
+            old, new = before.parts.get(name), now.parts.get(name)
+            if old != new:
+                found.append(Change(what="code", name=name, before=_short(old), after=_short(new)))
+    for name in sorted(before.inputs.keys() | now.inputs.keys()):
+        was, now_is = _short(before.inputs.get(name)), _short(now.inputs.get(name))
+        if was != now_is:
+            found += [Change(what="input", name=name, before=was, after=now_is)]
+    for name in sorted(before.params.keys() | now.params.keys()):
+        old, new = before.params.get(name), now.params.get(name)
+        if to_json(old) != to_json(new) or (name in before.params) != (name in now.params):
+            found.append(Change(what="param", name=name, before=old, after=new))
+    if before.environment != now.environment:
+        found.append(
+            Change(
+                what="environment",
+                name="environment",
+                before=_short(before.environment),
+                after=_short(now.environment),
+            )
+        )
+    if before.version != now.version:
+        found.append(Change(what="version", name="version", before=before.version, after=now.version))
+    return found
+
+
+def explain_miss(
+    step: str, key: str, now: Ingredients, before: Ingredients | None, earlier: str | None
+) -> Why:
+    """Why there is no result to use: the first run, or what changed since the execution ``earlier``."""
+    if before is None:
+        return Why(step=step, hit=False, reason="no earlier execution of this step", key=key)
+    found = changes(before, now)
+    if not found:
+        return Why(
+            step=step,
+            hit=False,
+            reason="the earlier execution gave no usable result",
+            compared_to=earlier,
+            key=key,
+        )
+    said = "; ".join(_say(c) for c in found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
+    return Why(step=step, hit=False, reason=said, changes=found, compared_to=earlier, key=key)
+
+
+def _say(change: Change) -> str:
+    if change.what == "param":
+        return f"param {change.name}: {change.before!r} became {change.after!r}"
+    if change.what in {"environment", "version"}:
+        return f"the {change.what} changed"
+    if change.before is None:
+        return f"{change.what} {change.name} is new"
+    return f"{change.what} {change.name} {'is gone' if change.after is None else 'changed'}"
+
+
+def _form(argument: Argument) -> Any:
+    """The shape in which artifacts make up an argument; step names do not matter, only what came from them."""
+    if argument.kind in {"list", "dict"}:
+        return [argument.kind, argument.keys, [_form(a) for a in argument.items]]
+    return argument.value if argument.kind == "value" else [argument.kind, argument.output]
+
+
+def _short(digest: str | None) -> str | None:
+    return None if digest is None else digest if digest.startswith("import ") else digest[:12]

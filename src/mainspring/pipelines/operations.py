@@ -1,0 +1,108 @@
+"""Questions about pipeline runs, and the one command that travels: cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring.lineage import Foundation
+from mainspring.operations import Download, Kind, Role, operation
+from mainspring.pipelines import state
+from mainspring.records.lineage import ref
+from mainspring.records.pipelines import PipelineRun, PipelineRunPage, StepExecution, Why
+
+
+class Pipelines:
+    """Runs of pipelines, the executions of their steps, their logs, and why each ran."""
+
+    room = "pipelines"
+
+    def __init__(self, base: Foundation) -> None:
+        self._base = base
+
+    @operation(role=Role.VIEWER)
+    def runs(
+        self, *, pipeline: str | None = None, after: str | None = None, limit: int = 50
+    ) -> PipelineRunPage:
+        """Runs, newest first; ``after`` is the id of the last one seen, ``limit`` 1 to 500."""
+        if not 1 <= limit <= 500:
+            raise InvalidInput("limit must be 1 to 500", value=limit)
+        where, values = "project = ?", [self._base.project]
+        for column, value in (("pipeline = ?", pipeline), ("id < ?", after)):
+            if value is not None:
+                where += f" AND {column}"
+                values.append(value)
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                f"SELECT * FROM pipeline_runs WHERE {where} ORDER BY id DESC LIMIT ?", *values, limit + 1
+            )
+        items = [state.run_of(r) for r in rows[:limit]]
+        return PipelineRunPage(items=items, next=items[-1].id if len(rows) > limit else None)
+
+    @operation(role=Role.VIEWER)
+    def run(self, *, id: str) -> PipelineRun:  # noqa: A002 - the word the interface uses
+        """One run; raises :class:`NotFound`."""
+        with self._base.store.read() as tx:
+            return state.read_run(tx, self._base.project, id)
+
+    @operation(role=Role.VIEWER)
+    def steps(self, *, run: str, attempts: bool = False) -> list[StepExecution]:
+        """The latest execution of each step in the order of the graph; with ``attempts`` every one, oldest first."""
+        with self._base.store.read() as tx:
+            graph = state.read_run(tx, self._base.project, run).graph
+            found = state.read_executions(tx, self._base.project, run)
+        if attempts:
+            return found
+        latest = {e.step: e for e in found}
+        order = {s.name: i for i, s in enumerate(graph.steps)}
+        return sorted(latest.values(), key=lambda e: order.get(e.step, len(order)))
+
+    @operation(role=Role.VIEWER)
+    def why(self, *, run: str, step: str) -> Why:
+        """Why a step of the run ran, or why its earlier result was taken."""
+        execution = self._step(run, step)
+        if execution.why is None:
+            message = execution.error.message if execution.error else "it has not been decided yet"
+            return Why(step=step, hit=None, reason=message)
+        return execution.why
+
+    @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
+    def log(self, *, run: str, step: str) -> Download:
+        """What the step's latest attempt wrote (its beginning and end, if it was long); a cached one gives its origin's."""
+        execution = self._step(run, step)
+        digest = execution.log
+        if execution.cached_from is not None:
+            with self._base.store.read() as tx:
+                digest = tx.scalar(
+                    "SELECT log FROM step_executions WHERE project = ? AND id = ?",
+                    self._base.project,
+                    execution.cached_from,
+                )
+        chunks: Iterator[bytes] = iter(()) if digest is None else iter(self._base.objects.chunks(digest))
+        return Download(chunks=chunks, media_type="text/plain; charset=utf-8", name=f"{step}.log")
+
+    @operation(role=Role.EDITOR, changes=True)
+    def cancel(self, *, run: str, reason: str = "") -> PipelineRun:
+        """Ask the runner of a run to stop it; it does within seconds. Raises :class:`Conflict` if the run has ended."""
+        with self._base.ledger.decision() as d:
+            record = state.read_run(d.tx, self._base.project, run)
+            if record.state != "running":
+                raise Conflict(f"the run has ended already: {record.state}", value=run)
+            d.tx.execute(
+                "UPDATE pipeline_runs SET cancel = 1 WHERE project = ? AND id = ?", self._base.project, run
+            )
+            d.event("pipeline.cancel_requested", ref("run", run), {"reason": reason})
+            return d.done(state.read_run(d.tx, self._base.project, run))
+
+    def _step(self, run: str, step: str) -> StepExecution:
+        with self._base.store.read() as tx:
+            graph = state.read_run(tx, self._base.project, run).graph
+            found = [e for e in state.read_executions(tx, self._base.project, run) if e.step == step]
+        if not found:
+            known = [s.name for s in graph.steps]
+            raise NotFound(
+                f"run {run} has not come to a step {step!r}",
+                value=step,
+                next_step=near(step, known, what="step"),
+            )
+        return found[-1]

@@ -1,0 +1,91 @@
+"""What an attempt came to, and where it keeps its files on the runner's machine."""
+
+from __future__ import annotations
+
+import io
+import signal
+from pathlib import Path
+
+from mainspring.pipelines.executor import Ended
+from mainspring.pipelines.job import Result
+from mainspring.pipelines.logs import CappedLog
+from mainspring.records.pipelines import GraphStep, StepError
+
+
+class LogText(io.TextIOBase):
+    """Text written by an inline step, into its log."""
+
+    def __init__(self, log: CappedLog) -> None:
+        super().__init__()
+        self._log = log
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        self._log.write(text.encode("utf-8", "replace"))
+        return len(text)
+
+
+def classify(ended: Ended, result: Result | None) -> StepError | None:
+    """Why an attempt in a process failed; None if it did not."""
+    if ended.cancelled:
+        return StepError(kind="cancelled", type="", message="the run was cancelled")
+    if ended.timed_out:
+        return StepError(
+            kind="timeout",
+            type="",
+            message="the step did not end within its timeout; it and its children were killed",
+        )
+    if result is not None and result.error is not None:
+        return result.error
+    if ended.status is None:
+        return StepError(
+            kind="exit",
+            type="",
+            message="the parent of the step processes died (project code may crash when it is imported)",
+        )
+    code = ended.status & 0x7F
+    if code:
+        name = signal.Signals(code).name if code in {s.value for s in signal.Signals} else f"signal {code}"
+        if code == signal.SIGKILL:
+            return StepError(
+                kind="memory",
+                type="",
+                message="killed by SIGKILL from outside, most likely for lack of memory",
+                signal=name,
+            )
+        return StepError(kind="signal", type="", message=f"killed by {name}", signal=name)
+    status = ended.status >> 8
+    if result is None:
+        return StepError(
+            kind="exit", type="", message=f"the process ended with exit code {status} and without a result"
+        )
+    return (
+        None
+        if status == 0
+        else StepError(kind="exit", type="", message=f"the process ended with exit code {status}")
+    )
+
+
+def folder_of(home: Path, run: str) -> Path:
+    """Scratch of a run: inputs and working directories. Removed at its end."""
+    return home / "pipelines" / "work" / run
+
+
+def log_file(home: Path, run: str, execution: str) -> Path:
+    """The live log of an attempt on the runner's machine."""
+    return home / "pipelines" / "logs" / run / f"{execution}.log"
+
+
+def needed(step: GraphStep) -> set[str]:
+    found: set[str] = set()
+    waiting = list(step.arguments.values())
+    while waiting:
+        argument = waiting.pop()
+        waiting += argument.items
+        if argument.kind == "output":
+            found.add(argument.step)
+        elif argument.kind == "path":
+            found.add(f"path:{argument.value}")
+    return found

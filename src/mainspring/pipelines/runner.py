@@ -1,0 +1,220 @@
+"""Running pipelines on this machine: the client side, with a home directory and the project's code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mainspring.clock import from_us
+from mainspring.errors import Conflict, StepFailed
+from mainspring.lineage import Foundation
+from mainspring.pipelines import processes, state
+from mainspring.pipelines.closure import Closures
+from mainspring.pipelines.drive import Drive, OnEvent, Settings
+from mainspring.pipelines.executor import LocalProcesses
+from mainspring.pipelines.graph import Built, build, convert_params, function_spec, params_as_data, upstream
+from mainspring.pipelines.loading import load_pipeline
+from mainspring.pipelines.operations import Pipelines
+from mainspring.pipelines.outcomes import folder_of
+from mainspring.pipelines.planning import Done, Planner
+from mainspring.pipelines.step import Pipeline
+from mainspring.records.base import new_id
+from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
+from mainspring.storage.leases import Lease
+
+_DEFAULT_WORKERS = 2
+
+
+class Runner:
+    """Runs, plans and resumes pipelines of the project at ``root``.
+
+    ``environment`` is a digest of the installed environment (part of every cache key). ``workers`` bounds parallel steps
+    (default: 2, at most the cores). ``opener`` (``module:function``) and ``workspace`` (its keywords) let a step open this
+    workspace in its own process.
+    """
+
+    def __init__(
+        self,
+        base: Foundation,
+        ops: Pipelines,
+        *,
+        root: Path | str = ".",
+        environment: str = "",
+        workers: int | None = None,
+        opener: str | None = None,
+        workspace: Mapping[str, object] | None = None,
+        lease_ttl_s: float = 15.0,
+    ) -> None:
+        self._base = base
+        self._ops = ops
+        self._root = Path(root).resolve()
+        self._environment = environment
+        self._settings = Settings(
+            workers=workers or min(_DEFAULT_WORKERS, os.cpu_count() or 1),
+            lease_ttl_s=lease_ttl_s,
+            opener=opener,
+            workspace=dict(workspace or {}),
+        )
+
+    def run(
+        self,
+        pipeline: Pipeline[..., Any] | str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        check: bool = True,
+    ) -> PipelineRun:
+        """Run ``pipeline`` (an object, or ``file.py:name`` below the root) and return its record.
+
+        Independent steps run side by side. When a step fails, what does not depend on it still runs; then, with ``check``,
+        :class:`StepFailed` is raised with the step, the reason and the run's id. Everything is recorded in any case.
+        """
+        built, loaded, values = self._build(pipeline, params or {})
+        planner = self._planner(built)
+        started = from_us(state.wall_us())
+        run = PipelineRun(
+            id=new_id(),
+            pipeline=loaded.name,
+            state="running",
+            params=params_as_data(values),
+            graph=built.graph,
+            source=function_spec(loaded.function, self._root),
+            root=str(self._root),
+            environment=self._environment,
+            started=started,
+            at=self._base.clock.now(),
+        )
+        sources = self._sources(planner)
+        lease = self._acquire(run.id)
+        try:
+            with self._base.ledger.decision() as d:
+                state.insert_run(d, self._base.project, run)
+                for done in sources.values():
+                    for artifact in done.outputs:
+                        d.refer(artifact.digest, f"run:{run.id}")
+            return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
+        finally:
+            self._base.leases.release(lease)
+
+    def plan(self, pipeline: Pipeline[..., Any] | str, params: Mapping[str, Any] | None = None) -> list[Why]:
+        """For each step whether its result would be taken, and why; nothing runs and nothing is recorded."""
+        built, loaded, _ = self._build(pipeline, params or {})
+        planner = self._planner(built)
+        done = self._sources(planner)
+        verified: set[str] = set()
+        found: list[Why] = []
+        with self._base.store.read() as tx:
+            for step in built.graph.steps:
+                missing = [u for u in upstream(step) if u not in done]
+                if missing:
+                    found.append(
+                        Why(
+                            step=step.name, hit=None, reason=f"depends on what {', '.join(missing)} will give"
+                        )
+                    )
+                    continue
+                judgement = planner.judge(tx, step, done, pipeline=loaded.name, run=None, verified=verified)
+                found.append(judgement.why)
+                if judgement.entry is not None:
+                    done[step.name] = Done(judgement.entry.shape, judgement.entry.outputs)
+        return found
+
+    def resume(self, run_id: str, *, on_event: OnEvent | None = None, check: bool = True) -> PipelineRun:
+        """Go on with a run whose runner died, was stopped, or whose step failed. Finished steps are not run again.
+
+        Processes that the old runner left are found and killed first. Raises :class:`Conflict` while another runner has
+        the run.
+        """
+        run = self._ops.run(id=run_id)
+        if run.state == "finished":
+            return run
+        lease = self._acquire(run_id)
+        try:
+            processes.kill_by_cookie(run_id)
+            self._root = Path(run.root)
+            loaded = load_pipeline(run.source, root=self._root)
+            values = convert_params(loaded, run.params)
+            built = build(loaded, values, root=self._root)
+            planner = Planner(
+                self._base, built, root=self._root, environment=run.environment, closures=Closures(self._root)
+            )
+            sources = self._sources(planner)
+            with self._base.ledger.decision() as d:
+                self._base.leases.check(d.tx, lease)
+                state.reopen_run(d, self._base.project, run_id)
+            return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
+        finally:
+            self._base.leases.release(lease)
+
+    def _build(
+        self, pipeline: Pipeline[..., Any] | str, params: Mapping[str, Any]
+    ) -> tuple[Built, Pipeline[..., Any], dict[str, Any]]:
+        loaded = load_pipeline(pipeline, root=self._root) if isinstance(pipeline, str) else pipeline
+        values = convert_params(loaded, params)
+        return build(loaded, values, root=self._root), loaded, values
+
+    def _planner(self, built: Built) -> Planner:
+        return Planner(
+            self._base, built, root=self._root, environment=self._environment, closures=Closures(self._root)
+        )
+
+    def _sources(self, planner: Planner) -> dict[str, Done]:
+        if not planner.has_paths():
+            return {}
+        with self._base.objects.writing() as writer:
+            return planner.take_paths(writer)
+
+    def _drive(
+        self,
+        run: PipelineRun,
+        built: Built,
+        planner: Planner,
+        lease: Lease,
+        sources: dict[str, Done],
+        *,
+        on_event: OnEvent | None,
+        check: bool,
+    ) -> PipelineRun:
+        tell: OnEvent = on_event or (lambda _: None)
+        tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline))
+        files = sorted({s.function.rpartition(":")[0] for s in built.graph.steps})
+        executor = LocalProcesses(run=run.id, root=self._root, files=files, modules=planner.modules())
+        folder_of(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
+        Drive(
+            self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources
+        ).go()  # fmt: skip
+        ended = self._ops.run(id=run.id)
+        if check and ended.state != "finished":
+            error = ended.error
+            raise StepFailed(
+                f"step {ended.failed_step!r} failed ({error.kind}): {error.type + ': ' if error.type else ''}{error.message}"
+                if error
+                else f"the run was {ended.state}",
+                place=f"pipeline {ended.pipeline}, run {run.id}",
+                next_step=f"Its log: mainspring runs log {run.id} {ended.failed_step or ''}. Mend it, then resume the run or start a new one.",
+            )
+        return ended
+
+    def _acquire(self, run_id: str) -> Lease:
+        name = state.run_lease(self._base, run_id)
+        me = processes.identity()
+        try:
+            return self._base.leases.acquire(name, holder=me, ttl_s=self._settings.lease_ttl_s)
+        except Conflict:
+            if not self._free_dead_holder(name):
+                raise
+            return self._base.leases.acquire(name, holder=me, ttl_s=self._settings.lease_ttl_s)
+
+    def _free_dead_holder(self, name: str) -> bool:
+        """A holder of this machine that is known to be dead need not be waited for; the token still grows."""
+        with self._base.store.write() as tx:
+            row = tx.first("SELECT holder, token FROM leases WHERE name = ?", name)
+            if row is None or not processes.is_dead(str(row["holder"])):
+                return False
+            return bool(
+                tx.execute(
+                    "UPDATE leases SET expires_us = 0 WHERE name = ? AND token = ?", name, int(row["token"])
+                )
+            )

@@ -1,0 +1,292 @@
+"""The rows of pipeline runs and step executions: how they are written, read and looked up as cache entries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from mainspring.clock import from_us, to_us
+from mainspring.lineage import Decision, Foundation
+from mainspring.pipelines.context import decode_metrics, encode_metrics
+from mainspring.pipelines.job import Result
+from mainspring.records.base import from_json, new_id, to_json
+from mainspring.records.lineage import ref
+from mainspring.records.pipelines import (
+    Artifact,
+    Graph,
+    Ingredients,
+    PipelineRun,
+    RunState,
+    StepError,
+    StepExecution,
+    StepState,
+    Why,
+)
+from mainspring.storage.sql import Reader, Row, Writer
+
+_STEP_COLUMNS = "id, run, step, state, attempt, cache_key, inputs, outputs, shape, metrics, log, error, why, cached_from, started_us, ended_us"
+
+
+def wall_us() -> int:
+    return time.time_ns() // 1000
+
+
+def insert_run(d: Decision, project: str, run: PipelineRun) -> None:
+    d.tx.execute(
+        "INSERT INTO pipeline_runs (project, id, pipeline, state, params, graph, source, root, environment, at_us, started_us) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        project, run.id, run.pipeline, run.state, _text(run.params), _text(run.graph), run.source, run.root, run.environment,
+        to_us(run.at or run.started), to_us(run.started),
+    )  # fmt: skip
+    d.event(
+        "pipeline.started",
+        ref("run", run.id),
+        {"pipeline": run.pipeline, "params": run.params, "steps": len(run.graph.steps)},
+    )
+    if run.environment:
+        d.edge(ref("environment", run.environment), ref("run", run.id), "environment")
+
+
+def end_run(
+    d: Decision,
+    project: str,
+    run: str,
+    state: RunState,
+    *,
+    error: StepError | None = None,
+    step: str | None = None,
+) -> None:
+    d.tx.execute(
+        "UPDATE pipeline_runs SET state = ?, ended_us = ?, error = ?, failed_step = ? WHERE project = ? AND id = ?",
+        state, wall_us(), None if error is None else _text(error), step, project, run,
+    )  # fmt: skip
+    data: dict[str, Any] = (
+        {} if error is None else {"step": step, "kind": error.kind, "message": error.message[:500]}
+    )
+    d.event(f"pipeline.{state}", ref("run", run), data)
+
+
+def reopen_run(d: Decision, project: str, run: str) -> None:
+    """A new runner goes on with the run: what the old one left running is lost."""
+    lose_running(d.tx, project, run)
+    d.tx.execute(
+        "UPDATE pipeline_runs SET state = 'running', ended_us = NULL, error = NULL, failed_step = NULL, cancel = 0 WHERE project = ? AND id = ?",
+        project, run,
+    )  # fmt: skip
+    d.event("pipeline.resumed", ref("run", run))
+
+
+def lose_running(tx: Writer, project: str, run: str) -> None:
+    tx.execute(
+        "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state = 'running'",
+        wall_us(),
+        project,
+        run,
+    )
+
+
+def insert_execution(
+    tx: Writer,
+    project: str,
+    pipeline: str,
+    execution: StepExecution,
+    *,
+    ingredients: Ingredients | None,
+) -> None:
+    e = execution
+    tx.execute(
+        "INSERT INTO step_executions (project, id, run, pipeline, step, state, attempt, cache_key, ingredients, inputs, outputs, shape, metrics, why, "
+        "error, cached_from, started_us, ended_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        project, e.id, e.run, pipeline, e.step, e.state, e.attempt, e.key, None if ingredients is None else _text(ingredients),
+        _text(e.inputs), _text(e.outputs), e.shape, _text(encode_metrics(e.metrics)), None if e.why is None else _text(e.why),
+        None if e.error is None else _text(e.error), e.cached_from, to_us(e.started), None if e.ended is None else to_us(e.ended),
+    )  # fmt: skip
+
+
+def end_execution(
+    tx: Writer,
+    project: str,
+    execution: str,
+    state: StepState,
+    *,
+    result: Result,
+    outputs: Sequence[Artifact],
+    log: str | None,
+    error: StepError | None,
+) -> None:
+    tx.execute(
+        "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, ended_us = ? WHERE project = ? AND id = ?",
+        state, _text(list(outputs)), result.shape, _text(encode_metrics(result.metrics)), log, None if error is None else _text(error),
+        wall_us(), project, execution,
+    )  # fmt: skip
+
+
+def record_finished(
+    d: Decision,
+    execution: StepExecution,
+    *,
+    pipeline: str,
+    code: str,
+    environment: str,
+    result: Result,
+    outputs: Sequence[Artifact],
+    log: str | None,
+) -> None:
+    """The event, the edges and the references of a step that really ran and finished."""
+    me = ref("step", execution.id)
+    for artifact in execution.inputs:
+        d.edge(ref("object", artifact.digest), me, "input")
+        d.refer(artifact.digest, me)
+    for artifact in outputs:
+        d.edge(me, ref("object", artifact.digest), "output")
+        d.refer(artifact.digest, me)
+    if log is not None:
+        d.refer(log, me)
+    d.edge(ref("run", execution.run), me, "step")
+    d.edge(ref("code", code), me, "code")
+    if environment:
+        d.edge(ref("environment", environment), me, "environment")
+    for reference in result.used:
+        d.edge(reference, me, "used")
+    for reference in result.produced:
+        d.edge(me, reference, "produced")
+    d.event(
+        "step.finished",
+        me,
+        {
+            "run": execution.run,
+            "pipeline": pipeline,
+            "step": execution.step,
+            "key": execution.key,
+            "outputs": {a.name: a.digest for a in outputs},
+        },
+    )
+
+
+def find_entry(tx: Reader, project: str, key: str, *, run: str | None = None) -> StepExecution | None:
+    """The newest usable execution with this key; with ``run``, only one of that run (cached ones too)."""
+    where, values = "state = 'finished'", [project, key]
+    if run is not None:
+        where, values = "state IN ('finished', 'cached') AND run = ?", [project, key, run]
+    row = tx.first(
+        f"SELECT {_STEP_COLUMNS} FROM step_executions WHERE project = ? AND cache_key = ? AND {where} ORDER BY id DESC LIMIT 1",
+        *values,
+    )
+    return None if row is None else execution_of(row)
+
+
+def find_earlier(tx: Reader, project: str, pipeline: str, step: str) -> tuple[str, Ingredients] | None:
+    """The newest finished execution of a step with what it was made of: what a miss is compared with."""
+    row = tx.first(
+        "SELECT id, ingredients FROM step_executions WHERE project = ? AND pipeline = ? AND step = ? AND state = 'finished' AND ingredients IS NOT NULL "
+        "ORDER BY id DESC LIMIT 1",
+        project, pipeline, step,
+    )  # fmt: skip
+    return None if row is None else (str(row["id"]), from_json(row["ingredients"], Ingredients))
+
+
+def distrust(tx: Writer, project: str, execution: str) -> None:
+    """Its bytes are gone or wrong: never take this entry again."""
+    tx.execute(
+        "UPDATE step_executions SET state = 'lost' WHERE project = ? AND (id = ? OR cached_from = ?) AND state IN ('finished', 'cached')",
+        project, execution, execution,
+    )  # fmt: skip
+
+
+def attempts_of(tx: Reader, project: str, run: str) -> dict[str, int]:
+    rows = tx.all(
+        "SELECT step, max(attempt) AS n FROM step_executions WHERE project = ? AND run = ? GROUP BY step",
+        project,
+        run,
+    )
+    return {str(r["step"]): int(r["n"]) for r in rows}
+
+
+def read_run(tx: Reader, project: str, run: str) -> PipelineRun:
+    return run_of(
+        tx.one(
+            "SELECT * FROM pipeline_runs WHERE project = ? AND id = ?",
+            project,
+            run,
+            what=f"pipeline run {run}",
+        )
+    )
+
+
+def read_executions(tx: Reader, project: str, run: str) -> list[StepExecution]:
+    rows = tx.all(
+        f"SELECT {_STEP_COLUMNS} FROM step_executions WHERE project = ? AND run = ? ORDER BY id", project, run
+    )
+    return [execution_of(r) for r in rows]
+
+
+def is_cancelled(tx: Reader, project: str, run: str) -> bool:
+    return bool(tx.scalar("SELECT cancel FROM pipeline_runs WHERE project = ? AND id = ?", project, run))
+
+
+def run_of(row: Row) -> PipelineRun:
+    return PipelineRun(
+        id=row["id"],
+        pipeline=row["pipeline"],
+        state=row["state"],
+        params=from_json(row["params"]),
+        graph=from_json(row["graph"], Graph),
+        source=row["source"],
+        root=row["root"],
+        environment=row["environment"],
+        started=from_us(row["started_us"]),
+        ended=None if row["ended_us"] is None else from_us(row["ended_us"]),
+        error=None if row["error"] is None else from_json(row["error"], StepError),
+        failed_step=row["failed_step"],
+        cancel_requested=bool(row["cancel"]),
+        at=from_us(row["at_us"]),
+    )
+
+
+def execution_of(row: Row) -> StepExecution:
+    return StepExecution(
+        id=row["id"],
+        run=row["run"],
+        step=row["step"],
+        state=row["state"],
+        attempt=int(row["attempt"]),
+        started=from_us(row["started_us"]),
+        ended=None if row["ended_us"] is None else from_us(row["ended_us"]),
+        key=row["cache_key"],
+        inputs=from_json(row["inputs"], list[Artifact]),
+        outputs=from_json(row["outputs"], list[Artifact]),
+        shape=row["shape"],
+        metrics=decode_metrics(from_json(row["metrics"])),
+        log=row["log"],
+        error=None if row["error"] is None else from_json(row["error"], StepError),
+        why=None if row["why"] is None else from_json(row["why"], Why),
+        cached_from=row["cached_from"],
+    )
+
+
+def new_execution(
+    *, run: str, step: str, state: StepState, attempt: int, why: Why | None, inputs: Sequence[Artifact] = ()
+) -> StepExecution:
+    now = from_us(wall_us())
+    return StepExecution(
+        id=new_id(),
+        run=run,
+        step=step,
+        state=state,
+        attempt=attempt,
+        started=now,
+        ended=None if state == "running" else now,
+        key=None if why is None else why.key,
+        inputs=list(inputs),
+        why=why,
+    )
+
+
+def run_lease(base: Foundation, run: str) -> str:
+    """The name of the lease that the one runner of a run holds."""
+    return f"pipeline-run:{base.project}:{run}"
+
+
+def _text(value: object) -> str:
+    return to_json(value).decode()

@@ -1,0 +1,165 @@
+"""Pipelines: the graph as data, runs of it, executions of its steps, and why a step ran."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from mainspring.records.base import Digest, Id, Record
+
+ArtifactKind = Literal["json", "record", "table", "array", "bytes", "file", "tree"]
+RunState = Literal["running", "finished", "failed", "cancelled", "interrupted"]
+StepState = Literal["running", "finished", "cached", "failed", "skipped", "lost", "cancelled"]
+
+
+class Artifact(Record, frozen=True):
+    """A typed value by reference. ``digest`` names its bytes (of the tree object for ``tree``); ``size`` in bytes."""
+
+    name: str
+    """The output's name; ``value`` for a step with a single output."""
+    kind: ArtifactKind
+    digest: Digest
+    size: int
+    type: str = ""
+    """For ``record``: the qualified name of its type; for ``file`` and ``tree``: the base name of the path."""
+
+
+class Argument(Record, frozen=True):
+    """One argument of a step call: a literal, a path outside the graph, an earlier step's output, or a collection of these."""
+
+    kind: Literal["value", "path", "output", "list", "dict"]
+    value: Any = None
+    """``value``: plain JSON data. ``path``: its text; the bytes behind it are the input."""
+    step: str = ""
+    output: str | None = None
+    """``output``: which one of ``step``; None means everything it returned."""
+    items: list[Argument] = []
+    keys: list[str] = []
+
+
+class GraphStep(Record, frozen=True):
+    """A step call in a pipeline. ``function`` is ``file:qualname``, the file relative to the project where it can be."""
+
+    name: str
+    function: str
+    arguments: dict[str, Argument]
+    after: list[str] = []
+    """Steps that must finish first although no data flows."""
+    isolation: Literal["process", "inline"] = "process"
+    cache: bool = True
+    version: str = ""
+    timeout_s: float | None = None
+    retries: int = 0
+    backoff_s: float = 1.0
+    memory_bytes: int | None = None
+    outputs: list[str] | None = None
+    """Names declared by ``@step(outputs=...)``."""
+
+
+class Graph(Record, frozen=True):
+    """A pipeline's steps in the order of their calls, which is a topological order."""
+
+    pipeline: str
+    steps: list[GraphStep]
+
+
+class Ingredients(Record, frozen=True):
+    """What a cache key is made of; kept, so that two executions can be compared."""
+
+    code: Digest
+    parts: dict[str, str]
+    """Each definition in the closure (``file:name``) with a digest of its normalised source."""
+    inputs: dict[str, str]
+    params: dict[str, Any]
+    environment: str
+    version: str = ""
+
+
+class StepError(Record, frozen=True):
+    """Why a step failed. The whole traceback stands in its log."""
+
+    kind: Literal[
+        "exception", "output", "input", "signal", "memory", "timeout", "exit", "cancelled", "upstream"
+    ]
+    type: str
+    message: str
+    signal: str | None = None
+
+
+class Change(Record, frozen=True):
+    """One ingredient that differs: ``what`` is ``code``, ``input``, ``param``, ``environment``, ``version`` or ``artifact``."""
+
+    what: Literal["code", "input", "param", "environment", "version", "artifact"]
+    name: str
+    before: Any = None
+    after: Any = None
+
+
+class Why(Record, frozen=True):
+    """Why a step ran or did not. ``hit`` is None while an upstream result is still unknown."""
+
+    step: str
+    hit: bool | None
+    reason: str
+    changes: list[Change] = []
+    compared_to: str | None = None
+    """The earlier step execution it was compared with, or whose results it took."""
+    key: str | None = None
+
+
+class StepExecution(Record, frozen=True):
+    """One attempt at one step of a run. ``started`` and ``ended`` are machine time."""
+
+    id: Id
+    run: Id
+    step: str
+    state: StepState
+    attempt: int
+    started: datetime
+    ended: datetime | None = None
+    key: str | None = None
+    inputs: list[Artifact] = []
+    outputs: list[Artifact] = []
+    shape: str = "single"
+    """How outputs make up the returned value: ``single``, ``tuple``, ``named`` or ``dict``."""
+    metrics: dict[str, float] = {}
+    log: Digest | None = None
+    error: StepError | None = None
+    why: Why | None = None
+    cached_from: str | None = None
+
+
+class PipelineRun(Record, frozen=True):
+    """A run of a pipeline. ``source`` is ``file:name``, relative to ``root`` on the machine that ran it."""
+
+    id: Id
+    pipeline: str
+    state: RunState
+    params: dict[str, Any]
+    graph: Graph
+    source: str
+    root: str
+    environment: str
+    started: datetime
+    ended: datetime | None = None
+    error: StepError | None = None
+    failed_step: str | None = None
+    cancel_requested: bool = False
+    at: datetime | None = None
+    """Policy time at the start."""
+
+
+class PipelineRunPage(Record, frozen=True):
+    items: list[PipelineRun]
+    next: str | None = None
+    """Pass as ``after`` for the next page; None at the end."""
+
+
+class PipelineEvent(Record, frozen=True):
+    """Progress, as told to ``on_event``: what just happened to which step."""
+
+    kind: Literal["started", "cached", "running", "retry", "finished", "failed", "skipped", "ended"]
+    run: Id
+    step: str | None = None
+    detail: str = ""
+    seconds: float | None = None
