@@ -1,0 +1,260 @@
+"""The rows behind the labels: one batch is read, decided in memory and written with a handful of statements."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import blake3
+
+from mainspring.errors import InvalidInput
+from mainspring.records.base import from_json, to_json
+from mainspring.records.labels import LabelValue
+from mainspring.storage.sql import Reader, Row, Writer
+
+Key = tuple[str, int]
+_CHUNK = 400
+
+
+def parse_id(prediction_id: str) -> Key:
+    """``(request, row)`` of a prediction id; a bare request id is its row 0."""
+    request, slash, row = prediction_id.partition("/")
+    plain = request.replace("-", "").replace("_", "").replace(".", "")
+    if not (1 <= len(request) <= 64 and plain.isascii() and plain.isalnum()) or (
+        slash and not (row.isdecimal() and row.isascii() and len(row) <= 9)
+    ):
+        raise InvalidInput(
+            "not a prediction id",
+            value=prediction_id,
+            next_step="Use the id from the response, or id/row for a row of a batch.",
+        )
+    return request, int(row or 0)
+
+
+@dataclass(frozen=True)
+class Said:
+    """One label as somebody said it. ``content`` tells repetitions from contradictions."""
+
+    request: str
+    row: int
+    value: str
+    content: str
+    explicit: bool
+    at_us: int
+    arrived_us: int
+    source: str
+
+    @property
+    def key(self) -> Key:
+        return self.request, self.row
+
+    @classmethod
+    def of(
+        cls, request: str, row: int, value: LabelValue, *, at_us: int | None, arrived_us: int, source: str
+    ) -> Said:
+        content = blake3.blake3(to_json([value, at_us, source])).hexdigest(16)
+        return cls(
+            request,
+            row,
+            to_json(value).decode(),
+            content,
+            at_us is not None,
+            arrived_us if at_us is None else at_us,
+            arrived_us,
+            source,
+        )
+
+
+class Book:
+    """Reads and writes labels in one transaction of a project."""
+
+    def __init__(self, tx: Reader, project: str) -> None:
+        self._tx = tx
+        self._project = project
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def standing(self, requests: Iterable[str]) -> dict[Key, Row]:
+        """The standing labels of all rows of these requests."""
+        return {(r["request"], r["row_no"]): r for r in self._of("labels", requests)}
+
+    def totals(self) -> dict[str, int]:
+        row = self._tx.first(
+            "SELECT parked, expired, rejected, revised FROM label_counters WHERE project = ?", self._project
+        )
+        return {name: int(row[name]) if row else 0 for name in ("parked", "expired", "rejected", "revised")}
+
+    def cursor(self) -> str:
+        return str(
+            self._tx.scalar("SELECT cursor FROM label_counters WHERE project = ?", self._project) or ""
+        )
+
+    def joinable(self, limit: int) -> list[Said]:
+        """Parked labels whose prediction is known by now, in the order of their arrival."""
+        rows = self._tx.all(
+            "SELECT q.* FROM parked_labels q JOIN known_predictions k ON k.project = q.project AND k.request = q.request AND k.row_no = q.row_no"
+            " WHERE q.project = ? ORDER BY q.position LIMIT ?",
+            self._project, limit,
+        )  # fmt: skip
+        return [
+            Said(
+                r["request"],
+                r["row_no"],
+                r["value"],
+                r["content"],
+                r["at_us"] != r["arrived_us"],
+                r["at_us"],
+                r["arrived_us"],
+                r["source"],
+            )
+            for r in rows
+        ]
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def record(self, said: list[Said], *, expires_us: int, room: int) -> dict[str, int]:
+        """Write a batch; returns how many were accepted, duplicate, revised, parked or rejected for lack of room."""
+        # The counter's row lock comes first: two batches about one prediction take turns on every engine.
+        seq = self._reserve(len(said))
+        requests = {s.request for s in said}
+        known = {(r["request"], r["row_no"]) for r in self._of("known_predictions", requests)}
+        current = self.standing(requests)
+        contents = {(r["request"], r["row_no"], r["content"]) for r in self._of("label_revisions", requests)}
+        parked = (
+            {(r["request"], r["row_no"], r["content"]) for r in self._of("parked_labels", requests)}
+            if room
+            else set()
+        )
+        free = (
+            room
+            - int(self._tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", self._project))
+            if room
+            else 0
+        )
+        tally: Counter[str] = Counter()
+        fresh: list[Any] = []
+        waiting: list[Any] = []
+        for one in said:
+            seq += 1
+            mark = (*one.key, one.content)
+            if one.key not in known:
+                outcome = "duplicate" if mark in parked else "parked" if len(waiting) < free else "rejected"
+                if outcome == "parked":
+                    parked.add(mark)
+                    waiting.append(
+                        (
+                            self._project,
+                            *mark,
+                            seq,
+                            one.value,
+                            one.at_us,
+                            one.arrived_us,
+                            one.source,
+                            expires_us,
+                        )
+                    )
+                tally[outcome] += 1
+                continue
+            stands = current.get(one.key)
+            if mark in contents or (
+                stands is not None and not one.explicit and from_json(stands["value"]) == from_json(one.value)
+            ):
+                tally["duplicate"] += 1
+                continue
+            revision = int(stands["revision"]) + 1 if stands else 1
+            current[one.key] = {"revision": revision, "value": one.value}
+            contents.add(mark)
+            fresh.append((one, revision, seq))
+            tally["revised" if stands else "accepted"] += 1
+        self._write(fresh, waiting)
+        self.count(parked=tally["parked"], rejected=tally["rejected"], revised=tally["revised"])
+        return {name: n for name, n in tally.items() if n}
+
+    def unpark(self, said: list[Said]) -> None:
+        self._writer.many(
+            "DELETE FROM parked_labels WHERE project = ? AND request = ? AND row_no = ? AND content = ?",
+            [(self._project, s.request, s.row, s.content) for s in said],
+        )
+
+    def expire(self, now_us: int) -> int:
+        expired = self._writer.execute(
+            "DELETE FROM parked_labels WHERE project = ? AND expires_us <= ?", self._project, now_us
+        )
+        if expired:
+            self.count(expired=expired)
+        return expired
+
+    def count(self, *, parked: int = 0, expired: int = 0, rejected: int = 0, revised: int = 0) -> None:
+        self._ensure()
+        self._writer.execute(
+            "UPDATE label_counters SET parked = parked + ?, expired = expired + ?, rejected = rejected + ?, revised = revised + ? WHERE project = ?",
+            parked, expired, rejected, revised, self._project,
+        )  # fmt: skip
+
+    def move_cursor(self, cursor: str) -> None:
+        self._ensure()
+        self._writer.execute("UPDATE label_counters SET cursor = ? WHERE project = ?", cursor, self._project)
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _writer(self) -> Writer:
+        return cast("Writer", self._tx)
+
+    def _ensure(self) -> None:
+        self._writer.execute(
+            "INSERT INTO label_counters (project, seq, parked, expired, rejected, revised, cursor) VALUES (?, 0, 0, 0, 0, 0, '') ON CONFLICT (project) DO NOTHING",
+            self._project,
+        )
+
+    def _reserve(self, n: int) -> int:
+        self._ensure()
+        last = self._tx.all(
+            "UPDATE label_counters SET seq = seq + ? WHERE project = ? RETURNING seq", n, self._project
+        )[0]["seq"]
+        return int(last) - n
+
+    def _of(self, table: str, requests: Iterable[str]) -> Iterator[Row]:
+        todo = iter(sorted(requests))
+        while chunk := list(islice(todo, _CHUNK)):
+            marks = ",".join("?" * len(chunk))
+            yield from self._tx.all(
+                f"SELECT * FROM {table} WHERE project = ? AND request IN ({marks})", self._project, *chunk
+            )
+
+    def _write(self, fresh: list[tuple[Said, int, int]], waiting: list[Any]) -> None:
+        # Of several revisions in one batch only the last one stands.
+        last = {s.key: (s, revision, seq) for s, revision, seq in fresh}
+        self._writer.many(
+            "INSERT INTO labels (project, request, row_no, revision, seq, value, at_us, arrived_us, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (project, request, row_no) DO UPDATE SET revision = excluded.revision, seq = excluded.seq, value = excluded.value,"
+            " at_us = excluded.at_us, arrived_us = excluded.arrived_us, source = excluded.source",
+            [
+                (self._project, s.request, s.row, revision, seq, s.value, s.at_us, s.arrived_us, s.source)
+                for s, revision, seq in last.values()
+            ],
+        )
+        self._writer.many(
+            "INSERT INTO label_revisions (project, request, row_no, content, revision, value, at_us, arrived_us, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    self._project,
+                    s.request,
+                    s.row,
+                    s.content,
+                    revision,
+                    s.value,
+                    s.at_us,
+                    s.arrived_us,
+                    s.source,
+                )
+                for s, revision, _ in fresh
+            ],
+        )
+        self._writer.many(
+            "INSERT INTO parked_labels (project, request, row_no, content, position, value, at_us, arrived_us, source, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            waiting,
+        )

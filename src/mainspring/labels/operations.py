@@ -1,0 +1,276 @@
+"""Feedback joins predictions by id: late, repeated, contradicting, too early, or about nothing we know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from mainspring.clock import from_us, to_us
+from mainspring.errors import InvalidInput, NotFound
+from mainspring.labels.book import Book, Said, parse_id
+from mainspring.lineage import Foundation
+from mainspring.operations import MIB, Role, operation
+from mainspring.records.base import from_json, new_id, seconds
+from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport
+from mainspring.records.lineage import ref
+from mainspring.records.serving import FEEDBACK_PREFIX, LoggedFeedback, decode_log
+from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.journal import JournalReader
+
+declare("labels.recorded")
+
+MAX_BATCH = 10_000
+_MAX_TEXT = 256
+_MAX_LOOKUP = 1_000
+
+
+class Labels:
+    """What turned out to be true, kept with both its times, never overwritten.
+
+    A repeated label is counted once; a contradicting one becomes the next revision and both stay in the history; a label
+    whose prediction is unknown is parked, at most ``max_parked`` of them for ``park_for``, and joined when
+    the prediction appears. To return to an earlier value, send it with another ``at``: equal content is a repetition.
+    """
+
+    room = "labels"
+
+    def __init__(self, base: Foundation, *, park_for: str = "7d", max_parked: int = 100_000) -> None:
+        self._base = base
+        self._park_us = int(seconds(park_for) * 1_000_000)
+        self._max_parked = max_parked
+
+    @operation(role=Role.LABELLER, changes=True, max_body=8 * MIB)
+    def feedback(self, *, items: list[Feedback]) -> FeedbackCounts:
+        """Record a batch of at most 10,000 labels in one decision; every item is counted in exactly one field.
+
+        Raises :class:`InvalidInput` naming the first bad item; then nothing of the batch was recorded.
+        """
+        if len(items) > MAX_BATCH:
+            raise InvalidInput(
+                "too many labels in one batch",
+                value=len(items),
+                next_step=f"Send at most {MAX_BATCH} at a time.",
+            )
+        said = []
+        for i, item in enumerate(items):
+            problem = _problem(item)
+            if problem:
+                raise InvalidInput(
+                    problem,
+                    value=item.value if "value" in problem else item.prediction_id,
+                    place=f"items[{i}]",
+                )
+            said.append(self._said(item))
+        return self._record(said, rejected=0)
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def ingest_relayed(self, *, limit: int = MAX_BATCH) -> FeedbackCounts:
+        """Record the feedback that inference servers relayed through the bundle's journal, exactly once.
+
+        Malformed records and items are counted as ``rejected``. Also settles parked labels.
+        """
+        reader = JournalReader(self._base.home / "bundle" / "log", FEEDBACK_PREFIX)
+        with self._base.store.write() as tx:
+            book = Book(tx, self._base.project)
+            records, cursor = reader.read(book.cursor(), max_records=max(1, min(limit, MAX_BATCH)))
+            items, bad = _relayed(records)
+            good = [item for item in items if not _problem(item)]
+            bad += len(items) - len(good)
+            counts = FeedbackCounts()
+            for start in range(0, len(good), MAX_BATCH):
+                counts = _sum(
+                    counts, self._record([self._said(i) for i in good[start : start + MAX_BATCH]], rejected=0)
+                )
+            if bad:
+                counts = _sum(counts, self._record([], rejected=bad))
+            if records:
+                book.move_cursor(cursor)
+            self.settle()
+        done = reader.behind(cursor)
+        reader.remove(done)
+        return counts
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def settle(self, *, limit: int = 10_000) -> SettleReport:
+        """Join parked labels whose prediction has appeared; drop and count those that waited too long."""
+        now = to_us(self._base.clock.now())
+        with self._base.store.read() as reading:
+            if not reading.scalar(
+                "SELECT 1 AS one FROM parked_labels WHERE project = ? LIMIT 1", self._base.project
+            ):
+                return SettleReport()
+        with self._base.ledger.decision() as d:
+            book = Book(d.tx, self._base.project)
+            joinable = book.joinable(limit)
+            tally = book.record(joinable, expires_us=now, room=0) if joinable else {}
+            book.unpark(joinable)
+            expired = book.expire(now)
+            waiting = int(
+                d.tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", self._base.project)
+            )
+            report = SettleReport(joined=len(joinable), expired=expired, waiting=waiting)
+            if joinable or expired:
+                d.event(
+                    "feedback.settled",
+                    ref("feedback", new_id()),
+                    {"joined": report.joined, "expired": expired, **tally},
+                )
+            return d.done(report)
+
+    @operation(role=Role.VIEWER)
+    def labels(self, *, predictions: list[str]) -> list[Label]:
+        """The standing labels of these predictions (at most 1,000); unlabelled ones are left out."""
+        if len(predictions) > _MAX_LOOKUP:
+            raise InvalidInput(
+                "too many predictions in one question",
+                value=len(predictions),
+                next_step=f"Ask for at most {_MAX_LOOKUP}.",
+            )
+        wanted = {parse_id(p) for p in predictions}
+        with self._base.store.read() as tx:
+            rows = Book(tx, self._base.project).standing({request for request, _ in wanted})
+        return [_label(rows[key], *key) for key in sorted(wanted) if key in rows]
+
+    @operation(role=Role.VIEWER)
+    def history(self, *, prediction_id: str) -> list[Label]:
+        """Every label ever recorded of one predicted row, oldest first; NotFound if there is none."""
+        request, row = parse_id(prediction_id)
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                "SELECT revision, value, at_us, arrived_us, source FROM label_revisions WHERE project = ? AND request = ? AND row_no = ? ORDER BY revision",
+                self._base.project, request, row,
+            )  # fmt: skip
+        if not rows:
+            raise NotFound(
+                "no label is known of this prediction",
+                value=prediction_id,
+                next_step="Labels of unknown predictions are parked: see stats.",
+            )
+        return [_label(r, request, row) for r in rows]
+
+    @operation(role=Role.VIEWER)
+    def stats(self, *, deployment: str | None = None) -> LabelStats:
+        """How many predictions are labelled, how often labels changed, and how late they come."""
+        where, values = ("", ()) if deployment is None else (" AND k.deployment = ?", (deployment,))
+        project = self._base.project
+        joined = "FROM known_predictions k JOIN labels l ON l.project = k.project AND l.request = k.request AND l.row_no = k.row_no WHERE k.project = ?"
+        with self._base.store.read() as tx:
+            predictions = tx.scalar(
+                f"SELECT count(*) AS n FROM known_predictions k WHERE k.project = ?{where}", project, *values
+            )
+            got = tx.all(
+                f"SELECT count(*) AS n, coalesce(sum(l.revision - 1), 0) AS revised {joined}{where}",
+                project,
+                *values,
+            )[0]
+            n = int(got["n"])
+            delays = {
+                share: tx.scalar(
+                    f"SELECT l.arrived_us - k.at_us AS delay {joined}{where} ORDER BY delay LIMIT 1 OFFSET ?",
+                    project,
+                    *values,
+                    min(n - 1, int(n * share)),
+                )
+                for share in (0.5, 0.9)
+                if n
+            }
+            totals = Book(tx, project).totals()
+            parked = int(tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", project))
+        return LabelStats(
+            deployment=deployment,
+            predictions=int(predictions),
+            labelled=n,
+            revised=int(got["revised"]),
+            parked=parked,
+            expired=totals["expired"],
+            rejected=totals["rejected"],
+            delay_p50_s=delays[0.5] / 1e6 if n else None,
+            delay_p90_s=delays[0.9] / 1e6 if n else None,
+        )
+
+    def _said(self, item: Feedback) -> Said:
+        request, row = parse_id(item.prediction_id)
+        now = to_us(self._base.clock.now())
+        return Said.of(
+            request,
+            row,
+            item.value,
+            at_us=None if item.at is None else to_us(item.at),
+            arrived_us=now,
+            source=item.source,
+        )
+
+    def _record(self, said: list[Said], *, rejected: int) -> FeedbackCounts:
+        now = to_us(self._base.clock.now())
+        with self._base.ledger.decision() as d:
+            book = Book(d.tx, self._base.project)
+            tally = book.record(said, expires_us=now + self._park_us, room=self._max_parked) if said else {}
+            if rejected:
+                book.count(rejected=rejected)
+                tally["rejected"] = tally.get("rejected", 0) + rejected
+            failpoint("labels.recorded")
+            if tally:
+                d.event("feedback.received", ref("feedback", new_id()), dict(tally))
+            return d.done(FeedbackCounts(**tally))
+
+
+def _problem(item: Feedback) -> str | None:
+    if isinstance(item.value, float) and not math.isfinite(item.value):
+        return "a label's value must be finite"
+    if isinstance(item.value, int) and not -(2**63) <= item.value < 2**63:
+        return "a label's value must fit 64 bits"
+    if isinstance(item.value, str) and len(item.value) > _MAX_TEXT:
+        return f"a label's value has at most {_MAX_TEXT} characters"
+    if (
+        len(item.source) > _MAX_TEXT
+        or (isinstance(item.value, str) and "\0" in item.value)
+        or "\0" in item.source
+    ):
+        return "a label's value and source are short plain text"
+    try:
+        parse_id(item.prediction_id)
+    except InvalidInput:
+        return "not a prediction id"
+    if item.at is not None and item.at.tzinfo is None:
+        return "a label's time needs a zone"
+    return None
+
+
+def _relayed(records: Iterable[bytes]) -> tuple[list[Feedback], int]:
+    """Decode journal records; and how many could not be decoded."""
+    items: list[Feedback] = []
+    bad = 0
+    for record in records:
+        try:
+            logged = decode_log(record)
+            if not isinstance(logged, LoggedFeedback):
+                bad += 1
+                continue
+            at = None if logged.at_us is None else from_us(logged.at_us)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
+            bad += 1
+            continue
+        items.append(
+            Feedback(prediction_id=logged.prediction_id, value=logged.value, at=at, source=logged.source)
+        )
+    return items, bad
+
+
+def _sum(a: FeedbackCounts, b: FeedbackCounts) -> FeedbackCounts:
+    return FeedbackCounts(
+        **{name: getattr(a, name) + getattr(b, name) for name in FeedbackCounts.__struct_fields__}
+    )
+
+
+def _label(row: dict[str, Any], request: str, number: int) -> Label:
+    return Label(
+        prediction_id=f"{request}/{number}",
+        value=from_json(row["value"]),
+        revision=int(row["revision"]),
+        at=from_us(row["at_us"]),
+        arrived_at=from_us(row["arrived_us"]),
+        source=row["source"],
+    )

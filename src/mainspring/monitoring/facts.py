@@ -1,0 +1,313 @@
+"""What single predictions tell: their record, their causes, what a model version reached, two scorers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mainspring.clock import from_us
+from mainspring.errors import InvalidInput, MainspringError, NotFound
+from mainspring.lineage import Foundation
+from mainspring.monitoring.bins import BinnedColumn
+from mainspring.monitoring.drift import compare_column
+from mainspring.monitoring.ingest import PREDICTION, journal_records, log_folder, segment_records
+from mainspring.monitoring.performance import losses
+from mainspring.monitoring.references import References
+from mainspring.monitoring.scores import Scored, readable, score_array, task_of
+from mainspring.records.base import from_json
+from mainspring.records.lineage import Edge, ref
+from mainspring.records.models import Task
+from mainspring.records.monitoring import BlastRadius, Paired, PredictionRecord
+from mainspring.records.profile import Profile
+from mainspring.records.serving import LOG_PREFIX, LoggedPrediction
+from mainspring.storage.journal import JournalReader
+from mainspring.storage.sql import Reader, Row
+
+_SAMPLE = 20
+_MAX_PAIRS = 100_000
+
+
+def split_id(prediction_id: str) -> tuple[str, int]:
+    """``(request, row)``; a bare request id is its row 0."""
+    request, _, row = prediction_id.partition("/")
+    if not request or (row and not (row.isascii() and row.isdecimal() and len(row) < 10)):
+        raise InvalidInput(
+            "not a prediction id",
+            value=prediction_id,
+            next_step="Use the id from the response, or id/row for a row of a batch.",
+        )
+    return request, int(row or 0)
+
+
+def prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
+    """One predicted row, with its inputs from the log and its label if it has one."""
+    request, number = split_id(prediction_id)
+    where, key = "project = ? AND request = ? AND row_no = ?", (base.project, request, number)
+    with base.store.read() as tx:
+        row = tx.first(f"SELECT * FROM predictions WHERE {where}", *key)
+        if row is None:
+            raise NotFound(
+                "no such prediction",
+                value=prediction_id,
+                next_step="It may not be ingested yet: try again in a moment.",
+            )
+        label = tx.first(f"SELECT value, arrived_us FROM labelled_predictions WHERE {where}", *key)
+        shadows = tx.all(
+            f"SELECT name, score, scores FROM shadow_predictions WHERE {where} ORDER BY name", *key
+        )
+    logged = _logged(base, request)
+    inputs = None
+    if logged is not None and all(len(v) > number for v in logged.columns.values()):
+        inputs = {name: values[number] for name, values in logged.columns.items()}
+    return PredictionRecord(
+        id=f"{request}/{number}",
+        deployment=row["deployment"],
+        model=row["model"],
+        version=row["version"],
+        role=row["role"],
+        event_time=from_us(row["event_us"]),
+        latency_us=row["latency_us"],
+        routes=row["routes"],
+        status=row["status"],
+        score=row["score"],
+        scores=from_json(row["scores"]) if row["scores"] else None,
+        inputs=inputs,
+        label=from_json(label["value"]) if label else None,
+        label_arrived_at=from_us(label["arrived_us"]) if label else None,
+        shadows={s["name"]: from_json(s["scores"]) if s["scores"] else s["score"] for s in shadows},
+    )
+
+
+def _logged(base: Foundation, request: str) -> LoggedPrediction | None:
+    """The log record of a request: from an archived segment, else from the segments still in the bundle."""
+    with base.store.read() as tx:
+        rows = tx.all(
+            "SELECT name, digest FROM log_segments WHERE project = ? AND min_id <= ? AND max_id >= ? ORDER BY name",
+            base.project,
+            request,
+            request,
+        )
+    for row in rows:
+        try:
+            data = base.objects.read(row["digest"])
+        except MainspringError:
+            continue  # the row itself is still worth showing
+        for record in segment_records(data, row["name"]):
+            if record.id == request:
+                return record
+    return next(
+        (r for r in journal_records(JournalReader(log_folder(base), LOG_PREFIX)) if r.id == request), None
+    )
+
+
+def prediction_causes(base: Foundation, ident: str) -> list[Edge]:
+    """Edges into a prediction: the model version that scored it, the deployment whose route table chose that version."""
+    request, number = split_id(ident)
+    with base.store.read() as tx:
+        row = tx.first(
+            "SELECT deployment, model, version, role, at_us FROM predictions WHERE project = ? AND request = ? AND row_no = ?",
+            base.project,
+            request,
+            number,
+        )
+    if row is None:
+        return []
+    here, at = ref("prediction", ident), from_us(row["at_us"])
+    return [
+        Edge(
+            source=ref("model_version", f"{row['model']}@{row['version']}"),
+            target=here,
+            kind="predicted",
+            at=at,
+        ),
+        Edge(
+            source=ref("deployment", row["deployment"]), target=here, kind=f"routed as {row['role']}", at=at
+        ),
+    ]
+
+
+def prediction_facts(base: Foundation, ident: str) -> dict[str, object] | None:
+    """Short facts of a prediction, or None if it is not known."""
+    try:
+        found = prediction(base, ident)
+    except (NotFound, InvalidInput):
+        return None
+    return {
+        "deployment": found.deployment,
+        "model_version": f"{found.model}@{found.version}",
+        "role": found.role,
+        "at": found.event_time.isoformat(),
+        "routes": found.routes,
+        "score": found.score if found.scores is None else found.scores,
+        "label": found.label,
+        "inputs": found.inputs,
+    }
+
+
+def split_version(ident: str) -> tuple[str, int] | None:
+    """``(model, number)`` of the id of a model version, e.g. ``delay@3``."""
+    model, at, number = ident.rpartition("@")
+    return (
+        (model, int(number)) if at and number.isdecimal() and number.isascii() and len(number) < 18 else None
+    )
+
+
+def prediction_effects(base: Foundation, model_version: str) -> list[Edge]:
+    """Edges from a model version to a bounded sample of its predictions (the first ones). Counts: :func:`blast_radius`."""
+    found = split_version(model_version)
+    if found is None:
+        return []
+    radius = blast_radius(base, *found)
+    source = ref("model_version", model_version)
+    return [Edge(source=source, target=ref("prediction", p), kind="predicted") for p in radius.sample]
+
+
+def blast_radius(base: Foundation, model: str, version: int) -> BlastRadius:
+    where, key = "project = ? AND model = ? AND version = ?", (base.project, model, version)
+    with base.store.read() as tx:
+        total = tx.all(
+            f"SELECT count(*) AS n, min(at_us) AS first, max(at_us) AS last FROM predictions WHERE {where} AND status = 'ok'",
+            *key,
+        )[0]
+        shadows = tx.scalar(
+            f"SELECT count(*) AS n FROM shadow_predictions WHERE {where} AND status = 'ok'", *key
+        )
+        sample = tx.all(
+            f"SELECT request, row_no FROM predictions WHERE {where} AND status = 'ok' ORDER BY at_us, request, row_no LIMIT ?",
+            *key,
+            _SAMPLE,
+        )
+    return BlastRadius(
+        model=model,
+        version=version,
+        predictions=int(total["n"]),
+        shadow_predictions=int(shadows),
+        first=from_us(total["first"]) if total["n"] else None,
+        last=from_us(total["last"]) if total["n"] else None,
+        sample=[f"{r['request']}/{r['row_no']}" for r in sample],
+    )
+
+
+def iterate_predictions(base: Foundation, model: str, version: int, *, batch: int = 2_000) -> Iterator[str]:
+    """Ids of all predictions of a model version, in time order, in bounded memory."""
+    at, request, row = -(2**62), "", -1
+    while True:
+        with base.store.read() as tx:
+            rows = tx.all(
+                "SELECT request, row_no, at_us FROM predictions WHERE project = ? AND model = ? AND version = ? AND status = 'ok'"
+                " AND (at_us > ? OR (at_us = ? AND (request > ? OR (request = ? AND row_no > ?)))) ORDER BY at_us, request, row_no LIMIT ?",
+                base.project, model, version, at, at, request, request, row, batch,
+            )  # fmt: skip
+        if not rows:
+            return
+        at, request, row = rows[-1]["at_us"], rows[-1]["request"], rows[-1]["row_no"]
+        yield from (f"{r['request']}/{r['row_no']}" for r in rows)
+
+
+# --- two scorers on the same rows -------------------------------------------------------------------------------------
+
+
+def paired(
+    base: Foundation,
+    references: References,
+    deployment: str,
+    a: str,
+    b: str,
+    since_us: int,
+    until_us: int,
+    min_rows: int,
+) -> Paired:
+    """``a`` and ``b`` name a version by its number, or a shadow by its name; rows count that both scored."""
+    with base.store.read() as tx:
+        one = _scored_by(tx, base.project, deployment, a, since_us, until_us)
+        two = _scored_by(tx, base.project, deployment, b, since_us, until_us)
+        labels = {
+            (r["request"], r["row_no"]): r["value"]
+            for r in tx.all(
+                "SELECT request, row_no, value FROM labelled_predictions WHERE project = ? AND deployment = ? AND at_us >= ? AND at_us < ? ORDER BY at_us DESC LIMIT ?",
+                base.project, deployment, since_us, until_us, _MAX_PAIRS,
+            )
+        }  # fmt: skip
+    both = sorted(one.keys() & two.keys(), key=lambda k: (one[k]["at_us"], k))
+    answered = [k for k in both if _has_score(one[k]) and _has_score(two[k])]
+    truncated = len(one) >= _MAX_PAIRS or len(two) >= _MAX_PAIRS
+    task, classes = Task.BINARY, list[str]()
+    if answered:
+        sample = [dict(one[k], value=labels.get(k, "0")) for k in answered[:200]]
+        task, classes = task_of(references, Scored(sample[0]["model"], sample[0]["version"], sample))
+    rows_a = [dict(one[k], value=labels[k], key=k) for k in answered if k in labels]
+    good, y, _ = readable(rows_a, task, classes)
+    scores_a = score_array(good) if good else None
+    scores_b = score_array([two[r["key"]] for r in good]) if good else None
+    loss = "squared_error" if task is Task.REGRESSION else "log_loss"
+    name = "mse" if task is Task.REGRESSION else "log_loss"
+    usable = scores_a is not None and scores_b is not None and scores_a.shape == scores_b.shape
+    loss_a = losses(scores_a, y, task)[name].tolist() if usable and scores_a is not None else []
+    loss_b = losses(scores_b, y, task)[name].tolist() if usable and scores_b is not None else []
+    return Paired(
+        a=a, b=b, loss=loss, rows=len(answered), labelled=len(loss_a),
+        errors_a=sum(1 for k in both if one[k]["status"] != "ok"), errors_b=sum(1 for k in both if two[k]["status"] != "ok"),
+        score_shift=_shift([two[k] for k in answered], [one[k] for k in answered], min_rows),
+        at_us=[r["at_us"] for r in good] if usable else [], loss_a=loss_a, loss_b=loss_b, truncated=truncated,
+    )  # fmt: skip
+
+
+def _has_score(row: Row) -> bool:
+    return row["status"] == "ok" and (row["score"] is not None or bool(row["scores"]))
+
+
+def _scored_by(
+    tx: Reader, project: str, deployment: str, who: str, since_us: int, until_us: int
+) -> dict[tuple[str, int], Row]:
+    columns = "request, row_no, model, version, at_us, status, score, scores"
+    where = "project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
+    values: tuple[Any, ...] = (project, deployment, since_us, until_us)
+    name = who.removeprefix("shadow:")
+    rows: list[Row] = []
+    if name.isascii() and name.isdecimal() and name == who:
+        rows += tx.all(
+            f"SELECT {columns} FROM shadow_predictions WHERE {where} AND version = ? ORDER BY at_us DESC LIMIT ?",
+            *values,
+            int(name),
+            _MAX_PAIRS,
+        )
+        rows += tx.all(
+            f"SELECT {columns} FROM predictions WHERE {where} AND version = ? ORDER BY at_us DESC LIMIT ?",
+            *values,
+            int(name),
+            _MAX_PAIRS,
+        )
+    else:
+        rows += tx.all(
+            f"SELECT {columns} FROM shadow_predictions WHERE {where} AND name = ? ORDER BY at_us DESC LIMIT ?",
+            *values,
+            name,
+            _MAX_PAIRS,
+        )
+    return {(r["request"], r["row_no"]): r for r in rows}  # an answer outranks a shadow of the same version
+
+
+def _shift(reference: list[Row], current: list[Row], min_rows: int) -> float | None:
+    """Bias-corrected PSI of the current scores against the reference's; None below ``min_rows`` rows or without comparable scores."""
+    from mainspring.data.profile import ProfileBuilder
+
+    if len(reference) < max(2, min_rows):
+        return None
+    arrays = [score_array(reference), score_array(current)]
+    if any(x is None for x in arrays):
+        return None
+    columns = []
+    for array in arrays:
+        assert array is not None  # noqa: S101 - narrowed above
+        values: Any = array if array.ndim == 1 else [f"class {i}" for i in np.argmax(array, axis=1)]
+        columns.append(_only(ProfileBuilder(k=4096).add({PREDICTION: values}).build()))
+    if columns[0].type != columns[1].type and "string" in {c.type for c in columns}:
+        return None
+    binned = BinnedColumn(columns[0], 10)
+    return compare_column(binned, [binned.count(columns[1])], threshold=1.0, min_rows=2).psi
+
+
+def _only(profile: Profile) -> Any:
+    return profile.columns[0]

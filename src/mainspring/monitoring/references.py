@@ -1,0 +1,106 @@
+"""What windows are compared with: the training profile and the recorded figures of the champion."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mainspring.errors import MainspringError
+from mainspring.lineage import Foundation
+from mainspring.monitoring.bins import Reference
+from mainspring.monitoring.statistics import Floats
+from mainspring.records.base import from_json
+from mainspring.records.models import ModelVersion, Task
+from mainspring.records.monitoring import MonitorPolicy
+from mainspring.records.profile import Profile
+from mainspring.storage.sql import Reader
+
+_CACHE = 64
+_COUNTS = 4096
+
+
+class Versions(Protocol):
+    """What monitoring asks of the models room."""
+
+    def version(self, *, model: str, selector: str) -> ModelVersion: ...
+
+
+class References:
+    """Looks up model versions and binned reference profiles, and remembers them: both are immutable."""
+
+    def __init__(self, base: Foundation, versions: Versions | None) -> None:
+        self._base = base
+        self._versions = versions
+        self._known: dict[tuple[str, int], ModelVersion] = {}
+        self._binned: dict[tuple[object, ...], Reference] = {}
+        self._counts: dict[tuple[object, ...], dict[str, Floats]] = {}
+
+    def version(self, model: str, number: int) -> ModelVersion | None:
+        """The registered version, or None if the registry does not know it (monitoring goes on without)."""
+        key = (model, number)
+        if key not in self._known:
+            try:
+                if self._versions is None:
+                    from mainspring.models import Models
+
+                    self._versions = Models(self._base)
+                found = self._versions.version(model=model, selector=str(number))
+            except MainspringError:
+                return None
+            _bounded(self._known, _CACHE)[key] = found
+        return self._known[key]
+
+    def task(self, model: str, number: int) -> tuple[Task, list[str]] | None:
+        found = self.version(model, number)
+        return None if found is None else (found.signature.task, found.signature.classes)
+
+    def reference(self, model: str, number: int, policy: MonitorPolicy) -> Reference | str:
+        """The binned training profile, or why there is none."""
+        found = self.version(model, number)
+        if found is None:
+            return f"model version {model}@{number} is not registered"
+        if found.profile is None:
+            return f"model version {model}@{number} has no training profile"
+        key = (found.profile, model, number, policy.bins, tuple(policy.ignore))
+        if key not in self._binned:
+            try:
+                profile: Profile = from_json(self._base.objects.read(found.profile), Profile)
+            except MainspringError as error:
+                return f"the training profile cannot be read: {error.message}"
+            only = {c.name for c in found.signature.inputs}
+            _bounded(self._binned, _CACHE)[key] = Reference(
+                profile, name=f"{model}@{number}", bins=policy.bins, only=only, ignore=policy.ignore
+            )
+        return self._binned[key]
+
+    def counts(self, tx: Reader, window: str, rows: int, reference: Reference) -> dict[str, Floats]:
+        """A window's counts in the reference's bins; remembered as long as the window has the same number of rows."""
+        key = (window, rows, id(reference))
+        if key not in self._counts:
+            parts = tx.all(
+                "SELECT profile FROM window_parts WHERE project = ? AND window_id = ?",
+                self._base.project,
+                window,
+            )
+            _bounded(self._counts, _COUNTS)[key] = reference.count(
+                [from_json(p["profile"], Profile) for p in parts]
+            )
+        return self._counts[key]
+
+    def level(self, model: str, number: int, metric: str, policy: MonitorPolicy) -> float | None:
+        """The reference level of a metric: the policy's, or what the version recorded when it was made."""
+        if policy.reference is not None:
+            return policy.reference
+        found = self.version(model, number)
+        if found is None:
+            return None
+        for name in (metric, f"holdout_{metric}", f"holdout.{metric}", f"test_{metric}", f"test.{metric}"):
+            if name in found.metrics:
+                return found.metrics[name]
+        return None
+
+
+def _bounded(cache: dict, limit: int) -> dict:  # type: ignore[type-arg]
+    """Drop the oldest entries of a cache that is full."""
+    while len(cache) >= limit:
+        del cache[next(iter(cache))]
+    return cache

@@ -1,0 +1,82 @@
+"""Labels: the truth about a prediction, which arrives later, twice, or not at all."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from mainspring.records.base import Record
+
+PredictionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[0-9]{1,9})?$")]
+"""``<request id>/<row>``; a bare request id means its row 0."""
+
+LabelValue = bool | int | float | str
+
+
+class Feedback(Record, frozen=True):
+    """What turned out to be true of one predicted row.
+
+    ``value``: a class (its name, or 0/1 and true/false for a binary model) or a number. ``at`` is when it became true in
+    the world (default: when it arrives here). Two items with equal prediction, value, ``at`` and source are one.
+    """
+
+    prediction_id: PredictionId
+    value: LabelValue
+    at: datetime | None = None
+    source: str = ""
+
+
+class FeedbackCounts(Record, frozen=True):
+    """What became of a batch: every item is counted in exactly one of these.
+
+    ``accepted`` first label of its prediction; ``duplicate`` said before, ignored; ``revised`` differs from the label that
+    stood, which stays in the history; ``parked`` no such prediction is known yet, kept until it appears or
+    expires; ``rejected`` malformed (relayed items only: a direct call is refused whole), or no room left to park it.
+    """
+
+    accepted: int = 0
+    duplicate: int = 0
+    revised: int = 0
+    parked: int = 0
+    rejected: int = 0
+
+
+class Label(Record, frozen=True):
+    """A label as recorded. ``at`` is its event time, ``arrived_at`` the policy time at which it came here.
+
+    Nothing is trained on a row whose label arrived after the moment of decision: compare ``arrived_at``.
+    """
+
+    prediction_id: str
+    value: LabelValue
+    revision: int
+    at: datetime
+    arrived_at: datetime
+    source: str = ""
+
+
+class SettleReport(Record, frozen=True):
+    """Parked labels looked at again: ``joined`` found their prediction, ``expired`` waited too long, ``waiting`` remain."""
+
+    joined: int = 0
+    expired: int = 0
+    waiting: int = 0
+
+
+class LabelStats(Record, frozen=True):
+    """How much is labelled. ``delay_p50_s``/``delay_p90_s``: seconds from a prediction's event to its label's arrival.
+
+    ``expired`` and ``rejected`` count for the whole project since its beginning: a foreign id has no deployment.
+    """
+
+    deployment: str | None
+    predictions: int
+    labelled: int
+    revised: int
+    parked: int
+    expired: int
+    rejected: int
+    delay_p50_s: float | None = None
+    delay_p90_s: float | None = None
