@@ -18,6 +18,16 @@ from mainspring.records.tracking import HistoryPage, Metric, Point, Run, RunStat
 from mainspring.tracking import Tracking
 
 
+@pytest.fixture
+def tracking(both: Tracking) -> Tracking:
+    return both
+
+
+@pytest.fixture
+def base(both: Tracking) -> Foundation:
+    return both._base
+
+
 def _bits(number: float) -> bytes:
     return struct.pack("<d", number)
 
