@@ -99,18 +99,18 @@ class Book:
             " WHERE q.project = ? ORDER BY q.position LIMIT ?",
             self._project, limit,
         )  # fmt: skip
+        return [_said(r) for r in rows]
+
+    def waiting_for(self, said: list[Said]) -> list[Said]:
+        """Parked labels of the predictions that ``said`` is about, in the order of their arrival."""
+        rows = list(self._of("parked_labels", {s.request for s in said}))
+        known = {
+            (r["request"], r["row_no"]) for r in self._of("known_predictions", {r["request"] for r in rows})
+        }
         return [
-            Said(
-                r["request"],
-                r["row_no"],
-                r["value"],
-                r["content"],
-                r["at_us"] != r["arrived_us"],
-                r["at_us"],
-                r["arrived_us"],
-                r["source"],
-            )
-            for r in rows
+            _said(r)
+            for r in sorted(rows, key=lambda r: int(r["position"]))
+            if (r["request"], r["row_no"]) in known
         ]
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -258,3 +258,18 @@ class Book:
             "INSERT INTO parked_labels (project, request, row_no, content, position, value, at_us, arrived_us, source, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             waiting,
         )
+
+
+def _said(row: Row) -> Said:
+    """A parked label as it was said."""
+    explicit = row["at_us"] != row["arrived_us"]
+    return Said(
+        row["request"],
+        row["row_no"],
+        row["value"],
+        row["content"],
+        explicit,
+        row["at_us"],
+        row["arrived_us"],
+        row["source"],
+    )

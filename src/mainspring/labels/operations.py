@@ -207,6 +207,10 @@ class Labels:
         now = to_us(self._base.clock.now())
         with self._base.ledger.decision() as d:
             book = Book(d.tx, self._base.project)
+            early = book.waiting_for(said)
+            if early:  # what came first is recorded first, or an old label would overrule a new one
+                book.record(early, expires_us=now, room=0)
+                book.unpark(early)
             tally = book.record(said, expires_us=now + self._park_us, room=self._max_parked) if said else {}
             if rejected:
                 book.count(rejected=rejected)

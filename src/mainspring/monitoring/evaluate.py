@@ -453,17 +453,18 @@ def _errors(parts: list[Row], policy: MonitorPolicy) -> list[Issue]:
     failed = sum(sum(from_json(p["errors"], dict[str, int]).values()) for p in parts)
     if not requests or failed / requests <= policy.error_rate:
         return []
-    severity = "warning" if requests >= policy.min_rows else "info"
+    detail = f"{failed} of {requests} requests failed"
+    enough = requests >= policy.min_rows
     return [
         Issue(
             "requests",
             "errors",
-            severity,
-            f"{failed} of {requests} requests failed",
+            "warning" if enough else "info",
+            detail,
             failed / requests,
             policy.error_rate,
         )
-    ]  # type: ignore[arg-type]
+    ]
 
 
 def _judge_one(found: ColumnDrift, control: OnlineControl | None, policy: MonitorPolicy) -> ColumnDrift:
