@@ -8,9 +8,10 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mainspring import config as configuration
 from mainspring.clock import Clock, SystemClock, from_us
@@ -20,6 +21,9 @@ from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.rooms import Namespaces
 from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
+
+if TYPE_CHECKING:
+    from mainspring.execution import Execution
 
 FORMAT = 1
 _MARKER = "workspace.json"
@@ -84,6 +88,13 @@ class Workspace(Namespaces):
             if name not in self._rooms:
                 self._rooms[name] = _BUILDERS[name](self) if name in _BUILDERS else _plain(name, self.base)
             return self._rooms[name]
+
+    @cached_property
+    def execution(self) -> Execution:
+        """Runs this project's pipelines on this machine."""
+        from mainspring.execution import Execution
+
+        return Execution(self.base, self.room("pipelines"), self.room("tracking"), root=self.settings.root)
 
     def close(self) -> None:
         """Release files and connections. Idempotent."""

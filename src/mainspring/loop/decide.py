@@ -129,8 +129,8 @@ def _describe(alert: AlertFact) -> str:
 
 def _cooldown(policy: RetrainPolicy, failures: int) -> timedelta:
     # Exponential backoff while retrains keep failing to help, capped so that the loop never goes silent for ever.
-    factor = 2 ** min(failures, 10) if failures < policy.max_failures else 2**policy.max_failures
-    return timedelta(seconds=seconds(policy.cooldown)) * min(factor, 16)
+    factor: int = 2 ** min(failures, policy.max_failures, 4)
+    return timedelta(seconds=seconds(policy.cooldown)) * factor
 
 
 # --- rollout ---------------------------------------------------------------------------------------------------------

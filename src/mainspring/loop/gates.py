@@ -106,7 +106,10 @@ def _days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
 
     if column not in rows.column_names or not pa.types.is_timestamp(rows.schema.field(column).type):
         return None
-    return rows.column(column).cast(pa.timestamp("us")).to_numpy().astype("datetime64[D]").astype(np.int64)
+    found: NDArray[np.int64] = (
+        rows.column(column).cast(pa.timestamp("us")).to_numpy().astype("datetime64[D]").astype(np.int64)
+    )
+    return found
 
 
 def _rule(

@@ -85,15 +85,23 @@ class Loop:
     def tick(self) -> TickResult:
         """Take in what happened, decide what is due for every deployment, and do it."""
         now = self._base.clock.now()
-        self._rooms.monitoring.ingest()
-        self._rooms.labels.ingest_relayed()
-        self._rooms.monitoring.evaluate()
+        self._take_in()
         taken: list[LoopDecision] = []
         for deployment in self._config.deploy:
             taken += self._decide(deployment)
         if taken:
             self._rooms.deploy.publish()
         return TickResult(now=now, decisions=taken, jobs=self._open_jobs())
+
+    def _take_in(self) -> None:
+        """Predictions before labels: a label whose prediction is not known yet would only be parked."""
+        monitoring, labels = self._rooms.monitoring, self._rooms.labels
+        while monitoring.ingest().more:
+            pass
+        labels.ingest_relayed()
+        labels.settle()
+        while monitoring.evaluate().more:
+            pass
 
     def _decide(self, deployment: str) -> list[LoopDecision]:
         deploy, model, retrain = self._policies(deployment)

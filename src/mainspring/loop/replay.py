@@ -42,7 +42,7 @@ def record(
         facts.deployment,
     )
     if not decisions and last is not None:
-        before = from_json(last["facts"], Facts)
+        before: Facts = from_json(last["facts"], Facts)
         if msgspec.structs.replace(before, now=facts.now) == facts:
             return
     seq = int(tx.scalar("SELECT coalesce(max(seq), 0) + 1 AS n FROM loop_ticks WHERE project = ?", project))
@@ -60,7 +60,7 @@ def replay(
     differences: list[dict[str, Any]] = []
     with base.store.read() as tx:
         for row in _ticks(tx, base.project, deployment):
-            policies = from_json(row["policy"], Policies)
+            policies: Policies = from_json(row["policy"], Policies)
             again = decide(from_json(row["facts"], Facts), policies.deploy, retrain or policies.retrain)
             ticks += 1
             decided += len(again)

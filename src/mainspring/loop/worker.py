@@ -74,7 +74,8 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
     workspace.training.use_holdout(
         dataset_version=candidate.holdout, purpose=f"gate of {candidate.model}@{candidate.version}", by="gate"
     )
-    rows = workspace.data.table_by_id(candidate.holdout)
+    holdout = workspace.data.by_id(candidate.holdout)
+    rows = workspace.data.table(holdout.dataset, holdout.id)
     with tempfile.TemporaryDirectory(prefix="gate-") as scratch:
         place = Path(scratch)
         loaded = {}

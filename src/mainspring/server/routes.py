@@ -7,6 +7,7 @@ the query and the bytes as body. An ``Idempotency-Key`` makes a retried POST ret
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
@@ -113,15 +114,14 @@ class OperationRoute:
         arguments = query_arguments(self.operation, request.query_params)
         pipe = _Pipe(self.operation.policy.max_body)
         key = _idempotency_key(request)
-        async with anyio.create_task_group() as group:
-            group.start_soon(pipe.feed, request)
-            try:
-                return await anyio.to_thread.run_sync(
-                    self._call, room, principal, arguments | {"body": pipe}, key
-                )
-            finally:
-                pipe.stop()
-                group.cancel_scope.cancel()
+        feeder = asyncio.create_task(pipe.feed(request))
+        try:
+            return await anyio.to_thread.run_sync(
+                self._call, room, principal, arguments | {"body": pipe}, key
+            )
+        finally:
+            pipe.stop()
+            feeder.cancel()
 
 
 class _Pipe:

@@ -1,0 +1,187 @@
+"""``mainspring loop``: look at it, nudge it, replay it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mainspring.cli.output import emit, facts, json_option, say, short, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.workspace import Workspace
+
+
+@click.group()
+def loop() -> None:
+    """The loop: facts in, decisions out."""
+
+
+@loop.command()
+@json_option
+@with_workspace
+def tick(workspace: Workspace, as_json: bool) -> None:
+    """One round: take in what happened, decide what is due, do it."""
+    result = workspace.loop.tick()
+    if as_json:
+        emit(result)
+        return
+    say(f"policy time {result.now.isoformat()}")
+    table(("decision", "why"), [(d.action, d.reason) for d in result.decisions], empty="nothing was due")
+
+
+@loop.command()
+@click.argument("deployment")
+@click.option("--reason", required=True, help="Why; it is recorded.")
+@json_option
+@with_workspace
+def retrain(workspace: Workspace, deployment: str, reason: str, as_json: bool) -> None:
+    """Ask for a retraining of DEPLOYMENT's model; gate and rollout follow as always."""
+    job = workspace.loop.request_retrain(deployment=deployment, reason=reason)
+    if as_json:
+        emit(job)
+        return
+    facts([("job", job.id), ("state", job.state.value), ("data until", job.cutoff)])
+    say(f"A running server works on it; without one: mainspring loop work {job.id}")
+
+
+@loop.command()
+@click.argument("deployment")
+@click.option("--reason", required=True, help="Why; it is recorded.")
+@json_option
+@with_workspace
+def rollback(workspace: Workspace, deployment: str, reason: str, as_json: bool) -> None:
+    """Withdraw DEPLOYMENT's candidate; without one, put the previous champion back."""
+    decision = workspace.loop.rollback(deployment=deployment, reason=reason)
+    if as_json:
+        emit(decision)
+        return
+    facts(
+        [
+            ("rolled back", deployment),
+            ("from version", decision.details.get("version")),
+            ("to version", decision.details.get("to")),
+        ]
+    )
+
+
+@loop.command()
+@click.option("--deployment", help="Only this one.")
+@json_option
+@with_workspace
+def jobs(workspace: Workspace, deployment: str | None, as_json: bool) -> None:
+    """Retraining jobs, newest first."""
+    found = workspace.loop.jobs(deployment=deployment)
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (short(j.id), j.deployment, j.state.value, j.requested_at, j.version, j.trigger, j.error or j.reason)
+        for j in found
+    ]
+    table(("job", "deployment", "state", "requested", "version", "trigger", "why"), rows)
+
+
+@loop.command()
+@click.option("--deployment", help="Only this one.")
+@json_option
+@with_workspace
+def rollouts(workspace: Workspace, deployment: str | None, as_json: bool) -> None:
+    """Rollouts, newest first."""
+    found = workspace.loop.rollouts(deployment=deployment)
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (short(r.id), r.deployment, r.version, r.champion, r.state.value, r.started_at, r.ended_at, r.reason)
+        for r in found
+    ]
+    table(("rollout", "deployment", "version", "champion", "state", "started", "ended", "why"), rows)
+
+
+@loop.command()
+@json_option
+@with_workspace
+def replay(workspace: Workspace, as_json: bool) -> int:
+    """Decide all recorded facts again; exits 1 if any decision would differ."""
+    report = workspace.loop.replay()
+    if as_json:
+        emit(report)
+    else:
+        facts([("ticks", report.ticks), ("decisions", report.decisions), ("same decisions", report.same)])
+        _differences(report.differences)
+    return 0 if report.same else 1
+
+
+@loop.command("what-if")
+@click.argument("deployment")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A changed reaction, e.g. cooldown=14d."
+)
+@json_option
+@with_workspace
+def what_if(workspace: Workspace, deployment: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Ask what another reaction policy would have decided on the recorded facts."""
+    import msgspec
+
+    from mainspring.errors import InvalidInput
+
+    # The policy in force, with the changes over it.
+    policy: dict[str, Any] = (
+        msgspec.to_builtins(workspace.settings.config.retrain.get(deployment))
+        if hasattr(workspace, "settings")
+        else {}
+    )
+    for item in settings:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InvalidInput("a setting is NAME=VALUE", value=item, place="--set")
+        policy[name] = _value(value)
+    report = workspace.loop.what_if(deployment=deployment, policy=policy or {})
+    if as_json:
+        emit(report)
+        return
+    facts([("ticks", report.ticks), ("decisions then", report.decisions), ("same decisions", report.same)])
+    _differences(report.differences)
+
+
+@loop.command(hidden=True)
+@click.argument("job")
+@json_option
+@with_workspace
+def work(workspace: Workspace, job: str, as_json: bool) -> int:
+    """Do a queued retraining job in this process."""
+    from mainspring.execution import worker_runner
+    from mainspring.loop.worker import work as do
+
+    ended = do(workspace, workspace.settings.config, job, worker_runner(workspace.execution))
+    if as_json:
+        emit(ended)
+    else:
+        facts(
+            [
+                ("job", ended.id),
+                ("state", ended.state.value),
+                ("version", ended.version),
+                ("error", ended.error),
+            ]
+        )
+    return 1 if ended.error else 0
+
+
+def _differences(differences: list[dict[str, Any]]) -> None:
+    if differences:
+        rows = [
+            (d["tick"], "; ".join(d["recorded"]) or "nothing", "; ".join(d["replayed"]) or "nothing")
+            for d in differences
+        ]
+        table(("tick", "recorded", "now"), rows)
+
+
+def _value(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,139 @@
+"""``mainspring run | plan | why | resume``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mainspring.cli.output import emit, facts, json_option, say, short, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.execution import OnEvent
+    from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
+    from mainspring.workspace import Workspace
+
+_params = click.option(
+    "--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="A parameter; repeat for more."
+)
+
+
+@click.command()
+@click.argument("pipeline")
+@_params
+@json_option
+@with_workspace
+def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
+    """Run PIPELINE: a model's name from mainspring.toml, or file.py:function."""
+    source, given = _resolve(workspace, pipeline, params)
+    _show(workspace.execution.run(source, given, on_event=_progress(), check=True), as_json)
+
+
+@click.command()
+@click.argument("pipeline")
+@_params
+@json_option
+@with_workspace
+def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
+    """Show what a run of PIPELINE would take from the cache and what it would do. Nothing runs."""
+    source, given = _resolve(workspace, pipeline, params)
+    found = workspace.execution.plan(source, given)
+    if as_json:
+        emit(found)
+        return
+    table(("step", "cached", "why"), [(w.step, _hit(w), w.reason) for w in found])
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("step")
+@json_option
+@with_workspace
+def why(workspace: Workspace, run_id: str, step: str, as_json: bool) -> None:
+    """Explain why STEP of RUN was cached or ran."""
+    found = workspace.pipelines.why(run=run_id, step=step)
+    if as_json:
+        emit(found)
+        return
+    facts(
+        [
+            ("step", found.step),
+            ("cached", _hit(found)),
+            ("why", found.reason),
+            ("compared to", found.compared_to),
+        ]
+    )
+    if found.changes:
+        table(
+            ("what", "name", "before", "after"), [(c.what, c.name, c.before, c.after) for c in found.changes]
+        )
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@json_option
+@with_workspace
+def resume(workspace: Workspace, run_id: str, as_json: bool) -> None:
+    """Go on with RUN, which was interrupted or failed. Finished steps are not run again."""
+    _show(workspace.execution.resume(run_id, on_event=_progress()), as_json)
+
+
+def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    from mainspring.errors import InvalidInput
+
+    _local_only(workspace)
+    given: dict[str, Any] = {}
+    for item in params:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise InvalidInput("a parameter is NAME=VALUE", value=item, place="--param")
+        given[name] = value
+    policy = workspace.settings.config.model.get(pipeline)
+    if policy is not None:
+        return policy.pipeline, {**policy.params, **given}
+    if ":" not in pipeline:
+        from mainspring.errors import near
+
+        known = list(workspace.settings.config.model)
+        raise InvalidInput(
+            "neither a model with a pipeline nor file.py:function",
+            value=pipeline,
+            next_step=near(pipeline, known, what="[model.*]"),
+        )
+    return pipeline, given
+
+
+def _local_only(workspace: Any) -> None:
+    if not hasattr(workspace, "execution"):
+        from mainspring.errors import InvalidInput
+
+        raise InvalidInput(
+            "pipelines run where the project's code is",
+            next_step="Leave out --url; a server runs retrainings by itself.",
+        )
+
+
+def _progress() -> OnEvent:
+    marks = {"cached": "=", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
+
+    def tell(event: PipelineEvent) -> None:
+        if event.kind == "started":
+            say(f"run {event.run}")
+        elif event.step and event.kind in marks:
+            took = f" {event.seconds:.1f} s" if event.seconds is not None else ""
+            say(f"  {marks[event.kind]} {event.step}{took} {event.detail}".rstrip())
+
+    return tell
+
+
+def _show(ended: PipelineRun, as_json: bool) -> None:
+    if as_json:
+        emit(ended)
+        return
+    took = (ended.ended - ended.started).total_seconds() if ended.ended else None
+    facts([("run", ended.id), ("pipeline", ended.pipeline), ("state", ended.state), ("seconds", took)])
+    say(f"next: mainspring why {short(ended.id)}... STEP, or mainspring explain-origin run:{ended.id}")
+
+
+def _hit(found: Why) -> str:
+    return {True: "yes", False: "no", None: "unknown yet"}[found.hit]

@@ -1,0 +1,260 @@
+"""``mainspring up | serve | predict``: processes that answer requests, and asking one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mainspring.cli.output import emit, json_option, say, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.workspace import Workspace
+
+
+@click.command()
+@click.option("--host", help="Address of the control plane (default: 127.0.0.1, or [server] host).")
+@click.option("--port", type=int, help="Its port (default: 8700, or [server] port); 0 for any free one.")
+@click.option(
+    "--tick",
+    "tick_s",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Seconds between rounds of the loop; 0: only when asked.",
+)
+@click.option("--serving/--no-serving", default=True, help="Start the inference server too.")
+@click.option(
+    "--serving-port", type=int, help="The inference server's port (default: 8710, or [serving] port)."
+)
+@click.option(
+    "--poll",
+    "poll_s",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Seconds between the inference server's looks at its routes.",
+)
+@json_option
+@with_workspace
+def up(
+    workspace: Workspace,
+    host: str | None,
+    port: int | None,
+    tick_s: float,
+    serving: bool,
+    serving_port: int | None,
+    poll_s: float,
+    as_json: bool,
+) -> None:
+    """Server, pages, loop and inference for this project, until Ctrl-C."""
+    from mainspring.server.access import ensure_token
+    from mainspring.server.run import Options, serve
+
+    config = workspace.settings.config
+    options = Options(
+        host=host or config.server.host,
+        port=config.server.port if port is None else port,
+        tick_s=tick_s if tick_s > 0 else None,
+    )
+    bundle = workspace.settings.home / "bundle"
+    bundle.mkdir(exist_ok=True, mode=0o700)
+    child: list[subprocess.Popen[str]] = []
+
+    def ready(url: str) -> None:
+        inference = None
+        if serving:
+            process, inference = _start_serving(
+                str(bundle),
+                config.serving.host,
+                config.serving.port if serving_port is None else serving_port,
+                poll_s,
+            )
+            child.append(process)
+        told = {
+            "event": "ready",
+            "url": url,
+            "login": f"{url}/login#{ensure_token(workspace.settings.home)}",
+            "inference": inference,
+            "pid": os.getpid(),
+        }
+        if as_json:
+            print(json.dumps(told), flush=True)
+        else:
+            say(f"pages      {told['login']}")
+            say(f"api        {url}/api/v1/openapi.json")
+            say(f"inference  {inference or '(not started)'}")
+            say("Ctrl-C ends all.")
+
+    workspace.deploy.publish()
+    try:
+        serve(workspace, options, ready=ready)
+    finally:
+        for process in child:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=15)
+
+
+@click.command()
+@click.argument("deployment", required=False)
+@click.option("--host", help="Address (default: 127.0.0.1, or [serving] host).")
+@click.option("--port", type=int, help="Port (default: 8710, or [serving] port); 0 for any free one.")
+@click.option(
+    "--poll",
+    "poll_s",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Seconds between looks at the routes.",
+)
+@with_workspace
+def serve(
+    workspace: Workspace, deployment: str | None, host: str | None, port: int | None, poll_s: float
+) -> int:
+    """An inference server on its own, for what this workspace has deployed. DEPLOYMENT only checks that it is there."""
+    if deployment is not None:
+        workspace.deploy.deployment(name=deployment)
+    workspace.deploy.publish()
+    config = workspace.settings.config.serving
+    bundle = workspace.settings.home / "bundle"
+    bundle.mkdir(exist_ok=True, mode=0o700)
+    workspace.close()  # the inference plane needs no database
+    from mainspring.serving.supervisor import serve as run
+
+    return run(bundle, host=host or config.host, port=config.port if port is None else port, poll_s=poll_s)
+
+
+@click.command()
+@click.argument("deployment")
+@click.option("--row", "rows", multiple=True, metavar="JSON", help="A row as a JSON object; repeat for more.")
+@click.option(
+    "--file", "file", type=click.Path(exists=True, dir_okay=False), help="Rows from a CSV or Parquet file."
+)
+@click.option("--at", "address", metavar="URL", help="The inference server (default: where [serving] says).")
+@json_option
+@with_workspace
+def predict(
+    workspace: Workspace,
+    deployment: str,
+    rows: tuple[str, ...],
+    file: str | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    """Ask DEPLOYMENT's inference server for predictions."""
+    from mainspring.errors import InvalidInput
+
+    given = [_row(text) for text in rows]
+    if file is not None:
+        given += _rows_of(file)
+    if not given:
+        raise InvalidInput(
+            "there is nothing to predict", next_step="Give --row '{\"column\": value}' or --file rows.csv."
+        )
+    config = workspace.settings.config.serving
+    answer = _ask(address or f"http://{config.host}:{config.port}", deployment, given)
+    if as_json:
+        emit(answer)
+        return
+    say(f"prediction {answer['prediction_id']} by {answer['model']} version {answer['version']}")
+    for number, predicted in enumerate(answer["predictions"]):
+        click.echo(f"{number}  " + "  ".join(f"{k}={v}" for k, v in predicted.items()))
+
+
+def _row(text: str) -> dict[str, Any]:
+    from mainspring.errors import InvalidInput
+
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"not JSON: {error}", value=text, place="--row") from None
+    if not isinstance(value, dict):
+        raise InvalidInput("a row is a JSON object", value=text, place="--row")
+    return value
+
+
+def _rows_of(file: str) -> list[dict[str, Any]]:
+    """Rows of a CSV or Parquet file; empty cells are null."""
+    import duckdb
+
+    relation = duckdb.from_parquet(file) if file.endswith(".parquet") else duckdb.from_csv_auto(file)
+    return list(relation.to_arrow_table().to_pylist())
+
+
+def _ask(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    import httpx2
+
+    from mainspring.errors import MainspringError, Unavailable, from_dict
+
+    try:
+        response = httpx2.post(
+            f"{base}/v1/deployments/{deployment}/predict", json={"rows": rows}, trust_env=False, timeout=30
+        )
+    except httpx2.TransportError as error:
+        raise Unavailable(
+            f"no inference server answers: {error}",
+            place=base,
+            next_step="Start one: mainspring up, or mainspring serve.",
+        ) from None
+    body = response.json()
+    if response.status_code != 200:
+        found = body.get("error") if isinstance(body, dict) else None
+        raise from_dict(found) if isinstance(found, dict) else MainspringError(str(found or body))
+    answer: dict[str, Any] = body
+    return answer
+
+
+def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[subprocess.Popen[str], str]:
+    """The inference server as a child; ends with us. Returns it and its address, once it answers."""
+    from mainspring.errors import Unavailable
+
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "mainspring.serving",
+            "--bundle",
+            bundle,
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--poll",
+            str(poll_s),
+        ],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None  # noqa: S101 - asked for above
+    line = process.stdout.readline()
+    if not line:
+        raise Unavailable(
+            "the inference server did not start",
+            value=f"exit {process.wait()}",
+            next_step="Its reason stands above.",
+        )
+    threading.Thread(target=_drain, args=(process,), daemon=True).start()
+    threading.Thread(target=_watch, args=(process,), daemon=True).start()
+    return process, str(json.loads(line)["url"])
+
+
+def _drain(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None  # noqa: S101
+    for _ in process.stdout:
+        pass
+
+
+def _watch(process: subprocess.Popen[str]) -> None:
+    """One process group: when inference ends by itself, the rest ends too, so that a supervisor sees it."""
+    if process.wait() not in {0, -signal.SIGTERM, -signal.SIGINT}:
+        say("the inference server ended; stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
