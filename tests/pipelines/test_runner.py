@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from mainspring.lineage import Foundation
+import pytest
+
+from mainspring.errors import StepFailed
+from mainspring.lineage import Foundation, Lineage
 from mainspring.pipelines import Pipelines, Runner
 from mainspring.records.base import from_json
+from mainspring.records.pipelines import PipelineEvent
 
 Write = Callable[[str, str], Path]
 
@@ -51,3 +55,250 @@ def add(x: int = 1):
     assert ops.why(run=again.id, step="one").hit
     assert [w.hit for w in runner.plan("p.py:add", {"x": 41})] == [True, True]
     assert [w.hit for w in runner.plan("p.py:add", {"x": 2})] == [False, None]
+
+
+def test_outputs_of_every_kind_travel_by_reference(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write, project: Path
+) -> None:
+    (project / "raw").mkdir()
+    (project / "raw" / "a.txt").write_text("abc")
+    write(
+        "kinds.py",
+        """
+import math
+from pathlib import Path
+from typing import NamedTuple
+import msgspec
+import numpy as np
+import pyarrow as pa
+from mainspring.pipelines import context
+
+class Split(NamedTuple):
+    train: pa.Table
+    test: np.ndarray
+
+class Note(msgspec.Struct, frozen=True):
+    text: str
+    n: int
+
+@step
+def split(folder: Path) -> Split:
+    text = (folder / "a.txt").read_text()
+    return Split(pa.table({"x": [1, 2, len(text)]}), np.arange(3.0))
+
+@step
+def note(t: pa.Table, a: np.ndarray) -> Note:
+    return Note(text="n", n=t["x"].to_pylist()[2] + int(a.sum()))
+
+@step(outputs=("raw", "files"))
+def pack(n: Note, whole: Split):
+    assert isinstance(n, Note) and isinstance(whole, Split)
+    folder = context.current().scratch / "package"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "m.json").write_text(str(n.n))
+    context.current().log_metric("loss", math.nan)
+    return {"raw": b"\\x00\\xff", "files": folder}
+
+@step
+def read(raw: bytes, files: Path) -> list[float]:
+    return [len(raw), int((files / "deep" / "m.json").read_text()), math.inf]
+
+@pipeline
+def all_kinds(folder: Path = Path("raw")):
+    s = split(folder)
+    p = pack(note(s.train, s.test), s)
+    return read(p["raw"], p["files"])
+""",
+    )
+    run = runner.run("kinds.py:all_kinds")
+    assert value_of(foundation, ops, run.id, "read") == [2, 6, {"$float": "inf"}]
+    kinds = {e.step: [o.kind for o in e.outputs] for e in ops.steps(run=run.id)}
+    assert kinds == {
+        "split": ["table", "array"],
+        "note": ["record"],
+        "pack": ["bytes", "tree"],
+        "read": ["json"],
+    }
+    pack = next(e for e in ops.steps(run=run.id) if e.step == "pack")
+    assert pack.metrics == {"loss": "nan"}
+    (project / "raw" / "a.txt").write_text("abcd")
+    assert [w.hit for w in runner.plan("kinds.py:all_kinds")] == [False, None, None, None]
+    assert "folder" in runner.plan("kinds.py:all_kinds")[0].reason
+
+
+def test_a_step_that_fails_skips_what_depends_on_it_and_nothing_else(
+    runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    write(
+        "f.py",
+        """
+@step
+def bad() -> int:
+    print("before the fall")
+    raise ValueError("no such luck")
+
+@step
+def good() -> int:
+    return 1
+
+@step
+def below(x: int) -> int:
+    return x
+
+@pipeline
+def mixed():
+    below(bad())
+    good()
+""",
+    )
+    with pytest.raises(StepFailed, match=r"'bad' failed.*ValueError: no such luck"):
+        runner.run("f.py:mixed")
+    run = ops.runs().items[0]
+    assert run.state == "failed"
+    assert run.failed_step == "bad"
+    assert states(ops, run.id) == {"bad": "failed", "below": "skipped", "good": "finished"}
+    text = b"".join(ops.log(run=run.id, step="bad").chunks)
+    assert b"before the fall" in text
+    assert b"Traceback" in text
+
+
+def test_independent_steps_run_side_by_side(
+    runner: Runner, ops: Pipelines, write: Write, project: Path
+) -> None:
+    """Each branch waits for the other's sign: serial execution would time out."""
+    write(
+        "par.py",
+        """
+import time
+from pathlib import Path
+
+@step(timeout=20)
+def branch(me: str, other: str, meet: str) -> str:
+    Path(meet, me).touch()
+    while not Path(meet, other).exists():
+        time.sleep(0.01)
+    return me
+
+@pipeline
+def meet(at: str):
+    branch("a", "b", at)
+    branch("b", "a", at)
+""",
+    )
+    run = runner.run("par.py:meet", {"at": str(project)})
+    assert states(ops, run.id) == {"branch": "finished", "branch_2": "finished"}
+
+
+def test_a_retry_runs_again_after_a_pause_and_keeps_every_attempt(
+    runner: Runner, ops: Pipelines, write: Write, project: Path
+) -> None:
+    write(
+        "r.py",
+        """
+from pathlib import Path
+
+@step(retries=2, backoff=0.01)
+def flaky(folder: str) -> int:
+    file = Path(folder, "tries")
+    tries = int(file.read_text()) if file.exists() else 0
+    file.write_text(str(tries + 1))
+    if tries < 2:
+        raise RuntimeError("not yet")
+    return tries
+
+@pipeline
+def go(folder: str):
+    flaky(folder)
+""",
+    )
+    run = runner.run("r.py:go", {"folder": str(project)})
+    attempts = ops.steps(run=run.id, attempts=True)
+    assert [(e.attempt, e.state) for e in attempts] == [(1, "failed"), (2, "failed"), (3, "finished")]
+
+
+def test_lineage_leads_from_an_output_to_its_inputs(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    write(
+        "l.py",
+        """
+from mainspring.pipelines import context
+
+@step
+def source() -> list[int]:
+    context.current().used("dataset_version:d1")
+    return [1]
+
+@step
+def sink(x: list[int]) -> int:
+    context.current().produced("model_version:m@1")
+    return sum(x) + 41
+
+@pipeline
+def flow():
+    sink(source())
+""",
+    )
+    run = runner.run("l.py:flow")
+    graph = Lineage(foundation).origin(ref="model_version:m@1")
+    found = {n.ref for n in graph.nodes}
+    assert {"dataset_version:d1", f"run:{run.id}", f"environment:{'e' * 64}"} <= found
+    assert any(n.startswith("code:") for n in found)
+    assert foundation.ledger.verify().ok
+
+
+def test_cancel_stops_a_running_step(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    write(
+        "c.py",
+        """
+import time
+
+@step
+def slow() -> int:
+    time.sleep(60)
+    return 1
+
+@step
+def later(x: int) -> int:
+    return x
+
+@pipeline
+def wait():
+    later(slow())
+""",
+    )
+
+    def cancel(event: PipelineEvent) -> None:
+        if event.kind == "running":
+            ops.cancel(run=event.run, reason="enough")
+
+    run = runner.run("c.py:wait", on_event=cancel, check=False)
+    assert run.state == "cancelled"
+    assert states(ops, run.id)["slow"] == "cancelled"
+    assert list((foundation.home / "pipelines" / "work").iterdir()) == []
+
+
+def test_what_is_not_data_is_refused_with_what_to_return_instead(
+    runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    write(
+        "n.py",
+        """
+class Thing:
+    pass
+
+@step
+def odd():
+    return Thing()
+
+@pipeline
+def go():
+    odd()
+""",
+    )
+    with pytest.raises(
+        StepFailed, match=r"Thing cannot be an output; in what step 'odd' returned\. Return a pyarrow"
+    ):
+        runner.run("n.py:go")

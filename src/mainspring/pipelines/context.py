@@ -135,7 +135,3 @@ def set_opener(opener: Callable[..., Any] | None) -> None:
 def encode_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
     """Metrics as JSON can hold them: non-finite numbers as text."""
     return {k: v if math.isfinite(v) else repr(v) for k, v in metrics.items()}
-
-
-def decode_metrics(stored: dict[str, Any]) -> dict[str, float]:
-    return {k: float(v) for k, v in stored.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,7 +195,14 @@ class Builder:
                 kind="dict", keys=keys, items=[self._argument(v, place=place) for v in value.values()]
             )
         try:
-            return Argument(kind="value", value=msgspec.to_builtins(value))
+            plain = msgspec.to_builtins(value)
+            if not _all_finite(plain):
+                raise InvalidInput(
+                    "NaN and infinity cannot be literal arguments",
+                    place=place,
+                    next_step="Make them inside the step.",
+                )
+            return Argument(kind="value", value=plain)
         except (TypeError, ValueError, RecursionError):
             raise InvalidInput(
                 f"a {type(value).__name__} cannot be a literal argument of a step",
@@ -322,6 +330,14 @@ def _has_reference(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_has_reference(v) for v in value)
     return isinstance(value, dict) and any(_has_reference(v) for v in value.values())
+
+
+def _all_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_all_finite(v) for v in value.values())
+    return not isinstance(value, (list, tuple)) or all(_all_finite(v) for v in value)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

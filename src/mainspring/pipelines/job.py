@@ -68,7 +68,7 @@ class Result(Record, frozen=True):
     error: StepError | None = None
     outputs: list[Output] = []
     shape: str = "single"
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | str] = {}
     used: list[str] = []
     produced: list[str] = []
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from mainspring.clock import from_us, to_us
 from mainspring.lineage import Decision, Foundation
-from mainspring.pipelines.context import decode_metrics, encode_metrics
 from mainspring.pipelines.job import Result
 from mainspring.records.base import from_json, new_id, to_json
 from mainspring.records.lineage import ref
@@ -99,7 +98,7 @@ def insert_execution(
         "INSERT INTO step_executions (project, id, run, pipeline, step, state, attempt, cache_key, ingredients, inputs, outputs, shape, metrics, why, "
         "error, cached_from, started_us, ended_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         project, e.id, e.run, pipeline, e.step, e.state, e.attempt, e.key, None if ingredients is None else _text(ingredients),
-        _text(e.inputs), _text(e.outputs), e.shape, _text(encode_metrics(e.metrics)), None if e.why is None else _text(e.why),
+        _text(e.inputs), _text(e.outputs), e.shape, _text(e.metrics), None if e.why is None else _text(e.why),
         None if e.error is None else _text(e.error), e.cached_from, to_us(e.started), None if e.ended is None else to_us(e.ended),
     )  # fmt: skip
 
@@ -117,7 +116,7 @@ def end_execution(
 ) -> None:
     tx.execute(
         "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, ended_us = ? WHERE project = ? AND id = ?",
-        state, _text(list(outputs)), result.shape, _text(encode_metrics(result.metrics)), log, None if error is None else _text(error),
+        state, _text(list(outputs)), result.shape, _text(result.metrics), log, None if error is None else _text(error),
         wall_us(), project, execution,
     )  # fmt: skip
 
@@ -257,7 +256,7 @@ def execution_of(row: Row) -> StepExecution:
         inputs=from_json(row["inputs"], list[Artifact]),
         outputs=from_json(row["outputs"], list[Artifact]),
         shape=row["shape"],
-        metrics=decode_metrics(from_json(row["metrics"])),
+        metrics=from_json(row["metrics"], dict[str, float | str]),
         log=row["log"],
         error=None if row["error"] is None else from_json(row["error"], StepError),
         why=None if row["why"] is None else from_json(row["why"], Why),

@@ -83,13 +83,13 @@ def execute(job: Job, function: Callable[..., Any] | None = None) -> Result:
                     kind="exit", type="SystemExit", message=f"the step called exit({error.code!r})"
                 )
             )
-        return Result(error=_failure(kind, error), metrics=here.metrics)
+        return Result(error=_failure(kind, error), metrics=context.encode_metrics(here.metrics))
     finally:
         context._current.reset(token)  # noqa: SLF001
     return Result(
         outputs=outputs,
         shape=shape,
-        metrics=here.metrics,
+        metrics=context.encode_metrics(here.metrics),
         used=here.references_used,
         produced=here.references_produced,
     )

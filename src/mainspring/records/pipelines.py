@@ -122,7 +122,8 @@ class StepExecution(Record, frozen=True):
     outputs: list[Artifact] = []
     shape: str = "single"
     """How outputs make up the returned value: ``single``, ``tuple``, ``named`` or ``dict``."""
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | str] = {}
+    """Non-finite numbers as text (``nan``, ``inf``, ``-inf``), since JSON has none."""
     log: Digest | None = None
     error: StepError | None = None
     why: Why | None = None
