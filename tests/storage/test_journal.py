@@ -87,7 +87,7 @@ def test_a_living_writers_segment_is_never_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["seg", "open"])
 def test_t11_a_segment_torn_at_every_byte_loses_only_its_tail(tmp_path: Path, suffix: str) -> None:
-    """T11: seen red with the length check in `_plausible` and the CRC check removed."""
+    """T11: seen red with the CRC and length check of `_payload` removed."""
     payloads = [b"", b"a", b"second record", b"\x00" * 9, b"last"]
     with JournalWriter(tmp_path / "whole", prefix="p") as writer:
         for payload in payloads:

@@ -144,7 +144,7 @@ class _Down:
 def test_t11_training_goes_on_without_a_server_and_nothing_is_lost(
     tracking: Tracking, tmp_path: Path
 ) -> None:
-    """T11: seen red with the spool's segments removed after a failed shipment."""
+    """T11: seen red with an outage treated like a rejection (the batch given up)."""
     down = _Down(tracking)
     client = TrackingClient(down, spool=tmp_path / "spool")  # type: ignore[arg-type]
     with pytest.warns(RuntimeWarning, match="not everything is stored yet"):

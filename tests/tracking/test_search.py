@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mainspring.errors import InvalidInput
@@ -147,6 +147,10 @@ _filters = st.recursive(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=_filters, few=st.sampled_from([-1, 500]))
+@example(text="metrics.m != 0", few=500)
+@example(text="params.p LIKE 'a*b?[c]'", few=500)
+@example(text="params.p LIKE '%*%' and not params.p LIKE 'a_b'", few=500)
+@example(text="params.p ILIKE 'A%' and params.p = 'ab'", few=-1)
 def test_a_filter_finds_what_plain_python_finds(both: Tracking, runs: list[Run], text: str, few: int) -> None:
     """Seen red with GLOB's special characters left unescaped, and with NULL metrics (NaN) dropped from '!='."""
     expected = {run.id for run in runs if _holds(parse(text), run)}
