@@ -7,10 +7,8 @@ import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import blake3
-
 from mainspring.clock import from_us, to_us
-from mainspring.errors import Conflict, InvalidInput, NotFound
+from mainspring.errors import InvalidInput, NotFound
 from mainspring.lineage import Decision, Foundation
 from mainspring.operations import GIB, MIB, Download, Kind, Role, current, operation
 from mainspring.records.base import Digest, Id, check_name, check_path, from_json, new_id, to_json
@@ -29,22 +27,20 @@ from mainspring.records.tracking import (
     Point,
     Run,
     RunPage,
-    RunStatus,
 )
 from mainspring.storage.failpoints import declare, failpoint
-from mainspring.storage.sql import Reader, Row, Writer
-from mainspring.storage.sql.numbers import decode_float, encode_float
+from mainspring.storage.sql import Reader, Row
 from mainspring.tracking import history
 from mainspring.tracking.filters import Both, Compare, Node, parse
 from mainspring.tracking.search import FEW, Compiler, Query, Sql, names_in, parse_order
 from mainspring.tracking.streams import Stream
+from mainspring.tracking.tables import Tables, alive_until, blocks_of, check_texts, next_number
 
 declare("tracking.batch_marked", "tracking.batch_stored")
 
 MAX_POINTS = 50_000
 """Points in one batch."""
 
-_SPECIAL = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 _US_MIN, _US_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
 
 
@@ -55,6 +51,7 @@ class Tracking:
 
     def __init__(self, base: Foundation) -> None:
         self._base = base
+        self._tables = Tables(base.project)
 
     # --- experiments ---------------------------------------------------------------------------------------------------
 
@@ -62,7 +59,7 @@ class Tracking:
     def create_experiment(self, *, name: str, tags: dict[str, str] = {}) -> Experiment:  # noqa: B006 - never changed
         """Make an experiment; one that exists is returned as it is. A run makes its experiment by itself."""
         check_name(name, what="experiment")
-        _check_texts(tags, "tag")
+        check_texts(tags, "tag")
         with self._base.ledger.decision() as d:
             self._experiment(d, name, tags)
             row = d.tx.all(
@@ -104,9 +101,9 @@ class Tracking:
         ``parent`` is a run or pipeline run.
         """
         check_name(experiment, what="experiment")
-        _check_texts(params, "param")
-        _check_texts(tags, "tag")
-        _check_texts({"name": name}, "run")
+        check_texts(params, "param")
+        check_texts(tags, "tag")
+        check_texts({"name": name}, "run")
         run, now = id or new_id(), to_us(self._base.clock.now())
         started = now if started_us is None else min(max(started_us, _US_MIN), _US_MAX)
         call = current()
@@ -115,17 +112,17 @@ class Tracking:
             made = d.tx.execute(
                 "INSERT INTO runs (id, project, num, experiment, name, status, started_us, created_us, alive_until_us, parent, created_by, source, batches)"
                 " VALUES (?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING",
-                run, self._base.project, _next(d.tx, "run"), experiment, name or run[-12:], started, now, _alive_until(alive_s), parent,
+                run, self._base.project, next_number(d.tx, "run"), experiment, name or run[-12:], started, now, alive_until(alive_s), parent,
                 call.actor if call else "local", to_json(source).decode(),
             )  # fmt: skip
             if made:
-                num = self._num(d.tx, run)
-                self._store_texts(d.tx, "run_params", num, params)
-                self._store_texts(d.tx, "run_tags", num, tags)
+                num = self._tables.num(d.tx, run)
+                self._tables.store_texts(d.tx, "run_params", num, params)
+                self._tables.store_texts(d.tx, "run_tags", num, tags)
                 d.event("run.started", ref("run", run), {"experiment": experiment, "name": name})
                 if parent is not None:
                     d.edge(ref("run", parent), ref("run", run), "parent")
-            return d.done(self._run(d.tx, run))
+            return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB)
     def log_batch(
@@ -150,11 +147,11 @@ class Tracking:
                 value=len(metrics),
                 next_step="Send several batches.",
             )
-        _check_texts(params, "param")
-        _check_texts(tags, "tag")
+        check_texts(params, "param")
+        check_texts(tags, "tag")
         with self._base.ledger.decision() as d:
             tx = d.tx
-            num = self._num(tx, run)
+            num = self._tables.num(tx, run)
             marked = tx.execute(
                 "INSERT INTO run_batches (project, run, batch) VALUES (?, ?, ?) ON CONFLICT (run, batch) DO NOTHING",
                 self._base.project,
@@ -170,11 +167,11 @@ class Tracking:
                 ]
             )
             if alive_s is not None:
-                self._prolong(tx, num, alive_s)
-            self._store_texts(tx, "run_params", num, params)
-            self._store_texts(tx, "run_tags", num, tags)
+                self._tables.prolong(tx, num, alive_s)
+            self._tables.store_texts(tx, "run_params", num, params)
+            self._tables.store_texts(tx, "run_tags", num, tags)
             if metrics:
-                self._store_points(tx, num, seq, metrics)
+                self._tables.store_points(tx, num, seq, metrics)
             failpoint("tracking.batch_stored")
             return d.done(BatchResult(stored=True, points=len(metrics)))
 
@@ -182,7 +179,7 @@ class Tracking:
     def heartbeat(self, *, run: Id, alive_s: float) -> None:
         """Say that the run's process lives and will say so again within ``alive_s`` seconds."""
         with self._base.ledger.decision() as d:
-            self._prolong(d.tx, self._num(d.tx, run), alive_s)
+            self._tables.prolong(d.tx, self._tables.num(d.tx, run), alive_s)
             d.done(None)
 
     @operation(role=Role.EDITOR, changes=True)
@@ -196,7 +193,7 @@ class Tracking:
         """End the run. Data that arrives later is stored all the same; ending it again with the same status changes nothing."""
         ended = to_us(self._base.clock.now()) if ended_us is None else min(max(ended_us, _US_MIN), _US_MAX)
         with self._base.ledger.decision() as d:
-            num = self._num(d.tx, run)
+            num = self._tables.num(d.tx, run)
             changed = d.tx.execute(
                 "UPDATE runs SET status = ?, ended_us = ?, alive_until_us = NULL WHERE num = ? AND (status <> ? OR ended_us IS NULL)",
                 status,
@@ -205,34 +202,34 @@ class Tracking:
                 status,
             )
             if changed:
-                self._compact(d.tx, num)
+                self._tables.compact(d.tx, num)
                 d.event(f"run.{status}", ref("run", run))
-            return d.done(self._run(d.tx, run))
+            return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
     def resume_run(self, *, run: Id, alive_s: float | None = None) -> Run:
         """Open an ended run again, to log more."""
         with self._base.ledger.decision() as d:
-            num = self._num(d.tx, run)
+            num = self._tables.num(d.tx, run)
             d.tx.execute(
                 "UPDATE runs SET status = 'running', ended_us = NULL, alive_until_us = ? WHERE num = ?",
-                _alive_until(alive_s),
+                alive_until(alive_s),
                 num,
             )
             d.event("run.resumed", ref("run", run))
-            return d.done(self._run(d.tx, run))
+            return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
     def set_tags(self, *, run: Id, tags: dict[str, str], remove: list[str] = []) -> Run:  # noqa: B006
         """Set and remove tags."""
-        _check_texts(tags, "tag")
+        check_texts(tags, "tag")
         with self._base.ledger.decision() as d:
-            num = self._num(d.tx, run)
-            self._store_texts(d.tx, "run_tags", num, tags)
-            for key in self._keys(d.tx, remove).values():
+            num = self._tables.num(d.tx, run)
+            self._tables.store_texts(d.tx, "run_tags", num, tags)
+            for key in self._tables.keys(d.tx, remove).values():
                 d.tx.execute("DELETE FROM run_tags WHERE run = ? AND key = ?", num, key)
             d.event("run.tagged", ref("run", run), {"set": sorted(tags)[:50], "removed": remove[:50]})
-            return d.done(self._run(d.tx, run))
+            return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
     def use(self, *, run: Id, inputs: list[str], kind: str = "input") -> None:
@@ -246,7 +243,7 @@ class Tracking:
                     next_step="References look like 'dataset_version:<id>'.",
                 )
         with self._base.ledger.decision() as d:
-            self._num(d.tx, run)
+            self._tables.num(d.tx, run)
             for reference in inputs:
                 d.edge(reference, ref("run", run), kind)
             d.event("run.used", ref("run", run), {"inputs": inputs[:100]})
@@ -270,7 +267,7 @@ class Tracking:
                     digests[kind] = writer.put(to_json(document)).digest
             writer.flush()
             with self._base.ledger.decision() as d:
-                num = self._num(d.tx, run)
+                num = self._tables.num(d.tx, run)
                 for kind, digest in digests.items():
                     if digest is not None:
                         d.tx.execute(f"UPDATE runs SET {kind} = ? WHERE num = ?", digest, num)
@@ -299,7 +296,7 @@ class Tracking:
         """Store the bytes of a file of the run under ``path``; the same path again replaces it."""
         check_path(path, what="artifact path")
         with self._base.store.read() as tx:
-            self._num(tx, run)  # before a long upload, not after
+            self._tables.num(tx, run)  # before a long upload, not after
         with self._base.objects.writing() as writer:
             stored = writer.put(io.BufferedReader(Stream(body)))
             writer.flush()
@@ -321,7 +318,7 @@ class Tracking:
     def run(self, *, run: Id) -> Run:
         """One run with its latest metrics, params and tags."""
         with self._base.store.read() as tx:
-            return self._run(tx, run)
+            return self._tables.run(tx, run)
 
     @operation(role=Role.VIEWER)
     def search(
@@ -346,7 +343,7 @@ class Tracking:
         now = time.time_ns() // 1000
         with self._base.store.read() as tx:
             names = names_in(node) | ({order.field.name} if order.field.kind != "attributes" else set())
-            keys = self._keys(tx, names)
+            keys = self._tables.keys(tx, names)
             compiler = Compiler(engine=self._base.store.engine.name, keys=keys, now_us=now)
             conditions = [compiler.compile(node)] if node is not None else []
             if view != "all":
@@ -357,7 +354,7 @@ class Tracking:
                 )
             query = Query(self._base.project, order, tuple(conditions), _few(tx, compiler, node))
             rows, following = query.run(tx, compiler, keys, after=after, limit=limit)
-            return RunPage(items=self._filled(tx, rows, now=now, metrics=metrics), next=following)
+            return RunPage(items=self._tables.filled(tx, rows, now=now, metrics=metrics), next=following)
 
     @operation(role=Role.VIEWER)
     def metric_history(
@@ -371,8 +368,8 @@ class Tracking:
                 value=limit if thin_to is None else thin_to,
             )
         with self._base.store.read() as tx:
-            num = self._num(tx, run)
-            number = self._keys(tx, [key]).get(key, -1)
+            num = self._tables.num(tx, run)
+            number = self._tables.keys(tx, [key]).get(key, -1)
 
             def load(seq: int) -> bytes:
                 return bytes(
@@ -381,7 +378,7 @@ class Tracking:
                     )
                 )
 
-            blocks = _blocks(tx, num, number)
+            blocks = blocks_of(tx, num, number)
             total = sum(b.points for b in blocks)
             if thin_to is not None:
                 kept = history.thinned(history.merged(blocks, load), total=total, keep=thin_to)
@@ -416,7 +413,7 @@ class Tracking:
         with self._base.store.read() as tx:
             rows = tx.all(
                 "SELECT * FROM run_artifacts WHERE run = ? AND path > ? AND substr(path, 1, ?) = ? ORDER BY path LIMIT ?",
-                self._num(tx, run), after or "", len(prefix), prefix, limit + 1,
+                self._tables.num(tx, run), after or "", len(prefix), prefix, limit + 1,
             )  # fmt: skip
         items = [_artifact_of(row) for row in rows[:limit]]
         return ArtifactPage(items=items, next=items[-1].path if len(rows) > limit else None)
@@ -425,7 +422,9 @@ class Tracking:
     def artifact(self, *, run: Id, path: str) -> Download:
         """The bytes of a file of a run, verified as they are read."""
         with self._base.store.read() as tx:
-            row = tx.first("SELECT * FROM run_artifacts WHERE run = ? AND path = ?", self._num(tx, run), path)
+            row = tx.first(
+                "SELECT * FROM run_artifacts WHERE run = ? AND path = ?", self._tables.num(tx, run), path
+            )
         if row is None:
             raise NotFound("the run has no such artifact", value=path, place=f"run {run}")
         return Download(
@@ -444,157 +443,9 @@ class Tracking:
         if made:
             d.event("experiment.created", ref("experiment", name))
 
-    def _num(self, tx: Reader, run: str) -> int:
-        row = tx.first("SELECT num FROM runs WHERE id = ? AND project = ?", run, self._base.project)
-        if row is None:
-            raise NotFound(
-                "this run does not exist", value=run, next_step="'mainspring runs list' shows those that do."
-            )
-        return int(row["num"])
-
-    def _prolong(self, tx: Writer, num: int, alive_s: float) -> None:
-        until = _alive_until(alive_s)
-        tx.execute(
-            "UPDATE runs SET alive_until_us = ? WHERE num = ? AND status = 'running' AND (alive_until_us IS NULL OR alive_until_us < ?)",
-            until,
-            num,
-            until,
-        )
-
-    def _keys(self, tx: Reader, names: Iterable[str]) -> dict[str, int]:
-        """Numbers of those names that exist."""
-        digests = {_key_digest(name): name for name in names}
-        found: dict[str, int] = {}
-        for part in _parts(list(digests), 500):
-            marks = ", ".join("?" * len(part))
-            for row in tx.all(
-                f"SELECT digest, id FROM tracking_keys WHERE project = ? AND digest IN ({marks})",
-                self._base.project,
-                *part,
-            ):
-                found[digests[row["digest"]]] = int(row["id"])
-        return found
-
-    def _keys_made(self, tx: Writer, names: Iterable[str]) -> dict[str, int]:
-        """Numbers of all names, new ones included."""
-        names = sorted(set(names))  # in one order everywhere: two batches cannot deadlock on PostgreSQL
-        found = self._keys(tx, names)
-        missing = [n for n in names if n not in found]
-        for name in missing:
-            tx.execute(
-                "INSERT INTO tracking_keys (id, project, digest, name) VALUES (?, ?, ?, ?) ON CONFLICT (project, digest) DO NOTHING",
-                _next(tx, "key"), self._base.project, _key_digest(name), name,
-            )  # fmt: skip
-        return found | self._keys(tx, missing)
-
-    def _store_texts(
-        self, tx: Writer, table: Literal["run_params", "run_tags"], num: int, texts: dict[str, str]
-    ) -> None:
-        if not texts:
-            return
-        keys = self._keys_made(tx, texts)
-        if table == "run_tags":
-            sql = "INSERT INTO run_tags (project, run, key, value) VALUES (?, ?, ?, ?) ON CONFLICT (run, key) DO UPDATE SET value = excluded.value"
-            tx.many(sql, [(self._base.project, num, keys[k], v) for k, v in texts.items()])
-            return
-        sql = "INSERT INTO run_params (project, run, key, value) VALUES (?, ?, ?, ?) ON CONFLICT (run, key) DO NOTHING"
-        tx.many(sql, [(self._base.project, num, keys[k], v) for k, v in texts.items()])
-        for part in _parts(list(texts), 500):
-            marks = ", ".join("?" * len(part))
-            rows = tx.all(
-                f"SELECT key, value FROM run_params WHERE run = ? AND key IN ({marks})",
-                num,
-                *[keys[k] for k in part],
-            )
-            stored = {int(row["key"]): row["value"] for row in rows}
-            for name in part:
-                if stored[keys[name]] != texts[name]:
-                    raise Conflict(
-                        f"param {name!r} is {stored[keys[name]][:100]!r} already",
-                        value=texts[name],
-                        next_step="Params stand; log a tag, or start another run.",
-                    )
-
-    def _store_points(self, tx: Writer, num: int, seq: int, metrics: list[Point]) -> None:
-        series: dict[str, list[history.Sample]] = {}
-        for point in metrics:
-            number = point.value if point.value is not None else _SPECIAL[point.special or "NaN"]
-            series.setdefault(point.key, []).append(history.Sample(point.step, point.time_us, number))
-        _check_texts(dict.fromkeys(series, ""), "metric")
-        keys = self._keys_made(tx, series)
-        blocks, latest = [], []
-        now = time.time_ns() // 1000
-        for name, samples in series.items():
-            samples.sort(key=lambda s: (s.step, s.time_us))
-            blocks.append(
-                (
-                    self._base.project,
-                    num,
-                    keys[name],
-                    seq,
-                    samples[0].step,
-                    samples[-1].step,
-                    len(samples),
-                    now,
-                    history.pack(samples),
-                )
-            )
-            value, special = encode_float(samples[-1].number)
-            latest.append(
-                (num, keys[name], samples[-1].step, samples[-1].time_us, value, special, self._base.project)
-            )
-        tx.many(
-            "INSERT INTO run_points (project, run, key, seq, first_step, last_step, points, arrived_us, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            blocks,
-        )
-        tx.many(
-            "INSERT INTO run_metrics (run, key, step, time_us, value, special, project) VALUES (?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (run, key) DO UPDATE SET step = excluded.step, time_us = excluded.time_us, value = excluded.value, special = excluded.special"
-            " WHERE excluded.step > run_metrics.step OR (excluded.step = run_metrics.step AND excluded.time_us >= run_metrics.time_us)",
-            latest,
-        )
-
-    def _compact(self, tx: Writer, num: int, *, block: int = 4096, most: int = 500_000) -> None:
-        """Merge many small blocks of a key into few; a long run that logged one point at a time has thousands."""
-        rows = tx.all(
-            "SELECT key FROM run_points WHERE run = ? GROUP BY key HAVING count(*) > 8 AND sum(points) <= ?",
-            num,
-            most,
-        )
-        for key in (int(row["key"]) for row in rows):
-            old = _blocks(tx, num, key)
-            if len(old) <= 2 * sum(b.points for b in old) // block:
-                continue
-            stored = tx.all(
-                "SELECT seq, data, arrived_us FROM run_points WHERE run = ? AND key = ?", num, key
-            )
-            data = {int(r["seq"]): bytes(r["data"]) for r in stored}
-            samples = list(history.merged(old, data.__getitem__))
-            tx.execute("DELETE FROM run_points WHERE run = ? AND key = ?", num, key)
-            arrived = max(int(r["arrived_us"]) for r in stored)
-            rebuilt = []
-            for seq, part in zip(sorted(data), _parts(samples, block), strict=False):
-                rebuilt.append(
-                    (
-                        self._base.project,
-                        num,
-                        key,
-                        seq,
-                        part[0].step,
-                        part[-1].step,
-                        len(part),
-                        arrived,
-                        history.pack(part),
-                    )
-                )
-            tx.many(
-                "INSERT INTO run_points (project, run, key, seq, first_step, last_step, points, arrived_us, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                rebuilt,
-            )
-
     def _name_artifact(self, run: str, path: str, stored: ObjectRef) -> Artifact:
         with self._base.ledger.decision() as d:
-            num = self._num(d.tx, run)
+            num = self._tables.num(d.tx, run)
             before = d.tx.first(
                 "SELECT digest, size FROM run_artifacts WHERE run = ? AND path = ?", num, path
             )
@@ -617,60 +468,13 @@ class Tracking:
 
     def _hide(self, run: str, deleted_us: int | None, event: str) -> Run:
         with self._base.ledger.decision() as d:
-            num = self._num(d.tx, run)
+            num = self._tables.num(d.tx, run)
             missing = "IS NULL" if deleted_us is not None else "IS NOT NULL"
             if d.tx.execute(
                 f"UPDATE runs SET deleted_us = ? WHERE num = ? AND deleted_us {missing}", deleted_us, num
             ):
                 d.event(event, ref("run", run))
-            return d.done(self._run(d.tx, run))
-
-    def _run(self, tx: Reader, run: str) -> Run:
-        row = tx.first("SELECT * FROM runs WHERE id = ? AND project = ?", run, self._base.project)
-        if row is None:
-            raise NotFound(
-                "this run does not exist", value=run, next_step="'mainspring runs list' shows those that do."
-            )
-        return self._filled(tx, [row], now=time.time_ns() // 1000, metrics=None)[0]
-
-    def _filled(self, tx: Reader, rows: list[Row], *, now: int, metrics: list[str] | None) -> list[Run]:
-        """Run records with what they logged: three queries a page, whatever its length."""
-        nums = [int(row["num"]) for row in rows]
-        marks = ", ".join("?" * len(nums)) or "NULL"
-        only, values = "", []
-        if metrics is not None:
-            wanted = list(self._keys(tx, metrics).values())
-            only, values = f" AND m.key IN ({', '.join('?' * len(wanted)) or 'NULL'})", wanted
-        found = tx.all(f"SELECT m.* FROM run_metrics m WHERE m.run IN ({marks}){only}", *nums, *values)
-        texts = {
-            table: tx.all(f"SELECT m.* FROM {table} m WHERE m.run IN ({marks})", *nums)
-            for table in ("run_params", "run_tags")
-        }
-        names = self._names(tx, {int(r["key"]) for r in [*found, *texts["run_params"], *texts["run_tags"]]})
-        latest: dict[int, dict[str, Metric]] = {n: {} for n in nums}
-        for row in found:
-            sample = history.Sample(
-                int(row["step"]), int(row["time_us"]), decode_float(row["value"], row["special"])
-            )
-            latest[int(row["run"])][names[int(row["key"])]] = history.metric_of(sample)
-        said: dict[str, dict[int, dict[str, str]]] = {}
-        for table, text_rows in texts.items():
-            said[table] = {n: {} for n in nums}
-            for row in text_rows:
-                said[table][int(row["run"])][names[int(row["key"])]] = row["value"]
-        return [
-            _run_of(row, now=now, metrics=latest[n], params=said["run_params"][n], tags=said["run_tags"][n])
-            for row, n in zip(rows, nums, strict=True)
-        ]
-
-    def _names(self, tx: Reader, keys: set[int]) -> dict[int, str]:
-        names: dict[int, str] = {}
-        for part in _parts(sorted(keys), 500):
-            for row in tx.all(
-                f"SELECT id, name FROM tracking_keys WHERE id IN ({', '.join('?' * len(part))})", *part
-            ):
-                names[int(row["id"])] = row["name"]
-        return names
+            return d.done(self._tables.run(d.tx, run))
 
 
 def _few(tx: Reader, compiler: Compiler, node: Node | None) -> tuple[int, ...] | None:
@@ -686,18 +490,6 @@ def _few(tx: Reader, compiler: Compiler, node: Node | None) -> tuple[int, ...] |
     return None if few is None else tuple(sorted(few))
 
 
-def _blocks(tx: Reader, num: int, key: int) -> list[history.BlockInfo]:
-    rows = tx.all(
-        "SELECT first_step, last_step, seq, points FROM run_points WHERE run = ? AND key = ? ORDER BY first_step, seq",
-        num,
-        key,
-    )
-    return [
-        history.BlockInfo(int(r["first_step"]), int(r["last_step"]), int(r["seq"]), int(r["points"]))
-        for r in rows
-    ]
-
-
 def _history_mark(after: str | None) -> tuple[int | None, int]:
     if after is None:
         return None, 0
@@ -708,68 +500,6 @@ def _history_mark(after: str | None) -> tuple[int | None, int]:
         raise InvalidInput(
             "not a page mark", value=after, place="after", next_step="Pass 'next' of the page before."
         ) from None
-
-
-def _next(tx: Writer, counter: str) -> int:
-    rows = tx.all(
-        "INSERT INTO tracking_counters (name, value) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = tracking_counters.value + 1 RETURNING value",
-        counter,
-    )
-    return int(rows[0]["value"])
-
-
-def _key_digest(name: str) -> str:
-    return blake3.blake3(name.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _alive_until(alive_s: float | None) -> int | None:
-    if alive_s is None:
-        return None
-    if not 0 < alive_s <= 86_400:
-        raise InvalidInput("alive_s must be above 0 and at most 86,400 seconds", value=alive_s)
-    return time.time_ns() // 1000 + int(alive_s * 1e6)
-
-
-def _check_texts(texts: dict[str, str], what: str) -> None:
-    """Keys and values are any text that both engines can keep: no NUL, no lone surrogates."""
-    for key, value in texts.items():
-        if not key:
-            raise InvalidInput(f"a {what} has an empty name", value=value)
-        for text in (key, value):
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InvalidInput(f"a {what} holds a lone surrogate", value=key) from None
-            if "\x00" in text:
-                raise InvalidInput(f"a {what} holds a NUL character", value=key)
-
-
-def _run_of(
-    row: Row, *, now: int, metrics: dict[str, Metric], params: dict[str, str], tags: dict[str, str]
-) -> Run:
-    crashed = row["status"] == "running" and row["alive_until_us"] is not None and row["alive_until_us"] < now
-    return Run(
-        id=row["id"],
-        experiment=row["experiment"],
-        name=row["name"],
-        status=RunStatus.CRASHED if crashed else RunStatus(row["status"]),
-        started_at=from_us(row["started_us"]),
-        ended_at=None if row["ended_us"] is None else from_us(row["ended_us"]),
-        created_at=from_us(row["created_us"]),
-        created_by=row["created_by"],
-        parent=row["parent"],
-        code=row["code"],
-        environment=row["environment"],
-        source=from_json(row["source"], dict[str, Any]),
-        deleted=row["deleted_us"] is not None,
-        metrics=dict(sorted(metrics.items())),
-        params=dict(sorted(params.items())),
-        tags=dict(sorted(tags.items())),
-    )
 
 
 def _experiment_of(row: Row, runs: int) -> Experiment:
