@@ -151,7 +151,7 @@ def operation(
                     role=granted,
                     operation=f"{room}.{function.__name__}",
                     key=key,
-                    arguments=dict(kwargs),
+                    arguments={k: v for k, v in kwargs.items() if k != "body"},
                 )
             )
             try:

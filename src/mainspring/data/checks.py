@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -21,6 +21,7 @@ import duckdb
 import narwhals as nw
 import pyarrow as pa
 import pyarrow.types as pt
+from msgspec.structs import replace
 
 from mainspring.data.engine import connection
 from mainspring.data.profile import arrow_kind
@@ -70,14 +71,35 @@ def run_checks(table: pa.Table, rules: Sequence[CheckRule], *, now: datetime) ->
     validate(rules, table.column_names)
     if not rules:
         return []
-    rows = table.num_rows
+    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way.
+    names = {name: f"c{i}" for i, name in enumerate(table.column_names)}
+    inner = table.rename_columns(list(names.values()))
     with connection() as engine:
         _check_patterns(engine, rules)
-        numbered = table.append_column(_ROW, pa.array(range(rows), pa.int64()))
-        frame = nw.from_native(engine.from_arrow(numbered))
-        plans = [_plan(rule, table.schema) for rule in rules]
+        frame = nw.from_native(
+            engine.from_arrow(inner.append_column(_ROW, pa.array(range(table.num_rows), pa.int64())))
+        )
+        plans = [_plan(_renamed(rule, names), inner.schema) for rule in rules]
         counts = _count(frame, plans)
-        return [_finding(frame, plan, counts.get(i), table, now) for i, plan in enumerate(plans)]
+        findings = [_finding(frame, plan, counts.get(i), inner, now) for i, plan in enumerate(plans)]
+    back = {alias: name for name, alias in names.items()}
+    return [_restored(f, rule, back) for f, rule in zip(findings, rules, strict=True)]
+
+
+def _renamed(rule: CheckRule, names: Mapping[str, str]) -> CheckRule:
+    if isinstance(rule, UniqueRule):
+        return replace(rule, columns=[names[c] for c in rule.columns])
+    if isinstance(rule, RowCountRule):
+        return rule
+    if isinstance(rule, LabelRateRule):
+        period, by = (names[c] if c else None for c in (rule.period, rule.by))
+        return replace(rule, column=names[rule.column], period=period, by=by)
+    return replace(rule, column=names[rule.column])
+
+
+def _restored(finding: Finding, rule: CheckRule, back: Mapping[str, str]) -> Finding:
+    sample = [FailedRow(row=r.row, values={back[k]: v for k, v in r.values.items()}) for r in finding.sample]
+    return replace(finding, rule=rule, sample=sample)
 
 
 def validate(rules: Iterable[CheckRule], columns: Sequence[str]) -> None:
@@ -115,6 +137,8 @@ def _validate_values(rule: CheckRule, place: str) -> None:
         raise InvalidInput("a share is between 0 and 1", value=rule.max_null_share, place=place)
     elif isinstance(rule, UniqueRule) and not rule.columns:
         raise InvalidInput("name at least one column", place=place)
+    elif isinstance(rule, FreshnessRule):
+        seconds(rule.max_age)
     elif isinstance(rule, SetRule) and not rule.allowed:
         raise InvalidInput("name at least one allowed value", place=place)
     if bounds and any(b is not None and math.isnan(b) for b in bounds):
@@ -352,7 +376,7 @@ def _label_rate(frame: Any, rule: LabelRateRule, table: pa.Table) -> Finding:
             passed=False,
             rows=rows,
             failing=rows,
-            reason=f"column {rule.period!r} holds {p}, not a time",
+            reason=f"the period column holds {p}, not a time",
         )
     column = nw.col(rule.column)
     known = frame.filter(~column.is_null() & ~column.is_nan() if pt.is_floating(kind) else ~column.is_null())

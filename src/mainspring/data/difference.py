@@ -14,12 +14,13 @@ import duckdb
 import pyarrow as pa
 
 from mainspring.data.checks import MAX_SAMPLE, plain
-from mainspring.data.engine import connection, quoted
+from mainspring.data.engine import connection
 from mainspring.errors import InvalidInput, near
 from mainspring.records.data import ChangedRow, ColumnChange, FileDiff, RowDiff, TableColumn
 from mainspring.records.objects import ObjectRef
 
 _MAX_PATHS = 1000
+_Names = dict[str, str]  # from the engine's names of columns to ours
 
 
 def tree_difference(before: Mapping[str, ObjectRef], after: Mapping[str, ObjectRef]) -> FileDiff:
@@ -57,10 +58,17 @@ def row_difference(before: pa.Table, after: pa.Table, key: Sequence[str]) -> Row
     if not shared:
         return RowDiff(key=[], added=after.num_rows, removed=before.num_rows, changed=0, unchanged=0)
     old, new = _comparable(before.select(shared), after.select(shared))
+    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way.
+    names = [f"c{i}" for i in range(len(shared))]
     with connection() as engine:
-        engine.register("a", old)
-        engine.register("b", new)
-        return _keyed(engine, shared, list(key)) if key else _bags(engine, old, new)
+        engine.register("a", old.rename_columns(names))
+        engine.register("b", new.rename_columns(names))
+        shown = dict(zip(names, shared, strict=True))
+        return (
+            _keyed(engine, shown, [names[shared.index(k)] for k in key])
+            if key
+            else _bags(engine, shown, old, new)
+        )
 
 
 def _comparable(before: pa.Table, after: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -81,9 +89,9 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
         )
 
 
-def _bags(engine: duckdb.DuckDBPyConnection, old: pa.Table, new: pa.Table) -> RowDiff:
-    removed, removed_sample = _counted(engine, "SELECT * FROM a EXCEPT ALL SELECT * FROM b")
-    added, added_sample = _counted(engine, "SELECT * FROM b EXCEPT ALL SELECT * FROM a")
+def _bags(engine: duckdb.DuckDBPyConnection, shown: _Names, old: pa.Table, new: pa.Table) -> RowDiff:
+    removed, removed_sample = _counted(engine, "SELECT * FROM a EXCEPT ALL SELECT * FROM b", shown)
+    added, added_sample = _counted(engine, "SELECT * FROM b EXCEPT ALL SELECT * FROM a", shown)
     return RowDiff(
         key=[],
         added=added,
@@ -96,19 +104,21 @@ def _bags(engine: duckdb.DuckDBPyConnection, old: pa.Table, new: pa.Table) -> Ro
     )
 
 
-def _counted(engine: duckdb.DuckDBPyConnection, query: str) -> tuple[int, list[dict[str, Any]]]:
+def _counted(
+    engine: duckdb.DuckDBPyConnection, query: str, shown: _Names
+) -> tuple[int, list[dict[str, Any]]]:
     found = (
-        engine.execute(f"SELECT *, COUNT(*) OVER () AS __n FROM ({query}) LIMIT {MAX_SAMPLE}")
+        engine.execute(f"SELECT *, COUNT(*) OVER () AS n FROM ({query}) LIMIT {MAX_SAMPLE}")
         .to_arrow_table()
         .to_pylist()
     )
-    return (int(found[0]["__n"]) if found else 0), [
-        {k: plain(v) for k, v in row.items() if k != "__n"} for row in found
+    return (int(found[0]["n"]) if found else 0), [
+        {name: plain(row[c]) for c, name in shown.items()} for row in found
     ]
 
 
-def _keyed(engine: duckdb.DuckDBPyConnection, shared: list[str], key: list[str]) -> RowDiff:
-    keys = ", ".join(map(quoted, key))
+def _keyed(engine: duckdb.DuckDBPyConnection, shown: _Names, key: list[str]) -> RowDiff:
+    keys = ", ".join(key)
     for side, what in (("a", "before"), ("b", "after")):
         twice = _scalar(
             engine, f"SELECT COUNT(*) FROM (SELECT 1 FROM {side} GROUP BY {keys} HAVING COUNT(*) > 1)"
@@ -116,44 +126,42 @@ def _keyed(engine: duckdb.DuckDBPyConnection, shared: list[str], key: list[str])
         if twice:
             raise InvalidInput(
                 f"the key is not unique: {twice} values occur more than once",
-                value=list(key),
+                value=[shown[k] for k in key],
                 place=f"version {what!r}",
                 next_step="Name more key columns, or none.",
             )
-    on = " AND ".join(f"a.{quoted(k)} IS NOT DISTINCT FROM b.{quoted(k)}" for k in key)
-    rest = [n for n in shared if n not in key]
-    differs = " OR ".join(f"a.{quoted(n)} IS DISTINCT FROM b.{quoted(n)}" for n in rest) or "FALSE"
+    on = " AND ".join(f"a.{k} IS NOT DISTINCT FROM b.{k}" for k in key)
+    rest = [c for c in shown if c not in key]
+    differs = " OR ".join(f"a.{c} IS DISTINCT FROM b.{c}" for c in rest) or "FALSE"
     match = f"a JOIN b ON {on}"
     matched = _scalar(engine, f"SELECT COUNT(*) FROM {match}")
     changed = _scalar(engine, f"SELECT COUNT(*) FROM {match} WHERE {differs}")
-    added, added_sample = _counted(engine, f"SELECT b.* FROM b ANTI JOIN a ON {on}")
-    removed, removed_sample = _counted(engine, f"SELECT a.* FROM a ANTI JOIN b ON {on}")
+    added, added_sample = _counted(engine, f"SELECT b.* FROM b ANTI JOIN a ON {on}", shown)
+    removed, removed_sample = _counted(engine, f"SELECT a.* FROM a ANTI JOIN b ON {on}", shown)
     return RowDiff(
-        key=key,
+        key=[shown[k] for k in key],
         added=added,
         removed=removed,
         changed=changed,
         unchanged=matched - changed,
         added_sample=added_sample,
         removed_sample=removed_sample,
-        changed_sample=_changed(engine, f"FROM {match} WHERE {differs} LIMIT {MAX_SAMPLE}", key, rest)
+        changed_sample=_changed(engine, f"FROM {match} WHERE {differs} LIMIT {MAX_SAMPLE}", shown, key, rest)
         if changed
         else [],
     )
 
 
 def _changed(
-    engine: duckdb.DuckDBPyConnection, tail: str, key: list[str], rest: list[str]
+    engine: duckdb.DuckDBPyConnection, tail: str, shown: _Names, key: list[str], rest: list[str]
 ) -> list[ChangedRow]:
-    keys = [f"a.{quoted(k)} AS k{i}" for i, k in enumerate(key)]
-    values = [f"a.{quoted(n)} AS a{i}, b.{quoted(n)} AS b{i}" for i, n in enumerate(rest)]
-    rows = engine.execute(f"SELECT {', '.join(keys + values)} {tail}").to_arrow_table().to_pylist()
+    columns = [f"a.{k} AS k_{k}" for k in key] + [f"a.{c} AS a_{c}, b.{c} AS b_{c}" for c in rest]
     found = []
-    for row in rows:
-        pairs = [(n, plain(row[f"a{i}"]), plain(row[f"b{i}"])) for i, n in enumerate(rest)]
+    for row in engine.execute(f"SELECT {', '.join(columns)} {tail}").to_arrow_table().to_pylist():
+        pairs = [(shown[c], plain(row[f"a_{c}"]), plain(row[f"b_{c}"])) for c in rest]
         found.append(
             ChangedRow(
-                key={k: plain(row[f"k{i}"]) for i, k in enumerate(key)},
+                key={shown[k]: plain(row[f"k_{k}"]) for k in key},
                 before={n: x for n, x, y in pairs if x != y},
                 after={n: y for n, x, y in pairs if x != y},
             )

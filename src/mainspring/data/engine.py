@@ -24,8 +24,3 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         yield opened
     finally:
         opened.close()
-
-
-def quoted(name: str) -> str:
-    """A column name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'

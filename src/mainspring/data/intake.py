@@ -11,6 +11,7 @@ import io
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from mainspring.records.data import TableColumn
 
 MAX_TABLE = 64 << 30
 """Bytes of one uploaded Parquet file."""
+_STALE_S = 2 * 86400
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ def staging(home: Path) -> Iterator[Path]:
     """A private directory for this block only."""
     root = home / "tmp"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for old in root.glob("data-*"):  # a killed process leaves its own behind
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _STALE_S:
+                shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="data-", dir=root))
     try:
         yield folder

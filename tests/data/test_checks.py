@@ -1,0 +1,223 @@
+"""Check rules: each counts what breaks it and shows the rows; rules that cannot be right are refused; data never raises."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mainspring.data.checks import run_checks
+from mainspring.errors import InvalidInput
+from mainspring.records.base import to_json
+from mainspring.records.data import (
+    CheckRule,
+    Finding,
+    FreshnessRule,
+    LabelRateRule,
+    NotNullRule,
+    RangeRule,
+    RegexRule,
+    RowCountRule,
+    SetRule,
+    TypeRule,
+    UniqueRule,
+)
+
+NOW = dt.datetime(2013, 1, 10, tzinfo=dt.UTC)
+NAN = float("nan")
+
+
+def one(columns: dict[str, Any], rule: CheckRule) -> Finding:
+    (finding,) = run_checks(pa.table(columns), [rule], now=NOW)
+    return finding
+
+
+def days(*numbers: int) -> pa.Array:
+    return pa.array([dt.datetime(2013, 1, d, 3, tzinfo=dt.UTC) for d in numbers], pa.timestamp("us", "UTC"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule", "rows"),
+    [
+        ({"x": [1.0, None, NAN]}, NotNullRule(column="x"), [1, 2]),
+        ({"x": [1.0, None, None, None]}, NotNullRule(column="x", max_null_share=0.5), [1, 2, 3]),
+        ({"x": [1.0, -1.0, 11.0, NAN, None]}, RangeRule(column="x", min=0, max=10), [1, 2, 3]),
+        ({"x": [Decimal("1.5"), Decimal("2.5")]}, RangeRule(column="x", max=2), [1]),
+        ({"x": pa.array([2**64 - 1, 5], pa.uint64())}, RangeRule(column="x", max=10), [0]),
+        ({"s": ["a", "b", None, "c"]}, SetRule(column="s", allowed=["a", "b"]), [3]),
+        ({"i": [1, 2, 3]}, SetRule(column="i", allowed=[1, 2.0]), [2]),
+        ({"b": [True, False]}, SetRule(column="b", allowed=[True]), [1]),
+        ({"i": [1, 2]}, SetRule(column="i", allowed=["1"]), [0, 1]),
+        ({"s": ["AA", "A", "AAA", None]}, RegexRule(column="s", pattern="[A-Z]{2}"), [1, 2]),
+        ({"s": pa.array(["k", "k2"]).dictionary_encode()}, RegexRule(column="s", pattern="k"), [1]),
+        ({"a": [1, 1, 2], "b": [1, 1, 1]}, UniqueRule(columns=["a", "b"]), [0, 1]),
+        ({"a": [None, None, 2]}, UniqueRule(columns=["a"]), [0, 1]),
+        ({"s": ["1", "2.5", "x", "-3e4"]}, TypeRule(column="s", type="number"), [2]),
+        ({"s": ["1", "2"]}, TypeRule(column="s", type="int64"), [0, 1]),
+        ({"日本": [5, 50]}, RangeRule(column="日本", max=10), [1]),
+        ({'q"x': [5, 50]}, RangeRule(column='q"x', max=10), [1]),
+    ],
+    ids=lambda v: repr(v)[:40],
+)
+def test_a_broken_rule_counts_and_shows_its_rows(
+    columns: dict[str, Any], rule: CheckRule, rows: list[int]
+) -> None:
+    finding = one(columns, rule)
+    assert not finding.passed
+    assert finding.failing == len(rows)
+    assert [r.row for r in finding.sample] == rows
+    assert finding.reason
+    to_json(finding)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule"),
+    [
+        ({"x": [1.0, None]}, NotNullRule(column="x", max_null_share=0.5)),
+        ({"x": [0.0, 10.0, None]}, RangeRule(column="x", min=0, max=10)),
+        ({"s": ["a", None]}, SetRule(column="s", allowed=["a"])),
+        ({"s": ["AB", None]}, RegexRule(column="s", pattern="[A-Z]{2}")),
+        ({"a": [1, 1], "b": [1, 2]}, UniqueRule(columns=["a", "b"])),
+        ({"a": [1, 1]}, RowCountRule(min=2, max=2)),
+        ({"t": days(9)}, FreshnessRule(column="t", max_age="1d")),
+        ({"t": [dt.date(2013, 1, 9)]}, FreshnessRule(column="t", max_age="1d")),
+        (
+            {"t": pa.array([dt.datetime(2013, 1, 9)], pa.timestamp("ns"))},
+            FreshnessRule(column="t", max_age="1d"),
+        ),
+        ({"b": [True, False]}, TypeRule(column="b", type="bool")),
+        ({"x": [1.5]}, TypeRule(column="x", type="number")),
+        ({"d": [dt.date(2013, 1, 9)]}, TypeRule(column="d", type="date")),
+        ({"y": [1, 0] * 20}, LabelRateRule(column="y", low=0.4, high=0.6)),
+        ({"n": pa.nulls(2)}, RangeRule(column="n", min=0)),
+    ],
+    ids=lambda v: repr(v)[:40],
+)
+def test_a_rule_that_holds_passes(columns: dict[str, Any], rule: CheckRule) -> None:
+    finding = one(columns, rule)
+    assert (finding.passed, finding.sample) == (True, [])
+
+
+def test_row_count_freshness_and_types_give_a_reason() -> None:
+    assert "3 rows, wanted at least 5" in one({"a": [1, 2, 3]}, RowCountRule(min=5)).reason
+    assert "older than 1d" in one({"t": days(1, 2)}, FreshnessRule(column="t", max_age="1d")).reason
+    assert "not a time" in one({"t": [1]}, FreshnessRule(column="t", max_age="1d")).reason
+    assert (
+        "no time at all"
+        in one({"t": pa.array([None], pa.timestamp("us"))}, FreshnessRule(column="t", max_age="1d")).reason
+    )
+    assert "has no numeric range" in one({"s": ["a"]}, RangeRule(column="s", min=0)).reason
+    assert "not text" in one({"x": [1]}, RegexRule(column="x", pattern="a")).reason
+
+
+def test_label_rate_finds_the_stretch_and_says_which_days() -> None:
+    late = [True] * 10 + [False] * 30 + [True] * 35 + [False] * 5 + [True, None] * 3
+    when = days(*[1] * 40, *[2] * 40, *[3] * 6)
+    finding = one(
+        {"late": late, "t": when}, LabelRateRule(column="late", low=0.1, high=0.6, period="t", min_rows=20)
+    )
+    assert not finding.passed
+    assert finding.groups == [{"period": "2013-01-02T00:00:00", "rows": 40, "rate": 0.875}]
+    assert finding.failing == 40
+
+
+def test_label_rate_by_group_and_with_too_few_rows() -> None:
+    rule = LabelRateRule(column="y", low=0.2, high=0.8, by="g", min_rows=3)
+    finding = one({"y": [1, 1, 1, 0, 1, 0], "g": ["a"] * 3 + ["b"] * 3}, rule)
+    assert [g["group"] for g in finding.groups] == ["a"]
+    few = one({"y": [1], "g": ["a"]}, rule)
+    assert few.passed
+    assert "insufficient data" in few.reason
+    assert "never" in one({"y": ["yes"], "g": ["a"]}, rule).reason
+
+
+@pytest.mark.parametrize(
+    ("rule", "word"),
+    [
+        (RangeRule(column="distanse", min=0), "Did you mean 'distance'"),
+        (UniqueRule(columns=["distance", "nope"]), "no such column"),
+        (LabelRateRule(column="distance", low=0, high=1, period="wen"), "no such column"),
+        (RangeRule(column="distance"), "holds always"),
+        (RangeRule(column="distance", min=2, max=1), "above the upper"),
+        (RangeRule(column="distance", min=NAN), "bound is a number"),
+        (RowCountRule(), "holds always"),
+        (NotNullRule(column="distance", max_null_share=2), "between 0 and 1"),
+        (SetRule(column="distance", allowed=[]), "at least one"),
+        (UniqueRule(columns=[]), "at least one"),
+        (RegexRule(column="distance", pattern="("), "does not compile"),
+        (RegexRule(column="distance", pattern="(?=x)"), "does not compile"),
+        (FreshnessRule(column="distance", max_age="soon"), "not a duration"),
+    ],
+    ids=lambda v: repr(v)[:50],
+)
+def test_a_rule_that_cannot_be_right_is_refused_before_the_data_is_read(rule: CheckRule, word: str) -> None:
+    with pytest.raises(InvalidInput, match=word):
+        one({"distance": ["1"], "when": [1]}, rule)
+
+
+def test_rules_come_from_toml_and_a_misspelt_field_is_refused() -> None:
+    raw = [
+        {"check": "range", "column": "x", "min": 1, "refuse": False},
+        {"check": "unique", "columns": ["a"]},
+    ]
+    assert msgspec.convert(raw, list[CheckRule]) == [
+        RangeRule(column="x", min=1, refuse=False),
+        UniqueRule(columns=["a"]),
+    ]
+    for bad in ({"check": "rnage"}, {"check": "range", "colum": "x"}):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(bad, CheckRule)
+
+
+def test_samples_are_bounded_and_their_values_can_be_written_as_json() -> None:
+    finding = one(
+        {"x": [NAN] * 1000, "s": ["y" * 10_000] * 1000, "z": [b"\xff"] * 1000}, NotNullRule(column="x")
+    )
+    assert (finding.failing, len(finding.sample)) == (1000, 10)
+    values = finding.sample[0].values
+    assert values["x"] == "nan"
+    assert len(values["s"]) == 201
+    assert values["z"] == "ff"
+    to_json(finding)
+
+
+COLUMNS = {
+    "f": st.none() | st.floats(),
+    "i": st.none() | st.integers(-(2**63), 2**63 - 1),
+    "s": st.none() | st.text(alphabet=st.characters(codec="utf-8"), max_size=4),
+    "b": st.none() | st.booleans(),
+    "t": st.none() | st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2200, 1, 1)),
+}
+TYPES = {"f": pa.float64(), "i": pa.int64(), "s": pa.string(), "b": pa.bool_(), "t": pa.timestamp("us")}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.integers(0, 5))
+def test_m05_no_data_makes_a_check_raise(data: st.DataObject, rows: int) -> None:
+    """Every rule over every type of column, empty and all-null ones included: a finding each, counts within the rows."""
+    table = pa.table(
+        {
+            n: pa.array(data.draw(st.lists(v, min_size=rows, max_size=rows)), TYPES[n])
+            for n, v in COLUMNS.items()
+        }
+        | {"n": pa.nulls(rows)}
+    )
+    rules: list[CheckRule] = [RowCountRule(max=2)]
+    for name in table.column_names:
+        rules += [
+            TypeRule(column=name, type="number"), NotNullRule(column=name), RangeRule(column=name, min=0, max=1), SetRule(column=name, allowed=["a", 1, True]),
+            RegexRule(column=name, pattern="a+"), UniqueRule(columns=[name]), FreshnessRule(column=name, max_age="1d"),
+            LabelRateRule(column=name, low=0, high=0.5, period="t", min_rows=1), LabelRateRule(column="b", low=0, high=0.5, by=name, min_rows=1, per="month"),
+        ]  # fmt: skip
+    findings = run_checks(table, rules, now=NOW)
+    assert len(findings) == len(rules)
+    for finding in findings:
+        assert 0 <= finding.failing <= max(rows, 1)
+        assert len(finding.sample) <= 10
+        to_json(finding)
