@@ -19,6 +19,7 @@ from mainspring.lineage import Foundation
 from mainspring.pipelines import Pipelines, Runner, processes
 from mainspring.pipelines.loading import forget_projects
 from mainspring.records.base import from_json
+from mainspring.records.pipelines import PipelineEvent
 
 HEAD = "from mainspring.pipelines.step import pipeline, step\nfrom mainspring.pipelines import context\n"
 
@@ -312,13 +313,22 @@ def hang() -> int:
 def go(): hang()
 """,
     )
+    survivors: list[int] = []
+
+    def look(
+        event: PipelineEvent,
+    ) -> None:  # when the step is over, not when the run is: its end clears up once more
+        if event.kind == "failed":
+            pids = [int(p) for p in (root / "pids").read_text().split()]
+            assert len(pids) == 4
+            survivors.extend(p for p in pids if alive(p))
+
     began = time.monotonic()
-    run = fails(foundation, root)
+    run = a_runner(foundation, root).run("p.py:go", on_event=look, check=False)
     assert time.monotonic() - began < 12
+    assert run.error is not None
     assert run.error.kind == "timeout"
-    pids = [int(p) for p in (root / "pids").read_text().split()]
-    assert len(pids) == 4
-    assert not [p for p in pids if alive(p)]
+    assert survivors == []
 
 
 def test_r06_what_a_finished_step_leaves_running_is_ended_too(foundation: Foundation, root: Path) -> None:
@@ -334,10 +344,16 @@ def leave() -> int:
 def go(): leave()
 """,
     )
-    run = a_runner(foundation, root).run("p.py:go")
-    output = Pipelines(foundation).steps(run=run.id)[0].outputs[0]
-    pid: int = from_json(foundation.objects.read(output.digest))
-    assert not alive(pid)
+    survivors: list[int] = []
+
+    def look(event: PipelineEvent) -> None:
+        if event.kind == "finished":
+            output = Pipelines(foundation).steps(run=event.run)[0].outputs[0]
+            pid: int = from_json(foundation.objects.read(output.digest))
+            survivors.extend([pid] if alive(pid) else [])
+
+    a_runner(foundation, root).run("p.py:go", on_event=look)
+    assert survivors == []
 
 
 def test_r07_the_steps_of_a_dead_runner_are_gone_before_the_run_goes_on(
@@ -352,7 +368,9 @@ def test_r07_the_steps_of_a_dead_runner_are_gone_before_the_run_goes_on(
 import os, subprocess, time
 @step
 def long() -> int:
-    if os.path.exists("pids"): return 1
+    if os.path.exists("pids"):  # the second copy: is the first one still at work?
+        orphan = open("pids").read().split()[2]
+        return int(os.path.exists(f"/proc/{orphan}") and open(f"/proc/{orphan}/stat").read().split()[2] not in "ZX")
     child = subprocess.Popen(["sleep", "300"], start_new_session=True)
     open("pids.part", "w").write(f"{os.getppid()} {os.getpid()} {child.pid}")
     os.rename("pids.part", "pids")
@@ -373,6 +391,8 @@ def go(): long()
     assert alive(orphan)
     run = a_runner(foundation, root).resume(Pipelines(foundation).runs().items[0].id)
     assert run.state == "finished"
+    output = Pipelines(foundation).steps(run=run.id)[0].outputs[0]
+    assert from_json(foundation.objects.read(output.digest)) == 0, "the orphan lived beside its successor"
     assert not [p for p in (server, step, orphan) if alive(p)]
 
 
@@ -404,7 +424,7 @@ def go(): flood()
 
 
 def test_r12_of_two_runners_that_resume_one_run_one_wins(foundation: Foundation, root: Path) -> None:
-    """R12. Seen red with the lease not taken in ``Runner.resume`` (both ran the step)."""
+    """R12. Seen red with ``is_dead`` always true, so that the second takes the lease by force: the step ran twice."""
     put(
         root,
         """
@@ -483,3 +503,80 @@ def test_r15_sigterm_interrupts_and_the_run_resumes(foundation: Foundation, root
     assert run.state == "interrupted"
     assert processes.with_cookie(run.id) == []
     assert a_runner(foundation, root).resume(run.id).state == "finished"
+
+
+CACHED = """
+from pathlib import Path
+import helper
+@step
+def source(folder: Path) -> str:
+    return (folder / "in.txt").read_text()
+@step
+def middle(x: str, k: int) -> str:
+    return helper.join(x, k)
+@step
+def last(x: str) -> int:
+    return len(x)
+@pipeline
+def go(k: int = 2):
+    last(middle(source(Path("raw")), k))
+"""
+
+
+def _matrix(
+    base: Foundation, root: Path, *, environment: str = "e", **params: object
+) -> dict[str, bool | None]:
+    forget_projects(root)
+    run = Runner(base, Pipelines(base), root=root, environment=environment).run("p.py:go", params)
+    return {e.step: e.state == "cached" for e in Pipelines(base).steps(run=run.id)}
+
+
+def test_r10_any_changed_ingredient_is_a_miss_and_nothing_else_is(foundation: Foundation, root: Path) -> None:
+    """R10: code, helper's code, param, input, environment, upstream. Seen red with each of ``code``, ``inputs``, ``params`` and
+    ``environment`` left out of ``keys.key_of``."""
+    (root / "raw").mkdir()
+    (root / "raw" / "in.txt").write_text("abc")
+    (root / "helper.py").write_text("def join(x, k):\n    return x * k\n\ndef unused():\n    return 1\n")
+    put(root, CACHED)
+    hits = {"source": True, "middle": True, "last": True}
+    assert _matrix(foundation, root) == dict.fromkeys(hits, False)
+    assert _matrix(foundation, root) == hits
+    put(root, CACHED.replace("def last(x", "def last(\n    x").replace("len(x)", "len(x)  # a comment"))
+    (root / "helper.py").write_text("def join(x, k):\n    return x * k\n\ndef unused():\n    return 2\n")
+    assert _matrix(foundation, root) == hits, "layout, comments and unused helpers do not matter"
+    (root / "helper.py").write_text("def join(x, k):\n    return k * x\n")
+    assert _matrix(foundation, root) == hits | {"middle": False}, "equal output: downstream is a hit again"
+    assert _matrix(foundation, root, k=3) == hits | {"middle": False, "last": False}
+    run = Pipelines(foundation).runs().items[0].id
+    assert Pipelines(foundation).why(run=run, step="middle").reason == "param k: 2 became 3"
+    (root / "raw" / "in.txt").write_text("xyz")
+    assert _matrix(foundation, root) == dict.fromkeys(hits, False)
+    assert _matrix(foundation, root, environment="f") == dict.fromkeys(hits, False)
+    put(root, CACHED.replace("len(x)", "len(x) + 1"))
+    assert _matrix(foundation, root) == hits | {"last": False}
+    run = Pipelines(foundation).runs().items[0].id
+    assert Pipelines(foundation).why(run=run, step="last").reason.startswith("code p.py:last changed")
+
+
+def test_r10_a_corrupt_or_lost_cache_entry_is_executed_again(foundation: Foundation, root: Path) -> None:
+    """R10, lying cache. Seen red with ``Planner._usable`` always true."""
+    put(
+        root,
+        "import os\n@step\ndef big() -> bytes:\n    return b'0123456789' * 5000\n@step(cache=False)\ndef use(x: bytes) -> int: return len(x)\n@pipeline\ndef go(): use(big())\n",
+    )
+    assert _matrix(foundation, root) == {"big": False, "use": False}
+    assert _matrix(foundation, root) == {"big": True, "use": False}
+    for pack in (
+        p
+        for p in foundation.home.rglob("*")
+        if p.is_file() and "pack" in str(p.parent) and "objects" in str(p)
+    ):
+        pack.chmod(0o600)
+        data = bytearray(pack.read_bytes())
+        at = len(data) // 2
+        data[at : at + 64] = bytes(b ^ 0xFF for b in data[at : at + 64])
+        pack.write_bytes(bytes(data))
+    plan = a_runner(foundation, root).plan("p.py:go")
+    assert plan[0].hit is False
+    assert "gone or corrupt" in plan[0].reason
+    assert _matrix(foundation, root)["big"] is False

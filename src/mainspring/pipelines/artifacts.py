@@ -77,7 +77,7 @@ def join(shape: str, values: dict[str, object], *, hint: object = None) -> objec
 
 def save(value: object, folder: Path, *, name: str, number: int, hint: object, place: str) -> Output:
     """Write ``value`` into ``folder``; raises :class:`InvalidInput` for a type that is not data."""
-    path = folder / f"{number}"
+    path = folder / f"out-{number}"
     kind: ArtifactKind
     module = type(value).__module__.split(".")[0]
     if isinstance(value, Path):

@@ -60,6 +60,7 @@ class StepContext:
         """A private directory, removed after the step; write files to return here."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="mainspring-step-"))
+        self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
 
     def log_metric(self, name: str, value: float) -> None:

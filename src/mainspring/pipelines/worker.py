@@ -61,7 +61,6 @@ def execute(job: Job, function: Callable[..., Any] | None = None) -> Result:
         workspace_options=dict(job.workspace),
         _scratch=Path(job.scratch) / "work",
     )
-    here.scratch.mkdir(parents=True, exist_ok=True)
     token = context._current.set(here)  # noqa: SLF001 - the worker is the other half of the context
     phase: typing.Literal["input", "exception", "output"] = "input"
     try:
@@ -188,8 +187,7 @@ def _literal(value: Any, hint: Any, *, place: str) -> Any:
 
 
 def _save(value: object, function: Callable[..., Any], job: Job) -> tuple[str, list[Output]]:
-    folder = Path(job.scratch) / "out"
-    folder.mkdir(exist_ok=True)
+    folder = Path(job.scratch)
     hint = _hints(function).get("return")
     place = f"what step {job.step!r} returned"
     shape, values = artifacts.split(
