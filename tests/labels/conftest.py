@@ -50,7 +50,7 @@ class Bench:
             self.monitoring.ingest()
         return ids
 
-    def relay(self, prediction_id: str, value: bool | int | float | str) -> None:
+    def relay(self, prediction_id: str, value: bool | float | str) -> None:
         with JournalWriter(self.folder, prefix=FEEDBACK_PREFIX) as journal:
             journal.append(encode_log(LoggedFeedback(prediction_id=prediction_id, value=value, arrival_us=0)))
 

@@ -18,7 +18,7 @@ from mainspring.records.serving import FEEDBACK_PREFIX
 from mainspring.storage.journal import JournalWriter
 
 
-def said(ident: str, value: bool | int | float | str, **more: Any) -> Feedback:
+def said(ident: str, value: bool | float | str, **more: Any) -> Feedback:
     return Feedback(prediction_id=ident, value=value, **more)
 
 

@@ -99,7 +99,11 @@ class World:
     ) -> list[str]:
         """One request per row, spread over a day; returns their ids."""
         columns = self.inputs(n, shift=shift, nulls=nulls) if columns is None else columns
-        given = self.rng.beta(2, 6, n).tolist() if scores is None else list(scores)
+        given = (
+            self.rng.beta(2, 6, n).tolist()
+            if scores is None
+            else [v if isinstance(v, list) else float(v) for v in scores]
+        )
         ids = []
         for i in range(n):
             at = START + timedelta(days=day, seconds=86_000 * i / max(1, n))
@@ -131,6 +135,8 @@ class World:
         self.writer.append(encode_log(record))
 
     def label(self, ids: Sequence[str], values: Sequence[Any]) -> None:
+        """Label these predictions, read in first so that they are known."""
+        self.monitoring.ingest()
         self.labels.feedback(
             items=[Feedback(prediction_id=i, value=v) for i, v in zip(ids, values, strict=True)]
         )
