@@ -6,7 +6,7 @@ import enum
 from datetime import datetime
 from typing import Any, Literal
 
-from mainspring.records.base import Digest, Record
+from mainspring.records.base import Digest, Page, Record
 
 
 class Task(enum.StrEnum):
@@ -109,3 +109,39 @@ class AliasEvent(Record, frozen=True):
     actor: str
     reason: str
     event: str
+
+
+class ModelInfo(Record, frozen=True, kw_only=True):
+    """A registered model in a listing. ``aliases``: name to version, as they stand now."""
+
+    name: str
+    created_at: datetime
+    versions: int
+    aliases: dict[str, int] = {}
+
+
+class ModelVersionPage(Page, frozen=True, kw_only=True):
+    """Versions, newest first."""
+
+    items: list[ModelVersion]
+
+
+class Approval(Record, frozen=True, kw_only=True):
+    """Somebody approved (or refused) a version. ``event`` is the id of the audit event."""
+
+    model: str
+    version: int
+    approved: bool
+    at: datetime
+    actor: str
+    reason: str
+    event: str
+
+
+class Card(Record, frozen=True, kw_only=True):
+    """A model card, generated from what is recorded. ``html`` is one escaped fragment without scripts."""
+
+    model: str
+    version: int
+    markdown: str
+    html: str

@@ -63,11 +63,13 @@ def floats(name: str, values: Any, rows: int) -> Floats:
         return np.full(rows, np.nan)
     try:
         array = np.asarray(values)
+        if array.ndim != 1:
+            raise InvalidInput("one number per row is expected", value=values[0], place=f"column {name!r}")
         if array.dtype.kind not in "fiub":
             if array.dtype.kind != "O" or any(isinstance(v, str | bytes) for v in array):
                 raise InvalidInput("a number is expected", value=_first_odd(values), place=f"column {name!r}")
             array = np.array([np.nan if v is None else v for v in array.tolist()], dtype=np.float64)
-        return array.astype(np.float64, copy=False).reshape(rows)
+        return array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError):
         raise InvalidInput(
             "a number is expected", value=_first_odd(values), place=f"column {name!r}"

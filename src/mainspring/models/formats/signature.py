@@ -15,7 +15,7 @@ def infer(columns: Any, *, task: Task, classes: list[str]) -> Signature:
     import pyarrow as pa
 
     if isinstance(columns, Mapping):
-        table = pa.table({str(name): pa.array(values, from_pandas=True) for name, values in columns.items()})
+        table = pa.table({str(name): _array(str(name), values) for name, values in columns.items()})
     elif isinstance(columns, pa.Table):
         table = columns
     else:
@@ -27,6 +27,17 @@ def infer(columns: Any, *, task: Task, classes: list[str]) -> Signature:
     if task is Task.BINARY and len(classes) not in (0, 2):
         raise InvalidInput("a binary task has two classes, [negative, positive]", value=classes)
     return Signature(inputs=[_column(table, name) for name in table.column_names], task=task, classes=classes)
+
+
+def _array(name: str, values: Any) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, from_pandas=True)
+    except (TypeError, ValueError) as error:  # Arrow's own errors are among these
+        raise InvalidInput(
+            f"a model input is a number, a truth value or a string: {error}", place=f"column {name!r}"
+        ) from None
 
 
 def _column(table: Any, name: str) -> Column:

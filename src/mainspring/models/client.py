@@ -1,0 +1,162 @@
+"""What needs an estimator or a disk: saving, loading, fetching. Calls operations only, so local and remote are alike."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blake3 import blake3
+
+from mainspring.errors import Corrupt, InvalidInput, TooLarge
+from mainspring.models.formats.package import MANIFEST, MAX_MANIFEST, PAYLOADS
+from mainspring.models.formats.trust import DEFAULT, TrustPolicy
+from mainspring.records.base import from_json
+from mainspring.records.models import ModelVersion, Package, Signature
+from mainspring.records.objects import ObjectRef
+
+if TYPE_CHECKING:
+    from mainspring.lineage.uploads import Uploads
+    from mainspring.models.formats import Predictor
+    from mainspring.models.operations import Models
+
+_CHUNK = 1 << 20
+
+
+class ModelsClient:
+    """The registry for people and steps. ``ops`` are the operations themselves."""
+
+    def __init__(self, ops: Models, objects: Uploads) -> None:
+        self.ops = ops
+        self._objects = objects
+
+    def save_and_register(
+        self,
+        estimator: Any,
+        *,
+        model: str,
+        signature: Signature,
+        sample: Mapping[str, Any],
+        format: str = "onnx",  # noqa: A002 - the word the manifest uses
+        tolerance: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+        run: str | None = None,
+        dataset_version: str | None = None,
+        holdout: str | None = None,
+        label: str | None = None,
+        profile: str | None = None,
+        code: str | None = None,
+        environment: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> ModelVersion:
+        """Package a fitted estimator (see :func:`mainspring.models.formats.save`), store it and register it as the next version."""
+        from mainspring.models.formats import save
+
+        with tempfile.TemporaryDirectory(prefix="mainspring-model-") as scratch:
+            folder = Path(scratch) / "package"
+            package = save(
+                estimator,
+                folder,
+                signature=signature,
+                sample=sample,
+                format=format,
+                tolerance=tolerance,
+                metrics=metrics,
+                run=run,
+                dataset_version=dataset_version,
+                code=code,
+                environment=environment,
+                notes=notes,
+            )
+            return self.register_folder(
+                folder,
+                model=model,
+                holdout=holdout,
+                label=label,
+                profile=profile,
+                tags=tags,
+                metrics=package.metrics,
+            )
+
+    def register_folder(
+        self,
+        folder: Path,
+        *,
+        model: str,
+        holdout: str | None = None,
+        label: str | None = None,
+        profile: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> ModelVersion:
+        """Register a package that is already on disk; verified here and, again, by the registry."""
+        from mainspring.models.formats import verify
+
+        package = verify(folder)
+        files = {
+            name: self._objects.put(body=_pieces(folder / name))
+            for name in [*(f.path for f in package.files), MANIFEST]
+        }
+        tree = self._objects.tree(files=files)
+        return self.ops.register(
+            model=model,
+            package=tree.digest,
+            run=package.run,
+            dataset_version=package.dataset_version,
+            holdout=holdout,
+            label=label,
+            profile=profile,
+            metrics=dict(metrics or {}),
+            tags=dict(tags or {}),
+        )
+
+    def package(self, model: str, selector: str, to: Path) -> Package:
+        """Write a version's package into ``to`` (new or empty), verified; returns its manifest."""
+        from mainspring.models.formats import verify
+
+        found = self.ops.version(model=model, selector=selector)
+        if to.exists() and any(to.iterdir()):
+            raise InvalidInput(
+                "the target folder is not empty", value=str(to), next_step="Name a new folder."
+            )
+        to.mkdir(parents=True, exist_ok=True)
+        listing = b"".join(self._stream(found.package, limit=MAX_MANIFEST))
+        allowed = {MANIFEST, *PAYLOADS.values()}
+        files: dict[str, ObjectRef] = from_json(listing, dict[str, ObjectRef])
+        # The manifest comes last: a folder without it is not a package, so a broken fetch is never mistaken for one.
+        for name in sorted(files, key=lambda n: n == MANIFEST):
+            if name not in allowed:
+                raise Corrupt("a file that no package holds", value=name, place=f"{model}@{found.version}")
+            with (to / name).open("xb") as file:
+                for piece in self._stream(files[name].digest, limit=files[name].size):
+                    file.write(piece)
+        return verify(to)
+
+    def load(self, model: str, selector: str = "latest", *, trust: TrustPolicy = DEFAULT) -> Predictor:
+        """Fetch a version and load it into this process."""
+        from mainspring.models.formats import load
+
+        with tempfile.TemporaryDirectory(prefix="mainspring-model-") as scratch:
+            folder = Path(scratch) / "package"
+            self.package(model, selector, folder)
+            return load(folder, trust=trust)
+
+    def _stream(self, digest: str, *, limit: int) -> Iterator[bytes]:
+        """An object's bytes, never more than ``limit``; a digest that does not match raises at the end."""
+        seen, hasher = 0, blake3()
+        for piece in self._objects.get(digest=digest).chunks:
+            seen += len(piece)
+            if seen > limit:
+                raise TooLarge("an object is larger than declared", value=digest)
+            hasher.update(piece)
+            yield piece
+        if hasher.hexdigest() != digest:
+            raise Corrupt("the bytes are not what their digest says", value=digest)
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            yield piece

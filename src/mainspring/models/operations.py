@@ -1,0 +1,439 @@
+"""The registry: versions, aliases as events, approvals, verified rollback, cards."""
+
+from __future__ import annotations
+
+import builtins
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from mainspring.clock import from_us, to_us
+from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring.lineage import Decision, Foundation
+from mainspring.lineage.uploads import owned_size
+from mainspring.models import rows
+from mainspring.models.formats.package import check_package
+from mainspring.operations import Role, current, operation
+from mainspring.records.base import Digest, check_name
+from mainspring.records.lineage import ref
+from mainspring.records.models import (
+    AliasEvent,
+    Approval,
+    Card,
+    ModelInfo,
+    ModelVersion,
+    ModelVersionPage,
+    Package,
+)
+from mainspring.records.objects import ObjectRef
+from mainspring.storage.failpoints import declare, failpoint
+
+if TYPE_CHECKING:
+    from mainspring.storage.sql import Reader
+
+declare("models.registered", "models.alias_moved")
+
+LATEST = "latest"
+_MAX_TAGS, _MAX_TEXT = 200, 20_000
+
+
+class Models:
+    """Registered models of one project. Versions are immutable; an alias is whatever its newest event says."""
+
+    room = "models"
+
+    def __init__(self, base: Foundation) -> None:
+        self._base = base
+
+    # --- versions ------------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.EDITOR, changes=True)
+    def register(
+        self,
+        *,
+        model: str,
+        package: Digest,
+        run: str | None = None,
+        dataset_version: str | None = None,
+        holdout: str | None = None,
+        label: str | None = None,
+        profile: Digest | None = None,
+        metrics: dict[str, float] = {},  # noqa: B006 - never changed
+        tags: dict[str, str] = {},  # noqa: B006
+    ) -> ModelVersion:
+        """Make the next version of ``model`` from a package's tree object; returns it.
+
+        The package is verified first (every byte against its manifest, payload structure), signature, format, code and
+        environment are taken from it, and what is not given here too. Registering the same package for the same run again
+        returns the version it already is. Raises NotFound, Corrupt, UnsafeFormat, InvalidInput.
+        """
+        check_name(model, what="model")
+        _check_tags(tags)
+        manifest = self._verified(package)
+        if profile is not None:
+            owned_size(self._base, profile)
+        draft = rows.Draft(
+            model=model,
+            package=package,
+            manifest=manifest,
+            run=run or manifest.run,
+            dataset_version=dataset_version or manifest.dataset_version,
+            holdout=holdout,
+            label=label,
+            profile=profile,
+            metrics={**manifest.metrics, **metrics},
+            tags=tags,
+        )
+        with self._base.ledger.decision() as d:
+            number = rows.lock_model(d.tx, self._base, model) + 1
+            existing = rows.same_package(d.tx, self._base, model, package, draft.run)
+            if existing is not None:
+                return d.done(existing)
+            version = draft.version(number, at=self._base.clock.now(), actor=_actor())
+            rows.insert_version(d.tx, self._base, version)
+            self._trace(d, version)
+            failpoint("models.registered")
+            return d.done(version)
+
+    @operation(role=Role.VIEWER)
+    def list(self) -> builtins.list[ModelInfo]:
+        """All models by name, with how many versions each has and where its aliases point."""
+        with self._base.store.read() as tx:
+            found = tx.all("SELECT * FROM models WHERE project = ? ORDER BY name", self._base.project)
+            return [
+                ModelInfo(
+                    name=row["name"],
+                    created_at=from_us(row["created_us"]),
+                    versions=row["versions"],
+                    aliases={
+                        e.alias: e.version
+                        for e in rows.newest(tx, self._base, row["name"])
+                        if e.version is not None
+                    },
+                )
+                for row in found
+            ]
+
+    @operation(role=Role.VIEWER)
+    def versions(self, *, model: str, limit: int = 100, after: str | None = None) -> ModelVersionPage:
+        """Versions of a model, newest first; pass ``next`` of a page as ``after``."""
+        if not 1 <= limit <= 1000:
+            raise InvalidInput("limit must be 1 to 1000", value=limit)
+        before = _number(after) if after is not None else None
+        with self._base.store.read() as tx:
+            self._known(tx, model)
+            items = rows.versions(tx, self._base, model, before=before, limit=limit + 1)
+        more = len(items) > limit
+        return ModelVersionPage(items=items[:limit], next=str(items[limit - 1].version) if more else None)
+
+    @operation(role=Role.VIEWER)
+    def version(self, *, model: str, selector: str = LATEST) -> ModelVersion:
+        """One version by number, alias or ``latest``; raises NotFound with what there is."""
+        with self._base.store.read() as tx:
+            return self._select(tx, model, selector)
+
+    @operation(role=Role.EDITOR, changes=True)
+    def tag(self, *, model: str, version: int, tags: dict[str, str]) -> ModelVersion:
+        """Set tags of a version (an empty value removes one); ``intended_use``, ``caveats`` and ``owner`` show on its card."""
+        _check_tags(tags)
+        with self._base.ledger.decision() as d:
+            self._select(d.tx, model, str(version))
+            rows.set_tags(d.tx, self._base, model, version, tags)
+            d.event("model.tagged", _version_ref(model, version), {"tags": tags})
+            return d.done(self._select(d.tx, model, str(version)))
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def approve(self, *, model: str, version: int, reason: str, approved: bool = True) -> Approval:
+        """Record that the caller approves a version, or with ``approved=False`` that they refuse it."""
+        _check_reason(reason)
+        with self._base.ledger.decision() as d:
+            rows.lock_model(d.tx, self._base, model, create=False)
+            self._select(d.tx, model, str(version))
+            event = d.event(
+                "model.approved" if approved else "model.refused",
+                _version_ref(model, version),
+                {"reason": reason},
+            )
+            made = Approval(
+                model=model,
+                version=version,
+                approved=approved,
+                at=event.at,
+                actor=event.actor,
+                reason=reason,
+                event=event.id,
+            )
+            rows.insert_approval(d.tx, self._base, made)
+            return d.done(made)
+
+    @operation(role=Role.VIEWER)
+    def approvals(self, *, model: str, version: int) -> builtins.list[Approval]:
+        """Who approved or refused a version, oldest first."""
+        with self._base.store.read() as tx:
+            self._select(tx, model, str(version))
+            return rows.approvals(tx, self._base, model, version)
+
+    # --- aliases -------------------------------------------------------------------------------------------------------
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def set_alias(
+        self, *, model: str, alias: str, version: int, reason: str, expected: int | None = None
+    ) -> AliasEvent:
+        """Point ``alias`` at ``version``. With ``expected`` only if it points there now (0: at nothing), else Conflict.
+
+        Pointing it where it already points changes nothing and returns the event that did it.
+        """
+        _check_alias(alias)
+        _check_reason(reason)
+        with self._base.ledger.decision() as d:
+            rows.lock_model(d.tx, self._base, model, create=False)
+            self._select(d.tx, model, str(version))
+            now = rows.newest_of(d.tx, self._base, model, alias)
+            held = now.version if now else None
+            if expected is not None and (held or 0) != expected:
+                raise _moved(model, alias, held, expected)
+            if now is not None and held == version:
+                return d.done(now)
+            return d.done(self._move(d, model, alias, version, held, reason, kind="set"))
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def remove_alias(self, *, model: str, alias: str, reason: str) -> AliasEvent:
+        """Take an alias away; its history stays. Raises NotFound if it points nowhere."""
+        _check_reason(reason)
+        with self._base.ledger.decision() as d:
+            rows.lock_model(d.tx, self._base, model, create=False)
+            now = rows.newest_of(d.tx, self._base, model, alias)
+            if now is None or now.version is None:
+                raise NotFound("the alias points nowhere", value=alias, place=f"model {model!r}")
+            return d.done(self._move(d, model, alias, None, now.version, reason, kind="removed"))
+
+    @operation(role=Role.VIEWER)
+    def aliases(self, *, model: str, at: datetime | None = None) -> builtins.list[AliasEvent]:
+        """Where the model's aliases point, or pointed at the moment ``at`` (policy time): the event that put each there."""
+        with self._base.store.read() as tx:
+            self._known(tx, model)
+            found = rows.newest(tx, self._base, model, at_us=None if at is None else to_us(at))
+        return [event for event in found if event.version is not None]
+
+    @operation(role=Role.VIEWER)
+    def alias_history(self, *, model: str, alias: str | None = None) -> builtins.list[AliasEvent]:
+        """Every move of the model's aliases (or of one), oldest first. Raises Corrupt if an entry is missing."""
+        with self._base.store.read() as tx:
+            self._known(tx, model)
+            found = [event for event, _ in rows.history(tx, self._base, model)]
+        return [event for event in found if alias is None or event.alias == alias]
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def rollback(self, *, model: str, alias: str, reason: str) -> AliasEvent:
+        """Point ``alias`` back at the version that held it before, once that version's package has proven whole.
+
+        Rolling back twice goes two versions back, never forth. Raises NotFound if there is none before, Corrupt or
+        UnsafeFormat (and nothing moves) if its package fails verification, Conflict if somebody moves the alias meanwhile.
+        """
+        _check_reason(reason)
+        with self._base.store.read() as tx:
+            self._known(tx, model)
+            held, before = rows.held_and_before(tx, self._base, model, alias)
+            if before is None:
+                raise NotFound("no earlier version held this alias", value=alias, place=f"model {model!r}")
+            target = self._select(tx, model, str(before))
+        self._verified(target.package)  # reads every byte: outside the transaction, so nobody waits for it
+        with self._base.ledger.decision() as d:
+            rows.lock_model(d.tx, self._base, model, create=False)
+            if rows.held_and_before(d.tx, self._base, model, alias) != (held, before):
+                raise Conflict(
+                    "the alias was moved meanwhile",
+                    value=alias,
+                    place=f"model {model!r}",
+                    next_step="Look again, then retry.",
+                )
+            return d.done(self._move(d, model, alias, before, held, reason, kind="rollback"))
+
+    @operation(role=Role.VIEWER)
+    def card(self, *, model: str, version: int) -> Card:
+        """The model card of a version, as Markdown and HTML, made from what is recorded and nothing else."""
+        from mainspring.models.card import make_card
+
+        with self._base.store.read() as tx:
+            found = self._select(tx, model, str(version))
+        return make_card(
+            self._base,
+            found,
+            package=self._verified(found.package, parse=False),
+            aliases=self.alias_history(model=model),
+            approvals=self.approvals(model=model, version=version),
+        )
+
+    # --- inside --------------------------------------------------------------------------------------------------------
+
+    def _verified(self, digest: str, *, parse: bool = True) -> Package:
+        """The manifest of a package in the object store, after its bytes (and with ``parse`` its structure) were checked."""
+        owned_size(self._base, digest)
+        objects = self._base.objects
+        tree = objects.tree(digest)
+        package, payloads = check_package(
+            {path: entry.size for path, entry in tree.items()},
+            lambda path, _: _bounded(self._base, tree[path]),
+            place=f"package {digest}",
+        )
+        if parse:
+            from mainspring.models.formats import check_payload
+
+            check_payload(package, payloads)
+        return package
+
+    def _trace(self, d: Decision, version: ModelVersion) -> None:
+        """References that keep its bytes, edges from everything that led to it, the event."""
+        here = _version_ref(version.model, version.version)
+        d.refer(version.package, here)
+        if version.profile is not None:
+            d.refer(version.profile, here)
+        causes = {
+            "trained": ("run", version.run),
+            "training_data": ("dataset_version", version.dataset_version),
+            "holdout": ("dataset_version", version.holdout),
+            "code": ("code", version.code),
+            "environment": ("environment", version.environment),
+        }
+        for kind, (cause, ident) in causes.items():
+            if ident is not None:
+                d.edge(ref(cause, ident), here, kind)
+        d.edge(here, ref("model", version.model), "version")
+        d.event(
+            "model.registered",
+            here,
+            {"package": version.package, "run": version.run, "format": version.format},
+        )
+
+    def _move(
+        self,
+        d: Decision,
+        model: str,
+        alias: str,
+        version: int | None,
+        previous: int | None,
+        reason: str,
+        *,
+        kind: str,
+    ) -> AliasEvent:
+        what = "model.alias_removed" if version is None else "model.alias_set"
+        data = {
+            "alias": alias,
+            "version": version,
+            "previous": previous,
+            "reason": reason,
+            "rollback": kind == "rollback",
+        }
+        event = d.event(what, ref("model", model), data)
+        made = AliasEvent(
+            model=model,
+            alias=alias,
+            version=version,
+            previous=previous,
+            at=event.at,
+            actor=event.actor,
+            reason=reason,
+            event=event.id,
+        )
+        rows.insert_alias_event(d.tx, self._base, made, kind=kind)
+        failpoint("models.alias_moved")
+        return made
+
+    def _known(self, tx: Reader, model: str) -> None:
+        if not rows.exists(tx, self._base, model):
+            names = [
+                row["name"] for row in tx.all("SELECT name FROM models WHERE project = ?", self._base.project)
+            ]
+            raise NotFound("no such model", value=model, next_step=near(model, names, what="model"))
+
+    def _select(self, tx: Reader, model: str, selector: str) -> ModelVersion:
+        self._known(tx, model)
+        if selector == LATEST or selector.isdecimal():
+            found = rows.version(tx, self._base, model, None if selector == LATEST else _number(selector))
+            if found is None:
+                raise NotFound(
+                    "no such version",
+                    value=selector,
+                    place=f"model {model!r}",
+                    next_step="List them: mainspring models show " + model,
+                )
+            return found
+        event = rows.newest_of(tx, self._base, model, selector)
+        if event is None or event.version is None:
+            names = [e.alias for e in rows.newest(tx, self._base, model) if e.version is not None]
+            raise NotFound(
+                "no such alias",
+                value=selector,
+                place=f"model {model!r}",
+                next_step=near(selector, [*names, LATEST], what="alias"),
+            )
+        found = rows.version(tx, self._base, model, event.version)
+        if found is None:
+            raise NotFound(
+                "the alias points at a version that is not there",
+                value=event.version,
+                place=f"model {model!r}",
+            )
+        return found
+
+    def _facts(self, ident: str) -> dict[str, object] | None:
+        """Short facts of ``model_version:<name>@<n>`` for the lineage graph, None if there is no such version."""
+        model, _, number = ident.rpartition("@")
+        if not number.isdecimal():
+            return None
+        with self._base.store.read() as tx:
+            found = rows.version(tx, self._base, model, int(number))
+        if found is None:
+            return None
+        return {"model": model, "version": found.version, "format": found.format, "package": found.package, "created_at": found.created_at.isoformat(), "created_by": found.created_by}  # fmt: skip
+
+
+def _bounded(base: Foundation, entry: ObjectRef) -> bytes:
+    return base.objects.read(entry.digest)
+
+
+def _version_ref(model: str, version: int) -> str:
+    return ref("model_version", f"{model}@{version}")
+
+
+def _actor() -> str:
+    call = current()
+    return call.actor if call else "local"
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or len(text) > 12:
+        raise InvalidInput("not a version number", value=text)
+    return int(text)
+
+
+def _check_alias(alias: str) -> None:
+    check_name(alias, what="alias")
+    if alias == LATEST or alias.isdecimal():
+        raise InvalidInput(
+            "this name cannot be an alias",
+            value=alias,
+            next_step="Numbers and 'latest' select versions by themselves.",
+        )
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.strip() or len(reason) > _MAX_TEXT:
+        raise InvalidInput("say why, in 1 to 20,000 characters", value=reason, place="reason")
+
+
+def _check_tags(tags: dict[str, str]) -> None:
+    if len(tags) > _MAX_TAGS:
+        raise InvalidInput("too many tags", value=len(tags))
+    for key, value in tags.items():
+        check_name(key, what="tag")
+        if len(value) > _MAX_TEXT:
+            raise InvalidInput("a tag holds at most 20,000 characters", value=value, place=f"tag {key!r}")
+
+
+def _moved(model: str, alias: str, held: int | None, expected: int) -> Conflict:
+    return Conflict(
+        f"alias {alias!r} points at {'nothing' if held is None else held}, not at {expected or 'nothing'}",
+        value=expected,
+        place=f"model {model!r}",
+        next_step="Somebody else moved it: look again, then retry.",
+    )
