@@ -271,6 +271,10 @@ class App:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise malformed(error) from None
         no_duplicates(body)
+        if b"\\u0000" in body and any(
+            "\0" in text for i in items for text in (i.source, i.value) if isinstance(text, str)
+        ):
+            raise InvalidInput("NUL in a string", place="feedback")
         if not 1 <= len(items) <= _MAX_FEEDBACK:
             raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
         self.core.log.relay(items, arrival_us=time.time_ns() // 1000)
