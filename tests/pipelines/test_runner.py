@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mainspring.errors import StepFailed
+from mainspring.errors import Conflict, StepFailed
 from mainspring.lineage import Foundation, Lineage
+from mainspring.operations import operations_of
 from mainspring.pipelines import Pipelines, Runner
 from mainspring.records.base import from_json
 from mainspring.records.pipelines import PipelineEvent
@@ -302,3 +303,41 @@ def go():
         StepFailed, match=r"Thing cannot be an output; in what step 'odd' returned\. Return a pyarrow"
     ):
         runner.run("n.py:go")
+
+
+def test_runs_resume_and_cancel_on_each_engine(
+    foundation_on_each_engine: Foundation, project: Path, write: Write
+) -> None:
+    write(
+        "e.py",
+        """
+from pathlib import Path
+
+@step
+def first() -> int:
+    return 1
+
+@step
+def second(x: int, folder: str) -> int:
+    return x + len(Path(folder, "mended").read_text())
+
+@pipeline
+def go(folder: str):
+    second(first(), folder)
+""",
+    )
+    base = foundation_on_each_engine
+    ops = Pipelines(base)
+    runner = Runner(base, ops, root=project)
+    failed = runner.run("e.py:go", {"folder": str(project)}, check=False)
+    assert failed.error is not None
+    assert failed.error.type == "FileNotFoundError"
+    with pytest.raises(Conflict, match="ended already"):
+        ops.cancel(run=failed.id)
+    (project / "mended").write_text("ab")
+    assert runner.resume(failed.id).state == "finished"
+    assert [(e.step, e.state) for e in ops.steps(run=failed.id, attempts=True)] == [
+        ("first", "finished"), ("second", "failed"), ("second", "finished"),
+    ]  # fmt: skip
+    assert ops.runs(limit=1).next is None
+    assert sorted(operations_of(Pipelines)) == ["cancel", "log", "run", "runs", "steps", "why"]
