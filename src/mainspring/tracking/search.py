@@ -17,12 +17,10 @@ from mainspring.records.base import from_json, to_json
 from mainspring.storage.sql import Reader, Row
 from mainspring.storage.sql.store import Value
 from mainspring.tracking.filters import Both, Compare, Field, Negated, Node, parse_field
+from mainspring.tracking.tables import HEAD
 
-FEW = 500
+FEW = 2000
 """A condition met by at most this many runs drives the search."""
-
-HEAD = 200
-"""Characters of a param or tag that its index holds."""
 
 _TABLES = {"metrics": "run_metrics", "params": "run_params", "tags": "run_tags"}
 _KEYLESS = "0 = 1"
@@ -115,9 +113,7 @@ class Compiler:
         if node.operator in {"=", "in"}:
             heads = tuple(str(v)[:HEAD] for v in node.values)
             marks = ", ".join("?" * len(heads))
-            return Sql(
-                f"substr(m.value, 1, {HEAD}) IN ({marks}) AND m.value IN ({marks})", heads + node.values
-            )
+            return Sql(f"m.head IN ({marks}) AND m.value IN ({marks})", heads + node.values)
         return self._text(node, Sql("m.value"))
 
     def _attribute(self, node: Compare) -> Sql:
@@ -173,7 +169,9 @@ def names_in(node: Node | None) -> set[str]:
 
 
 def parse_order(terms: list[str]) -> Order:
-    """``["metrics.loss ASC"]``; default: newest start first. Only a trailing start time may follow: it is the tie-break anyway."""
+    """``["metrics.loss ASC"]``; default: newest start first. Params and tags sort by their first 200 characters.
+
+    Only a trailing start time may follow: it is the tie-break anyway."""
     parsed = [_order(term) for term in terms]
     if not parsed:
         return Order(Field("attributes", "started_us", 0), descending=True)
@@ -210,6 +208,8 @@ class Query:
     ) -> tuple[list[Row], str | None]:
         """One page of run rows and the cursor of the next."""
         cursor = _decode(after, self.order) if after is not None else None
+        if self.few == ():
+            return [], None
         rows: list[Row] = []
         # Runs that have the sort value come first, then those that lack it (or hold NaN), both ways.
         for phase in (0, 1):
@@ -230,7 +230,9 @@ class Query:
     ) -> Sql | None:
         order = self.order
         way = "DESC" if order.descending else "ASC"
-        base = [Sql("r.project = ?", (self.project,)), *self.conditions]
+        # Over few runs the planner must not walk the index of start times, which begins with the project.
+        project = "r.project" if self.few is None else "r.project || ''"
+        base = [Sql(f"{project} = ?", (self.project,)), *self.conditions]
         if self.few is not None:
             base.append(Sql(f"r.num IN ({', '.join('?' * len(self.few)) or 'NULL'})", self.few))
         if order.field.kind == "attributes":
@@ -245,7 +247,7 @@ class Query:
             table = _TABLES[order.field.kind]
             if phase == 0:
                 column, source = (
-                    Sql("m.value"),
+                    Sql("m.value" if order.field.kind == "metrics" else "m.head"),
                     Sql(f"{table} m CROSS JOIN runs r"),
                 )  # in this order on SQLite: along the value index
                 base = [Sql("m.key = ? AND m.run = r.num AND m.value IS NOT NULL", (key,)), *base]

@@ -16,6 +16,9 @@ from mainspring.storage.sql import Reader, Row, Writer
 from mainspring.storage.sql.numbers import decode_float, encode_float
 from mainspring.tracking import history
 
+HEAD = 200
+"""Characters of a param or tag that its index holds."""
+
 
 class Tables:
     """Reads and writes the tables of one project's runs."""
@@ -73,11 +76,11 @@ class Tables:
             return
         keys = self.keys_made(tx, texts)
         if table == "run_tags":
-            sql = "INSERT INTO run_tags (project, run, key, value) VALUES (?, ?, ?, ?) ON CONFLICT (run, key) DO UPDATE SET value = excluded.value"
-            tx.many(sql, [(self._project, num, keys[k], v) for k, v in texts.items()])
+            sql = "INSERT INTO run_tags (project, run, key, head, value) VALUES (?, ?, ?, ?, ?) ON CONFLICT (run, key) DO UPDATE SET head = excluded.head, value = excluded.value"
+            tx.many(sql, [(self._project, num, keys[k], v[:HEAD], v) for k, v in texts.items()])
             return
-        sql = "INSERT INTO run_params (project, run, key, value) VALUES (?, ?, ?, ?) ON CONFLICT (run, key) DO NOTHING"
-        tx.many(sql, [(self._project, num, keys[k], v) for k, v in texts.items()])
+        sql = "INSERT INTO run_params (project, run, key, head, value) VALUES (?, ?, ?, ?, ?) ON CONFLICT (run, key) DO NOTHING"
+        tx.many(sql, [(self._project, num, keys[k], v[:HEAD], v) for k, v in texts.items()])
         for part in _parts(list(texts), 500):
             marks = ", ".join("?" * len(part))
             rows = tx.all(

@@ -75,24 +75,26 @@ CREATE TABLE run_metrics (
 );
 CREATE INDEX run_metrics_value ON run_metrics (key, value, run);
 
--- Only the head of a value is indexed: PostgreSQL's B-tree refuses rows over 2,704 bytes.
+-- Only the head of a value (200 characters) is indexed: PostgreSQL's B-tree refuses rows over 2,704 bytes.
 CREATE TABLE run_params (
   project TEXT NOT NULL,
   run     BIGINT NOT NULL,
   key     BIGINT NOT NULL,
+  head    TEXT NOT NULL,
   value   TEXT NOT NULL,
   PRIMARY KEY (run, key)
 );
-CREATE INDEX run_params_value ON run_params (key, substr(value, 1, 200), run);
+CREATE INDEX run_params_value ON run_params (key, head, run);
 
 CREATE TABLE run_tags (
   project TEXT NOT NULL,
   run     BIGINT NOT NULL,
   key     BIGINT NOT NULL,
+  head    TEXT NOT NULL,
   value   TEXT NOT NULL,
   PRIMARY KEY (run, key)
 );
-CREATE INDEX run_tags_value ON run_tags (key, substr(value, 1, 200), run);
+CREATE INDEX run_tags_value ON run_tags (key, head, run);
 
 CREATE TABLE run_artifacts (
   project TEXT NOT NULL,
