@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,6 +144,24 @@ def what_if(workspace: Workspace, deployment: str, settings: tuple[str, ...], as
         return
     facts([("ticks", report.ticks), ("decisions then", report.decisions), ("same decisions", report.same)])
     _differences(report.differences)
+
+
+@loop.command(hidden=True)
+@with_workspace
+def follow(workspace: Workspace) -> None:
+    """Do jobs whose ids come on stdin, one a line, until it ends: a worker that stays warm between jobs."""
+    from mainspring.errors import MainspringError
+    from mainspring.execution import worker_runner
+    from mainspring.loop.worker import work as do
+
+    run = worker_runner(workspace.execution)
+    for line in sys.stdin:
+        job = line.strip()
+        try:
+            ended = do(workspace, workspace.settings.config, job, run)
+            say(f"job {job}: {ended.state.value}{': ' + ended.error if ended.error else ''}")
+        except MainspringError as error:  # taken or finished by another worker: theirs now
+            say(f"job {job}: {error}")
 
 
 @loop.command(hidden=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from mainspring.clock import to_us
 from mainspring.config import Config
-from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring.errors import Conflict, Fenced, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.loop import replay, state
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
@@ -32,6 +33,7 @@ from mainspring.records.loop import (
     Verdict,
 )
 
+_MAX_ATTEMPTS = 3
 _MAX_ROUNDS = (
     8  # one decision may make the next one due (gate passed → start → promote); a bound, never reached
 )
@@ -85,6 +87,7 @@ class Loop:
     def tick(self) -> TickResult:
         """Take in what happened, decide what is due for every deployment, and do it."""
         now = self._base.clock.now()
+        self._recover_jobs()
         self._take_in()
         taken: list[LoopDecision] = []
         for deployment in self._config.deploy:
@@ -188,12 +191,12 @@ class Loop:
     # --- jobs ----------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True)
-    def claim_job(self, *, job: str) -> Job:
-        """A worker takes a queued job; raises Conflict if another has it."""
+    def claim_job(self, *, job: str, alive_s: float = 30.0) -> Job:
+        """A worker takes a queued job and promises a heartbeat within ``alive_s`` seconds; Conflict if another has it."""
         with self._base.ledger.decision() as d:
             if not d.tx.execute(
-                "UPDATE loop_jobs SET state = ? WHERE project = ? AND id = ? AND state = ?",
-                JobState.RUNNING.value, self._base.project, job, JobState.QUEUED.value,
+                "UPDATE loop_jobs SET state = ?, attempt = attempt + 1, alive_us = ? WHERE project = ? AND id = ? AND state = ?",
+                JobState.RUNNING.value, _alive(alive_s), self._base.project, job, JobState.QUEUED.value,
             ):  # fmt: skip
                 found = state.job(d.tx, self._base.project, job)
                 raise Conflict(
@@ -205,34 +208,61 @@ class Loop:
             return d.done(state.job(d.tx, self._base.project, job))
 
     @operation(role=Role.EDITOR, changes=True)
+    def heartbeat_job(self, *, job: str, attempt: int, alive_s: float = 30.0) -> None:
+        """The worker is alive; raises Fenced if the job was given to another meanwhile."""
+        with self._base.store.write() as tx:
+            if not tx.execute(
+                "UPDATE loop_jobs SET alive_us = ? WHERE project = ? AND id = ? AND state = ? AND attempt = ?",
+                _alive(alive_s), self._base.project, job, JobState.RUNNING.value, attempt,
+            ):  # fmt: skip
+                raise _lost(job)
+
+    @operation(role=Role.EDITOR, changes=True)
     def finish_job(
         self,
         *,
         job: str,
+        attempt: int,
         run: str | None = None,
         version: int | None = None,
         verdict: str | None = None,
         error: str | None = None,
     ) -> Job:
-        """A worker reports how its job ended."""
+        """A worker reports how its job ended; raises Fenced if the job was given to another meanwhile."""
         end = JobState.FAILED if error is not None else JobState.FINISHED
         with self._base.ledger.decision() as d:
             changed = d.tx.execute(
-                "UPDATE loop_jobs SET state = ?, run = ?, version = ?, verdict = ?, error = ?, finished_us = ? WHERE project = ? AND id = ? AND state = ?",
-                end.value, run, version, verdict, error, to_us(self._base.clock.now()), self._base.project, job, JobState.RUNNING.value,
+                "UPDATE loop_jobs SET state = ?, run = ?, version = ?, verdict = ?, error = ?, finished_us = ?, alive_us = NULL "
+                "WHERE project = ? AND id = ? AND state = ? AND attempt = ?",
+                end.value, run, version, verdict, error, to_us(self._base.clock.now()), self._base.project, job, JobState.RUNNING.value, attempt,
             )  # fmt: skip
             if not changed:
-                raise Conflict("the job is not running", value=job)
-            d.event(
-                "loop.job_finished",
-                ref("job", job),
-                {
-                    k: v
-                    for k, v in {"run": run, "version": version, "verdict": verdict, "error": error}.items()
-                    if v is not None
-                },
-            )
+                raise _lost(job)
+            told = {"run": run, "version": version, "verdict": verdict, "error": error}
+            d.event("loop.job_finished", ref("job", job), {k: v for k, v in told.items() if v is not None})
             return d.done(state.job(d.tx, self._base.project, job))
+
+    def _recover_jobs(self) -> None:
+        """A job whose worker fell silent goes back into the queue; after a few attempts it has failed."""
+        with self._base.store.read() as tx:
+            rows = tx.all(
+                "SELECT id, attempt FROM loop_jobs WHERE project = ? AND state = ? AND alive_us < ?",
+                self._base.project,
+                JobState.RUNNING.value,
+                _alive(0),
+            )
+        for row in rows:
+            if row["attempt"] >= _MAX_ATTEMPTS:
+                self.finish_job(
+                    job=row["id"], attempt=row["attempt"], error=f"the worker died {row['attempt']} times"
+                )
+                continue
+            with self._base.ledger.decision() as d:
+                if d.tx.execute(
+                    "UPDATE loop_jobs SET state = ? WHERE project = ? AND id = ? AND state = ? AND attempt = ?",
+                    JobState.QUEUED.value, self._base.project, row["id"], JobState.RUNNING.value, row["attempt"],
+                ):  # fmt: skip
+                    d.event("loop.job_requeued", ref("job", row["id"]), {"attempt": row["attempt"]})
 
     @operation(role=Role.EDITOR, changes=True)
     def record_verdict(
@@ -362,6 +392,16 @@ class Loop:
                 JobState.QUEUED.value,
             )
         return [r["id"] for r in rows]
+
+
+def _alive(seconds_from_now: float) -> int:
+    return time.time_ns() // 1000 + int(seconds_from_now * 1e6)
+
+
+def _lost(job: str) -> Fenced:
+    return Fenced(
+        "the job belongs to another worker or has ended", value=job, next_step="This worker must stop."
+    )
 
 
 def _limit(limit: int) -> int:

@@ -99,6 +99,7 @@ def job_of(row: Row) -> Job:
         verdict=row["verdict"],
         error=row["error"],
         finished_at=_maybe(row["finished_us"]),
+        attempt=row["attempt"],
     )
 
 

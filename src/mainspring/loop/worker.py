@@ -5,13 +5,16 @@ It runs as its own process (``mainspring loop work JOB``): user code never runs 
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mainspring import config as configuration
 from mainspring.config import Config
-from mainspring.errors import MainspringError, StepFailed
+from mainspring.errors import Fenced, MainspringError, StepFailed
 from mainspring.loop.apply import CHAMPION
 from mainspring.loop.gates import judge
 from mainspring.records.loop import Job, ModelPolicy, Verdict
@@ -32,15 +35,41 @@ def work(workspace: Namespaces, config: Config, job_id: str, run_pipeline: RunPi
     """
     job = workspace.loop.claim_job(job=job_id)
     policy = config.model[job.model]
-    run = version = verdict = None
+    run = version = verdict = error = None
+    with _heartbeat(workspace, job):
+        try:
+            run = run_pipeline(policy.pipeline, parameters(policy, job))
+            registered = registered_by(workspace, job.model, run)
+            version = registered.version
+            verdict = gate(workspace, policy, registered).id
+        except MainspringError as failure:
+            error = f"{failure.code}: {failure}"
+    return workspace.loop.finish_job(
+        job=job_id, attempt=job.attempt, run=run, version=version, verdict=verdict, error=error
+    )
+
+
+@contextlib.contextmanager
+def _heartbeat(workspace: Namespaces, job: Job, *, every_s: float = 10.0) -> Iterator[None]:
+    """Tell that this worker lives, from a thread, until the block ends."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(every_s):
+            try:
+                workspace.loop.heartbeat_job(job=job.id, attempt=job.attempt)
+            except Fenced:
+                return
+            except MainspringError:  # a busy database now; the next beat will tell
+                continue
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
     try:
-        run = run_pipeline(policy.pipeline, parameters(policy, job))
-        registered = registered_by(workspace, job.model, run)
-        version = registered.version
-        verdict = gate(workspace, policy, registered).id
-    except MainspringError as error:
-        return workspace.loop.finish_job(job=job_id, run=run, version=version, error=f"{error.code}: {error}")
-    return workspace.loop.finish_job(job=job_id, run=run, version=version, verdict=verdict)
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:

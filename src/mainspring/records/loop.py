@@ -160,6 +160,8 @@ class Job(Record, frozen=True):
     verdict: str | None = None
     error: str | None = None
     finished_at: datetime | None = None
+    attempt: int = 0
+    """How often a worker took it; only the newest attempt may finish it."""
 
 
 class Rollout(Record, frozen=True):

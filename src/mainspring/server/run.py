@@ -122,55 +122,66 @@ def server_lock(home: Path) -> Iterator[None]:
 
 
 class Workers:
-    """Worker processes for retraining jobs: each runs ``mainspring loop work JOB`` in its own session."""
+    """One worker process for retraining jobs: ``mainspring loop follow`` in its own session, fed with ids on its stdin.
+
+    It stays warm between jobs. User code runs there and in its children, never here. If it dies, its job falls silent, the
+    loop puts it back into the queue, and the next :meth:`start` makes a new worker.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._given: set[str] = set()
         self._lock = threading.Lock()
 
     def start(self, job: str) -> None:
-        """Start a worker for the job unless one runs already."""
+        """Hand the job to the worker, unless it has it already."""
         with self._lock:
-            self._running = {k: p for k, p in self._running.items() if p.poll() is None}
-            if job in self._running:
+            if self._process is None or self._process.poll() is not None:
+                self._begin()
+            if job in self._given:
                 return
-            folder = self._settings.home / "workers"
-            folder.mkdir(exist_ok=True, mode=0o700)
-            with (folder / f"{job}.log").open("wb") as log_file:
-                self._running[job] = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "mainspring.cli",
-                        "-C",
-                        str(self._settings.root),
-                        "loop",
-                        "work",
-                        job,
-                    ],
-                    cwd=self._settings.root,
-                    env=child_environment(self._settings),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            self._given.add(job)
+            assert self._process is not None  # noqa: S101 - begun above
+            assert self._process.stdin is not None  # noqa: S101
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # it died just now: the job falls silent and comes back
+                self._process.stdin.write(f"{job}\n".encode())
+                self._process.stdin.flush()
+
+    def _begin(self) -> None:
+        self._given.clear()
+        folder = self._settings.home / "workers"
+        folder.mkdir(exist_ok=True, mode=0o700)
+        with (folder / "worker.log").open("ab") as log_file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mainspring.cli", "-C", str(self._settings.root), "loop", "follow"],
+                cwd=self._settings.root,
+                env=child_environment(self._settings),
+                stdin=subprocess.PIPE,
+                stdout=log_file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def stop(self) -> None:
-        """End what still runs; a job that was cut off is picked up again at the next start."""
+        """End it; a job that was cut off is picked up again at the next start."""
         with self._lock:
-            for process in self._running.values():
-                if process.poll() is None:
-                    process.terminate()
-            for process in self._running.values():
-                try:
-                    process.wait(timeout=10)
-                except subprocess.TimeoutExpired:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-            self._running.clear()
+            process = self._process
+            if process is None:
+                return
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.close()
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            self._process = None
 
 
 def _tick(workspace: Workspace, every_s: float | None, stop: threading.Event) -> None:

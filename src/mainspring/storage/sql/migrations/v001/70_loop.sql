@@ -37,6 +37,8 @@ CREATE TABLE loop_jobs (
   verdict      TEXT,
   error        TEXT,
   finished_us  BIGINT,
+  attempt      BIGINT NOT NULL DEFAULT 0,   -- fencing: only the newest attempt may finish the job
+  alive_us     BIGINT,           -- machine time until which the worker is believed alive
   outcome      TEXT,             -- promoted, rolled_back, abandoned, gated, failed; NULL while open
   PRIMARY KEY (project, id)
 );
