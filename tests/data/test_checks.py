@@ -88,7 +88,7 @@ def test_a_broken_rule_counts_and_shows_its_rows(
         ({"t": days(9)}, FreshnessRule(column="t", max_age="1d")),
         ({"t": [dt.date(2013, 1, 9)]}, FreshnessRule(column="t", max_age="1d")),
         (
-            {"t": pa.array([dt.datetime(2013, 1, 9)], pa.timestamp("ns"))},
+            {"t": days(9).cast(pa.timestamp("ns"))},
             FreshnessRule(column="t", max_age="1d"),
         ),
         ({"b": [True, False]}, TypeRule(column="b", type="bool")),
@@ -192,7 +192,7 @@ COLUMNS = {
     "i": st.none() | st.integers(-(2**63), 2**63 - 1),
     "s": st.none() | st.text(alphabet=st.characters(codec="utf-8"), max_size=4),
     "b": st.none() | st.booleans(),
-    "t": st.none() | st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2200, 1, 1)),
+    "t": st.none() | st.integers(-(8 * 10**15), 8 * 10**15),
 }
 TYPES = {"f": pa.float64(), "i": pa.int64(), "s": pa.string(), "b": pa.bool_(), "t": pa.timestamp("us")}
 

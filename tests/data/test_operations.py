@@ -91,7 +91,7 @@ def test_versions_are_found_by_number_tag_id_and_beginning(foundation: Foundatio
         assert data.version("d", selector).id == wanted.id
     with pytest.raises(NotFound, match="Did you mean 'baseline'"):
         data.version("d", "basline")
-    with pytest.raises(NotFound, match="Did you mean 'd'|Known: 'd'"):
+    with pytest.raises(NotFound, match=r"Did you mean 'd'|Known: 'd'"):
         data.version("dd")
     for bad in ("latest", "12", "abcdef"):
         with pytest.raises(InvalidInput):
@@ -221,7 +221,7 @@ def test_files_keep_their_exact_bytes(foundation: Foundation, tmp_path: Path) ->
     )
     with pytest.raises(InvalidInput, match="not a table"):
         data.profile("raw")
-    with pytest.raises(NotFound, match="Did you mean 'a.bin'"):
+    with pytest.raises(NotFound, match=r"Did you mean 'a\.bin'"):
         data.operations.download(dataset="raw", path="a.bim")
 
 
@@ -296,7 +296,7 @@ def test_committing_at_once_gives_distinct_numbers_and_one_version_per_content(
             for n in range(3):
                 data.commit("d", {"x": [n]})
                 data.commit("d", {"x": [100 + worker * 10 + n]})
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(w,)) for w in range(3)]

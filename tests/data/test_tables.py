@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.data.tables import (
-    ROW_GROUP,
+    MAX_ROWS,
+    MIN_ROWS,
     TableWriter,
     content_digest,
     is_ours,
@@ -25,6 +26,7 @@ from mainspring.data.tables import (
     write_table,
 )
 from mainspring.errors import InvalidInput, TooLarge
+from mainspring.lineage import Foundation
 
 
 def everything() -> pa.Table:
@@ -195,17 +197,56 @@ def test_bytes_that_are_no_parquet_are_refused(data: bytes) -> None:
         pass
 
 
-def test_row_groups_have_a_fixed_size_whatever_the_batches() -> None:
-    table = pa.table({"x": np.arange(ROW_GROUP + 10)})
-    files = []
-    for size in (100_000, 70_001):
-        sink = io.BytesIO()
-        writer = TableWriter(sink, table.schema)
-        for batch in table.to_batches(max_chunksize=size):
-            writer.write(batch)
-        writer.close()
-        files.append(sink.getvalue())
-    assert files[0] == files[1]
-    with opened(io.BytesIO(files[0]), place="t") as file:
-        assert file.metadata.num_row_groups == 2
+def groups(table: pa.Table, size: int) -> tuple[bytes, list[int]]:
+    sink = io.BytesIO()
+    writer = TableWriter(sink, table.schema)
+    for batch in table.to_batches(max_chunksize=size):
+        writer.write(batch)
+    writer.close()
+    with opened(sink, place="t") as file:
         assert is_ours(file, table.schema)
+        assert content_digest(file.read()) == content_digest(table)
+        return sink.getvalue(), [
+            file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
+        ]
+
+
+def test_row_groups_end_where_the_content_says_whatever_the_batches() -> None:
+    table = pa.table({"x": np.random.default_rng(0).normal(size=600_000), "s": ["a", None] * 300_000})
+    one, sizes = groups(table, 100_000)
+    other, again = groups(table, 65_521)
+    assert (one, sizes) == (other, again)
+    assert len(sizes) > 1
+    assert all(MIN_ROWS <= n <= MAX_ROWS for n in sizes[:-1])
+    less = pa.concat_tables([table.slice(0, 1000), table.slice(1010)])
+    assert groups(less, 100_000)[1] == [sizes[0] - 10, *sizes[1:]]
+
+
+def test_row_groups_are_bounded_where_all_rows_are_equal() -> None:
+    _, sizes = groups(pa.table({"x": np.zeros(MAX_ROWS * 2 + 5)}), 1 << 16)
+    assert sizes == [MAX_ROWS, MAX_ROWS, 5]
+
+
+def test_an_edit_stores_little(foundation: Foundation) -> None:
+    """What the layout is for: a changed cell, a deleted run of rows and appended rows share the rest with the version before."""
+    rng = np.random.default_rng(1)
+    table = pa.table({"id": np.arange(200_000), "x": rng.normal(size=200_000)})
+
+    def new_bytes(edited: pa.Table) -> int:
+        sink = io.BytesIO()
+        write_table(sink, edited)
+        before = foundation.objects.stats().stored_bytes
+        with foundation.objects.writing() as writer:
+            writer.put(sink.getvalue(), table=True)
+        return foundation.objects.stats().stored_bytes - before
+
+    whole = new_bytes(table)
+    values = table["x"].to_numpy().copy()
+    values[77_777] += 1
+    edits = [
+        table.set_column(1, "x", pa.array(values)),
+        pa.concat_tables([table.slice(0, 50_000), table.slice(50_010)]),
+        pa.concat_tables([table, table.slice(0, 10)]),
+    ]
+    for edited in edits:
+        assert new_bytes(edited) < whole / 10

@@ -9,8 +9,8 @@ non-null values (fixed width as little-endian bytes, booleans as one byte, text 
 quiet one), and for text and binary the lengths (uint32). The digest of the table is BLAKE3 over the canonical JSON of
 the row count and, in order, each column's name, type and streams. Batches, files and writer versions leave no trace.
 
-**Parquet.** Content-defined pages of 16 to 64 KiB, zstd, row groups of 2^18 rows, no page index (its offsets would all move):
-an insert rewrites the pages it touches and the footer.
+**Parquet.** Content-defined pages and row groups, zstd, dictionaries for text only, no page index (its offsets would all
+move): an insert rewrites the pages it touches and the footer.
 
 This module imports pyarrow and numpy; import it lazily.
 """
@@ -21,7 +21,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import blake3
 import numpy as np
@@ -33,10 +33,14 @@ from mainspring.errors import InvalidInput, TooLarge
 from mainspring.records.base import to_json
 from mainspring.records.data import TableColumn
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 FORMAT = "mainspring-table-1"
 LAYOUT_KEY = b"mainspring.layout"
 LAYOUT = b"1"
-ROW_GROUP = 1 << 18
+MIN_ROWS, MAX_ROWS = 1 << 17, 1 << 19
+PAGE_MIN, PAGE_MAX = 8 << 10, 32 << 10
 MAX_COLUMNS = 10_000
 MAX_NAME = 256
 BATCH_ROWS = 1 << 16
@@ -243,7 +247,12 @@ def content_digest(table: pa.Table) -> str:
 
 
 class TableWriter:
-    """Writes our Parquet from batches of one plain schema, in row groups of a fixed number of rows."""
+    """Writes our Parquet from batches of one plain schema.
+
+    Row groups end where the content says so: at the first row after ``MIN_ROWS`` whose hash is rare, at the latest after
+    ``MAX_ROWS``. An inserted or deleted row therefore moves one boundary, not all that follow. A table of fewer than
+    ``MIN_ROWS`` rows is one group.
+    """
 
     def __init__(self, sink: Path | BinaryIO, schema: pa.Schema) -> None:
         marked = schema.with_metadata({LAYOUT_KEY: LAYOUT})
@@ -251,26 +260,41 @@ class TableWriter:
             sink,
             marked,
             compression="zstd",
-            use_content_defined_chunking={"min_chunk_size": 16 << 10, "max_chunk_size": 64 << 10},
+            use_content_defined_chunking={"min_chunk_size": PAGE_MIN, "max_chunk_size": PAGE_MAX},
             write_page_index=False,
+            # A dictionary of numbers is filled in the order of the rows, so one row less renumbers all that follow.
+            use_dictionary=[f.name for f in schema if pt.is_string(f.type) or pt.is_binary(f.type)],
         )
         self._schema = marked
         self._pending: list[pa.RecordBatch] = []
         self._rows = 0
 
     def write(self, batch: pa.RecordBatch) -> None:
-        while batch.num_rows:
-            take = min(ROW_GROUP - self._rows, batch.num_rows)
-            self._pending.append(batch.slice(0, take))
-            self._rows += take
-            batch = batch.slice(take)
-            if self._rows == ROW_GROUP:
+        """Add rows; the batch has the schema given at the start."""
+        ends = _boundaries(batch)
+        start = 0
+        while start < batch.num_rows:
+            end = self._cut(ends, start, batch.num_rows)
+            self._pending.append(batch.slice(start, (batch.num_rows if end is None else end) - start))
+            self._rows += self._pending[-1].num_rows
+            start += self._pending[-1].num_rows
+            if end is not None:
                 self._flush()
 
     def close(self) -> None:
+        """Write what is left and the footer."""
         if self._pending:
             self._flush()
         self._writer.close()
+
+    def _cut(self, ends: npt.NDArray[np.int64], start: int, stop: int) -> int | None:
+        """Where the group in hand ends within this batch, if it does."""
+        first = start + max(1, MIN_ROWS - self._rows)
+        last = start + MAX_ROWS - self._rows
+        found = int(np.searchsorted(ends, first))
+        natural = int(ends[found]) if found < len(ends) else stop + 1
+        end = min(natural, last)
+        return end if end <= stop else None
 
     def _flush(self) -> None:
         table = (
@@ -278,8 +302,24 @@ class TableWriter:
             .replace_schema_metadata(self._schema.metadata)
             .combine_chunks()
         )
-        self._writer.write_table(table, row_group_size=ROW_GROUP)
+        self._writer.write_table(table, row_group_size=MAX_ROWS)
         self._pending, self._rows = [], 0
+
+
+def _boundaries(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Rows after which a row group may end: one in about 16,384, told by the values of the row."""
+    mixed = np.zeros(batch.num_rows, dtype=np.uint64)
+    for column in batch.columns:
+        kind = column.type
+        if not (pt.is_integer(kind) or pt.is_floating(kind) or pt.is_timestamp(kind) or pt.is_date32(kind)):
+            continue
+        width = kind.bit_width
+        plain = column.view(f"int{width}")
+        numbers = (plain.fill_null(0) if plain.null_count else plain).to_numpy(zero_copy_only=False)
+        mixed = (mixed ^ numbers.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    return np.flatnonzero((mixed >> np.uint64(50)) == 1) + 1
 
 
 def write_table(sink: Path | BinaryIO, table: pa.Table, *, place: str = "table") -> None:
