@@ -47,7 +47,7 @@ def test_rows_of_a_batch_are_labelled_one_by_one(bench: Any) -> None:
 
 
 def test_m02_identical_labels_count_once_and_conflicting_ones_are_revisions(bench: Any) -> None:
-    """M02. Seen red with the look-up of known contents removed: the repetition became a revision."""
+    """M02. Seen red with the look-up of known contents removed: the repetition was taken for a revision and the database refused it."""
     (ident,) = bench.predict()
     at = bench.clock.now()
     first, second = said(ident, 0, at=at), said(ident, 1, at=at)

@@ -253,7 +253,7 @@ def test_metrics_by_hand() -> None:
     )
 )
 def test_m07_regression_of_any_magnitude_stays_finite(pairs: list[tuple[float, float]]) -> None:
-    """M07. Seen red without the clip in ``losses`` (1e308 against -1e308 gave inf)."""
+    """M07. Seen red without the clip in ``losses`` and the finite checks on sums and means (inf and NaN)."""
     scores, y = np.array([a for a, _ in pairs]), np.array([b for _, b in pairs])
     metrics, _ = metrics_of(scores, y, Task.REGRESSION)
     for metric in metrics.values():
