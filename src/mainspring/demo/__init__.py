@@ -1,0 +1,1 @@
+"""The demo: a year of real flights through the whole loop. Nothing else in the product knows of it."""
