@@ -559,7 +559,7 @@ def test_o07_disk_full_twin(home: Path, tmp_path: Path, reopen: Callable[[], Obj
 
 @pytest.mark.kernel
 def test_o07_disk_full_on_a_real_small_disk(tmp_path: Path) -> None:
-    """A tmpfs of 2 MB. Its twin is above. Seen red with ``abandon`` not called."""
+    """A tmpfs of 2 MB. Its twin is above. Seen red with ENOSPC left out of the full-disk errors."""
     disk, source = tmp_path / "disk", tmp_path / "mine.bin"
     disk.mkdir()
     source.write_bytes(noise(6_000_000))
