@@ -350,7 +350,7 @@ print(DataClient(Data(base)).commit("d", {"id": [1, 2, 4], "x": [1.0, 5.0, None]
 def test_t01_a_kill_during_commit_leaves_all_or_nothing(foundation: Foundation, point: str) -> None:
     """kill -9 at each step: the version with its reference, edge and event is there, or none of it is, and a retry works.
 
-    Seen red with the reference and the event moved out of the decision: after ``sql.after_commit`` a version had no reference.
+    Seen red with the object reference moved into a decision of its own: after ``sql.after_commit`` a version had no reference.
     """
     data = room(foundation)
     first = data.commit("d", ROWS)
