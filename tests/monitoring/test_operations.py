@@ -549,3 +549,38 @@ def test_a_room_without_undeclared_operations() -> None:
 
     assert {"ingest", "evaluate", "windows", "paired", "prediction"} <= set(operations_of(Monitoring))
     assert {"feedback", "ingest_relayed", "settle"} <= set(operations_of(Labels))
+
+
+def test_days_that_differ_by_themselves_raise_no_alarm(make_world: Any) -> None:
+    """Each day has its own weather. With a lookback this is allowed for; judged day by day it alarms at once."""
+
+    def alarms(**policy: Any) -> int:
+        world = make_world(**policy)
+        old = world.inputs
+        world.inputs = lambda n, **kw: (
+            {
+                name: [
+                    v for _ in range(n // 100) for v in old(100, shift=float(world.rng.normal(0, 5)))[name]
+                ]
+                for name in ("temperature",)
+            }
+            | {k: v for k, v in old(n).items() if k != "temperature"}
+        )
+        world.register(rows=6_000)
+        world.inputs = old
+        for day in range(20):
+            world.send(day, 130, shift=float(world.rng.normal(0, 5)))
+            world.turn(day + 1)
+        return len(world.monitoring.alerts(deployment="delay", kind="drift"))
+
+    assert alarms(lookback="14d") == 0
+
+
+def test_day_by_day_the_same_weather_alarms(make_world: Any) -> None:
+    """The twin of the test above: without a lookback the naive test is fooled, as the room's page says."""
+    world = make_world()
+    world.register()
+    for day in range(10):
+        world.send(day, 130, shift=float(world.rng.normal(0, 8)))
+        world.turn(day + 1)
+    assert world.monitoring.alerts(deployment="delay", kind="drift")

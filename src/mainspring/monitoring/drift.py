@@ -13,6 +13,7 @@ from mainspring.monitoring.statistics import (
     OnlineControl,
     benjamini_hochberg,
     design_effect,
+    design_spread,
     homogeneity,
     js_distance,
     psi,
@@ -23,7 +24,7 @@ from mainspring.records.profile import Profile
 
 
 def compare_column(
-    binned: BinnedColumn, parts: Sequence[Floats], *, threshold: float, min_rows: int
+    binned: BinnedColumn, parts: Sequence[Floats], *, threshold: float, min_rows: int, min_windows: int = 1
 ) -> ColumnDrift:
     """One column over one or several windows (counts per bin each). The verdict here is provisional: OK, insufficient or
     not computable; :func:`judge` turns OK into DRIFT where effect and evidence agree."""
@@ -42,12 +43,19 @@ def compare_column(
             verdict=Verdict.INSUFFICIENT_DATA,
             reason=f"{round(min(n, m))} rows in the {short}, {min_rows} are needed",
         )
+    if len(parts) < min_windows:
+        return msgspec.structs.replace(
+            base,
+            verdict=Verdict.INSUFFICIENT_DATA,
+            reason=f"{len(parts)} windows; {min_windows} are needed to know how much windows differ by themselves",
+        )
     used = (current + reference) > 0
     cur, ref = current[used], reference[used]
-    effect = design_effect(np.stack([p[used] for p in parts])) if len(parts) > 1 else 1.0
+    table = np.stack([p[used] for p in parts])
+    effect, spread = (design_effect(table), design_spread(table)) if len(parts) > 1 else (1.0, 1.0)
     bias = psi_bias(int(used.sum()), n, m, effect)
     raw = psi(cur, ref)
-    p = homogeneity(cur, ref, effect)
+    p = homogeneity(cur, ref, effect, spread)
     return msgspec.structs.replace(
         base,
         verdict=Verdict.OK if p is not None else Verdict.INSUFFICIENT_DATA,
@@ -134,6 +142,7 @@ def drift_report(
     policy: MonitorPolicy,
     control: OnlineControl | None = None,
     level: float | None = None,
+    min_windows: int = 1,
 ) -> DriftReport:
     """Compare windows (counts by column each, newest last) with the reference."""
     columns = [
@@ -142,6 +151,7 @@ def drift_report(
             [p[name] for p in parts],
             threshold=policy.columns.get(name, policy.psi),
             min_rows=policy.min_rows,
+            min_windows=min_windows,
         )
         for name, binned in reference.columns.items()
     ]

@@ -241,10 +241,13 @@ class Evaluation:
                 rows=rows,
                 policy=policy,
                 level=(old.level if old and old.level is not None else policy.alpha),
+                min_windows=self._needed(policy),
             )
         stream = f"drift:{span.deployment}:{reference.name}"
         control = OnlineControl.restore(policy.alpha, self._state(stream))
-        report = drift_report(reference, counts, rows=rows, policy=policy, control=control)
+        report = drift_report(
+            reference, counts, rows=rows, policy=policy, control=control, min_windows=self._needed(policy)
+        )
         self._save(stream, control.state())
         return report
 
@@ -298,6 +301,7 @@ class Evaluation:
             list(per_window.values()),
             threshold=policy.columns.get(PREDICTION, policy.psi),
             min_rows=policy.min_rows,
+            min_windows=self._needed(policy),
         )
         stream = f"prediction:{span.deployment}:{model}@{version}"
         control = OnlineControl.restore(policy.alpha, self._state(stream)) if first_time else None
@@ -398,6 +402,10 @@ class Evaluation:
 
     def _lookback(self, policy: MonitorPolicy) -> int:
         return max(length_us(policy.window), length_us(policy.lookback) if policy.lookback else 0)
+
+    def _needed(self, policy: MonitorPolicy) -> int:
+        """Windows needed before a pooled test: seven tell how much windows differ by themselves, fewer guess."""
+        return min(7, self._lookback(policy) // length_us(policy.window))
 
     def _state(self, name: str) -> dict[str, Any]:
         row = self._tx.first(

@@ -5,8 +5,8 @@ Everything takes counts per bin and returns finite floats or None; nothing raise
 - PSI, its null distribution and bias: B. Yurdakul, *Statistical Properties of Population Stability Index* (2018):
   under "no change" PSI / (1/n + 1/m) is about chi-square with k - 1 degrees of freedom.
 - Jensen-Shannon divergence: J. Lin, IEEE Trans. Inf. Theory 37 (1991).
-- Clustered rows (all flights of a day share the weather): J. Rao and A. Scott, *Ann. Statist.* 12 (1984), first-order
-  correction: the statistic is divided by a design effect.
+- Clustered rows (all flights of a day share the weather): J. Rao and A. Scott, *Ann. Statist.* 12 (1984):
+  the statistic is divided by a design effect, its degrees of freedom by the spread of the effects.
 - Over columns: Benjamini and Hochberg (1995); R. Simes (1986) for the window as a whole.
 - Over time: LORD++, A. Ramdas, F. Yang, M. Wainwright, M. Jordan, *Online control of the false discovery rate* (2017).
 """
@@ -150,14 +150,39 @@ def design_effect(parts: Floats) -> float:
     return max(1.0, statistic / df) if df else 1.0
 
 
-def homogeneity(current: Floats, reference: Floats, effect: float = 1.0) -> float | None:
-    """P-value that both counts come from one distribution; None when too few rows for the approximation."""
+def design_spread(parts: Floats) -> float:
+    """``1 + a^2`` of Rao and Scott's second-order correction, ``a`` being the coefficient of variation of the design effects.
+
+    When windows differ in one direction only (all bins of a warm day move together), the statistic has far fewer
+    effective degrees of freedom than bins. At least 1; sampling noise with few windows makes it larger: stricter.
+    """
+    parts = parts[parts.sum(axis=1) > 0]
+    pooled = pool_sparse(parts, minimum=1.0) if parts.shape[0] > 1 else parts
+    if parts.shape[0] < 2 or pooled.shape[1] < 3:
+        return 1.0
+    sizes = pooled.sum(axis=1, keepdims=True)
+    p = pooled.sum(axis=0) / pooled.sum()
+    residuals = np.sqrt(sizes) * (pooled / sizes - p) / np.sqrt(p)
+    matrix = residuals.T @ residuals / (parts.shape[0] - 1)
+    total = float(np.trace(matrix))
+    if total <= 0:
+        return 1.0
+    bins = pooled.shape[1] - 1
+    return float(min(float(bins), max(1.0, float(np.sum(matrix * matrix)) * bins / (total * total))))
+
+
+def homogeneity(current: Floats, reference: Floats, effect: float = 1.0, spread: float = 1.0) -> float | None:
+    """P-value that both counts come from one distribution; None when too few rows for the approximation.
+
+    ``effect`` and ``spread`` correct for rows of a window being alike (:func:`design_effect`, :func:`design_spread`).
+    """
     table = pool_sparse(np.stack([current, reference]))
     if table.shape[1] < 2:
         # Everything in one bin: equal as far as anyone can see, if there was enough to see.
         return 1.0 if min(current.sum(), reference.sum()) >= 2 * MIN_EXPECTED else None
     statistic, df = chi_square(table)
-    return chi2_sf(statistic / max(effect, 1.0), df)
+    spread = min(max(spread, 1.0), float(max(df, 1)))
+    return chi2_sf(statistic / (max(effect, 1.0) * spread), df / spread)
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
