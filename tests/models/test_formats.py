@@ -45,7 +45,7 @@ CASES = [
 def test_a_pipeline_over_mixed_columns_answers_as_the_estimator_did(
     task: str, family: str, form: str, fitted: Callable[..., Any], tmp_path: Path
 ) -> None:
-    case = fitted(task, _family(family), scale=family in ("logistic", "ridge"))
+    case = fitted(task, _family(family), scale=True)
     package = formats.save(
         case.estimator, tmp_path / "p", signature=case.signature, sample=case.columns, format=form
     )

@@ -234,3 +234,37 @@ def _two_inputs(model: Any, numeric: list[str], texts: list[str]) -> None:
     nodes.extend(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def with_room_at_splits(data: bytes, features: Any, *, by: float = 1e-6) -> bytes | None:
+    """The same model with tree thresholds moved away from the data values beside them; None if it has no trees.
+
+    ``features``: what the trees see, ``(rows, features)``. scikit-learn 1.9 puts many thresholds within half a rounding step
+    of a data value; behind a scaler float32 computes that value a step off and sends its rows the other way. Each
+    threshold ``t`` moves towards the middle of its neighbouring values, at most by ``by * max(1, |t|)``, never across one.
+    Whether that was enough is for the parity check to say.
+    """
+    import onnx
+
+    model = onnx.load_model_from_string(data)
+    known = [np.unique(column[~np.isnan(column)]) for column in np.asarray(features).T]
+    found = False
+    for node in model.graph.node:
+        if node.op_type not in ("TreeEnsembleClassifier", "TreeEnsembleRegressor"):
+            continue
+        attributes = {a.name: a for a in node.attribute}
+        if set(attributes["nodes_modes"].strings) <= {b"BRANCH_LEQ", b"LEAF"}:
+            thresholds = attributes["nodes_values"]
+            pairs = zip(thresholds.floats, attributes["nodes_featureids"].ints, strict=True)
+            thresholds.floats[:] = [_apart(t, known[f], by * max(1.0, abs(t))) for t, f in pairs]
+            found = True
+    moved: bytes = model.SerializeToString()
+    return moved if found else None
+
+
+def _apart(threshold: float, values: Any, room: float) -> float:
+    """``threshold`` moved towards the middle of its neighbours in sorted ``values``, at most by ``room``."""
+    above = int(np.searchsorted(values, threshold, side="right"))
+    low = values[above - 1] if above > 0 else threshold - room
+    high = values[above] if above < len(values) else threshold + room
+    return float(min(max((float(low) + float(high)) / 2, threshold - room), threshold + room))
