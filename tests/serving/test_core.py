@@ -191,7 +191,7 @@ def slow(seconds: float) -> Callable[[int], Any]:
 def test_d08_a_model_that_answers_nonsense_is_500_with_an_id_and_a_log_row(
     rig: MakeRig, answer: Callable[[int], Any]
 ) -> None:
-    """Seen red with ``_checked`` taken out of ``Version.scores``: NaN became null in a 200."""
+    """Seen red with ``_checked`` taken out of ``Version.scores``."""
     one = rig(Answers(answer))
     ((status, headers, body, _),) = one.call()
     assert status == 500
@@ -203,7 +203,7 @@ def test_d08_a_model_that_answers_nonsense_is_500_with_an_id_and_a_log_row(
 
 
 def test_v14_a_canary_that_raises_is_stood_in_for(rig: MakeRig) -> None:
-    """Seen red with the stand-in taken out of ``Core.predict``: half of the requests were 500."""
+    """Seen red with the stand-in taken out of ``Core.predict``."""
     one = rig(Answers(good), canary=Answers(raising))
     answers = one.call(60)
     assert {a[0] for a in answers} == {200}
@@ -215,7 +215,7 @@ def test_v14_a_canary_that_raises_is_stood_in_for(rig: MakeRig) -> None:
 
 
 def test_v14_a_slow_or_raising_shadow_does_not_touch_the_primary(rig: MakeRig) -> None:
-    """Seen red with the shadow awaited before the answer was sent: each answer took the shadow's 0.2 s."""
+    """Seen red with the shadow's 0.2 s spent on the event loop."""
     one = rig(Answers(good), shadow=Answers(slow(0.2)), shadow_queue=4)
     answers = one.call(40)
     assert {a[0] for a in answers} == {200}
@@ -224,7 +224,7 @@ def test_v14_a_slow_or_raising_shadow_does_not_touch_the_primary(rig: MakeRig) -
 
 
 def test_v05_overload_is_503_at_once_and_good_answers_go_on(rig: MakeRig) -> None:
-    """Seen red with the queue's bound and deadline taken out of ``Admission``: nothing was shed, p100 grew to 1.3 s."""
+    """Seen red with the queue's bound taken out of ``Admission``."""
     one = rig(Answers(slow(0.02)), inline=False, slots=2, queue=4, queue_deadline_s=0.5)
     answers = one.call(320, at_once=32)
     statuses = [a[0] for a in answers]

@@ -54,6 +54,14 @@ class Version:
 
 
 def _checked(answer: Any, rows: int, signature: Signature, *, finite: bool) -> list[Any]:
+    if (
+        rows == 1
+        and type(answer) is list
+        and len(answer) == 1
+        and signature.task is not Task.MULTICLASS
+        and _is_number(answer[0], finite)
+    ):
+        return answer  # the common case, without a generator
     if not isinstance(answer, list) or len(answer) != rows:
         raise ModelFailed(
             "the model answered a wrong number of rows",
