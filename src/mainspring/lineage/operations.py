@@ -100,9 +100,19 @@ class Lineage:
         return EventPage(items=items, next=items[-1].seq if len(rows) > limit else None)
 
     @operation(role=Role.VIEWER)
-    def verify(self) -> AuditReport:
-        """Check the whole event chain of this project."""
-        return self._base.ledger.verify()
+    def verify(self, *, anchor: str | None = None) -> AuditReport:
+        """Check the whole event chain of this project.
+
+        ``anchor`` (``<seq>:<hash>``, kept elsewhere) shows whether events were cut off at the end since then.
+        """
+        if anchor is None:
+            return self._base.ledger.verify()
+        seq, colon, digest = anchor.partition(":")
+        if not colon or not seq.isdigit() or len(digest) != 64:
+            raise InvalidInput(
+                "an anchor is <seq>:<hash>", value=anchor, next_step="'mainspring audit anchor' prints one."
+            )
+        return self._base.ledger.verify(anchor=(int(seq), digest))
 
     def _walk(self, root: str, depth: int, *, forward: bool) -> Graph:
         facts = self._facts_of(root)

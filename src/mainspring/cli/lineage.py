@@ -1,0 +1,131 @@
+"""``mainspring explain-origin | blast-radius | audit``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.records.lineage import Graph
+    from mainspring.workspace import Workspace
+
+
+@click.command("explain-origin")
+@click.argument("ref")
+@click.option("--depth", default=20, show_default=True, help="Steps to go back.")
+@click.option(
+    "--verify/--no-verify", default=True, help="Read the training data again and compare its digest."
+)
+@json_option
+@with_workspace
+def explain_origin(workspace: Workspace, ref: str, depth: int, verify: bool, as_json: bool) -> int:
+    """Everything that led to REF: a prediction id, or kind:id such as model_version:delay@3."""
+    graph = workspace.lineage.origin(ref=_ref(ref), depth=depth)
+    checked = _verified(workspace, graph) if verify else {}
+    if as_json:
+        emit({"graph": graph, "verified": checked})
+    else:
+        _show(graph, forward=False)
+        for name, good in checked.items():
+            click.echo(f"{name}: bytes read again, digest {'as recorded' if good else 'DIFFERS'}")
+    return 0 if all(checked.values()) else 1
+
+
+@click.command("blast-radius")
+@click.argument("ref")
+@click.option("--depth", default=20, show_default=True, help="Steps to go forward.")
+@json_option
+@with_workspace
+def blast_radius(workspace: Workspace, ref: str, depth: int, as_json: bool) -> None:
+    """Everything that REF led to, for example dataset_version:ID."""
+    graph = workspace.lineage.reach(ref=_ref(ref), depth=depth)
+    counts = {}
+    for node in graph.nodes:
+        if node.kind == "model_version":
+            model, _, number = node.ref.partition(":")[2].rpartition("@")
+            counts[node.ref] = workspace.monitoring.blast_radius(model=model, version=int(number))
+    if as_json:
+        emit({"graph": graph, "predictions": counts})
+        return
+    _show(graph, forward=True)
+    rows = [(name, c.predictions, c.shadow_predictions, c.first, c.last) for name, c in counts.items()]
+    if rows:
+        click.echo()
+        table(("answered by", "predictions", "as shadow", "first", "last"), rows)
+
+
+@click.group()
+def audit() -> None:
+    """The chain of events: verify it, or print an anchor to keep elsewhere."""
+
+
+@audit.command()
+@click.option(
+    "--anchor", metavar="SEQ:HASH", help="An anchor kept elsewhere: shows whether events were cut off since."
+)
+@json_option
+@with_workspace
+def verify(workspace: Workspace, anchor: str | None, as_json: bool) -> int:
+    """Walk the whole chain; exits 1 and names the first event that does not fit."""
+    report = workspace.lineage.verify(anchor=anchor)
+    if as_json:
+        emit(report)
+    else:
+        facts(
+            [
+                ("chain", "intact" if report.ok else "BROKEN"),
+                ("events", report.events),
+                ("first bad", report.first_bad),
+                ("why", report.reason),
+            ]
+        )
+    return 0 if report.ok else 1
+
+
+@audit.command()
+@with_workspace
+def anchor(workspace: Workspace) -> None:
+    """Print SEQ:HASH of the newest event. Keep it outside: it proves that nothing before was cut off or changed."""
+    report = workspace.lineage.verify()
+    click.echo(f"{report.events}:{report.head}")
+
+
+def _ref(text: str) -> str:
+    return text if ":" in text else f"prediction:{text}"
+
+
+def _verified(workspace: Workspace, graph: Graph) -> dict[str, bool]:
+    """Read every dataset version of the graph again and compare the content with its id."""
+    from mainspring.data.tables import content_digest
+    from mainspring.errors import Corrupt
+
+    found = {}
+    for node in graph.nodes:
+        if node.kind != "dataset_version":
+            continue
+        version = workspace.data.by_id(node.ref.partition(":")[2])
+        if version.kind != "table":
+            continue
+        try:
+            found[f"{version.dataset} version {version.number}"] = (
+                content_digest(workspace.data.table(version.dataset, version.id)) == version.id
+            )
+        except Corrupt:
+            found[f"{version.dataset} version {version.number}"] = False
+    return found
+
+
+def _show(graph: Graph, *, forward: bool) -> None:
+    roles: dict[str, str] = {}
+    for edge in graph.edges:
+        roles.setdefault(edge.target if forward else edge.source, edge.kind)
+    for node in sorted(graph.nodes, key=lambda n: (n.depth, n.ref)):
+        told = "  ".join(f"{k}={v}" for k, v in node.facts.items())
+        click.echo(
+            f"{'  ' * node.depth}{node.ref}  {click.style(roles.get(node.ref, ''), dim=True)}  {told}".rstrip()
+        )
+    if graph.truncated:
+        say("cut off; ask about one of the last things, or give --depth")

@@ -1,0 +1,185 @@
+"""``mainspring models``: the registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mainspring.cli.output import emit, facts, json_option, say, short, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.workspace import Workspace
+
+
+@click.group()
+def models() -> None:
+    """Models: list, show, card, promote, rollback, package."""
+
+
+@models.command("list")
+@json_option
+@with_workspace
+def list_(workspace: Workspace, as_json: bool) -> None:
+    """All models with their aliases."""
+    found = workspace.models.ops.list()
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (m.name, m.versions, ", ".join(f"{a}={v}" for a, v in sorted(m.aliases.items())), m.created_at)
+        for m in found
+    ]
+    table(("model", "versions", "aliases", "created"), rows, empty="no model yet: mainspring run PIPELINE")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--limit", default=20, show_default=True)
+@json_option
+@with_workspace
+def versions(workspace: Workspace, model: str, limit: int, as_json: bool) -> None:
+    """Versions of MODEL, newest first."""
+    found = workspace.models.ops.versions(model=model, limit=limit).items
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (
+            v.version,
+            v.format,
+            v.created_at,
+            v.run and short(v.run),
+            "  ".join(f"{k}={m:.4g}" for k, m in v.metrics.items()),
+        )
+        for v in found
+    ]
+    table(("version", "format", "created", "run", "metrics"), rows)
+
+
+@models.command()
+@click.argument("model")
+@click.argument("version", default="champion")
+@json_option
+@with_workspace
+def show(workspace: Workspace, model: str, version: str, as_json: bool) -> None:
+    """One VERSION of MODEL (number, alias or latest)."""
+    found = workspace.models.ops.version(model=model, selector=version)
+    if as_json:
+        emit(found)
+        return
+    facts(
+        [
+            ("model", f"{found.model} version {found.version}"),
+            ("format", found.format),
+            ("created", found.created_at),
+            ("by", found.created_by),
+            ("run", found.run),
+            ("trained on", found.dataset_version),
+            ("hold-out", found.holdout),
+            ("package", found.package),
+            ("task", found.signature.task.value),
+            (
+                "inputs",
+                ", ".join(f"{c.name} {c.type}{'?' if c.nullable else ''}" for c in found.signature.inputs),
+            ),
+        ]
+    )
+    if found.metrics:
+        facts((f"  {k}", v) for k, v in found.metrics.items())
+
+
+@models.command()
+@click.argument("model")
+@click.option("--alias", help="Only this one.")
+@json_option
+@with_workspace
+def history(workspace: Workspace, model: str, alias: str | None, as_json: bool) -> None:
+    """Which version held which alias, since when, and why."""
+    found = workspace.models.ops.alias_history(model=model, alias=alias)
+    if as_json:
+        emit(found)
+        return
+    table(
+        ("at", "alias", "from", "to", "by", "why"),
+        [(e.at, e.alias, e.previous, e.version, e.actor, e.reason) for e in found],
+    )
+
+
+@models.command()
+@click.argument("model")
+@click.argument("version", default="champion")
+@click.option("--html", is_flag=True, help="HTML instead of Markdown.")
+@json_option
+@with_workspace
+def card(workspace: Workspace, model: str, version: str, html: bool, as_json: bool) -> None:
+    """The model card of VERSION, generated from what is recorded."""
+    number = workspace.models.ops.version(model=model, selector=version).version
+    found = workspace.models.ops.card(model=model, version=number)
+    if as_json:
+        emit(found)
+        return
+    click.echo(found.html if html else found.markdown)
+
+
+@models.command()
+@click.argument("model")
+@click.argument("version")
+@click.option("--reason", required=True, help="Why; it is recorded.")
+@json_option
+@with_workspace
+def promote(workspace: Workspace, model: str, version: str, reason: str, as_json: bool) -> None:
+    """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. Gate and rollout are passed by."""
+    number = workspace.models.ops.version(model=model, selector=version).version
+    moved = workspace.models.ops.set_alias(model=model, alias="champion", version=number, reason=reason)
+    settings = getattr(workspace, "settings", None)
+    names = [n for n, p in settings.config.deploy.items() if p.model == model] if settings is not None else []
+    for name in names:
+        workspace.deploy.deploy(deployment=name, model=model, version=number, reason=reason)
+    if as_json:
+        emit({"alias": moved, "deployments": names})
+        return
+    facts(
+        [
+            ("champion", f"{model} version {number}"),
+            ("before", moved.previous),
+            ("deployed to", ", ".join(names) or "nothing"),
+        ]
+    )
+    say(f"undo: mainspring models rollback {model} --reason ...")
+
+
+@models.command()
+@click.argument("model")
+@click.option("--alias", default="champion", show_default=True)
+@click.option("--reason", required=True, help="Why; it is recorded.")
+@json_option
+@with_workspace
+def rollback(workspace: Workspace, model: str, alias: str, reason: str, as_json: bool) -> None:
+    """Give ALIAS back to the version that held it before, verified first; traffic follows."""
+    moved = workspace.models.ops.rollback(model=model, alias=alias, reason=reason)
+    settings = getattr(workspace, "settings", None)
+    if alias == "champion" and settings is not None and moved.version is not None:
+        for name, policy in settings.config.deploy.items():
+            if policy.model == model:
+                workspace.deploy.deploy(deployment=name, model=model, version=moved.version, reason=reason)
+    if as_json:
+        emit(moved)
+        return
+    facts([(alias, f"{model} version {moved.version}"), ("before", moved.previous)])
+
+
+@models.command()
+@click.argument("model")
+@click.argument("version")
+@click.argument("to", type=click.Path(path_type=Path))
+@json_option
+@with_workspace
+def package(workspace: Workspace, model: str, version: str, to: Path, as_json: bool) -> None:
+    """Write the package of VERSION into the directory TO, verified."""
+    found = workspace.models.package(model, version, to)
+    if as_json:
+        emit(found)
+        return
+    facts([("package", to), ("format", found.format), ("files", len(found.files) + 1)])

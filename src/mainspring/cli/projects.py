@@ -1,0 +1,56 @@
+"""``mainspring init``."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+from mainspring.cli.output import emit, json_option, say
+
+TEMPLATES = ("basic", "flights")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--template", type=click.Choice(TEMPLATES), default="basic", show_default=True)
+@json_option
+def init(directory: Path, template: str, as_json: bool) -> None:
+    """Make a project in DIRECTORY that runs, with its policy, a pipeline and tests."""
+    from mainspring.errors import Conflict
+    from mainspring.records.base import check_name
+
+    name = check_name(directory.absolute().name, what="project")
+    if directory.exists() and any(directory.iterdir()):
+        raise Conflict(
+            "the directory is not empty",
+            value=str(directory),
+            next_step="Name a new one; nothing was written.",
+        )
+    made = copy_template(template, directory, name=name)
+    if as_json:
+        emit({"directory": str(directory), "files": made})
+        return
+    for path in made:
+        click.echo(path)
+    say(f"next: cd {directory} && mainspring plan {'example' if template == 'basic' else 'delay'}")
+
+
+def copy_template(template: str, directory: Path, *, name: str) -> list[str]:
+    """Copy a template's files into ``directory``; the project's name is filled in. Returns the paths written."""
+    made: list[str] = []
+    with as_file(files("mainspring") / "templates" / template) as source:
+        for path in sorted(source.rglob("*")):
+            relative = path.relative_to(source)
+            if path.is_dir() or "__pycache__" in relative.parts:
+                continue
+            target = directory / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            made.append(str(relative))
+    policy = directory / "mainspring.toml"
+    text = policy.read_text()
+    policy.write_text(text.replace(f'name = "{template}"', f'name = "{name}"', 1))
+    return made

@@ -1,0 +1,157 @@
+"""``mainspring runs``: list, show, compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mainspring.cli.output import cell, emit, facts, json_option, short, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.workspace import Workspace
+
+
+@click.group()
+def runs() -> None:
+    """Runs: list, show, compare."""
+
+
+@runs.command("list")
+@click.option("--experiment", "-e", multiple=True, help="Only of this experiment; repeat for more.")
+@click.option(
+    "--filter",
+    "-f",
+    "filter_",
+    default="",
+    help="For example: metrics.auc > 0.7 and params.family = 'forest'.",
+)
+@click.option("--order-by", "-o", multiple=True, help="For example: 'metrics.auc DESC'.")
+@click.option("--limit", default=20, show_default=True)
+@click.option("--after", help="Go on after this page mark.")
+@json_option
+@with_workspace
+def list_(
+    workspace: Workspace,
+    experiment: tuple[str, ...],
+    filter_: str,
+    order_by: tuple[str, ...],
+    limit: int,
+    after: str | None,
+    as_json: bool,
+) -> None:
+    """Runs, newest first, or by --order-by."""
+    options: dict[str, Any] = {"filter": filter_, "limit": limit, "after": after}
+    if experiment:
+        options["experiments"] = list(experiment)
+    if order_by:
+        options["order_by"] = list(order_by)
+    page = workspace.tracking.search(**options)
+    if as_json:
+        emit(page)
+        return
+    rows = []
+    for r in page.items:
+        shown = "  ".join(f"{k}={cell(m.value)}" for k, m in list(r.metrics.items())[:3])
+        rows.append((r.id, r.experiment, r.name, r.status.value, r.started_at, shown))
+    table(("run", "experiment", "name", "status", "started", "metrics"), rows)
+    if page.next:
+        click.echo(f"more: --after {page.next}", err=True)
+
+
+@runs.command()
+@click.argument("run")
+@json_option
+@with_workspace
+def show(workspace: Workspace, run: str, as_json: bool) -> None:
+    """Everything recorded of RUN."""
+    found = workspace.tracking.operations.run(run=run)
+    if as_json:
+        emit(found)
+        return
+    facts(
+        [
+            ("run", found.id),
+            ("experiment", found.experiment),
+            ("name", found.name),
+            ("status", found.status.value),
+            ("started", found.started_at),
+            ("ended", found.ended_at),
+            ("by", found.created_by),
+            ("code", found.code and short(found.code)),
+            ("environment", found.environment and short(found.environment)),
+        ]
+    )
+    for title, pairs in (
+        ("params", found.params),
+        ("tags", found.tags),
+        ("metrics", {k: m.value for k, m in found.metrics.items()}),
+    ):
+        if pairs:
+            click.echo(f"\n{title}")
+            facts((f"  {k}", v) for k, v in sorted(pairs.items()))
+
+
+@runs.command()
+@click.argument("run", nargs=-1, required=True)
+@json_option
+@with_workspace
+def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
+    """Params and metrics of several runs side by side; what is equal everywhere is left out."""
+    found = [workspace.tracking.operations.run(run=r) for r in run]
+    values = [
+        {
+            **{f"param {k}": v for k, v in r.params.items()},
+            **{f"metric {k}": m.value for k, m in r.metrics.items()},
+        }
+        for r in found
+    ]
+    names = sorted({k for v in values for k in v})
+    differing = [n for n in names if len({str(v.get(n)) for v in values}) > 1]
+    if as_json:
+        emit(
+            [
+                {"run": r.id, "values": {n: v.get(n) for n in differing}}
+                for r, v in zip(found, values, strict=True)
+            ]
+        )
+        return
+    table(
+        ("", *(short(r.id) for r in found)),
+        [(n, *(v.get(n) for v in values)) for n in differing],
+        empty="nothing differs",
+    )
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("step")
+@with_workspace
+def log(workspace: Workspace, run: str, step: str) -> None:
+    """What STEP of the pipeline run RUN printed."""
+    out = click.get_binary_stream("stdout")
+    for piece in workspace.pipelines.log(run=run, step=step).chunks:
+        out.write(piece)
+
+
+@runs.command()
+@click.argument("run")
+@json_option
+@with_workspace
+def steps(workspace: Workspace, run: str, as_json: bool) -> None:
+    """Steps of the pipeline run RUN."""
+    found = workspace.pipelines.steps(run=run)
+    if as_json:
+        emit(found)
+        return
+    rows = [
+        (
+            s.step,
+            s.state,
+            s.attempt,
+            (s.ended - s.started).total_seconds() if s.ended else None,
+            s.error.message if s.error else (s.why.reason if s.why else ""),
+        )
+        for s in found
+    ]
+    table(("step", "state", "attempt", "seconds", "why"), rows)

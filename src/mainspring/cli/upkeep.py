@@ -1,0 +1,184 @@
+"""``mainspring doctor | fsck | gc``."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mainspring.cli.output import emit, facts, json_option, say, size, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.workspace import Workspace
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Check this machine and this workspace; exits 1 if something stands in the way."""
+    from mainspring import config
+
+    place = click.get_current_context().find_root().obj or {}
+    settings = config.load(place.get("root"))
+    checks = [
+        _python(),
+        _sqlite(),
+        _disk(settings.root),
+        _fsync(settings.root),
+        _landlock(),
+        _server(settings.home),
+        _chromium(),
+    ]
+    if as_json:
+        emit([{"check": n, "ok": ok, "found": found} for n, ok, found in checks])
+    else:
+        for name, ok, found in checks:
+            mark = {
+                True: click.style("ok  ", fg="green"),
+                False: click.style("FAIL", fg="red"),
+                None: click.style("note", fg="yellow"),
+            }[ok]
+            click.echo(f"{mark} {name}: {found}")
+    return 1 if any(ok is False for _, ok, _ in checks) else 0
+
+
+@click.command()
+@click.option("--read-data", is_flag=True, help="Read every stored byte, not only the indexes.")
+@json_option
+@with_workspace
+def fsck(workspace: Workspace, read_data: bool, as_json: bool) -> int:
+    """Check every stored object; exits 1 if something is missing or corrupt."""
+    report = _base(workspace).objects.fsck(read_data=read_data)
+    if as_json:
+        emit(report)
+    else:
+        facts(
+            [
+                ("objects", report.objects),
+                ("packs", report.packs),
+                ("read", size(report.bytes_read)),
+                ("orphaned packs", len(report.orphaned_packs)),
+                ("left over", len(report.leftover_temp)),
+            ]
+        )
+        table(
+            ("problem", "subject", "place", "detail"),
+            [(p.kind, p.subject, p.place, p.detail) for p in report.problems],
+            empty="no problems",
+        )
+    return 0 if report.ok else 1
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Really remove; without it only shows what would go.")
+@click.option(
+    "--grace",
+    "grace_s",
+    type=float,
+    default=3600.0,
+    show_default=True,
+    help="Leave packs alone that are younger, in seconds.",
+)
+@json_option
+@with_workspace
+def gc(workspace: Workspace, yes: bool, grace_s: float, as_json: bool) -> None:
+    """Remove stored objects that nothing refers to. Shows what would go unless --yes."""
+    report = _base(workspace).objects.gc(dry_run=not yes, grace_s=grace_s)
+    if as_json:
+        emit(report)
+        return
+    facts(
+        [
+            (
+                "removed" if yes else "would remove",
+                f"{report.objects_removed} objects, {size(report.bytes_removed)}",
+            ),
+            ("kept", f"{report.objects_kept} objects, {size(report.bytes_kept)}"),
+            ("packs removed", report.packs_removed),
+            ("packs rewritten", report.packs_rewritten),
+        ]
+    )
+    if not yes:
+        say("nothing was removed; give --yes to do it")
+
+
+def _base(workspace: Workspace):  # type: ignore[no-untyped-def]
+    from mainspring.errors import InvalidInput
+
+    if not hasattr(workspace, "base"):
+        raise InvalidInput(
+            "this needs the workspace itself", next_step="Run it on the machine that has it, without --url."
+        )
+    return workspace.base
+
+
+Check = tuple[str, bool | None, str]
+
+
+def _python() -> Check:
+    return "python", sys.version_info >= (3, 11), platform.python_version()
+
+
+def _sqlite() -> Check:
+    import sqlite3
+
+    safe = sqlite3.sqlite_version_info >= (3, 51, 3)
+    return (
+        "sqlite",
+        sqlite3.sqlite_version_info >= (3, 35, 0),
+        sqlite3.sqlite_version + ("" if safe else " (writers are kept apart by our own lock)"),
+    )
+
+
+def _disk(root: Path) -> Check:
+    free = shutil.disk_usage(root).free
+    return "disk", free > 200 * 1024 * 1024, f"{size(free)} free"
+
+
+def _fsync(root: Path) -> Check:
+    try:
+        with tempfile.NamedTemporaryFile(dir=root, prefix=".doctor-") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            start = time.perf_counter()
+            os.fsync(file.fileno())
+            return "fsync", True, f"{(time.perf_counter() - start) * 1000:.2f} ms"
+    except OSError as error:
+        return "fsync", False, str(error)
+
+
+def _landlock() -> Check:
+    from mainspring.serving.sandbox import landlock_abi
+
+    abi = landlock_abi()
+    return (
+        "sandbox",
+        True if abi else None,
+        f"Landlock ABI {abi}" if abi else "no Landlock: the inference worker is not confined",
+    )
+
+
+def _server(home: Path) -> Check:
+    import fcntl
+
+    lock = home / "locks" / "server.lock"
+    if not lock.exists():
+        return "server", True, "none is running"
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "server", True, f"running, pid {file.read(32).strip()}"
+    return "server", True, "none is running"
+
+
+def _chromium() -> Check:
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    return "browser", True if found else None, found or "no Chromium: only the page tests need it"
