@@ -93,7 +93,7 @@ def tune(train: pa.Table, trials: int, seed: int) -> dict[str, Any]:
     folds = expanding_folds(
         _micros(chosen, "event_time"),
         _micros(chosen, "label_arrived_at"),
-        folds=2,
+        folds=3,
         fold_us=5 * DAY_US,
         min_train=500,
     )
