@@ -207,7 +207,9 @@ def test_r01_soak(make_foundation: Callable[..., Foundation], tmp_path: Path) ->
 def test_r02_a_kill_at_each_point_commits_outputs_exactly_once(
     point: str, make_foundation: Callable[..., Foundation], tmp_path: Path, root: Path
 ) -> None:
-    """R02: before the start, after the spawn, after the outputs, in and after the commit."""
+    """R02: before the start, after the spawn, after the outputs, in and after the commit.
+
+    Seen red with ``planning.judge`` finding no earlier result: what was committed ran and was committed again."""
     base = make_foundation()
     put(root, CHAIN.replace("ROOT", repr(str(root))))
     process = child(
@@ -455,7 +457,8 @@ def go(): once()
 
 
 def test_r16_a_runner_that_was_stopped_cannot_commit_late(foundation: Foundation, root: Path) -> None:
-    """R16: SIGSTOP, another takes over, SIGCONT. Seen red with ``leases.check`` removed from ``Drive._advance``."""
+    """R16: SIGSTOP, another takes over, SIGCONT. Seen red with ``leases.check`` removed from ``Drive._advance`` and
+    the renewer's flag ignored."""
     put(
         root,
         """
