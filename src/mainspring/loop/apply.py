@@ -138,7 +138,7 @@ class Applier:
             alias=CHAMPION,
             version=version,
             reason=decision.reason,
-            expected=decision.details.get("previous"),
+            expected=decision.details.get("previous") or 0,  # 0: nobody held it
         )
         self._end_rollout(d, decision, facts, RolloutState.PROMOTED, "promoted")
         self._rooms.deploy.deploy(

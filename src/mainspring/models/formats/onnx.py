@@ -7,6 +7,7 @@ matrices with a Split in front of the same graph 11 µs (docs/rooms/models.md).
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -137,11 +138,19 @@ class OnnxPredictor:
 _NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.int64, np.bool_})
 
 
-def _session(data: bytes) -> Any:
+def _runtime() -> Any:
+    """ONNX Runtime without its telemetry: from 1.31 on it would start a collector at import unless told not to."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtra.for_library("onnxruntime", extra="onnx") from None
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+def _session(data: bytes) -> Any:
+    onnxruntime = _runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
