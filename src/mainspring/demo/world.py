@@ -52,6 +52,17 @@ class Faults:
     """Deliveries on these days restate the whole feed in degrees Celsius; afterwards it speaks Fahrenheit again."""
 
 
+FAULTS = Faults(
+    flipped=(date(YEAR, 4, 16), date(YEAR, 5, 2)),
+    corrected=date(YEAR, 6, 2),
+    celsius=(date(YEAR, 9, 20), date(YEAR, 10, 15)),
+)
+"""The year's mistakes (docs/demo.md says why there)."""
+
+OPERATOR: list[tuple[date, dict[str, Any], str]] = []
+"""Retrainings that somebody asks for by hand: when, with which params, and why."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One flight as the serving side sends it, and what it will turn out to be (None: it never arrived)."""

@@ -1,0 +1,48 @@
+"""``mainspring demo``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End after the story instead of leaving the pages up.")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Where the project goes (default: a new temporary directory).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one last line of JSON with every figure.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Picks which flights become requests, and the model's random numbers.",
+)
+@click.option(
+    "--without",
+    type=click.Choice(["gate", "canary", "retrain", "faults"]),
+    help="Leave one part out and see what it was for.",
+)
+def demo(once: bool, directory: Path | None, as_json: bool, seed: int, without: str | None) -> None:
+    """A year of real flights through the whole loop: collect, check, train, gate, serve, monitor, retrain, roll back."""
+    from mainspring.demo.story import Choices, Story, as_line
+    from mainspring.demo.tell import Teller
+    from mainspring.errors import Conflict
+
+    place = (directory or Path(tempfile.mkdtemp(prefix="mainspring-demo-")) / "flights").absolute()
+    if place.exists() and any(place.iterdir()):
+        raise Conflict(
+            "the directory is not empty",
+            value=str(place),
+            next_step="Name a new one with --dir; nothing was written.",
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    found = Story(Choices(directory=place, seed=seed, without=without, once=once), Teller()).run()
+    if as_json:
+        click.echo(as_line(found))

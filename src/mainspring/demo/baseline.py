@@ -1,0 +1,61 @@
+"""What the loop is compared with: a plain refit every month, a process of its own.
+
+``python -m mainspring.demo.baseline --control URL --token-file FILE --project DIR`` reads one moment per line (the start of
+a month), refits version 1's family and params on everything whose label had arrived in the feed by then, registers it as a
+version of ``delay-monthly`` and answers ``{"version": n}``. No gate, no canary, no monitoring: what a cron job would do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+MODEL = "delay-monthly"
+
+
+def refit(workspace: Any, train: Any, until: str, feed: Path, *, seed: int) -> int:
+    """One refit; returns the registered version."""
+    first = workspace.models.ops.version(model="delay", selector="1")
+    rows = train.clean(train.collect(str(feed), until))
+    rows = rows.take(train._sample(rows.num_rows, train.FIT_ROWS, seed))
+    params = (
+        json.loads(first.tags["params"]) if "params" in first.tags else train.DEFAULTS[first.tags["family"]]
+    )
+    fitted = train.estimator(first.tags["family"], params, seed).fit(
+        train.features(rows), train._labels(rows)
+    )
+    sample = {name: rows[name].slice(0, 300).to_pylist() for name in train.NUMBERS + train.TEXTS}
+    version = workspace.models.save_and_register(
+        fitted,
+        model=MODEL,
+        signature=train.SIGNATURE,
+        sample=sample,
+        tags={"until": until, "family": first.tags["family"]},
+    )
+    return int(version.version)
+
+
+def main() -> None:
+    """The process; see the module's own words."""
+    from mainspring.pipelines.loading import load_module
+    from mainspring.remote import RemoteWorkspace
+
+    parser = argparse.ArgumentParser(prog="python -m mainspring.demo.baseline")
+    parser.add_argument("--control", required=True)
+    parser.add_argument("--token-file", type=Path, required=True)
+    parser.add_argument("--project", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    token = given.token_file.read_text().strip()
+    train = load_module(given.project / "pipelines" / "train.py", root=given.project)
+    with RemoteWorkspace(given.control, token=token, project="flights") as workspace:
+        for line in sys.stdin:
+            version = refit(workspace, train, line.strip(), given.project / "feed", seed=given.seed)
+            print(json.dumps({"version": version}), flush=True)  # noqa: T201 - its answer
+
+
+if __name__ == "__main__":
+    main()

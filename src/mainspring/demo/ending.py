@@ -1,0 +1,85 @@
+"""The figures at the end: read from the workspace, held against what was sent and what ``/metrics`` counted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mainspring.demo import report
+
+if TYPE_CHECKING:
+    from mainspring.demo.story import Account
+
+
+def figures(
+    directory: Path, inference: str, account: Account, *, seed: int, without: str | None
+) -> dict[str, Any]:
+    """Everything the last line says, except time and memory."""
+    from mainspring.workspace import open_workspace
+
+    with open_workspace(directory) as workspace:
+        rows = report.scores(workspace)
+        counts = workspace.monitoring.counts()
+        replayed = workspace.loop.replay()
+        audit = workspace.lineage.verify()
+        alerts = report.happenings(workspace, "alert.opened")
+        retrains = [e for e in report.happenings(workspace, "loop.retrain") if e["reason"] != "first model"]
+        found: dict[str, Any] = {
+            "without": without,
+            "seed": seed,
+            "requests": account.sent,
+            "failed_requests": account.failed,
+            "errors": account.errors[:5],
+            "refused_batch": account.refused,
+            "drift_alerts": [a for a in alerts if _kind(workspace, a) == "drift"],
+            "performance_alerts": [a for a in alerts if _kind(workspace, a) == "performance"],
+            "retrains": retrains,
+            "gate_stops": report.happenings(workspace, "loop.gate_stop"),
+            "rollbacks": report.happenings(workspace, "loop.rollback"),
+            "promotions": report.happenings(workspace, "loop.promote"),
+            "versions": {
+                "model": len(workspace.models.ops.versions(model="delay", limit=1000).items),
+                "dataset": len(account.versions),
+                "monthly_refits": _monthly_refits(workspace),
+            },
+            "monthly": report.monthly(rows),
+            "loop_minus_frozen": report.difference(rows, "frozen"),
+            "loop_minus_monthly": report.difference(rows, "monthly"),
+            "origin": report.origin(workspace, seed=seed),
+            "log_rows": counts.rows,
+            "metrics_requests": metrics_requests(inference),
+            "labels": account.labels,
+            "audit_ok": audit.ok,
+            "events": audit.events,
+            "replay_same": replayed.same,
+            "decisions": replayed.decisions,
+        }
+    found["counts_agree"] = found["requests"] == found["log_rows"] == found["metrics_requests"]
+    return found
+
+
+def metrics_requests(inference: str) -> int:
+    """Requests that the inference server's ``/metrics`` counted for the deployment, all versions and states together."""
+    import httpx2
+
+    text = httpx2.get(f"{inference}/metrics", trust_env=False).text
+    return int(
+        sum(
+            float(value)
+            for value in re.findall(
+                r'^mainspring_requests_total\{[^}]*deployment="delay"[^}]*\} ([0-9.e+]+)$', text, re.MULTILINE
+            )
+        )
+    )
+
+
+def _kind(workspace: Any, alert: dict[str, Any]) -> str:
+    ident = alert["subject"].partition(":")[2]
+    if not hasattr(_kind, "known") or _kind.known[0] is not workspace:
+        _kind.known = (workspace, {a.id: a.kind for a in workspace.monitoring.alerts(limit=1000)})
+    return str(_kind.known[1].get(ident, ""))
+
+
+def _monthly_refits(workspace: Any) -> int:
+    return sum(m.versions for m in workspace.models.ops.list() if m.name == "delay-monthly")
