@@ -20,13 +20,11 @@ def refit(workspace: Any, train: Any, until: str, feed: Path, *, seed: int) -> i
     """One refit; returns the registered version."""
     first = workspace.models.ops.version(model="delay", selector="1")
     rows = train.clean(train.collect(str(feed), until))
-    rows = rows.take(train._sample(rows.num_rows, train.FIT_ROWS, seed))
+    rows = rows.take(train.even_sample(rows.num_rows, train.FIT_ROWS, seed))
     params = (
         json.loads(first.tags["params"]) if "params" in first.tags else train.DEFAULTS[first.tags["family"]]
     )
-    fitted = train.estimator(first.tags["family"], params, seed).fit(
-        train.features(rows), train._labels(rows)
-    )
+    fitted = train.estimator(first.tags["family"], params, seed).fit(train.features(rows), train.labels(rows))
     sample = {name: rows[name].slice(0, 300).to_pylist() for name in train.NUMBERS + train.TEXTS}
     version = workspace.models.save_and_register(
         fitted,

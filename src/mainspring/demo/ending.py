@@ -10,6 +10,7 @@ from mainspring.demo import report
 
 if TYPE_CHECKING:
     from mainspring.demo.story import Account
+    from mainspring.workspace import Workspace
 
 
 def figures(
@@ -23,7 +24,6 @@ def figures(
         counts = workspace.monitoring.counts()
         replayed = workspace.loop.replay()
         audit = workspace.lineage.verify()
-        alerts = report.happenings(workspace, "alert.opened")
         retrains = [e for e in report.happenings(workspace, "loop.retrain") if e["reason"] != "first model"]
         found: dict[str, Any] = {
             "without": without,
@@ -32,8 +32,8 @@ def figures(
             "failed_requests": account.failed,
             "errors": account.errors[:5],
             "refused_batch": account.refused,
-            "drift_alerts": [a for a in alerts if _kind(workspace, a) == "drift"],
-            "performance_alerts": [a for a in alerts if _kind(workspace, a) == "performance"],
+            "drift_alerts": _opened(workspace, "drift"),
+            "performance_alerts": _opened(workspace, "performance"),
             "retrains": retrains,
             "gate_stops": report.happenings(workspace, "loop.gate_stop"),
             "rollbacks": report.happenings(workspace, "loop.rollback"),
@@ -60,26 +60,21 @@ def figures(
 
 
 def metrics_requests(inference: str) -> int:
-    """Requests that the inference server's ``/metrics`` counted for the deployment, all versions and states together."""
+    """Requests to the deployment that ``/metrics`` counted, over all versions, roles that answer, and states."""
     import httpx2
 
     text = httpx2.get(f"{inference}/metrics", trust_env=False).text
-    return int(
-        sum(
-            float(value)
-            for value in re.findall(
-                r'^mainspring_requests_total\{[^}]*deployment="delay"[^}]*\} ([0-9.e+]+)$', text, re.MULTILINE
-            )
-        )
+    series = re.findall(
+        r'^mainspring_predictions_total\{deployment="delay",([^}]*)\} ([0-9.e+]+)$', text, re.MULTILINE
     )
+    return int(sum(float(value) for labels, value in series if 'role="shadow' not in labels))
 
 
-def _kind(workspace: Any, alert: dict[str, Any]) -> str:
-    ident = alert["subject"].partition(":")[2]
-    if not hasattr(_kind, "known") or _kind.known[0] is not workspace:
-        _kind.known = (workspace, {a.id: a.kind for a in workspace.monitoring.alerts(limit=1000)})
-    return str(_kind.known[1].get(ident, ""))
+def _opened(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
+    """Events of alerts of one kind being opened."""
+    of_kind = {f"alert:{a.id}" for a in workspace.monitoring.alerts(kind=kind, limit=1000)}
+    return [e for e in report.happenings(workspace, "alert.opened") if e["subject"] in of_kind]
 
 
-def _monthly_refits(workspace: Any) -> int:
+def _monthly_refits(workspace: Workspace) -> int:
     return sum(m.versions for m in workspace.models.ops.list() if m.name == "delay-monthly")

@@ -88,8 +88,8 @@ def split(rows: pa.Table, until: str, holdout_days: int) -> Parts:
 @step
 def tune(train: pa.Table, trials: int, seed: int) -> dict[str, Any]:
     """Three families on the same folds of time; the selected one with its params."""
-    chosen = train.take(_sample(train.num_rows, SEARCH_ROWS, seed))
-    y = _labels(chosen)
+    chosen = train.take(even_sample(train.num_rows, SEARCH_ROWS, seed))
+    y = labels(chosen)
     folds = expanding_folds(
         _micros(chosen, "event_time"),
         _micros(chosen, "label_arrived_at"),
@@ -141,14 +141,14 @@ def train_and_register(
         "flights-holdout", parts_holdout, message=f"newest at {until}", inputs=inputs
     )
     workspace.training.lock_holdout(dataset_version=holdout.id)
-    rows = parts_train.take(_sample(parts_train.num_rows, FIT_ROWS, seed))
-    model_ = fitted(chosen["family"], chosen["params"], features(rows), _labels(rows), seed)
+    rows = parts_train.take(even_sample(parts_train.num_rows, FIT_ROWS, seed))
+    model_ = fitted(chosen["family"], chosen["params"], features(rows), labels(rows), seed)
     workspace.training.use_holdout(
         dataset_version=holdout.id, purpose="evaluation after training", by="train"
     )
     scores = model_.predict_proba(features(parts_holdout))[:, 1]
     result = evaluate(
-        _labels(parts_holdout), scores, task=Task.BINARY, metrics=["log_loss", "auc", "brier"], blocks=_micros(parts_holdout, "event_time") // DAY_US,
+        labels(parts_holdout), scores, task=Task.BINARY, metrics=["log_loss", "auc", "brier"], blocks=_micros(parts_holdout, "event_time") // DAY_US,
         slices={"carrier": parts_holdout["carrier"].to_pylist(), "origin": parts_holdout["origin"].to_pylist()}, replicates=100, seed=seed,
     )  # fmt: skip
     metrics = {name: found.value for name, found in result.metrics.items() if found.value is not None}
@@ -247,7 +247,7 @@ def features(rows: pa.Table) -> Any:
     return matrix
 
 
-def _labels(rows: pa.Table) -> Any:
+def labels(rows: pa.Table) -> Any:
     return rows[LABEL].to_numpy(zero_copy_only=False).astype(np.int64)
 
 
@@ -255,7 +255,7 @@ def _micros(rows: pa.Table, column: str) -> Any:
     return rows[column].cast(pa.int64()).to_numpy()
 
 
-def _sample(rows: int, most: int, seed: int) -> Any:
+def even_sample(rows: int, most: int, seed: int) -> Any:
     """Row numbers in order: all, or an even sample of ``most``."""
     if rows <= most:
         return np.arange(rows)
