@@ -73,8 +73,12 @@ def _heartbeat(workspace: Namespaces, job: Job, *, every_s: float = 10.0) -> Ite
 
 
 def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
-    """The pipeline's params: the policy's, the job's over them, and ``until``, the moment after which nothing is known."""
-    return {**policy.params, **job.params, "until": job.cutoff.isoformat()}
+    """The pipeline's params: the policy's, the job's over them, and ``until``, the moment of decision.
+
+    A row whose label arrived after ``until`` may be neither trained on nor held out; with labels ``label_delay`` late, that
+    leaves events up to the job's ``cutoff``.
+    """
+    return {**policy.params, **job.params, "until": job.requested_at.isoformat()}
 
 
 def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:

@@ -153,7 +153,7 @@ class Job(Record, frozen=True):
     reason: str
     requested_at: datetime
     cutoff: datetime
-    """Nothing whose label arrived later may be used."""
+    """When asked, minus the label delay: later events have no label yet."""
     params: dict[str, Any] = {}
     run: str | None = None
     version: int | None = None
