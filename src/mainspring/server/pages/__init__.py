@@ -1,13 +1,44 @@
-"""Pages for people: each renders what the operations say."""
+"""Pages for people: each renders what the operations say, as HTML or (``?format=json``) as the same record in JSON."""
 
 from __future__ import annotations
 
-from starlette.routing import BaseRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
+from mainspring.server import charts
 from mainspring.server.gate import Access
+from mainspring.server.pages import overview
+from mainspring.server.pages.rendering import Action, Pages, View
+from mainspring.server.pages.text import environment
+from mainspring.server.session import session_routes
 from mainspring.workspace import Workspace
 
+VIEWS: list[View] = [overview.VIEW]
+ACTIONS: list[Action] = []
 
-def page_routes(workspace: Workspace, access: Access) -> list[BaseRoute]:  # noqa: ARG001
+
+def page_routes(workspace: Workspace, access: Access) -> list[BaseRoute]:
     """Routes of all pages."""
-    return []
+    charts.ensure_bundle()
+    pages = Pages(workspace, environment())
+
+    async def missing(request: Request) -> Response:
+        return pages.missing(request)
+
+    return [
+        *session_routes(access),
+        *(pages.view(v) for v in VIEWS),
+        *(pages.action(a) for a in ACTIONS),
+        _Elsewhere("/{rest:path}", missing, methods=["GET"]),
+    ]
+
+
+class _Elsewhere(Route):
+    """Any other address a person may type; addresses of programs keep their own answers."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http" and scope["path"].startswith(("/api/", "/static/")):
+            return Match.NONE, {}
+        return super().matches(scope)

@@ -1,0 +1,266 @@
+"""Overview: is the loop healthy right now, and what needs me?"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from mainspring.records.base import Record
+from mainspring.records.data import CheckReport, DatasetInfo
+from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage
+from mainspring.records.models import ModelInfo, Task
+from mainspring.records.monitoring import Alert, MonitorPolicy, SeriesPoint, Verdict, Window
+from mainspring.records.serving import Deployment
+from mainspring.server.pages.describe import Told, tell
+from mainspring.server.pages.rendering import Ask, View
+from mainspring.server.pages.text import number
+from mainspring.workspace import Workspace
+
+
+class Health(Record, frozen=True):
+    """One aspect of a deployment. ``tone`` is good, warn, bad or idle."""
+
+    aspect: str
+    tone: str
+    word: str
+    detail: str = ""
+
+
+class Standing(Record, frozen=True):
+    """One deployment, in one line."""
+
+    deployment: Deployment
+    model: str
+    champion: int | None
+    since: datetime | None
+    requests: int
+    """In the newest window with traffic."""
+    window: Window | None
+    health: list[Health]
+    metric: str
+    recent: list[SeriesPoint]
+    """The metric of what answered, the newest 30 windows, oldest first."""
+    last: Told | None
+    next: str
+    next_tone: str
+
+
+class Need(Record, frozen=True):
+    """Something a person should look at. ``at`` is a page."""
+
+    tone: str
+    what: str
+    detail: str
+    at: str
+    when: datetime
+
+
+class Overview(Record, frozen=True):
+    now: datetime
+    standings: list[Standing]
+    idle_models: list[ModelInfo]
+    """Registered models that no deployment serves."""
+    needs: list[Need]
+    recent: list[Told]
+
+
+def gather(workspace: Workspace, _ask: Ask) -> Overview:
+    standings = [standing_of(workspace, d) for d in workspace.deploy.deployments()]
+    served = {s.model for s in standings}
+    return Overview(
+        now=workspace.loop.now(),
+        standings=standings,
+        idle_models=[m for m in workspace.models.ops.list() if m.name not in served],
+        needs=_needs(workspace, standings),
+        recent=_recent(workspace),
+    )
+
+
+def _recent(workspace: Workspace) -> list[Told]:
+    """The newest events that somebody decided or that change what is served."""
+    shown = [
+        e
+        for kind in ("loop.", "alert.", "model.", "deployment.", "dataset.")
+        for e in workspace.lineage.events(kind=kind, limit=8).items
+    ]
+    return [tell(e) for e in sorted(shown, key=lambda e: -e.seq)[:8]]
+
+
+def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
+    """How a deployment stands now."""
+    name = deployment.name
+    champion = next((t for t in deployment.targets if t.role == "champion"), deployment.targets[0])
+    aliases = workspace.models.ops.aliases(model=champion.model)
+    alias = next((a for a in aliases if a.alias == "champion" and a.version == champion.version), None)
+    history = workspace.deploy.history(name=name, limit=1)
+    windows = workspace.monitoring.windows(deployment=name, limit=3)
+    window = next((w for w in windows if w.requests), windows[0] if windows else None)
+    alerts = workspace.monitoring.alerts(deployment=name, state="open")
+    metric = metric_of(workspace.monitoring.policy(deployment=name), deployment.signature.task)
+    points = workspace.monitoring.series(deployment=name, metric=metric)
+    decisions = workspace.lineage.events(subject=f"deployment:{name}", kind="loop.", limit=1).items
+    last = tell(decisions[0]) if decisions else None
+    tone, step = next_step(workspace, name, last, alerts)
+    return Standing(
+        deployment=deployment,
+        model=champion.model,
+        champion=champion.version,
+        since=alias.at if alias else (history[0].at if history else None),
+        requests=window.requests if window else 0,
+        window=window,
+        health=health_of(alerts, window),
+        metric=metric,
+        recent=[p for p in points if not p.scorer.startswith("shadow:")][-30:],
+        last=last,
+        next=step,
+        next_tone=tone,
+    )
+
+
+def metric_of(policy: MonitorPolicy, task: Task) -> str:
+    """The metric a deployment is watched by; without a policy, the usual loss of its task."""
+    return policy.metric or {Task.REGRESSION: "rmse"}.get(task, "log_loss")
+
+
+def health_of(alerts: list[Alert], window: Window | None) -> list[Health]:
+    """Data, drift and quality of predictions: open alerts first, else what the newest window said."""
+    report = window.report if window else None
+    drift = report.drift.verdict if report and report.drift else None
+    decay = report.decay.verdict if report and report.decay else None
+    rows: list[tuple[str, str, Verdict | None]] = [
+        ("data", "quality", Verdict.OK if window and window.state == "closed" else None),
+        ("drift", "drift", drift),
+        ("quality", "performance", decay),
+    ]
+    return [_health(aspect, [a for a in alerts if a.kind == kind], verdict) for aspect, kind, verdict in rows]
+
+
+def _health(aspect: str, alerts: list[Alert], verdict: Verdict | None) -> Health:
+    if alerts:
+        subjects = ", ".join(dict.fromkeys(a.subject for a in alerts))
+        return Health(
+            aspect=aspect, tone="warn", word=f"alert: {subjects}", detail="; ".join(a.detail for a in alerts)
+        )
+    match verdict:
+        case Verdict.OK:
+            return Health(aspect=aspect, tone="good", word="ok")
+        case Verdict.DRIFT | Verdict.DECAY:
+            return Health(aspect=aspect, tone="warn", word=str(verdict.value))
+        case Verdict.INSUFFICIENT_DATA:
+            return Health(aspect=aspect, tone="idle", word="too little data")
+        case Verdict.NOT_COMPUTABLE:
+            return Health(aspect=aspect, tone="idle", word="not computable")
+    return Health(aspect=aspect, tone="idle", word="no data yet")
+
+
+def next_step(workspace: Workspace, name: str, last: Told | None, alerts: list[Alert]) -> tuple[str, str]:
+    """What happens next with a deployment: ``(tone, words)``."""
+    if last and last.event.kind == "loop.needs_human":
+        return "warn", f"needs you: {last.detail}"
+    rollout = running_rollout(workspace, name)
+    if rollout is not None:
+        return "busy", stage_words(rollout)
+    job = newest_job(workspace, name)
+    if job is not None and job.state in {JobState.QUEUED, JobState.RUNNING}:
+        return "busy", f"retraining {job.state.value}: {job.reason}"
+    if alerts:
+        return "warn", f"{len(alerts)} open {'alert' if len(alerts) == 1 else 'alerts'}, watched by the loop"
+    return "good", "nothing to do"
+
+
+def running_rollout(workspace: Workspace, name: str) -> Rollout | None:
+    """The rollout on its way, if any."""
+    return next(
+        (r for r in workspace.loop.rollouts(deployment=name, limit=1) if r.state is RolloutState.RUNNING),
+        None,
+    )
+
+
+def newest_job(workspace: Workspace, name: str) -> Job | None:
+    """The newest retraining, if any."""
+    return next(iter(workspace.loop.jobs(deployment=name, limit=1)), None)
+
+
+def stage_words(rollout: Rollout) -> str:
+    """Where a rollout stands."""
+    if rollout.stage >= len(rollout.stages):
+        return f"version {rollout.version}: last stage"
+    return f"version {rollout.version}: {describe_stage(rollout.stages[rollout.stage])}, stage {rollout.stage + 1} of {len(rollout.stages)}"
+
+
+def describe_stage(stage: Stage) -> str:
+    """A stage in words, with the evidence that ends it."""
+    kind = (
+        "shadow"
+        if stage.shadow
+        else f"canary at {number((stage.canary or 0) * 100)} %"
+        if stage.canary
+        else "full traffic"
+    )
+    needs = [
+        f"{n:,} {what}" for n, what in ((stage.min_requests, "requests"), (stage.min_labels, "labels")) if n
+    ]
+    return kind + (f" until {' and '.join(needs)}" if needs else "")
+
+
+def _needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
+    needs = []
+    for s in standings:
+        name = s.deployment.name
+        if s.last and s.last.event.kind == "loop.needs_human":
+            needs.append(
+                Need(
+                    tone="warn",
+                    what=f"{name} waits for a person",
+                    detail=s.last.detail,
+                    at=f"/deployments/{name}",
+                    when=s.last.event.at,
+                )
+            )
+        job = newest_job(workspace, name)
+        if job is not None and job.state is JobState.FAILED:
+            at = f"/runs/{job.run}" if job.run else f"/deployments/{name}"
+            needs.append(
+                Need(
+                    tone="bad",
+                    what=f"Retraining of {name} failed",
+                    detail=job.error or "",
+                    at=at,
+                    when=job.finished_at or job.requested_at,
+                )
+            )
+    needs += [
+        Need(
+            tone="warn",
+            what=f"{_KINDS.get(a.kind, a.kind)} of {a.subject} in {a.deployment}",
+            detail=a.detail,
+            at=f"/deployments/{a.deployment}/monitoring?column={a.subject}"
+            if a.kind == "drift"
+            else f"/deployments/{a.deployment}/monitoring",
+            when=a.opened_at,
+        )
+        for a in workspace.monitoring.alerts(state="open", limit=10)
+    ]
+    refused = [_newer_refusal(workspace, d) for d in workspace.data.operations.datasets()]
+    return needs + [_refused(r) for r in refused if r is not None]
+
+
+def _refused(report: CheckReport) -> Need:
+    broken = [f for f in report.findings if not f.passed]
+    return Need(
+        tone="bad",
+        what=f"A batch of {report.dataset} was refused",
+        detail="; ".join(f.reason for f in broken),
+        at=f"/data/{report.dataset}",
+        when=report.at,
+    )
+
+
+def _newer_refusal(workspace: Workspace, dataset: DatasetInfo) -> CheckReport | None:
+    """The newest refusal, unless a good version has followed it."""
+    found = workspace.data.operations.refusals(dataset=dataset.name, limit=1)
+    return found[0] if found and found[0].at >= dataset.updated_at else None
+
+
+_KINDS = {"drift": "Drift", "quality": "Data quality", "performance": "Quality"}
+
+VIEW = View("/", "overview.html", lambda _p: "Overview", gather, command=lambda _p: "mainspring status")
