@@ -32,7 +32,7 @@ def open(  # noqa: A001 - mainspring.open(...) reads well and shadows nothing in
             raise Unauthenticated(
                 "a server needs a token",
                 value=settings.url,
-                next_step="Set MAINSPRING_TOKEN; 'mainspring env' prints it beside the server.",
+                next_step="Set MAINSPRING_TOKEN; 'mainspring env --token' prints it beside the server.",
             )
         return RemoteWorkspace(settings.url, token=secret, project=project or settings.config.project.name)
     from mainspring.workspace import Workspace

@@ -7,8 +7,10 @@ once. Thread-safe; connections are pooled.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from urllib.parse import quote
@@ -154,12 +156,22 @@ def _error(body: bytes, status: int) -> MainspringError:
         )
 
 
-class RemoteWorkspace(Namespaces):
-    """A project at the other end of a connection. Offers what :class:`mainspring.workspace.Workspace` offers."""
+def _spool_of(url: str, project: str) -> Path:
+    name = hashlib.sha256(f"{url}\n{project}".encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "mainspring" / "spool" / name
 
-    def __init__(self, url: str, *, token: str, project: str = "default") -> None:
+
+class RemoteWorkspace(Namespaces):
+    """A project at the other end of a connection. Offers what :class:`mainspring.workspace.Workspace` offers.
+
+    ``spool`` keeps what runs log until it is shipped; by default a folder of this server and project in the user's cache,
+    so that what a dead process left is shipped to where it belongs and nowhere else.
+    """
+
+    def __init__(self, url: str, *, token: str, project: str = "default", spool: Path | None = None) -> None:
         self.project = project
         self.connection = Connection(url, token=token, project=project)
+        self.spool = spool or _spool_of(self.connection.url, project)
         self._rooms: dict[str, Any] = {}
 
     def room(self, name: str) -> Any:

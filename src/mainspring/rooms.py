@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mainspring.errors import NotFound, near
@@ -52,6 +53,8 @@ class Namespaces:
     """What a workspace offers, whether its rooms are here or at the other end of a connection."""
 
     project: str
+    spool: Path | None = None
+    """Where runs are spooled on this machine; None: inside the local workspace."""
 
     def room(self, name: str) -> Any:
         """The room's operations."""
@@ -75,7 +78,7 @@ class Namespaces:
     def tracking(self) -> TrackingClient:
         from mainspring.tracking import TrackingClient
 
-        return TrackingClient(cast("Tracking", self.room("tracking")), self.objects)
+        return TrackingClient(cast("Tracking", self.room("tracking")), self.objects, spool=self.spool)
 
     @cached_property
     def models(self) -> ModelsClient:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, short, size, table, with_workspace
+from mainspring.cli.output import (
+    emit,
+    facts,
+    json_option,
+    local_settings,
+    say,
+    short,
+    size,
+    table,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.records.data import CheckReport, CheckRule
@@ -38,7 +48,7 @@ def commit(
     as_json: bool,
 ) -> None:
     """Make a version of DATASET from SOURCE: a CSV or Parquet file (a table), or any file or directory."""
-    rules = [] if no_checks or as_files else _rules(workspace, dataset)
+    rules = [] if no_checks or as_files else _rules(dataset)
     version = workspace.data.commit(
         dataset, source, message=message, tags=tags, checks=rules, kind="files" if as_files else None
     )
@@ -162,9 +172,14 @@ def checkout(workspace: Workspace, dataset: str, selector: str, to: str, as_json
 @with_workspace
 def check(workspace: Workspace, dataset: str, selector: str, as_json: bool) -> int:
     """Check a version against the rules of [data.DATASET]; exits 1 if one is broken."""
-    report = workspace.data.check(dataset, _rules(workspace, dataset), selector)
+    rules = _rules(dataset)
+    report = workspace.data.check(dataset, rules, selector)
     if as_json:
         emit(report)
+    elif not rules:
+        say(
+            f"no rules are declared for {dataset}: write checks = [...] into [data.{dataset}] of mainspring.toml"
+        )
     else:
         _show_report(report)
     return 0 if report.passed else 1
@@ -189,9 +204,9 @@ def profile(workspace: Workspace, dataset: str, selector: str, as_json: bool) ->
     table(("column", "type", "nulls", "low", "mean", "high", "most frequent"), rows)
 
 
-def _rules(workspace: Workspace, dataset: str) -> list[CheckRule]:
-    settings = getattr(workspace, "settings", None)
-    policy = settings.config.data.get(dataset) if settings is not None else None
+def _rules(dataset: str) -> list[CheckRule]:
+    """From the policy file here: also for a server's dataset, the rules are those of this checkout."""
+    policy = local_settings().config.data.get(dataset)
     return list(policy.checks) if policy is not None else []
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+from mainspring.cli.output import brief, emit, facts, json_option, say, table, with_workspace
 
 if TYPE_CHECKING:
-    from mainspring.records.lineage import Graph
+    from mainspring.records.lineage import Graph, Node
     from mainspring.workspace import Workspace
 
 
@@ -93,6 +94,26 @@ def anchor(workspace: Workspace) -> None:
     click.echo(f"{report.events}:{report.head}")
 
 
+_SHOWN = 5
+"""Predictions shown of one version; the rest is counted below."""
+
+
+def _show_tree(node: Node, children: dict[str, list[Node]], roles: dict[str, str], level: int) -> None:
+    told = "  ".join(f"{k}={brief(v)}" for k, v in node.facts.items() if v is not None)
+    role = click.style(roles[node.ref], dim=True) if node.ref in roles else ""
+    click.echo("  ".join(part for part in (f"{'  ' * level}{node.ref}", role, told) if part))
+    left_out = 0
+    shown: Counter[str] = Counter()
+    for child in children.get(node.ref, []):
+        shown[child.kind] += 1
+        if child.kind == "prediction" and shown[child.kind] > _SHOWN:
+            left_out += 1
+            continue
+        _show_tree(child, children, roles, level + 1)
+    if left_out:
+        click.echo(f"{'  ' * (level + 1)}and more predictions, counted below")
+
+
 def _ref(text: str) -> str:
     return text if ":" in text else f"prediction:{text}"
 
@@ -122,10 +143,14 @@ def _show(graph: Graph, *, forward: bool) -> None:
     roles: dict[str, str] = {}
     for edge in graph.edges:
         roles.setdefault(edge.target if forward else edge.source, edge.kind)
-    for node in sorted(graph.nodes, key=lambda n: (n.depth, n.ref)):
-        told = "  ".join(f"{k}={v}" for k, v in node.facts.items())
-        click.echo(
-            f"{'  ' * node.depth}{node.ref}  {click.style(roles.get(node.ref, ''), dim=True)}  {told}".rstrip()
-        )
+    parents: dict[str, str] = {}
+    for edge in graph.edges:
+        parents.setdefault(*((edge.target, edge.source) if forward else (edge.source, edge.target)))
+    children: dict[str, list[Node]] = {}
+    root = next(n for n in graph.nodes if n.ref == graph.root)
+    for node in sorted(graph.nodes, key=lambda n: n.ref):
+        if node is not root:
+            children.setdefault(parents[node.ref], []).append(node)
+    _show_tree(root, children, roles, 0)
     if graph.truncated:
         say("cut off; ask about one of the last things, or give --depth")

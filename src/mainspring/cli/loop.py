@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, short, table, with_workspace
+from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -77,7 +77,7 @@ def jobs(workspace: Workspace, deployment: str | None, as_json: bool) -> None:
         emit(found)
         return
     rows = [
-        (short(j.id), j.deployment, j.state.value, j.requested_at, j.version, j.trigger, j.error or j.reason)
+        (j.id, j.deployment, j.state.value, j.requested_at, j.version, j.trigger, j.error or j.reason)
         for j in found
     ]
     table(("job", "deployment", "state", "requested", "version", "trigger", "why"), rows)
@@ -94,7 +94,7 @@ def rollouts(workspace: Workspace, deployment: str | None, as_json: bool) -> Non
         emit(found)
         return
     rows = [
-        (short(r.id), r.deployment, r.version, r.champion, r.state.value, r.started_at, r.ended_at, r.reason)
+        (r.id, r.deployment, r.version, r.champion, r.state.value, r.started_at, r.ended_at, r.reason)
         for r in found
     ]
     table(("rollout", "deployment", "version", "champion", "state", "started", "ended", "why"), rows)
@@ -128,17 +128,14 @@ def what_if(workspace: Workspace, deployment: str, settings: tuple[str, ...], as
     from mainspring.errors import InvalidInput
 
     # The policy in force, with the changes over it.
-    policy: dict[str, Any] = (
-        msgspec.to_builtins(workspace.settings.config.retrain.get(deployment))
-        if hasattr(workspace, "settings")
-        else {}
-    )
+    found = local_settings().config.retrain.get(deployment)
+    policy: dict[str, Any] = msgspec.to_builtins(found) if found is not None else {}
     for item in settings:
         name, equals, value = item.partition("=")
         if not equals:
             raise InvalidInput("a setting is NAME=VALUE", value=item, place="--set")
         policy[name] = _value(value)
-    report = workspace.loop.what_if(deployment=deployment, policy=policy or {})
+    report = workspace.loop.what_if(deployment=deployment, policy=policy)
     if as_json:
         emit(report)
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, short, table, with_workspace
+from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -50,7 +50,7 @@ def versions(workspace: Workspace, model: str, limit: int, as_json: bool) -> Non
             v.version,
             v.format,
             v.created_at,
-            v.run and short(v.run),
+            v.run,
             "  ".join(f"{k}={m:.4g}" for k, m in v.metrics.items()),
         )
         for v in found
@@ -133,10 +133,7 @@ def promote(workspace: Workspace, model: str, version: str, reason: str, as_json
     """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. Gate and rollout are passed by."""
     number = workspace.models.ops.version(model=model, selector=version).version
     moved = workspace.models.ops.set_alias(model=model, alias="champion", version=number, reason=reason)
-    settings = getattr(workspace, "settings", None)
-    names = [n for n, p in settings.config.deploy.items() if p.model == model] if settings is not None else []
-    for name in names:
-        workspace.deploy.deploy(deployment=name, model=model, version=number, reason=reason)
+    names = _deploy_everywhere(workspace, model, number, reason)
     if as_json:
         emit({"alias": moved, "deployments": names})
         return
@@ -159,15 +156,19 @@ def promote(workspace: Workspace, model: str, version: str, reason: str, as_json
 def rollback(workspace: Workspace, model: str, alias: str, reason: str, as_json: bool) -> None:
     """Give ALIAS back to the version that held it before, verified first; traffic follows."""
     moved = workspace.models.ops.rollback(model=model, alias=alias, reason=reason)
-    settings = getattr(workspace, "settings", None)
-    if alias == "champion" and settings is not None and moved.version is not None:
-        for name, policy in settings.config.deploy.items():
-            if policy.model == model:
-                workspace.deploy.deploy(deployment=name, model=model, version=moved.version, reason=reason)
+    names: list[str] = []
+    if alias == "champion" and moved.version is not None:
+        names = _deploy_everywhere(workspace, model, moved.version, reason)
     if as_json:
-        emit(moved)
+        emit({"alias": moved, "deployments": names})
         return
-    facts([(alias, f"{model} version {moved.version}"), ("before", moved.previous)])
+    facts(
+        [
+            (alias, f"{model} version {moved.version}"),
+            ("before", moved.previous),
+            ("deployed to", ", ".join(names) or "nothing" if alias == "champion" else None),
+        ]
+    )
 
 
 @models.command()
@@ -183,3 +184,12 @@ def package(workspace: Workspace, model: str, version: str, to: Path, as_json: b
         emit(found)
         return
     facts([("package", to), ("format", found.format), ("files", len(found.files) + 1)])
+
+
+def _deploy_everywhere(workspace: Workspace, model: str, version: int, reason: str) -> list[str]:
+    """Let ``version`` answer wherever the policy deploys ``model``, and where a version of it answers now."""
+    names = {n for n, policy in local_settings().config.deploy.items() if policy.model == model}
+    names |= {d.name for d in workspace.deploy.deployments() if any(t.model == model for t in d.targets)}
+    for name in sorted(names):
+        workspace.deploy.deploy(deployment=name, model=model, version=version, reason=reason)
+    return sorted(names)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from mainspring.config import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,11 +27,40 @@ def with_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         import mainspring
 
-        place = click.get_current_context().find_root().obj or {}
-        with mainspring.open(place.get("url") or place.get("root")) as workspace:
+        settings = local_settings()
+        where = _place()
+        if settings.url is None or where.get("root") is not None:
+            _check_project(settings)
+        with mainspring.open(
+            where.get("url") or where.get("root"), project=settings.config.project.name
+        ) as workspace:
             return command(workspace, *args, **kwargs)
 
     return run
+
+
+def local_settings() -> Settings:
+    """The settings that the options and this directory give, whether the workspace is here or on a server."""
+    from mainspring import config
+
+    return config.load(_place().get("root"), url=_place().get("url"))
+
+
+def _place() -> dict[str, str | None]:
+    return click.get_current_context().find_root().obj or {}
+
+
+def _check_project(settings: Settings) -> None:
+    """A command typed in any other directory must not turn it into a workspace."""
+    from mainspring.config import FILE
+    from mainspring.errors import NotFound
+
+    if not (settings.root / FILE).exists() and not settings.home.exists() and "home" not in settings.origins:
+        raise NotFound(
+            "there is no project here",
+            value=str(settings.root),
+            next_step="Make one: mainspring init DIR. Or name one: mainspring -C DIR ...",
+        )
 
 
 def emit(value: object) -> None:
@@ -80,6 +112,19 @@ def cell(value: Any) -> str:
         return value.strftime("%Y-%m-%d %H:%M:%S")
     text = str(value)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def brief(value: Any) -> Any:
+    """A whole digest as its start, a long fraction to four digits; anything else as it is.
+
+    >>> brief("ab" * 32), brief(0.5505757331848145), brief("flights")
+    ('abababababab', '0.5506', 'flights')
+    """
+    if isinstance(value, float):
+        return cell(value)
+    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
+        return short(value)
+    return value
 
 
 def short(ident: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
 
 if TYPE_CHECKING:
+    from mainspring.config import Settings
     from mainspring.workspace import Workspace
 
 
@@ -78,10 +80,10 @@ def monitor(workspace: Workspace, deployment: str, count: int, as_json: bool) ->
                 w.labelled,
                 drift.verdict.value if drift else w.state,
                 f"{worst.column} psi {worst.psi:.3f}" if worst and worst.psi is not None else None,
-                decay.value if decay else None,
+                f"{decay.metric} {decay.value:.4f}" if decay and decay.value is not None else None,
             )
         )
-    table(("window", "requests", "failed", "labelled", "drift", "largest effect", "quality"), rows)
+    table(("window", "requests", "failed", "labelled", "drift", "largest effect", "performance"), rows)
     for alert in alerts:
         click.echo(
             f"{click.style('alert', fg='yellow')} {alert.kind} of {alert.subject} since {alert.opened_at:%Y-%m-%d}: {alert.detail}"
@@ -121,37 +123,65 @@ def timeline(workspace: Workspace, kind: str | None, subject: str | None, limit:
 @json_option
 def env(with_token: bool, as_export: bool, as_json: bool) -> None:
     """Settings with where each comes from, and the token."""
-    from mainspring import config
     from mainspring.server.access import ensure_token
 
-    place = click.get_current_context().find_root().obj or {}
-    settings = config.load(place.get("root"), url=place.get("url"))
+    settings = local_settings()
     token = ensure_token(settings.home) if with_token or as_export else None
     address = settings.url or f"http://{settings.config.server.host}:{settings.config.server.port}"
     if as_export:
         click.echo(f"export MAINSPRING_URL={address}\nexport MAINSPRING_TOKEN={token}")
         return
-    known = {
-        "root": str(settings.root),
-        "home": str(settings.home),
-        "project": settings.config.project.name,
-        "storage.database": settings.config.storage.database.split("@")[-1],
-        "storage.objects": settings.config.storage.objects,
-        "storage.clock": settings.config.storage.clock,
-        "url": address,
-    }
+    known = _known(settings, address)
     if as_json:
-        emit(
-            {
-                "settings": {
-                    k: {"value": v, "origin": settings.origins.get(k, "default")} for k, v in known.items()
-                },
-                "token": token,
-            }
-        )
+        emit({"settings": {k: {"value": v, "origin": o} for k, v, o in known}, "token": token})
         return
-    table(
-        ("setting", "value", "from"), [(k, v, settings.origins.get(k, "default")) for k, v in known.items()]
-    )
+    table(("setting", "value", "from"), known)
     if token:
+        click.echo()
         facts([("token", token)])
+
+
+def _known(settings: Settings, address: str) -> list[tuple[str, Any, str]]:
+    """Every setting with its value and where that comes from; of the policy sections, what the file says."""
+    import tomllib
+
+    import msgspec
+
+    from mainspring.config import FILE
+
+    file = settings.root / FILE
+    raw = tomllib.loads(file.read_text()) if file.exists() else {}
+    written = dict(_leaves(raw))
+    found: list[tuple[str, Any, str]] = [
+        ("root", str(settings.root), settings.origins.get("root", "nearest upwards")),
+        ("home", str(settings.home), settings.origins.get("home", "default")),
+        ("url", address, settings.origins.get("url", "default")),
+    ]
+    for section in ("project", "storage", "server", "serving"):
+        for name, value in msgspec.to_builtins(getattr(settings.config, section)).items():
+            key = f"{section}.{name}"
+            origin = settings.origins.get(key) or (FILE if key in written else "default")
+            shown = _without_password(value) if key == "storage.database" else value
+            found.append((key, shown if shown != [] else "-", origin))
+    sections = ("project.", "storage.", "server.", "serving.")
+    found += [(key, value, FILE) for key, value in written.items() if not key.startswith(sections)]
+    return found
+
+
+def _leaves(table_: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table_.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            yield f"{prefix}{key}", f"{len(value)} rules"
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _without_password(url: str) -> str:
+    """A database's address as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    if not at:
+        return url
+    return f"{scheme}{separator}{credentials.partition(':')[0]}:***@{place}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, short, table, with_workspace
+from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.execution import OnEvent
@@ -132,7 +132,7 @@ def _show(ended: PipelineRun, as_json: bool) -> None:
         return
     took = (ended.ended - ended.started).total_seconds() if ended.ended else None
     facts([("run", ended.id), ("pipeline", ended.pipeline), ("state", ended.state), ("seconds", took)])
-    say(f"next: mainspring why {short(ended.id)}... STEP, or mainspring explain-origin run:{ended.id}")
+    say(f"next: mainspring runs steps {ended.id}")
 
 
 def _hit(found: Why) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import cell, emit, facts, json_option, short, table, with_workspace
+from mainspring.cli.output import cell, emit, facts, json_option, say, short, table, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -41,6 +41,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """Runs, newest first, or by --order-by."""
+    _take_in(workspace)
     options: dict[str, Any] = {"filter": filter_, "limit": limit, "after": after}
     if experiment:
         options["experiments"] = list(experiment)
@@ -56,7 +57,7 @@ def list_(
         rows.append((r.id, r.experiment, r.name, r.status.value, r.started_at, shown))
     table(("run", "experiment", "name", "status", "started", "metrics"), rows)
     if page.next:
-        click.echo(f"more: --after {page.next}", err=True)
+        say(f"more: --after {page.next}")
 
 
 @runs.command()
@@ -65,6 +66,7 @@ def list_(
 @with_workspace
 def show(workspace: Workspace, run: str, as_json: bool) -> None:
     """Everything recorded of RUN."""
+    _take_in(workspace)
     found = workspace.tracking.operations.run(run=run)
     if as_json:
         emit(found)
@@ -98,6 +100,7 @@ def show(workspace: Workspace, run: str, as_json: bool) -> None:
 @with_workspace
 def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
     """Params and metrics of several runs side by side; what is equal everywhere is left out."""
+    _take_in(workspace)
     found = [workspace.tracking.operations.run(run=r) for r in run]
     values = [
         {
@@ -130,8 +133,12 @@ def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
 def log(workspace: Workspace, run: str, step: str) -> None:
     """What STEP of the pipeline run RUN printed."""
     out = click.get_binary_stream("stdout")
+    told = False
     for piece in workspace.pipelines.log(run=run, step=step).chunks:
         out.write(piece)
+        told = told or bool(piece)
+    if not told:
+        say(f"{step} printed nothing")
 
 
 @runs.command()
@@ -155,3 +162,19 @@ def steps(workspace: Workspace, run: str, as_json: bool) -> None:
         for s in found
     ]
     table(("step", "state", "attempt", "seconds", "why"), rows)
+
+
+def _take_in(workspace: Workspace) -> None:
+    """Ship what processes that died left in the spool, so that their runs show; says so when there was something."""
+    from mainspring.errors import MainspringError
+
+    try:
+        shipped = workspace.tracking.recover()
+    except MainspringError as error:  # it stays in the spool; what is stored can be shown all the same
+        say(f"some runs are still in the spool: {error}")
+        return
+    for run, shipment in shipped.items():
+        if shipment.reasons:
+            say(f"run {run}: kept in the spool: {shipment.reasons[-1]}")
+        else:
+            say(f"run {run}: took in what its process had left")

@@ -126,6 +126,8 @@ class Lineage:
             if level >= depth:
                 truncated = True
                 continue
+            if not forward and level and nodes[here].kind == "deployment":
+                continue  # a place, not a cause: behind it stands every version that ever answered there
             for edge in self._edges(here, forward=forward):
                 edges.setdefault((edge.source, edge.target, edge.kind), edge)
                 other = edge.target if forward else edge.source

@@ -121,7 +121,7 @@ class Gate:
         if scope["principal"] is None and not (path in OPEN_PATHS or path.startswith("/static/")):
             raise Unauthenticated(
                 "a valid token is needed",
-                next_step="Send 'Authorization: Bearer <token>'; 'mainspring env' prints it.",
+                next_step="Send 'Authorization: Bearer <token>'; 'mainspring env --token' prints it.",
             )
 
     def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:

@@ -59,6 +59,7 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
         ticker = threading.Thread(
             target=_tick, args=(workspace, options.tick_s, stop), name="loop", daemon=True
         )
+        recovering = threading.Thread(target=_recover, args=(workspace,), name="recover", daemon=True)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -70,12 +71,14 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
         )
         server = _Server(config, started=lambda: ready(_url(listener)))
         try:
+            recovering.start()
             if options.tick_s is not None:
                 ticker.start()
             server.run(sockets=[listener])
         finally:
             stop.set()
             workers.stop()
+            recovering.join(timeout=10)
             listener.close()
 
 
@@ -182,6 +185,20 @@ class Workers:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             self._process = None
+
+
+def _recover(workspace: Workspace) -> None:
+    """Take in what training processes that died had left in the spool; beside the requests, since it may be much."""
+    try:
+        with acting("recovery", role=Role.EDITOR):
+            shipped = workspace.tracking.recover()
+    except MainspringError as error:
+        log.warning("runs are left in the spool: %s", error)
+    except Exception:
+        log.exception("runs are left in the spool")
+    else:
+        if shipped:
+            log.info("took in what %d ended runs had left in the spool", len(shipped))
 
 
 def _tick(workspace: Workspace, every_s: float | None, stop: threading.Event) -> None:
