@@ -48,7 +48,7 @@ class _Session:
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def execute(self, sql: str, values: Sequence[Value]) -> int:
-        return self._connection.execute(translate(sql), tuple(values) or None).rowcount  # type: ignore[arg-type]
+        return self._connection.execute(translate(sql), tuple(values)).rowcount  # type: ignore[arg-type]
 
     def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         with self._connection.cursor() as cursor:
