@@ -20,8 +20,9 @@ def predictions(deployment: LiveDeployment, scores: list[Any]) -> bytes:
     """
     task = deployment.signature.task
     if task is Task.BINARY:
-        negative, positive = deployment.labels
-        return _encode([{"label": positive if s >= 0.5 else negative, "score": s} for s in scores])
+        negative, positive = deployment.fragments
+        rows = [(positive if s >= 0.5 else negative) + _encode(s) for s in scores]
+        return b"[" + b"},".join(rows) + b"}]"
     if task is Task.MULTICLASS:
         return _encode([_class(deployment.signature, row) for row in scores])
     return _encode([{"value": s} for s in scores])

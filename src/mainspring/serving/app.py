@@ -20,7 +20,7 @@ from mainspring.records.labels import Feedback
 from mainspring.serving import answers, v2
 from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
-from mainspring.serving.core import Core
+from mainspring.serving.core import Answer, Core
 from mainspring.serving.problems import MethodNotAllowed
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 from mainspring.serving.wire import (
@@ -28,6 +28,7 @@ from mainspring.serving.wire import (
     Disconnected,
     Gate,
     Headers,
+    RawHeaders,
     Receive,
     Scope,
     Send,
@@ -35,6 +36,7 @@ from mainspring.serving.wire import (
     answer_text,
     error_body,
     extra_headers,
+    raw_answer,
 )
 
 logger = logging.getLogger("mainspring.serving")
@@ -65,6 +67,10 @@ class App:
         self.draining = False
         self._failure = failure
         self._v2 = v2.V2Codec(max_rows=core.options.max_rows, max_text=core.options.max_text)
+        self.date = b""
+        """The Date header line of answers that the protocol writes itself."""
+        self.fast: dict[bytes, str] = {}
+        """Deployments by the exact target of a request for a prediction."""
         self._fast: dict[str, str] = {}
         self._plain: dict[str, Callable[[Send], Awaitable[None]]] = {
             "/v2": self._server,
@@ -77,6 +83,7 @@ class App:
     def switch(self, table: LiveTable) -> None:
         """Serve ``table`` from the next request on. Called from the watcher's thread: assignments are atomic."""
         self._fast = {f"/v1/deployments/{name}/predict": name for name in table.deployments}
+        self.fast = {path.encode(): name for path, name in self._fast.items()}
         self.core.table = table
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,18 +109,23 @@ class App:
             )
 
     async def _refuse(self, send: Send, error: MainspringError, *, v2: bool) -> None:
+        body, extra = self._refusal(error, v2=v2)
+        await answer(send, error.status, body, extra)
+
+    def _refusal(self, error: MainspringError, *, v2: bool) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """Body and further headers of an error, which is counted if it reached no model."""
         ident = getattr(error, "prediction_id", None)
         if ident is None:
             self.core.metrics.refuse(error.code)
         extra = extra_headers(error)
         if ident is not None:
             extra.append((b"mainspring-prediction-id", ident.encode()))
-        await answer(send, error.status, error_body(error, v2=v2, ident=ident), extra)
+        return error_body(error, v2=v2, ident=ident), extra
 
     # Our dialect
 
     async def _predict(self, name: str, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        self.gate.check(scope, headers)
+        self.gate.check(scope["headers"], headers)
         body = await self.bodies.read(headers, receive)
         table = self.core.table  # taken once: the whole answer comes from one table
         deployment = self._deployment(name, table)
@@ -124,19 +136,52 @@ class App:
         call = _with_headers(call, headers)
         ident = new_id()
         found = await self._core(deployment, call, ident, table.number)
-        target = found.target
-        reply = b'%b%b","predictions":%b}' % (
-            target.prefix,
-            ident.encode(),
-            answers.predictions(deployment, found.scores),
-        )
+        shown = ident.encode()
         await answer(
             send,
             200,
-            reply,
-            [(b"mainspring-prediction-id", ident.encode()), (b"mainspring-version", target.header)],
+            _reply(deployment, found, shown),
+            [(b"mainspring-prediction-id", shown), (b"mainspring-version", found.target.header)],
         )
         self.core.shadow(deployment, call, found, ident=ident)
+
+    def quick(self, name: str, raw: RawHeaders, body: bytes) -> bytes | None:
+        """The whole response to a request for a prediction that arrived whole; None if it needs a thread. Never raises."""
+        try:
+            headers = dict(raw)
+            self.gate.check(raw, headers)
+            self.bodies.check(headers)
+            if len(body) > _INLINE_BODY:
+                return None
+            table = self.core.table
+            deployment = self._deployment(name, table)
+            if not deployment.inline_rows:
+                return None
+            call = _with_headers(deployment.codec.decode(body), headers)
+            if call.rows > deployment.inline_rows:
+                return None
+            ident = new_id()
+            found = self._now(deployment, call, ident, table.number)
+        except MainspringError as error:
+            return raw_answer(error.status, self.date, *self._refusal(error, v2=False))
+        except Exception:
+            logger.exception("a request failed inside the server")
+            error = MainspringError("an internal error; the server's log has the details")
+            return raw_answer(error.status, self.date, *self._refusal(error, v2=False))
+        shown = ident.encode()
+        reply = _reply(deployment, found, shown)
+        if deployment.shadows:
+            self.core.shadow(deployment, call, found, ident=ident)
+        return b"".join(
+            (b"HTTP/1.1 200 OK\r\n", self.date, found.target.lines, shown, b"\r\ncontent-length: %d\r\n\r\n" % len(reply), reply)
+        )  # fmt: skip
+
+    def _now(self, deployment: LiveDeployment, call: Call, ident: str, number: int) -> Answer:
+        try:
+            return self.core.predict_inline(deployment, call, ident=ident, number=number)
+        except MainspringError as error:
+            error.prediction_id = ident  # type: ignore[attr-defined]
+            raise
 
     async def _core(
         self,
@@ -176,10 +221,12 @@ class App:
             if method not in {"GET", "HEAD"}:
                 raise _method(method, "GET")
             if path not in {"/v2/health/live", "/v2/health/ready"}:
-                self.gate.check(scope, headers, key=path != "/metrics" or self.core.options.metrics_auth)
+                self.gate.check(
+                    scope["headers"], headers, key=path != "/metrics" or self.core.options.metrics_auth
+                )
             await plain(send)
             return
-        self.gate.check(scope, headers)
+        self.gate.check(scope["headers"], headers)
         if path == "/v1/feedback":
             if method != "POST":
                 raise _method(method, "POST")
@@ -328,6 +375,12 @@ class App:
             "counters": self.core.metrics.counters,
         }
         await answer(send, 200, msgspec.json.encode(body))
+
+
+def _reply(deployment: LiveDeployment, found: Answer, ident: bytes) -> bytes:
+    return b"".join(
+        (found.target.prefix, ident, b'","predictions":', answers.predictions(deployment, found.scores), b"}")
+    )
 
 
 def _status_of(deployment: LiveDeployment) -> dict[str, Any]:

@@ -45,6 +45,23 @@ class _ShadowJob:
     canary: bool
 
 
+class _Asked:
+    """A call on its way: when it came, and how long it has taken so far."""
+
+    __slots__ = ("_start", "arrival_us", "call", "event_us", "ident", "number")
+
+    def __init__(self, call: Call, ident: str, number: int) -> None:
+        self.call = call
+        self.ident = ident
+        self.number = number
+        self.arrival_us = time.time_ns() // 1000
+        self.event_us = self.arrival_us if call.event_us is None else call.event_us
+        self._start = time.perf_counter_ns()
+
+    def latency_us(self) -> int:
+        return (time.perf_counter_ns() - self._start) // 1000
+
+
 class Core:
     """Predicts for a live table. Lives on one event loop."""
 
@@ -80,9 +97,9 @@ class Core:
         A target that is not the champion and fails is stood in for by the champion; its failure is logged and counted. Raises
         what the champion raised, :class:`Overloaded` or :class:`DeadlineExceeded`.
         """
-        arrival_us = time.time_ns() // 1000
-        start = time.perf_counter_ns()
-        event_us = arrival_us if call.event_us is None else call.event_us
+        if pinned is None and call.rows <= deployment.inline_rows:
+            return self.predict_inline(deployment, call, ident=ident, number=number)
+        asked = _Asked(call, ident, number)
         target = pinned or self._route(deployment, call.key or ident)
         try:
             try:
@@ -90,50 +107,49 @@ class Core:
             except ModelFailed as error:
                 if target is deployment.champion or pinned is not None:
                     raise
-                self._stood_in(
-                    deployment,
-                    target,
-                    error,
-                    ident=ident,
-                    event_us=event_us,
-                    latency_us=(time.perf_counter_ns() - start) // 1000,
-                )
+                self._stood_in(deployment, target, error, asked)
                 target = deployment.champion
                 scores = await self._scores(target, call)
         except MainspringError as error:
-            # Shed requests never reached a model: they are counted, not logged, so that shedding stays cheap.
-            if error.code == "overloaded":
-                raise
-            latency_us = (time.perf_counter_ns() - start) // 1000
-            target.series.observe(error.code, 0, latency_us)
-            self._log(
-                deployment,
-                target,
-                call,
-                ident,
-                event_us,
-                arrival_us,
-                latency_us,
-                number,
-                status=error.code,
-                scores=[],
-            )
+            self._failed(deployment, target, error, asked)
             raise
-        latency_us = (time.perf_counter_ns() - start) // 1000
-        self._log(
-            deployment,
-            target,
-            call,
-            ident,
-            event_us,
-            arrival_us,
-            latency_us,
-            number,
-            status="ok",
-            scores=scores,
-        )
-        target.series.observe("ok", call.rows, latency_us)
+        return self._answered(deployment, target, scores, asked)
+
+    def predict_inline(self, deployment: LiveDeployment, call: Call, *, ident: str, number: int) -> Answer:
+        """:meth:`predict` for at most ``deployment.inline_rows`` rows: no thread, so nothing to wait for."""
+        asked = _Asked(call, ident, number)
+        target = self._route(deployment, call.key or ident)
+        try:
+            try:
+                scores = target.version.scores(call.columns, call.rows)
+            except ModelFailed as error:
+                if target is deployment.champion:
+                    raise
+                self._stood_in(deployment, target, error, asked)
+                target = deployment.champion
+                scores = target.version.scores(call.columns, call.rows)
+        except MainspringError as error:
+            self._failed(deployment, target, error, asked)
+            raise
+        return self._answered(deployment, target, scores, asked)
+
+    def _answered(
+        self, deployment: LiveDeployment, target: LiveTarget, scores: list[Any], asked: _Asked
+    ) -> Answer:
+        latency_us = asked.latency_us()
+        self._log(deployment, target, asked, latency_us, status="ok", scores=scores)
+        target.series.observe("ok", asked.call.rows, latency_us)
         return Answer(target, scores)
+
+    def _failed(
+        self, deployment: LiveDeployment, target: LiveTarget, error: MainspringError, asked: _Asked
+    ) -> None:
+        # Shed requests never reached a model: they are counted, not logged, so that shedding stays cheap.
+        if error.code == "overloaded":
+            return
+        latency_us = asked.latency_us()
+        target.series.observe(error.code, 0, latency_us)
+        self._log(deployment, target, asked, latency_us, status=error.code, scores=[])
 
     def _route(self, deployment: LiveDeployment, key: str) -> LiveTarget:
         if len(deployment.targets) == 1:
@@ -150,51 +166,42 @@ class Core:
         self,
         deployment: LiveDeployment,
         target: LiveTarget,
-        call: Call,
-        ident: str,
-        event_us: int,
-        arrival_us: int,
+        asked: _Asked,
         latency_us: int,
-        number: int,
         *,
         status: str,
         scores: list[Any],
     ) -> None:
+        call = asked.call
         self.log.append(
             LoggedPrediction(
-                id=ident,
+                id=asked.ident,
                 deployment=deployment.name,
                 model=target.model,
                 version=target.number,
                 role=target.role,
-                event_us=event_us,
-                arrival_us=arrival_us,
+                event_us=asked.event_us,
+                arrival_us=asked.arrival_us,
                 latency_us=latency_us,
                 status=status,
                 rows=call.rows,
                 key=call.key,
                 columns=call.columns,  # type: ignore[arg-type]
                 scores=scores,
-                routes=number,
+                routes=asked.number,
             )
         )
 
     def _stood_in(
-        self,
-        deployment: LiveDeployment,
-        target: LiveTarget,
-        error: ModelFailed,
-        *,
-        ident: str,
-        event_us: int,
-        latency_us: int,
+        self, deployment: LiveDeployment, target: LiveTarget, error: ModelFailed, asked: _Asked
     ) -> None:
+        latency_us = asked.latency_us()
         target.series.observe(error.code, 0, latency_us)
         logger.warning("%s of %s failed, the champion answered: %s", target.role, deployment.name, error)
         self.log.append(
             LoggedShadow(
-                id=ident, deployment=deployment.name, model=target.model, version=target.number, name=target.role,
-                event_us=event_us, latency_us=latency_us, status=error.code,
+                id=asked.ident, deployment=deployment.name, model=target.model, version=target.number, name=target.role,
+                event_us=asked.event_us, latency_us=latency_us, status=error.code,
             )
         )  # fmt: skip
 

@@ -44,7 +44,10 @@ class ServeOptions(Record, frozen=True, kw_only=True):
     queue: int = 64
     queue_deadline_s: float = 0.5
     deadline_s: float = 10.0
+    head_deadline_s: float = 10.0
+    """For a connection to send a whole head of a request, from its first byte (or from connecting) on."""
     body_deadline_s: float = 30.0
+    """For a body to arrive, and for a client to read an answer."""
     inline_ms: float = 1.0
     """A prediction expected to take no longer than this is made on the event loop: a thread hop costs more."""
     shadow_queue: int = 1024
@@ -52,6 +55,8 @@ class ServeOptions(Record, frozen=True, kw_only=True):
     hang_s: float = 30.0
     """A worker without a heartbeat for so long is killed and replaced."""
     drain_s: float = 10.0
+    linger_s: float = 1.0
+    """After SIGTERM, for clients with open connections to send what they were about to send: they are told to close."""
     memory_mb: int | None = None
     """Address space limit of the worker, if any."""
     sandbox: Literal["auto", "require", "off"] = "auto"

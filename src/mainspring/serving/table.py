@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from mainspring.errors import Corrupt, InvalidInput
 from mainspring.records.models import Signature, Task
 from mainspring.records.serving import Deployment, RouteTable
@@ -21,6 +23,7 @@ from mainspring.serving.metrics import Metrics, Series
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.problems import ModelFailed
 from mainspring.serving.routing import edges
+from mainspring.serving.wire import JSON_LINES
 
 
 class Predictor(Protocol):
@@ -96,6 +99,8 @@ class LiveTarget:
     series: Series
     prefix: bytes = b""
     header: bytes = b""
+    lines: bytes = b""
+    """The headers of an answer that never change, up to the value of the prediction id."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,10 @@ class LiveDeployment:
     champion: LiveTarget
     shadows: list[LiveShadow]
     labels: tuple[str, str] = ("", "")
+    fragments: tuple[bytes, bytes] = (b"", b"")
+    """Binary: what stands before the score of a row with the first and the second label."""
+    inline_rows: int = 0
+    """Up to so many rows every target answers on the event loop."""
 
     def at_version(self, number: str) -> LiveTarget | None:
         return next((t for t in self.targets if str(t.number) == number), None)
@@ -236,6 +245,8 @@ def _deployment(
         champion=targets[-1],
         shadows=shadows,
         labels=(classes[0], classes[1]),
+        fragments=(_fragment(classes[0]), _fragment(classes[1])),
+        inline_rows=min(t.version.inline_rows for t in targets),
     )
 
 
@@ -251,8 +262,7 @@ def _target(
     name: str,
 ) -> LiveTarget:
     check_compatible(signature, version.predictor.signature, what=f"{model}@{number} in {deployment}")
-    import msgspec
-
+    header = f"{model}@{number}".encode()
     head = {"deployment": deployment, "model": model, "version": number}
     return LiveTarget(
         model=model,
@@ -262,8 +272,13 @@ def _target(
         version=version,
         series=metrics.series(deployment=deployment, model=model, version=number, role=role),
         prefix=msgspec.json.encode(head)[:-1] + b',"prediction_id":"',
-        header=f"{model}@{number}".encode(),
+        header=header,
+        lines=b"%bmainspring-version: %b\r\nmainspring-prediction-id: " % (JSON_LINES, header),
     )
+
+
+def _fragment(label: str) -> bytes:
+    return b'{"label":%b,"score":' % msgspec.json.encode(label)
 
 
 def check_compatible(outer: Signature, inner: Signature, *, what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = dict[bytes, bytes]
+RawHeaders = list[tuple[bytes, bytes]]
 
 SECURITY: list[tuple[bytes, bytes]] = [
     (b"x-content-type-options", b"nosniff"),
@@ -28,6 +30,8 @@ SECURITY: list[tuple[bytes, bytes]] = [
 JSON_TYPE = (b"content-type", b"application/json")
 TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _JSON_HEADERS = [JSON_TYPE, *SECURITY]
+JSON_LINES = b"".join(b"%b: %b\r\n" % header for header in _JSON_HEADERS)
+"""The same as bytes, for answers written by the protocol itself."""
 _ONCE = frozenset(
     {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"origin"}
 )
@@ -47,13 +51,13 @@ class Gate:
         self._usual = self._hosts | {h + b":%d" % options.port for h in self._hosts}
         self._key = options.api_key.encode() if options.auth == "key" and options.api_key else None
 
-    def check(self, scope: Scope, headers: Headers, *, key: bool = True) -> None:
+    def check(self, raw: RawHeaders, headers: Headers, *, key: bool = True) -> None:
         """Raises :class:`BadRequest`, :class:`ForeignOrigin` or :class:`Unauthenticated`.
 
         On loopback Host must be one of ours, exactly, whatever the port: a name that an attacker's DNS points here is refused.
         """
-        if len(headers) != len(scope["headers"]):
-            _check_repeated(scope["headers"])
+        if len(headers) != len(raw):
+            _check_repeated(raw)
         host = headers.get(b"host")
         if host is None:
             raise BadRequest("the request has no Host header")
@@ -111,7 +115,7 @@ class Bodies:
 
     async def read(self, headers: Headers, receive: Receive) -> bytes:
         """The whole body. Raises 413 before buffering, 415, 408 or 503; :class:`Disconnected` if the client left."""
-        self._check(headers)
+        self.check(headers)
         message = await receive() if b"content-length" in headers else None
         if message is not None and not message.get("more_body") and message["type"] == "http.request":
             body: bytes = message.get("body", b"")
@@ -123,7 +127,8 @@ class Bodies:
         except TimeoutError:
             raise SlowRequest("the body did not arrive in time", value=f"{self._deadline_s:g} s") from None
 
-    def _check(self, headers: Headers) -> None:
+    def check(self, headers: Headers) -> None:
+        """What the headers say of the body; raises 413, 415 or 400."""
         length = headers.get(b"content-length")
         if length is not None:
             if not length.isdigit():
@@ -189,6 +194,15 @@ async def answer_text(send: Send, body: bytes) -> None:
     headers = [TEXT_TYPE, *SECURITY, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def raw_answer(status: int, date: bytes, body: bytes, extra: list[tuple[bytes, bytes]]) -> bytes:
+    """A whole JSON response as it goes over the wire."""
+    lines = b"".join([b"%b: %b\r\n" % header for header in extra])
+    phrase = HTTPStatus(status).phrase.encode()
+    return b"HTTP/1.1 %d %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b" % (
+        status, phrase, date, JSON_LINES, lines, len(body), body,
+    )  # fmt: skip
 
 
 def error_body(error: MainspringError, *, v2: bool, ident: str | None = None) -> bytes:

@@ -49,6 +49,7 @@ async def _serve(options: ServeOptions, listener: socket.socket, control_fd: int
     from mainspring.serving.core import Core
     from mainspring.serving.log import PredictionLog
     from mainspring.serving.metrics import Metrics
+    from mainspring.serving.protocol import Protocol, drain, sweep
 
     metrics = Metrics()
     log = PredictionLog(
@@ -62,16 +63,22 @@ async def _serve(options: ServeOptions, listener: socket.socket, control_fd: int
     watcher = Watcher(options, metrics=metrics, switch=app.switch)
     await asyncio.to_thread(watcher.start)
     config = uvicorn.Config(
-        app, http="httptools", loop="none", lifespan="off", access_log=False, log_config=None, server_header=False,
+        app, http=Protocol, loop="none", lifespan="off", access_log=False, log_config=None, server_header=False,
         ws="none", proxy_headers=False, timeout_keep_alive=75, timeout_graceful_shutdown=max(1, int(options.drain_s)), backlog=1024,
     )  # fmt: skip
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     loop = asyncio.get_running_loop()
 
-    def stop() -> None:
-        app.draining = True
+    stopping: set[asyncio.Task[None]] = set()
+
+    async def end() -> None:
+        await drain(app, server.server_state, within_s=options.linger_s)
         server.should_exit = True
+
+    def stop() -> None:
+        if not stopping:
+            stopping.add(loop.create_task(end()))
 
     beat = loop.create_task(
         _heartbeat(
@@ -81,12 +88,14 @@ async def _serve(options: ServeOptions, listener: socket.socket, control_fd: int
             {"event": "ready", "pid": os.getpid(), "sandbox": sandbox, "routes": core.table.number},
         )
     )
+    sweeping = loop.create_task(sweep(app, server.server_state))
     with contextlib.suppress(asyncio.CancelledError):
         # uvicorn's own handlers would raise the signal again when it is done; these let the log be closed first.
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         loop.add_signal_handler(signal.SIGTERM, stop)
         await server.serve(sockets=[listener])
     beat.cancel()
+    sweeping.cancel()
     watcher.stop()
     await core.drain(options.drain_s)
     core.close()
