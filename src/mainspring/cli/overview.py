@@ -11,6 +11,7 @@ from mainspring.cli.output import emit, facts, json_option, local_settings, say,
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
+    from mainspring.records.monitoring import MonitorCounts
     from mainspring.workspace import Workspace
 
 
@@ -21,7 +22,7 @@ def status(workspace: Workspace, as_json: bool) -> None:
     """One line per deployment: champion, traffic, alerts, what is under way."""
     found = []
     for deployment in workspace.deploy.deployments():
-        counts = workspace.monitoring.counts(deployment=deployment.name)
+        counts = _counts(workspace, deployment.name)
         jobs = workspace.loop.jobs(deployment=deployment.name, limit=1)
         rollouts = [
             r
@@ -33,10 +34,10 @@ def status(workspace: Workspace, as_json: bool) -> None:
             {
                 "deployment": deployment.name,
                 "champion": f"{champion.model} version {champion.version}" if champion else None,
-                "requests": counts.requests,
-                "failed": counts.failed,
-                "labelled": counts.labelled,
-                "alerts": counts.open_alerts,
+                "requests": counts.requests if counts else 0,
+                "failed": counts.failed if counts else 0,
+                "labelled": counts.labelled if counts else 0,
+                "alerts": counts.open_alerts if counts else 0,
                 "rollout": f"version {rollouts[0].version}, stage {rollouts[0].stage + 1} of {len(rollouts[0].stages)}"
                 if rollouts
                 else None,
@@ -54,6 +55,16 @@ def status(workspace: Workspace, as_json: bool) -> None:
     )
 
 
+def _counts(workspace: Workspace, deployment: str) -> MonitorCounts | None:
+    """None before the first request."""
+    from mainspring.errors import NotFound
+
+    try:
+        return workspace.monitoring.counts(deployment=deployment)
+    except NotFound:
+        return None
+
+
 @click.command()
 @click.argument("deployment")
 @click.option("--windows", "count", default=7, show_default=True, help="How many of the newest windows.")
@@ -61,6 +72,7 @@ def status(workspace: Workspace, as_json: bool) -> None:
 @with_workspace
 def monitor(workspace: Workspace, deployment: str, count: int, as_json: bool) -> None:
     """Windows, drift and alerts of DEPLOYMENT."""
+    workspace.deploy.deployment(name=deployment)  # a misspelt name is no quiet deployment
     windows = workspace.monitoring.windows(deployment=deployment, limit=count)
     items = list(getattr(windows, "items", windows))
     alerts = workspace.monitoring.alerts(deployment=deployment, state="open")

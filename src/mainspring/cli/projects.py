@@ -35,7 +35,8 @@ def init(directory: Path, template: str, as_json: bool) -> None:
         return
     for path in made:
         click.echo(path)
-    say(f"next: cd {directory} && mainspring plan {'example' if template == 'basic' else 'delay'}")
+    then = "mainspring run rent" if template == "basic" else "read README.md"
+    say(f"next: cd {directory}, then {then}")
 
 
 def copy_template(template: str, directory: Path, *, name: str) -> list[str]:
