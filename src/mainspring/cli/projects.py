@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import click
@@ -20,6 +18,7 @@ TEMPLATES = ("basic", "flights")
 def init(directory: Path, template: str, as_json: bool) -> None:
     """Make a project in DIRECTORY that runs, with its policy, a pipeline and tests."""
     from mainspring.errors import Conflict
+    from mainspring.projects import copy_template
     from mainspring.records.base import check_name
 
     name = check_name(directory.absolute().name, what="project")
@@ -37,21 +36,3 @@ def init(directory: Path, template: str, as_json: bool) -> None:
         click.echo(path)
     then = "mainspring run rent" if template == "basic" else "read README.md"
     say(f"next: cd {directory}, then {then}")
-
-
-def copy_template(template: str, directory: Path, *, name: str) -> list[str]:
-    """Copy a template's files into ``directory``; the project's name is filled in. Returns the paths written."""
-    made: list[str] = []
-    with as_file(files("mainspring") / "templates" / template) as source:
-        for path in sorted(source.rglob("*")):
-            relative = path.relative_to(source)
-            if path.is_dir() or "__pycache__" in relative.parts:
-                continue
-            target = directory / relative
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-            made.append(str(relative))
-    policy = directory / "mainspring.toml"
-    text = policy.read_text()
-    policy.write_text(text.replace(f'name = "{template}"', f'name = "{name}"', 1))
-    return made

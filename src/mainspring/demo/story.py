@@ -343,7 +343,7 @@ class Story:
 
 def make_project(directory: Path, *, without: str | None) -> None:
     """What ``mainspring init --template flights`` writes, on a manual clock, with one part of the policy left out if asked."""
-    from mainspring.cli.projects import copy_template
+    from mainspring.projects import copy_template
 
     copy_template("flights", directory, name=PROJECT)
     (directory / "feed").mkdir(exist_ok=True)

@@ -43,16 +43,16 @@ class _Session:
         self._connection = connection
 
     def query(self, sql: str, values: Sequence[Value]) -> list[Row]:
-        cursor = self._connection.execute(translate(sql), tuple(values))  # type: ignore[arg-type]
+        cursor = self._connection.execute(translate(sql), tuple(values))
         names = [d.name for d in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def execute(self, sql: str, values: Sequence[Value]) -> int:
-        return self._connection.execute(translate(sql), tuple(values)).rowcount  # type: ignore[arg-type]
+        return self._connection.execute(translate(sql), tuple(values)).rowcount
 
     def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         with self._connection.cursor() as cursor:
-            cursor.executemany(translate(sql), [tuple(row) for row in rows])  # type: ignore[arg-type]
+            cursor.executemany(translate(sql), [tuple(row) for row in rows])
 
 
 class PostgresEngine:
@@ -101,7 +101,7 @@ class PostgresEngine:
     def _transaction(self, begin: str) -> Iterator[Session]:
         connection = self._connection()
         with self._translated():
-            connection.execute(begin)  # type: ignore[call-overload]
+            connection.execute(begin)
             try:
                 yield _Session(connection)
                 connection.execute("COMMIT")
