@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -132,7 +133,7 @@ def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
 @with_workspace
 def log(workspace: Workspace, run: str, step: str) -> None:
     """What STEP of the pipeline run RUN printed."""
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     told = False
     for piece in workspace.pipelines.log(run=run, step=step).chunks:
         out.write(piece)
