@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,26 @@ def test_bad_prefix_bad_cursor_and_newer_format_are_refused(tmp_path: Path) -> N
     writer.close()
     with pytest.raises(Unavailable):
         writer.append(b"late")
+
+
+def test_appends_and_rotation_go_on_during_a_sync(tmp_path: Path) -> None:
+    """Seen red with the lock of appends held over the fdatasync: the first append waited a second."""
+    writer = JournalWriter(tmp_path, prefix="p", max_bytes=64)
+    writer.append(b"one")
+    failpoints.arm("journal.sync:sleep:1")
+    try:
+        syncing = threading.Thread(target=writer.sync)
+        syncing.start()
+        while not failpoints.hits():
+            time.sleep(0.001)
+        start = time.monotonic()
+        for number in range(20):
+            writer.append(b"%02d" % number * 4)
+        assert time.monotonic() - start < 0.7
+        syncing.join()
+    finally:
+        failpoints.arm("")
+    writer.close()
+    records, _ = JournalReader(tmp_path, "p").read()
+    assert records == [b"one", *(b"%02d" % n * 4 for n in range(20))]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".seg"}

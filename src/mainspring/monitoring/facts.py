@@ -219,7 +219,11 @@ def paired(
     until_us: int,
     min_rows: int,
 ) -> Paired:
-    """``a`` and ``b`` name a version by its number, or a shadow by its name; rows count that both scored."""
+    """``a`` and ``b`` name a version by its number, or a shadow by its name; rows count that both scored.
+
+    Errors count whether or not the other scored the row: for a canary that raises the champion answers, and no shadow
+    of the champion is run beside it.
+    """
     with base.store.read() as tx:
         one = _scored_by(tx, base.project, deployment, a, since_us, until_us)
         two = _scored_by(tx, base.project, deployment, b, since_us, until_us)
@@ -248,10 +252,14 @@ def paired(
     loss_b = losses(scores_b, y, task)[name].tolist() if usable and scores_b is not None else []
     return Paired(
         a=a, b=b, loss=loss, rows=len(answered), labelled=len(loss_a),
-        errors_a=sum(1 for k in both if one[k]["status"] != "ok"), errors_b=sum(1 for k in both if two[k]["status"] != "ok"),
+        errors_a=_errors(one), errors_b=_errors(two),
         score_shift=_shift([two[k] for k in answered], [one[k] for k in answered], min_rows),
         at_us=[r["at_us"] for r in good] if usable else [], loss_a=loss_a, loss_b=loss_b, truncated=truncated,
     )  # fmt: skip
+
+
+def _errors(rows: dict[tuple[str, int], Row]) -> int:
+    return sum(1 for row in rows.values() if row["status"] != "ok")
 
 
 def _has_score(row: Row) -> bool:

@@ -63,8 +63,7 @@ def new_id() -> str:
     """
     global _last_id  # noqa: PLW0603 - one counter per process is what makes ids monotonic
     # 48 bits of milliseconds, then 12 bits of sub-millisecond fraction (RFC 9562 §6.2, method 3).
-    ns = time.time_ns()
-    stamp = (ns // 1_000_000) << 12 | (ns % 1_000_000) * 4096 // 1_000_000
+    stamp = (time.time_ns() << 12) // 1_000_000
     with _id_lock:
         if stamp <= _last_id:
             stamp = _last_id + 1
@@ -72,7 +71,8 @@ def new_id() -> str:
         if not _tails:
             _draw()
         tail = _tails.pop()
-    return f"{stamp >> 28:08x}-{stamp >> 12 & 0xFFFF:04x}-7{stamp & 0xFFF:03x}-{tail}"
+    head = f"{stamp:015x}"
+    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail}"
 
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")

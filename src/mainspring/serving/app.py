@@ -166,8 +166,8 @@ class App:
             return raw_answer(error.status, self.date, *self._refusal(error, v2=False))
         except Exception:
             logger.exception("a request failed inside the server")
-            error = MainspringError("an internal error; the server's log has the details")
-            return raw_answer(error.status, self.date, *self._refusal(error, v2=False))
+            broken = MainspringError("an internal error; the server's log has the details")
+            return raw_answer(broken.status, self.date, *self._refusal(broken, v2=False))
         shown = ident.encode()
         reply = _reply(deployment, found, shown)
         if deployment.shadows:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,12 @@ class Version:
     predictor: Predictor
     inline_rows: int
     single_us: float
+    one: Callable[[Sequence[Any]], Any] | None = None
+    """The score of one row of values in the order of the predictor's inputs; None where it cannot say."""
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [c.name for c in self.predictor.signature.inputs]
 
     def scores(self, columns: Mapping[str, Sequence[Any]], rows: int, *, finite: bool = True) -> list[Any]:
         """One score per row (multiclass: one list per row), all finite.
@@ -50,7 +57,13 @@ class Version:
         Raises :class:`ModelFailed` if the model raises or answers something else.
         """
         try:
-            answer = self.predictor.predict(columns).tolist()
+            if rows == 1 and self.one is not None:
+                score = self.one([columns[name][0] for name in self._names])
+                if type(score) is float and (not finite or math.isfinite(score)):
+                    return [score]
+                answer = self.predictor.predict(columns).tolist() if score is None else [score]
+            else:
+                answer = self.predictor.predict(columns).tolist()
         except Exception as error:
             raise ModelFailed(f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
         return _checked(answer, rows, self.predictor.signature, finite=finite)
@@ -156,18 +169,20 @@ def load_version(folder: Path, digest: str, *, inline_ms: float) -> Version:
             "a package named by the route table is not in the bundle", value=digest, place=str(folder)
         )
     predictor: Predictor = formats.load(folder)
-    single, per_row = _warm(predictor)
+    make = getattr(predictor, "row_scorer", None)
+    one = make() if make is not None else None
+    single, per_row = _warm(predictor, one)
     budget_s = inline_ms / 1000
     # The fixed part is what one row costs; further rows cost per_row each.
     inline = 0 if single > budget_s else 1 + int(min((budget_s - single) / max(per_row, 1e-9), 100_000))
-    return Version(package=digest, predictor=predictor, inline_rows=inline, single_us=single * 1e6)
+    return Version(package=digest, predictor=predictor, inline_rows=inline, single_us=single * 1e6, one=one)
 
 
-def _warm(predictor: Predictor, batch: int = 64) -> tuple[float, float]:
+def _warm(predictor: Predictor, one: Any, batch: int = 64) -> tuple[float, float]:
     """Seconds for one row, and for each further row, on neutral values. Raises if the model cannot predict."""
     neutral: dict[str, Any] = {"float64": 0.0, "int64": 0, "string": "", "bool": False}
     row = {c.name: neutral[c.type] for c in predictor.signature.inputs}
-    version = Version(package="", predictor=predictor, inline_rows=0, single_us=0.0)
+    version = Version(package="", predictor=predictor, inline_rows=0, single_us=0.0, one=one)
     timed = {}
     for rows, repeat in ((1, 5), (batch, 3)):
         columns = {name: [value] * rows for name, value in row.items()}

@@ -58,6 +58,8 @@ class JournalWriter:
         self._max_bytes = max_bytes
         self._sync_bytes = sync_bytes
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self._sync_fd = -1
         self._closed = False
         self._begin()
         _writers.add(self)
@@ -106,9 +108,28 @@ class JournalWriter:
         Raises as :meth:`append` does; after a failed fsync the kernel may have dropped the bytes, so a retry proves
         nothing: the segment is given up and the next append begins a new one.
         """
-        with self._lock:
-            if self._fd >= 0 and self._pid == os.getpid():
-                self._sync()
+        with self._syncing:
+            with self._lock:
+                if self._fd < 0 or self._pid != os.getpid():
+                    return
+                # A descriptor of its own: appends go on during the fsync, and may even close the segment.
+                path, owed, self._sync_fd = self._path, self._unsynced, os.dup(self._fd)
+            try:
+                failpoint("journal.sync")
+                os.fdatasync(self._sync_fd)
+            except OSError as error:
+                with self._lock:
+                    if self._fd >= 0 and self._path == path:
+                        os.close(self._fd)
+                        self._fd = -1
+                raise _failure(error, path) from error
+            else:
+                with self._lock:
+                    if self._path == path:
+                        self._unsynced = max(0, self._unsynced - owed)
+            finally:
+                fd, self._sync_fd = self._sync_fd, -1
+                os.close(fd)
 
     def rotate(self) -> None:
         """Close the current segment, so that readers may treat it as final; the next append begins a new one."""
@@ -202,6 +223,10 @@ def _after_fork() -> None:
     """Another thread of the parent may have held a writer's lock at the fork; in the child nobody would ever let go."""
     for writer in _writers:
         writer._lock = threading.Lock()  # noqa: SLF001 - same module
+        writer._syncing = threading.Lock()  # noqa: SLF001
+        if writer._sync_fd >= 0:  # noqa: SLF001
+            os.close(writer._sync_fd)  # noqa: SLF001 - it would keep the parent's segment "alive"
+            writer._sync_fd = -1  # noqa: SLF001
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -8,8 +8,11 @@ matrices with a Split in front of the same graph 11 µs (docs/rooms/models.md).
 from __future__ import annotations
 
 import os
+import struct
+import threading
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -51,6 +54,23 @@ class OnnxPredictor:
         if not len(first):
             return np.empty((0, self._classes) if self._task is Task.MULTICLASS else 0)
         return self._scores(self._session.run(self._outputs, feeds)[0], len(first))
+
+    def row_scorer(self) -> OneRow | None:
+        """A faster way for single rows, if all inputs are numbers and the graph takes bound buffers."""
+        if self._text or not self._numeric:
+            return None
+        classes = self._classes if self._task is not Task.REGRESSION else 0
+        rows = [[0.0] * len(self._numeric), [1.0] * len(self._numeric)]
+        try:
+            scorer = OneRow(self._session, self._outputs[0], inputs=len(self._numeric), classes=classes)
+            found = [scorer(row) for row in rows]
+        except Exception:  # noqa: BLE001 - the runtime raises its own kinds; the general way answers then
+            return None
+        for row, score in zip(rows, found, strict=True):
+            expected = self.predict({c.name: [v] for c, v in zip(self._numeric, row, strict=True)})[0]
+            if not np.array_equal(np.array(score, dtype=np.float64), expected, equal_nan=True):
+                return None
+        return scorer
 
     def _one_row(self, columns: Columns) -> dict[str, Any] | None:
         """Feeds for exactly one row of plain values, the hot path; None for everything else."""
@@ -133,6 +153,44 @@ class OnnxPredictor:
             raise InvalidInput(
                 f"the ONNX graph does not run: {str(error)[:300]}", place="model.onnx"
             ) from None
+
+
+class OneRow:
+    """Scores of single rows of numbers through buffers bound once: a third of the cost of :meth:`OnnxPredictor.predict`.
+
+    Called with the values in the order of the signature; answers one score (multiclass: a list of probabilities), or None
+    where the general way must answer: null, beyond float32, or busy with a row of another thread.
+    """
+
+    def __init__(self, session: Any, output: str, *, inputs: int, classes: int) -> None:
+        self._inputs = np.zeros((1, inputs), dtype=np.float32)
+        self._outputs = np.zeros((1, classes or 1), dtype=np.float32)
+        self._binding = session.io_binding()
+        self._binding.bind_input(NUMERIC, "cpu", 0, np.float32, self._inputs.shape, self._inputs.ctypes.data)
+        self._binding.bind_output(
+            output, "cpu", 0, np.float32, self._outputs.shape, self._outputs.ctypes.data
+        )
+        self._run = session.run_with_iobinding
+        self._pack = struct.Struct(f"{inputs}f").pack_into
+        self._into = memoryview(cast("Any", self._inputs)).cast("B")
+        self._out: Any = memoryview(cast("Any", self._outputs)).cast("B").cast("f")
+        self._wide = classes > 2
+        self._at = 1 if classes == 2 else 0
+        self._lock = threading.Lock()
+
+    def __call__(self, values: Sequence[Any]) -> float | list[float] | None:
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._pack(self._into, 0, *values)
+            self._run(self._binding)
+            score: float | list[float] = self._out.tolist() if self._wide else self._out[self._at]
+        except (struct.error, OverflowError):
+            return None
+        else:
+            return score
+        finally:
+            self._lock.release()
 
 
 _NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.int64, np.bool_})
