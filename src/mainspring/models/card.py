@@ -175,7 +175,8 @@ def _when(moment: Any) -> str:
 
 # --- texts
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>&~$-])")
+# Hyphens, dots and parentheses mean nothing inside a table cell without a bracket before them: left readable.
+_SPECIAL = re.compile(r"([\\`*_{}\[\]#!|<>&~$])")
 
 
 def _plain(text: str) -> str:

@@ -63,7 +63,8 @@ class Models:
         """Make the next version of ``model`` from a package's tree object; returns it.
 
         The package is verified first (every byte against its manifest, payload structure), signature, format, code and
-        environment are taken from it, and what is not given here too. Registering the same package for the same run again
+        environment are taken from it, and what is not given here too; code and environment that it does not name are those
+        that the run was captured with. Registering the same package for the same run again
         returns the version it already is. Raises NotFound, Corrupt, UnsafeFormat, InvalidInput.
         """
         check_name(model, what="model")
@@ -88,6 +89,7 @@ class Models:
             existing = rows.same_package(d.tx, self._base, model, package, draft.run)
             if existing is not None:
                 return d.done(existing)
+            draft.captured.update(rows.captured_of(d.tx, self._base, draft.run))
             version = draft.version(number, at=self._base.clock.now(), actor=_actor())
             rows.insert_version(d.tx, self._base, version)
             self._trace(d, version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ from mainspring.clock import to_us
 from mainspring.errors import Corrupt, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.records.base import from_json, to_json
+from mainspring.records.lineage import ref, split_ref
 from mainspring.records.models import AliasEvent, Approval, ModelVersion, Package
 from mainspring.storage.sql import Reader, Row, Writer
 
@@ -33,6 +34,8 @@ class Draft:
     profile: str | None
     metrics: dict[str, float]
     tags: dict[str, str]
+    captured: dict[str, str] = field(default_factory=dict)
+    """Code and environment that the run was captured with, where the manifest names none."""
 
     def version(self, number: int, *, at: datetime, actor: str) -> ModelVersion:
         return ModelVersion(
@@ -48,11 +51,23 @@ class Draft:
             holdout=self.holdout,
             label=self.label,
             profile=self.profile,
-            code=self.manifest.code,
-            environment=self.manifest.environment,
+            code=self.manifest.code or self.captured.get("code"),
+            environment=self.manifest.environment or self.captured.get("environment"),
             metrics=self.metrics,
             tags=self.tags,
         )
+
+
+def captured_of(tx: Reader, base: Foundation, run: str | None) -> dict[str, str]:
+    """Digests of the code and the environment that led to ``run``, as far as lineage knows."""
+    if run is None:
+        return {}
+    found = tx.all(
+        "SELECT source, kind FROM edges WHERE project = ? AND target = ? AND kind IN ('code', 'environment')",
+        base.project,
+        ref("run", run),
+    )
+    return {row["kind"]: split_ref(row["source"])[1] for row in found}
 
 
 def exists(tx: Reader, base: Foundation, model: str) -> bool:
