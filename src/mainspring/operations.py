@@ -23,7 +23,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -100,7 +100,6 @@ class Invocation:
     key: str | None = None
     """Idempotency key: a retry with the same key and arguments returns the first result."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    settled: bool = False
 
 
 _current: ContextVar[Invocation | None] = ContextVar("mainspring_invocation", default=None)
@@ -139,8 +138,13 @@ def operation(
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             outer = _current.get()
-            if outer is not None and outer.operation:  # called by another operation: part of its decision
-                return function(*args, **kwargs)
+            if outer is not None and outer.operation:
+                # Called by another operation, as a part of it: its result is not the answer to the caller's key.
+                inner = _current.set(replace(outer, key=None))
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    _current.reset(inner)
             actor, granted, key = (
                 (outer.actor, outer.role, outer.key) if outer else ("local", Role.ADMIN, None)
             )

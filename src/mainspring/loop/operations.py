@@ -297,6 +297,7 @@ class Loop:
 
     @operation(role=Role.VIEWER)
     def job(self, *, job: str) -> Job:
+        """One retraining job."""
         with self._base.store.read() as tx:
             return state.job(tx, self._base.project, job)
 
