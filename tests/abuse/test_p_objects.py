@@ -178,6 +178,7 @@ def test_p04_a_link_in_the_way(tmp_path: Path, where: str, use_openat2: bool) ->
         assert sorted(p for p in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.kernel
 def test_p04_openat2_is_really_used_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a").mkdir()
     used: list[str] = []

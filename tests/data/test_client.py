@@ -103,7 +103,7 @@ def test_a_missing_file_names_its_neighbours(data: DataClient, tmp_path: Path) -
         (42, "int"),
         ({"a": [10**400]}, "column 'a'"),
     ],
-    ids=lambda v: repr(v)[:30].replace("\n", " "),
+    ids=lambda v: type(v).__name__ if type(v) is object else repr(v)[:30].replace("\n", " "),
 )
 def test_a_bad_frame_is_explained_and_commits_nothing(data: DataClient, source: object, word: str) -> None:
     with pytest.raises(InvalidInput, match=word):

@@ -642,6 +642,7 @@ def test_o12_order_of_durability_twin(
     _orderly(events)
 
 
+@pytest.mark.kernel
 def test_o12_order_of_durability_by_strace(home: Path, tmp_path: Path) -> None:
     """What the kernel saw, before the reply is written. Seen red like its twin."""
     if shutil.which("strace") is None:

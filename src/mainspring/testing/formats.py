@@ -156,7 +156,10 @@ class FormatContract:
         self._refused(package, NotFound)
 
     def test_x03_bytes_of_another_format_under_a_true_digest_are_refused(self, package: Path) -> None:
-        """X03. Whoever rewrites the digests too still cannot pass other bytes off. Seen red with ``check_payload`` emptied."""
+        """X03. Whoever rewrites the digests too still cannot pass other bytes off.
+
+        Not seen red: with ``check_payload`` emptied the parsers behind it refuse, and their refusal is translated.
+        """
         payload = self.payload(package)
         for data in (b"\x80\x04K\x01.", b"{}", b"PK\x05\x06" + b"\0" * 18, payload.read_bytes()[:100]):
             payload.write_bytes(data)
@@ -164,7 +167,7 @@ class FormatContract:
             self._refused(package, UnsafeFormat, verify=False)
 
     def test_x02_the_manifest_cannot_ask_for_more(self, package: Path) -> None:
-        """X02. Fields that the record does not have are refused by name. Seen red with unknown fields forgiven."""
+        """X02. Fields that the record does not have are refused by name. Seen red with unknown fields dropped."""
         path = package / formats.MANIFEST
         manifest = json.loads(path.read_bytes())
         for field in ("trust", "trusted", "code_path", "requirements"):
