@@ -431,7 +431,7 @@ def write_bundle(target: Path) -> None:
     """Write the bundle to ``target``, whole or not at all. Loads ``vl_convert``: for short-lived processes only."""
     import vl_convert
 
-    text: str = vl_convert.javascript_bundle(None)
+    text: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(target)

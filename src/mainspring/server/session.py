@@ -13,6 +13,9 @@ from mainspring.server.gate import COOKIE, Access
 
 MAX_FORM = 64 * 1024
 
+PAGE_HEADERS = {"cache-control": "no-store", "referrer-policy": "same-origin"}
+"""Under the gate's ``no-referrer`` a browser sends our own forms with ``Origin: null``, which the gate rightly refuses."""
+
 
 async def form_of(request: Request) -> dict[str, str]:
     """The fields of a small urlencoded form; the last value of a field counts."""
@@ -64,4 +67,4 @@ def session_routes(access: Access) -> list[BaseRoute]:
 
 
 def _page(text: str, status: int) -> Response:
-    return Response(text, status_code=status, media_type="text/html", headers={"cache-control": "no-store"})
+    return Response(text, status_code=status, media_type="text/html", headers=PAGE_HEADERS)

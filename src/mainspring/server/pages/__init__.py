@@ -9,14 +9,23 @@ from starlette.types import Scope
 
 from mainspring.server import charts
 from mainspring.server.gate import Access
-from mainspring.server.pages import overview
+from mainspring.server.pages import data, deployments, lineage, models, overview, pipelines, runs, timeline
 from mainspring.server.pages.rendering import Action, Pages, View
 from mainspring.server.pages.text import environment
 from mainspring.server.session import session_routes
 from mainspring.workspace import Workspace
 
-VIEWS: list[View] = [overview.VIEW]
-ACTIONS: list[Action] = []
+VIEWS: list[View] = [
+    overview.VIEW,
+    *models.VIEWS,
+    *deployments.VIEWS,
+    *runs.VIEWS,
+    *pipelines.VIEWS,
+    *data.VIEWS,
+    timeline.VIEW,
+    lineage.VIEW,
+]
+ACTIONS: list[Action] = [*models.ACTIONS, *deployments.ACTIONS, *pipelines.ACTIONS]
 
 
 def page_routes(workspace: Workspace, access: Access) -> list[BaseRoute]:

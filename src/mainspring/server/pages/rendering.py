@@ -20,7 +20,7 @@ from mainspring.operations import Policy, acting
 from mainspring.records.base import Record, to_json
 from mainspring.server import charts
 from mainspring.server.gate import Principal
-from mainspring.server.session import form_of
+from mainspring.server.session import PAGE_HEADERS, form_of
 from mainspring.workspace import Workspace
 
 log = logging.getLogger("mainspring.server")
@@ -74,6 +74,8 @@ class View:
     gather: Callable[[Workspace, Ask], Record]
     charts: Callable[[Any], dict[str, charts.Chart]] | None = None
     command: Callable[[Any], str] | None = None
+    extras: Callable[[Any], dict[str, Any]] | None = None
+    """What the template draws from the record beside charts: a layout, never another query."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class Pages:
                 "charts": drawn,
                 "command": view.command(record) if view.command else "",
             }
+            | (view.extras(record) if view.extras else {})
         )
         return Response(text, media_type="text/html", headers=_HEADERS)
 
@@ -195,7 +198,7 @@ class Pages:
         return Response(text, status_code=error.status, media_type="text/html", headers=_HEADERS)
 
 
-_HEADERS = {"cache-control": "no-store", "vary": "Accept"}
+_HEADERS = PAGE_HEADERS | {"vary": "Accept"}
 
 
 def wants_json(request: Request) -> bool:

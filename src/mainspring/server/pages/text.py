@@ -93,7 +93,7 @@ def abbreviate(ident: str) -> str:
 
 
 def address(reference: str) -> str:
-    """The page of a thing, by its reference; things without a page of their own show in lineage."""
+    """The page of a thing, by its reference; others show in lineage, or as what happened to them."""
     kind, ident = split_ref(reference)
     if kind == "model_version" and "@" in ident:
         model, _, version = ident.rpartition("@")
@@ -111,7 +111,8 @@ def address(reference: str) -> str:
         return f"/predictions/{quote(ident, safe='/')}"
     if kind == "dataset_version":
         return f"/versions/{quote(ident, safe='')}"
-    return f"/lineage?ref={quote(reference, safe=':')}"
+    room = "timeline?subject" if kind in {"job", "alert", "feedback", "experiment"} else "lineage?ref"
+    return f"/{room}={quote(reference, safe=':')}"
 
 
 def thing(reference: str) -> Markup:
@@ -194,6 +195,11 @@ def cell(value: Any) -> Markup | str:
     return figure(value) if isinstance(value, (int, float)) else str(value)
 
 
+def moment(value: float | None) -> Markup | str:
+    """Seconds since the epoch as a date."""
+    return NONE if value is None else f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}"
+
+
 def compact(value: Any) -> str:
     """Any recorded value as one short text."""
     if isinstance(value, float):
@@ -226,6 +232,7 @@ def environment() -> Environment:
         "address": address,
         "copy": copy,
         "cell": cell,
+        "moment": moment,
         "compact": compact,
         "abbreviate": abbreviate,
         "exact": exact,

@@ -1,0 +1,162 @@
+"""Runs: which of my experiments is best, and what made it so?"""
+
+from __future__ import annotations
+
+from mainspring.errors import InvalidInput, NotFound
+from mainspring.records.base import Record
+from mainspring.records.monitoring import PredictionRecord
+from mainspring.records.pipelines import PipelineRun
+from mainspring.records.tracking import Artifact, Experiment, HistoryPage, Run
+from mainspring.server.charts import Chart, by_step
+from mainspring.server.pages.describe import Told, tell
+from mainspring.server.pages.rendering import Ask, View
+from mainspring.workspace import Workspace
+
+
+class RunsPage(Record, frozen=True):
+    """Runs with the metrics shown as columns. ``next`` goes on as ``after``."""
+
+    items: list[Run]
+    next: str | None
+    experiments: list[Experiment]
+    metrics: list[str]
+    filter: str | None
+    experiment: str | None
+    order: str | None
+
+
+class RunPage(Record, frozen=True):
+    run: Run
+    histories: list[HistoryPage]
+    """Of metrics with more than one point, thinned to about 200 points each."""
+    artifacts: list[Artifact]
+    children: list[Run]
+    pipeline: PipelineRun | None
+    events: list[Told]
+
+
+class Comparison(Record, frozen=True):
+    """Params and metrics that differ first."""
+
+    runs: list[Run]
+    params: list[str]
+    metrics: list[str]
+    differing: list[str]
+
+
+class PredictionPage(Record, frozen=True):
+    prediction: PredictionRecord
+
+
+def listing(workspace: Workspace, ask: Ask) -> RunsPage:
+    ops = workspace.tracking.operations
+    filter_, experiment, order = ask.text("filter"), ask.text("experiment"), ask.text("order")
+    found = ops.search(
+        filter=filter_ or "",
+        experiments=[experiment] if experiment else [],
+        order_by=[order] if order else [],
+        after=ask.text("after"),
+        limit=ask.integer("limit", 50, low=1, high=200),
+    )
+    chosen = ask.lists.get("metric") or []
+    metrics = [m for m in chosen if m] or [*dict.fromkeys(k for r in found.items for k in r.metrics)][:4]
+    return RunsPage(
+        items=found.items,
+        next=found.next,
+        experiments=ops.experiments(),
+        metrics=metrics[:8],
+        filter=filter_,
+        experiment=experiment,
+        order=order,
+    )
+
+
+def gather(workspace: Workspace, ask: Ask) -> RunPage:
+    ops, ident = workspace.tracking.operations, ask.path["run"]
+    run = ops.run(run=ident)
+    histories = [ops.metric_history(run=ident, key=key, thin_to=200) for key in list(run.metrics)[:12]]
+    try:
+        pipeline: PipelineRun | None = workspace.pipelines.run(id=ident)
+    except NotFound:
+        pipeline = None
+    return RunPage(
+        run=run,
+        histories=[h for h in histories if h.total > 1],
+        artifacts=ops.artifacts(run=ident, limit=200).items,
+        children=ops.search(filter=f"parent = '{ident}'", limit=50).items if _searchable(ident) else [],
+        pipeline=pipeline,
+        events=[tell(e) for e in workspace.lineage.events(subject=f"run:{ident}", limit=20).items],
+    )
+
+
+def _searchable(ident: str) -> bool:
+    return all(c in "0123456789abcdef-" for c in ident)
+
+
+def charts_of(page: RunPage) -> dict[str, Chart]:
+    return {
+        f"metric-{i}": by_step(
+            h.key,
+            {h.key: [(m.step, m.value) for m in h.items if m.value is not None]},
+            axis=h.key,
+            note=f"{h.total:,} points",
+        )
+        for i, h in enumerate(page.histories)
+    }
+
+
+def compare(workspace: Workspace, ask: Ask) -> Comparison:
+    idents = list(dict.fromkeys(i for i in ask.lists.get("run", []) if i))
+    if not 2 <= len(idents) <= 10:
+        raise InvalidInput(
+            "compare 2 to 10 runs", value=len(idents), next_step="Tick runs in the list, then press Compare."
+        )
+    runs = [workspace.tracking.operations.run(run=i) for i in idents]
+    params = [*dict.fromkeys(k for r in runs for k in r.params)]
+    metrics = [*dict.fromkeys(k for r in runs for k in r.metrics)]
+    differing = [k for k in params if len({r.params.get(k) for r in runs}) > 1]
+    differing += [
+        k for k in metrics if len({r.metrics[k].number if k in r.metrics else None for r in runs}) > 1
+    ]
+    return Comparison(
+        runs=runs,
+        params=sorted(params, key=lambda k: k not in differing),
+        metrics=sorted(metrics, key=lambda k: k not in differing),
+        differing=differing,
+    )
+
+
+def prediction(workspace: Workspace, ask: Ask) -> PredictionPage:
+    return PredictionPage(prediction=workspace.monitoring.prediction(id=ask.path["prediction"]))
+
+
+def command(page: RunsPage) -> str:
+    quoted = page.filter and "'" not in page.filter
+    return "mainspring runs list" + (f" --filter '{page.filter}'" if quoted else "")
+
+
+VIEWS = [
+    View("/runs", "runs.html", lambda _p: "Runs", listing, command=command),
+    View(
+        "/runs/compare",
+        "compare.html",
+        lambda _p: "Compare runs",
+        compare,
+        command=lambda p: "mainspring runs compare " + " ".join(r.id for r in p.runs),
+    ),
+    View(
+        "/runs/{run}",
+        "run.html",
+        lambda p: p.run.name or "Run",
+        gather,
+        charts_of,
+        lambda p: f"mainspring runs show {p.run.id}",
+    ),
+    View(
+        "/predictions/{prediction:path}",
+        "prediction.html",
+        lambda _p: "Prediction",
+        prediction,
+        command=lambda p: f"mainspring explain-origin prediction:{p.prediction.id}",
+    ),
+]
