@@ -25,6 +25,7 @@ log = logging.getLogger("mainspring.server")
 BUNDLE = Path(__file__).parent / "static" / "vega-embed.js"
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _HEIGHT = 200
+_FONT = "system-ui, sans-serif"  # a real one: Vega measures text with it before it places labels
 
 Spec = dict[str, Any]
 
@@ -38,6 +39,8 @@ class Chart:
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     note: str = ""
+    marks: Sequence[tuple[str, str]] = ()
+    """What the marks on the time axis mean: tone and word, each once."""
 
     @property
     def numbers(self) -> list[int]:
@@ -80,10 +83,10 @@ _NAMES = {"now": "champion", "other": "canary", "shadow": "shadow"}
 def theme() -> Spec:
     """The one look of all charts."""
     text = {"labelColor": "var(--quiet)", "titleColor": "var(--quiet)", "titleFontWeight": "normal"}
-    sizes = {"labelFontSize": 12, "titleFontSize": 12, "labelFont": "inherit", "titleFont": "inherit"}
+    sizes = {"labelFontSize": 12, "titleFontSize": 12, "labelFont": _FONT, "titleFont": _FONT}
     return {
         "background": None,
-        "font": "inherit",
+        "font": _FONT,
         "view": {"stroke": None},
         "axis": text
         | sizes
@@ -161,6 +164,10 @@ def _marks(marks: Sequence[Mark]) -> list[Spec]:
     ]
 
 
+def _legend(marks: Sequence[Mark]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((m.tone, m.what.partition(":")[0]) for m in marks))[:6]
+
+
 def _tip_time(name: str = "at", title: str = "time") -> Spec:
     return {"field": name, "type": "temporal", "timeUnit": "utcyearmonthdatehoursminutes", "title": title}
 
@@ -235,7 +242,8 @@ def over_time(
         },
     ]
     rows: list[list[Any]] = [[p.at, p.label, p.value, p.low, p.high, p.n] for p in reversed(known)]
-    return Chart(title, _spec(layers), ["time", "version", "value", "low", "high", "rows"], rows, note)
+    columns = ["time", "version", "value", "low", "high", "rows"]
+    return Chart(title, _spec(layers), columns, rows, note, _legend(marks))
 
 
 def then_and_now(

@@ -68,6 +68,8 @@ def tell(event: Event) -> Told:
 
 def _detail(event: Event) -> str:
     data = event.data
+    if event.kind == "model.alias_set":
+        return f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
     for name in ("reason", "detail", "error", "message", "purpose"):
         if data.get(name):
             return str(data[name])

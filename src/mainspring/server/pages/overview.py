@@ -92,7 +92,7 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
     aliases = workspace.models.ops.aliases(model=champion.model)
     alias = next((a for a in aliases if a.alias == "champion" and a.version == champion.version), None)
     history = workspace.deploy.history(name=name, limit=1)
-    windows = workspace.monitoring.windows(deployment=name, limit=3)
+    windows = workspace.monitoring.windows(deployment=name, limit=14)
     window = next((w for w in windows if w.requests), windows[0] if windows else None)
     alerts = workspace.monitoring.alerts(deployment=name, state="open")
     metric = metric_of(workspace.monitoring.policy(deployment=name), deployment.signature.task)
@@ -107,7 +107,7 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
         since=alias.at if alias else (history[0].at if history else None),
         requests=window.requests if window else 0,
         window=window,
-        health=health_of(alerts, window),
+        health=health_of(alerts, window, windows),
         metric=metric,
         recent=[p for p in points if not p.scorer.startswith("shadow:")][-30:],
         last=last,
@@ -121,11 +121,21 @@ def metric_of(policy: MonitorPolicy, task: Task) -> str:
     return policy.metric or {Task.REGRESSION: "rmse"}.get(task, "log_loss")
 
 
-def health_of(alerts: list[Alert], window: Window | None) -> list[Health]:
-    """Data, drift and quality of predictions: open alerts first, else what the newest window said."""
+def health_of(alerts: list[Alert], window: Window | None, windows: list[Window]) -> list[Health]:
+    """Data, drift and quality of predictions: open alerts first, else the newest window that says.
+
+    Quality may be of an earlier window than drift: labels come late.
+    """
     report = window.report if window else None
     drift = report.drift.verdict if report and report.drift else None
-    decay = report.decay.verdict if report and report.decay else None
+    decay = next(
+        (
+            w.report.decay.verdict
+            for w in windows
+            if w.report and w.report.decay and w.report.decay.value is not None
+        ),
+        None,
+    )
     rows: list[tuple[str, str, Verdict | None]] = [
         ("data", "quality", Verdict.OK if window and window.state == "closed" else None),
         ("drift", "drift", drift),

@@ -77,7 +77,7 @@ def relative(moment: datetime, now: datetime) -> str:
     """How long ago, or how far ahead; a date beyond two months."""
     gap = (now - moment).total_seconds()
     if abs(gap) < 1:
-        return "now"
+        return "just now"
     if abs(gap) > 60 * 86400:
         return f"{moment.astimezone(UTC):%Y-%m-%d}"
     return f"{lasting(gap)} ago" if gap > 0 else f"in {lasting(-gap)}"
@@ -135,7 +135,7 @@ def ident(value: str | None) -> Markup:
 def copy(value: str) -> Markup:
     """A button that copies ``value``; scripts show it."""
     return Markup(
-        '<button type="button" class="copy" data-copy="{}" aria-label="Copy" title="Copy" hidden>⧉</button>'
+        '<button type="button" class="copy" data-copy="{}" aria-label="Copy" title="Copy" hidden>copy</button>'
     ).format(value)
 
 

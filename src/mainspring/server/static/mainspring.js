@@ -34,8 +34,8 @@
     const button = event.target.closest("button.copy");
     if (!button) return;
     await navigator.clipboard.writeText(button.dataset.copy);
-    button.textContent = "✓";
-    setTimeout(() => { button.textContent = "⧉"; }, 1200);
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 1200);
   });
 
   document.addEventListener("change", (event) => {
