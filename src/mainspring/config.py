@@ -1,7 +1,7 @@
 """Configuration: `mainspring.toml` (policy) and settings, in one order: argument, environment, file, default.
 
 This is the one module that reads the environment. Policy is one file, reviewed like code; secrets never stand in it,
-only references (``{ env = "NAME" }`` or ``{ file = "path" }``).
+only references (``{ env = "NAME" }``).
 """
 
 from __future__ import annotations
@@ -31,11 +31,36 @@ class ProjectSection(Record, frozen=True):
     name: str = "default"
 
 
+class Secret(Record, frozen=True):
+    """A reference to a secret: the name of the environment variable that holds it."""
+
+    env: str
+
+
+class S3Section(Record, frozen=True):
+    """``[storage.s3]``: how to reach the object store, when ``objects`` is ``s3://...``.
+
+    Where no key is named, the usual ``AWS_*`` variables and the machine's role count.
+    """
+
+    endpoint: str | None = None
+    """``https://host:port`` of a store other than AWS."""
+    region: str | None = None
+    path_style: bool = True
+    """``https://host/bucket/key``; false: ``https://bucket.host/key``."""
+    allow_http: bool = False
+    """Objects and signatures may travel unencrypted. Only for a store on this machine or a closed network."""
+    access_key_id: Secret | None = None
+    secret_access_key: Secret | None = None
+    session_token: Secret | None = None
+
+
 class StorageSection(Record, frozen=True):
     """``[storage]``: ``database`` is ``sqlite`` or ``postgresql://...``; ``objects`` is ``local`` or ``s3://bucket/prefix``."""
 
     database: str = "sqlite"
     objects: str = "local"
+    s3: S3Section = S3Section()
     clock: str = "system"
     """``system``, or ``manual``: policy time moves only when told to (simulations, replays)."""
 
@@ -99,11 +124,7 @@ def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
     config = parse(file.read_bytes(), place=str(file)) if file.exists() else Config()
     if file.exists():
         origins["config"] = "file"
-    database, objects = os.environ.get("MAINSPRING_DATABASE"), os.environ.get("MAINSPRING_OBJECTS")
-    if database or objects:
-        changes = {k: v for k, v in (("database", database), ("objects", objects)) if v}
-        origins |= {f"storage.{k}": "environment" for k in changes}
-        config = msgspec.structs.replace(config, storage=msgspec.structs.replace(config.storage, **changes))
+    config = msgspec.structs.replace(config, storage=_storage(config.storage, origins))
     home = os.environ.get("MAINSPRING_HOME")
     if home:
         origins["home"] = "environment"
@@ -119,6 +140,36 @@ def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
         url=url,
         token=os.environ.get("MAINSPRING_TOKEN"),
     )
+
+
+def object_options(settings: Settings) -> dict[str, str]:
+    """How to reach the object store: what ``open_objects`` takes as ``options``, with secrets resolved.
+
+    Raises :class:`ConfigError` for a secret that is not in the environment, and for ``http://`` that nobody allowed.
+    """
+    if not settings.config.storage.objects.startswith("s3://"):
+        return {}
+    s3 = settings.config.storage.s3
+    if s3.endpoint is not None and not s3.endpoint.startswith("https://"):
+        if not s3.endpoint.startswith("http://"):
+            raise ConfigError("not an endpoint", value=s3.endpoint, place="[storage.s3] endpoint")
+        if not s3.allow_http:
+            raise ConfigError(
+                "objects would travel unencrypted",
+                value=s3.endpoint,
+                place="[storage.s3] endpoint",
+                next_step="Use https://, or say allow_http = true (MAINSPRING_S3_ALLOW_HTTP=true).",
+            )
+    options = {
+        "path_style": "true" if s3.path_style else "false",
+        "allow_http": "true" if s3.allow_http else "false",
+    }
+    options |= {k: v for k, v in (("endpoint", s3.endpoint), ("region", s3.region)) if v is not None}
+    for name in _SECRETS:
+        reference: Secret | None = getattr(s3, name)
+        if reference is not None:
+            options[name] = _resolved(reference, place=f"[storage.s3] {name}")
+    return options
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
@@ -140,6 +191,7 @@ def parse(text: bytes, *, place: str = FILE) -> Config:
             next_step="Complete or correct that line; nothing was started.",
         ) from None
     _split_monitor(raw, place)
+    _check_secrets(raw, place)
     _check_keys(raw, Config, "", place)
     try:
         config = msgspec.convert(raw, Config)
@@ -169,6 +221,74 @@ def _root(root: Path | str | None, origins: dict[str, str]) -> Path:
         return Path(given).absolute()
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / FILE).exists()), here)
+
+
+def _storage(storage: StorageSection, origins: dict[str, str]) -> StorageSection:
+    """The section with what the environment says over it."""
+    changes: dict[str, Any] = {}
+    for name in ("database", "objects"):
+        if value := os.environ.get(f"MAINSPRING_{name.upper()}"):
+            changes[name], origins[f"storage.{name}"] = value, "environment"
+    s3: dict[str, Any] = {}
+    for name in ("endpoint", "region"):
+        if value := os.environ.get(f"MAINSPRING_S3_{name.upper()}"):
+            s3[name], origins[f"storage.s3.{name}"] = value, "environment"
+    for name in ("path_style", "allow_http"):
+        variable = f"MAINSPRING_S3_{name.upper()}"
+        if value := os.environ.get(variable):
+            if value not in {"true", "false"}:
+                raise ConfigError("say true or false", value=value, place=variable)
+            s3[name], origins[f"storage.s3.{name}"] = value == "true", "environment"
+    if s3:
+        changes["s3"] = msgspec.structs.replace(storage.s3, **s3)
+    return msgspec.structs.replace(storage, **changes) if changes else storage
+
+
+def _resolved(reference: Secret, *, place: str) -> str:
+    value = os.environ.get(reference.env)
+    if not value:
+        raise ConfigError(
+            "the environment variable is not set",
+            value=reference.env,
+            place=place,
+            next_step="Set it where this process starts.",
+        )
+    return value
+
+
+_SECRETS = ("access_key_id", "secret_access_key", "session_token")
+
+
+def _check_secrets(raw: dict[str, Any], place: str) -> None:
+    """The file goes into version control, so it holds no secret. The message does not repeat it."""
+    storage = raw.get("storage")
+    if not isinstance(storage, dict):
+        return
+    s3 = storage.get("s3")
+    for name in _SECRETS:
+        if isinstance(s3, dict) and isinstance(s3.get(name), str):
+            raise ConfigError(
+                "a secret stands in the file",
+                place=f"{place}, [storage.s3] {name}",
+                next_step=f'Write {name} = {{ env = "NAME" }} and set that variable; make a new key, this one is known.',
+            )
+    database = storage.get("database")
+    if isinstance(database, str) and _has_password(database):
+        raise ConfigError(
+            "a password stands in the file",
+            place=f"{place}, [storage] database",
+            next_step="Leave it out and set PGPASSWORD (or PGPASSFILE), or set MAINSPRING_DATABASE; change the password.",
+        )
+
+
+def _has_password(url: str) -> bool:
+    from urllib.parse import parse_qsl, urlsplit
+
+    try:
+        parts = urlsplit(url)
+        return parts.password is not None or any(k == "password" for k, _ in parse_qsl(parts.query))
+    except ValueError:  # not a URL at all: whoever opens it says so
+        return "@" in url
 
 
 def _split_monitor(raw: dict[str, Any], place: str) -> None:

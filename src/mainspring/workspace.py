@@ -77,7 +77,12 @@ class Workspace(Namespaces):
             project=self.project,
             home=settings.home,
             store=store,
-            objects=open_objects(settings.config.storage.objects, home=settings.home, leases=leases),
+            objects=open_objects(
+                settings.config.storage.objects,
+                home=settings.home,
+                leases=leases,
+                options=configuration.object_options(settings),
+            ),
             ledger=Ledger(store, project=self.project, clock=clock),
             leases=leases,
             clock=clock,

@@ -27,6 +27,7 @@ def s3_options() -> Iterator[dict[str, str]]:
     options = {
         "endpoint": f"http://{host}:{port}",
         "region": "us-east-1",
+        "allow_http": "true",
         "access_key_id": "test",
         "secret_access_key": "test",
     }

@@ -30,7 +30,7 @@ def open_objects(
     """Open the store ``local`` (``home/objects``) or ``s3://bucket/prefix``, making it when it is new.
 
     Without ``leases`` the store is known to this machine only: writers and gc exclude each other by a file lock, and
-    gc keeps only the roots it is given. ``options`` are obstore's S3 settings.
+    gc keeps only the roots it is given. ``options`` are those of :class:`S3Bytes`.
     """
     store: ByteStore
     if url == "local":

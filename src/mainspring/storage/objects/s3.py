@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class S3Bytes:
-    """``s3://bucket/prefix``. ``options`` are obstore's S3 settings (``endpoint``, ``region``, keys ...)."""
+    """``s3://bucket/prefix``. ``options`` are obstore's S3 settings (``endpoint``, ``region``, keys ...), and two of ours:
+    ``allow_http`` and ``path_style``, ``true`` or ``false``. Without ``allow_http`` an endpoint must be ``https://``.
+    """
 
     name = "s3"
 
@@ -26,7 +28,15 @@ class S3Bytes:
         if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
             raise ConfigError("not an object store", value=url, next_step="Write s3://bucket/prefix.")
         settings: dict[str, Any] = dict(options or {})
-        plain = str(settings.get("endpoint", "")).startswith("http://")
+        plain = settings.pop("allow_http", "false") == "true"
+        if not plain and str(settings.get("endpoint", "")).startswith("http://"):
+            raise ConfigError(
+                "objects would travel unencrypted",
+                value=settings["endpoint"],
+                place=url,
+                next_step="Use https://, or allow http.",
+            )
+        settings["virtual_hosted_style_request"] = settings.pop("path_style", "true") != "true"
         self._place = f"s3://{parts.netloc}{parts.path}"
         self._store: S3Store = S3Store(
             parts.netloc,

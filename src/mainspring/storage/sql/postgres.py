@@ -99,9 +99,8 @@ class PostgresEngine:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[Session]:
-        connection = self._connection()
+        connection = self._begun(begin)
         with self._translated():
-            connection.execute(begin)
             try:
                 yield _Session(connection)
                 connection.execute("COMMIT")
@@ -109,6 +108,27 @@ class PostgresEngine:
                 with contextlib.suppress(self._psycopg.Error):
                     connection.execute("ROLLBACK")
                 raise
+
+    def _begun(self, begin: str) -> psycopg.Connection[Any]:
+        """This thread's connection with a transaction open. One that the server dropped meanwhile is replaced: nothing was
+        sent over it yet, so nothing can happen twice (SAFETY T17)."""
+        with self._translated():
+            connection = self._connection()
+            try:
+                connection.execute(begin)
+            except (self._psycopg.OperationalError, self._psycopg.InterfaceError):
+                if not connection.closed:
+                    raise
+                self._forget(connection)
+                connection = self._connection()
+                connection.execute(begin)
+            return connection
+
+    def _forget(self, connection: psycopg.Connection[Any]) -> None:
+        connection.close()
+        self._local.connection = None
+        with self._guard, contextlib.suppress(ValueError):
+            self._all.remove(connection)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -138,7 +158,36 @@ class PostgresEngine:
         if connection is None or connection.closed:
             with self._translated():
                 connection = self._psycopg.connect(self._url, autocommit=True)
+            _agree_with_sqlite(connection)
             with self._guard:
                 self._all.append(connection)
             self._local.connection = connection
         return connection
+
+
+def _agree_with_sqlite(connection: psycopg.Connection[Any]) -> None:
+    """The same Python values as from SQLite: truth values are 0 and 1, and a sum of integers is an integer.
+
+    PostgreSQL answers ``sum(BIGINT)`` with a ``numeric``, which psycopg would give as a Decimal.
+    """
+    from psycopg.adapt import Dumper, Loader
+    from psycopg.types.numeric import Int8Dumper
+
+    class Number(Loader):
+        def load(self, data: Any) -> int | float:
+            text = bytes(data)
+            return int(text) if text.lstrip(b"-").isdigit() else float(text)
+
+    class Truth(Loader):
+        def load(self, data: Any) -> int:
+            return int(bytes(data) == b"t")
+
+    class Bit(Dumper):
+        oid = Int8Dumper.oid
+
+        def dump(self, obj: Any) -> bytes:
+            return b"1" if obj else b"0"
+
+    connection.adapters.register_loader("numeric", Number)
+    connection.adapters.register_loader("bool", Truth)
+    connection.adapters.register_dumper(bool, Bit)

@@ -7,6 +7,7 @@ the old version. A database newer than this program is refused, untouched.
 from __future__ import annotations
 
 import contextlib
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -66,6 +67,8 @@ def _statements(script: str, engine: str) -> list[str]:
     text = "\n".join(line.split("--", 1)[0] for line in script.splitlines())
     if engine == "sqlite":
         text = text.replace("BYTEA", "BLOB")
+    else:  # order by bytes, as SQLite and Python do, whatever language the server speaks
+        text = re.sub(r"\bTEXT\b", 'TEXT COLLATE "C"', text)
     return [s.strip() for s in text.split(";") if s.strip()]
 
 
