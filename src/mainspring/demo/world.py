@@ -53,13 +53,18 @@ class Faults:
 
 
 FAULTS = Faults(
-    flipped=(date(YEAR, 4, 16), date(YEAR, 5, 2)),
-    corrected=date(YEAR, 6, 2),
-    celsius=(date(YEAR, 9, 20), date(YEAR, 10, 15)),
+    flipped=(date(YEAR, 3, 28), date(YEAR, 4, 14)),
+    corrected=date(YEAR, 5, 16),
 )
 """The year's mistakes (docs/demo.md says why there)."""
 
-OPERATOR: list[tuple[date, dict[str, Any], str]] = []
+OPERATOR: list[tuple[date, dict[str, Any], str]] = [
+    (
+        date(YEAR, 8, 10),
+        {"temp_unit": "C", "family": "curves"},
+        "smooth curves in degrees Celsius (nobody told the serving side, which sends Fahrenheit)",
+    )
+]
 """Retrainings that somebody asks for by hand: when, with which params, and why."""
 
 

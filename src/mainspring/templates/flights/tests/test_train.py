@@ -88,7 +88,7 @@ def test_the_holdout_is_the_newest_and_never_trained_on(train: ModuleType) -> No
     assert not set(parts.train["flight_id"].to_pylist()) & set(parts.holdout["flight_id"].to_pylist())
 
 
-@pytest.mark.parametrize("family", ["logistic", "forest", "boosting"])
+@pytest.mark.parametrize("family", ["logistic", "curves", "forest", "boosting"])
 def test_every_family_fits_and_answers_probabilities(train: ModuleType, family: str) -> None:
     rows = train.clean(_flights(30))
     model = train.fitted(
