@@ -14,7 +14,7 @@ from mainspring.monitoring.evaluate import Evaluation
 from mainspring.monitoring.ingest import ingest
 from mainspring.monitoring.references import References, Versions
 from mainspring.operations import Role, operation
-from mainspring.records.base import from_json
+from mainspring.records.base import check_name, from_json
 from mainspring.records.lineage import Edge
 from mainspring.records.monitoring import (
     Alert,
@@ -229,7 +229,7 @@ class Monitoring:
     @operation(role=Role.VIEWER)
     def blast_radius(self, *, model: str, version: int) -> BlastRadius:
         """How many predictions a model version made, and a sample of them."""
-        return facts.blast_radius(self._base, model, version)
+        return facts.blast_radius(self._base, check_name(model, what="model"), version)
 
     @operation(role=Role.VIEWER)
     def deployments(self) -> list[str]:

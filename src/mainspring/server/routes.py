@@ -8,12 +8,15 @@ the query and the bytes as body. An ``Idempotency-Key`` makes a retried POST ret
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import queue
-import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +24,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from mainspring.errors import (
+    DeadlineExceeded,
     InvalidInput,
+    KeyTaken,
     MainspringError,
     NotFound,
     PermissionDenied,
@@ -29,6 +34,7 @@ from mainspring.errors import (
     UnsupportedMedia,
     near,
 )
+from mainspring.lineage import Ledger
 from mainspring.operations import Download, Kind, Operation, acting, operations_of
 from mainspring.records.base import to_json
 from mainspring.server.codec import decode_object
@@ -40,16 +46,50 @@ log = logging.getLogger("mainspring.server")
 Room = object
 RoomFinder = Callable[[str, str], Room | None]
 """``(project, room name)`` to the room object, or None."""
-Replay = Callable[..., bytes | None]
+UPLOADS = 16
+"""Uploads that are stored at once; each holds a thread as long as its client sends."""
+IDLE_S = 60.0
+"""How long an upload may stand still."""
+
+
+class Keys:
+    """Calls with one idempotency key go one after another, so that a retry meets the answer and not the work."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def hold(self, key: str | None) -> AsyncIterator[None]:
+        if key is None:
+            yield
+            return
+        lock, waiting = self._held.get(key, (asyncio.Lock(), 0))
+        self._held[key] = (lock, waiting + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            _, waiting = self._held.pop(key)
+            if waiting > 1:
+                self._held[key] = (lock, waiting - 1)
 
 
 class OperationRoute:
     """One operation behind HTTP."""
 
-    def __init__(self, operation: Operation, find: RoomFinder, replay: Replay) -> None:
+    def __init__(
+        self,
+        operation: Operation,
+        find: RoomFinder,
+        ledger: Ledger,
+        keys: Keys,
+        uploads: anyio.CapacityLimiter,
+    ) -> None:
         self.operation = operation
         self._find = find
-        self._replay = replay
+        self._ledger = ledger
+        self._keys = keys
+        self._uploads = uploads
 
     async def __call__(self, request: Request) -> Response:
         try:
@@ -75,6 +115,11 @@ class OperationRoute:
         room = self._find(request.path_params["project"], operation.room)
         if room is None:
             raise NotFound("no such project", value=request.path_params["project"])
+        twice = next(
+            (n for n, v in request.query_params.items() if request.query_params.getlist(n) != [v]), None
+        )
+        if twice is not None:
+            raise InvalidInput("a query parameter stands twice", value=twice)
         if operation.policy.kind is Kind.UPLOAD:
             return await self._upload(request, room, principal)
         if operation.policy.changes:
@@ -82,24 +127,37 @@ class OperationRoute:
                 operation, decode_object(await _json_body(request, operation.policy.max_body))
             )
         else:
-            arguments = query_arguments(operation, request.query_params)
+            arguments = query_arguments(operation, _query_of(request))
         key = _idempotency_key(request) if operation.policy.changes else None
-        result = await anyio.to_thread.run_sync(
-            self._call, room, principal, arguments, key, abandon_on_cancel=False
-        )
-        return result
+        async with self._keys.hold(key):
+            return await anyio.to_thread.run_sync(
+                self._call, room, principal, arguments, key, abandon_on_cancel=False
+            )
 
     def _call(self, room: Room, principal: Principal, arguments: dict[str, Any], key: str | None) -> Response:
-        operation = self.operation
-        if key is not None:
-            stored = self._replay(room, key=key, operation=operation.id, arguments=arguments)
-            if stored is not None:
-                return Response(stored, media_type="application/json", headers={"idempotent-replay": "true"})
-        with acting(principal.name, role=principal.role, key=key):
-            result = getattr(room, operation.name)(**arguments)
-        if isinstance(result, Download):
-            return _download(result)
-        return Response(to_json(result), media_type="application/json")
+        operation = getattr(room, self.operation.name)
+        if key is None:
+            with acting(principal.name, role=principal.role):
+                result = operation(**arguments)
+            if isinstance(result, Download):
+                return _download(result)
+            return Response(to_json(result), media_type="application/json")
+        named = {k: v for k, v in arguments.items() if k != "body"}
+        stored = self._ledger.replay(key=key, operation=self.operation.id, arguments=named)
+        if stored is not None:
+            return _again(stored)
+        try:
+            with acting(principal.name, role=principal.role, key=key) as settlement:
+                answer = to_json(operation(**arguments))
+            self._ledger.settle(
+                key=key, operation=self.operation.id, arguments=named, answer=answer, settlement=settlement
+            )
+        except KeyTaken:  # by another process: what this call did in that decision is undone
+            stored = self._ledger.replay(key=key, operation=self.operation.id, arguments=named)
+            if stored is None:
+                raise
+            return _again(stored)
+        return Response(answer, media_type="application/json")
 
     async def _upload(self, request: Request, room: Room, principal: Principal) -> Response:
         if (
@@ -111,72 +169,90 @@ class OperationRoute:
                 value=request.headers["content-type"],
                 next_step="Send application/octet-stream.",
             )
-        arguments = query_arguments(self.operation, request.query_params)
-        pipe = _Pipe(self.operation.policy.max_body)
+        arguments = query_arguments(self.operation, _query_of(request))
         key = _idempotency_key(request)
-        feeder = asyncio.create_task(pipe.feed(request))
-        try:
-            return await anyio.to_thread.run_sync(
-                self._call, room, principal, arguments | {"body": pipe}, key
-            )
-        finally:
-            pipe.stop()
-            feeder.cancel()
+        async with self._keys.hold(key):
+            pipe = _Pipe(self.operation.policy.max_body, deadline_s=self.operation.policy.deadline_s)
+            feeder = asyncio.create_task(pipe.feed(request))
+            try:
+                return await anyio.to_thread.run_sync(
+                    self._call, room, principal, arguments | {"body": pipe}, key, limiter=self._uploads
+                )
+            finally:
+                feeder.cancel()
 
 
 class _Pipe:
-    """The bytes of a request, read by a thread while the event loop feeds them; holds at most eight pieces."""
+    """The bytes of a request, read by a thread while the event loop feeds them; holds at most eight pieces.
 
-    def __init__(self, limit: int) -> None:
-        self._queue: queue.Queue[bytes | Exception | None] = queue.Queue(maxsize=8)
+    The feeding side takes no thread of its own: were it to wait for one while the readers held them all, nobody would go on.
+    """
+
+    def __init__(self, limit: int, *, deadline_s: float, idle_s: float = IDLE_S) -> None:
+        self._queue: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
+        self._free = asyncio.Semaphore(8)
+        self._loop = asyncio.get_running_loop()
         self._limit = limit
-        self._stopped = threading.Event()
+        self._idle_s = idle_s
+        self._end = time.monotonic() + deadline_s
 
     async def feed(self, request: Request) -> None:
         seen = 0
+        last: Exception | None = InvalidInput("the upload broke off")
         try:
             async for piece in request.stream():
                 seen += len(piece)
                 if seen > self._limit:
                     raise TooLarge("the body is too large", value=f"more than {self._limit} bytes")
                 if piece:
-                    await anyio.to_thread.run_sync(self._put, piece)
-            await anyio.to_thread.run_sync(self._put, None)
-        except (MainspringError, ClientDisconnect) as error:
-            failure = error if isinstance(error, MainspringError) else InvalidInput("the upload broke off")
-            await anyio.to_thread.run_sync(self._put, failure)
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _put(self, item: bytes | Exception | None) -> None:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return
+                    await self._free.acquire()
+                    self._queue.put(piece)
+            last = None
+        except MainspringError as error:
+            last = error
+        except ClientDisconnect:
+            pass
+        finally:
+            self._queue.put(last)  # whatever happened here, the reader does not wait for ever
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
-            item = self._queue.get()
+            wait = min(self._idle_s, self._end - time.monotonic())
+            try:
+                item = self._queue.get(timeout=max(0.0, wait))
+            except queue.Empty:
+                raise DeadlineExceeded("the upload takes too long", next_step="Send it again.") from None
             if item is None:
                 return
             if isinstance(item, Exception):
                 raise item
+            with contextlib.suppress(RuntimeError):  # the server stopped meanwhile
+                self._loop.call_soon_threadsafe(self._free.release)
             yield item
 
 
-def build_routes(rooms: Mapping[str, type], find: RoomFinder, replay: Replay) -> list[Route]:
+def build_routes(rooms: Mapping[str, type], find: RoomFinder, ledger: Ledger) -> list[Route]:
     """Routes of all operations of all rooms. Raises TypeError for an operation without policy: the server then does not start."""
     routes = []
+    keys, uploads = Keys(), anyio.CapacityLimiter(UPLOADS)
     for room in rooms.values():
         for operation in operations_of(room).values():
             method = "POST" if operation.policy.changes or operation.policy.kind is Kind.UPLOAD else "GET"
-            endpoint = OperationRoute(operation, find, replay)
+            endpoint = OperationRoute(operation, find, ledger, keys, uploads)
             path = f"{PREFIX}/{{project}}/{operation.room}/{operation.name}"
             routes.append(Route(path, endpoint.__call__, methods=[method], name=operation.id))
     return routes
+
+
+def _query_of(request: Request) -> Mapping[str, str]:
+    """The query; text that is no UTF-8 is refused here, where it would otherwise be replaced in silence."""
+    from urllib.parse import unquote_to_bytes
+
+    try:
+        unquote_to_bytes(request.scope["query_string"]).decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("the query is not UTF-8", place=request.url.path) from None
+    return request.query_params
 
 
 def query_arguments(operation: Operation, query: Mapping[str, str]) -> dict[str, Any]:
@@ -268,7 +344,12 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
+def _again(stored: bytes) -> Response:
+    return Response(stored, media_type="application/json", headers={"idempotent-replay": "true"})
+
+
 def _download(result: Download) -> Response:
+    """A streamed answer. Its first piece is read now, while an error can still be told as one."""
     headers = {"content-disposition": "attachment"}
     if result.name is not None:
         from urllib.parse import quote
@@ -276,13 +357,22 @@ def _download(result: Download) -> Response:
         headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(result.name, safe='')}"
     if result.size is not None:
         headers["content-length"] = str(result.size)
-    return StreamingResponse(_threaded(result.chunks), media_type=result.media_type, headers=headers)
+    chunks = iter(result.chunks)
+    first = list(itertools.islice(chunks, 1))
+    return StreamingResponse(_threaded(first, chunks), media_type=result.media_type, headers=headers)
 
 
-async def _threaded(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _threaded(first: list[bytes], chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     end = object()
-    while (piece := await anyio.to_thread.run_sync(next, chunks, end)) is not end:
-        yield piece  # type: ignore[misc]  # only bytes come before the end mark
+    try:
+        for piece in first:
+            yield piece
+        while (piece := await anyio.to_thread.run_sync(next, chunks, end)) is not end:  # type: ignore[arg-type]
+            yield piece
+    finally:  # also when the client went away: files are closed now, not when somebody collects garbage
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
 
 
 def error_response(error: MainspringError) -> Response:
