@@ -12,6 +12,7 @@ The same code appears in Python (``error.code``), in HTTP (``{"error": {"code": 
     ├── PermissionDenied        403
     ├── NotFound                404
     ├── Conflict                409  somebody else was first, or the thing is immutable
+    │   ├── KeyTaken            409  another call with this idempotency key was first
     │   ├── WorkspaceLocked     409  a second server on one workspace
     │   └── Fenced              409  a lease was lost; its holder must stop
     ├── TooLarge                413
@@ -104,6 +105,10 @@ class NotFound(MainspringError):
 class Conflict(MainspringError):
     code = "conflict"
     status = 409
+
+
+class KeyTaken(Conflict):
+    code = "key_taken"
 
 
 class WorkspaceLocked(Conflict):

@@ -90,6 +90,13 @@ class Download:
     size: int | None = None
 
 
+@dataclass
+class Settlement:
+    """What has been stored as the answer to a call's idempotency key so far; None: nothing yet."""
+
+    answer: bytes | None = None
+
+
 @dataclass(frozen=True)
 class Invocation:
     """Who runs which operation right now; read by the ledger when a decision commits."""
@@ -100,6 +107,7 @@ class Invocation:
     key: str | None = None
     """Idempotency key: a retry with the same key and arguments returns the first result."""
     arguments: dict[str, Any] = field(default_factory=dict)
+    settlement: Settlement = field(default_factory=Settlement)
 
 
 _current: ContextVar[Invocation | None] = ContextVar("mainspring_invocation", default=None)
@@ -110,11 +118,15 @@ def current() -> Invocation | None:
 
 
 @contextlib.contextmanager
-def acting(actor: str, *, role: Role, key: str | None = None) -> Iterator[None]:
-    """Run what follows as ``actor``: the server does so per request, a runner per run."""
-    token = _current.set(Invocation(actor=actor, role=role, key=key))
+def acting(actor: str, *, role: Role, key: str | None = None) -> Iterator[Settlement]:
+    """Run what follows as ``actor``: the server does so per request, a runner per run.
+
+    Yields what a decision stored under ``key``; whoever passed the key stores the answer if no decision did.
+    """
+    invocation = Invocation(actor=actor, role=role, key=key)
+    token = _current.set(invocation)
     try:
-        yield
+        yield invocation.settlement
     finally:
         _current.reset(token)
 
@@ -145,16 +157,12 @@ def operation(
                     return function(*args, **kwargs)
                 finally:
                     _current.reset(inner)
-            actor, granted, key = (
-                (outer.actor, outer.role, outer.key) if outer else ("local", Role.ADMIN, None)
-            )
+            outer = outer or Invocation(actor="local", role=Role.ADMIN)
             room = getattr(args[0], "room", "?") if args else "?"
             token = _current.set(
-                Invocation(
-                    actor=actor,
-                    role=granted,
+                replace(
+                    outer,
                     operation=f"{room}.{function.__name__}",
-                    key=key,
                     arguments={k: v for k, v in kwargs.items() if k != "body"},
                 )
             )

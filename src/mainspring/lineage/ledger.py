@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import blake3
 
 from mainspring.clock import Clock, from_us, to_us
-from mainspring.errors import Conflict
-from mainspring.operations import Invocation, current
+from mainspring.errors import Conflict, KeyTaken
+from mainspring.operations import Invocation, Settlement, current
 from mainspring.records.base import from_json, new_id, to_json
 from mainspring.records.lineage import AuditReport, Event
 from mainspring.storage.failpoints import declare, failpoint
@@ -95,13 +95,16 @@ class Decision:
         self.tx.execute("DELETE FROM object_refs WHERE project = ? AND owner = ?", self._project, owner)
 
     def done(self, result: T) -> T:
-        """End the decision with its result, remembered under the caller's idempotency key. Returns ``result``."""
+        """End the decision with its result, remembered under the caller's idempotency key. Returns ``result``.
+
+        Raises :class:`KeyTaken`, and nothing of this decision stays, if another call with this key was first.
+        """
         call = self._invocation
         if self._outermost and call is not None and call.key is not None:
-            self.tx.execute(
-                "INSERT INTO idempotency (project, key, operation, arguments, result, at_us) VALUES (?, ?, ?, ?, ?, ?)",
-                self._project, call.key, call.operation, arguments_digest(call.arguments), to_json(result).decode(), time.time_ns() // 1000,
-            )  # fmt: skip
+            answer = to_json(result)
+            _remember(
+                self.tx, self._project, call.key, call.operation, call.arguments, answer, call.settlement
+            )
             failpoint("ledger.done")
         return result
 
@@ -144,6 +147,18 @@ class Ledger:
             )
         return str(row["result"]).encode()
 
+    def settle(
+        self, *, key: str, operation: str, arguments: dict[str, Any], answer: bytes, settlement: Settlement
+    ) -> None:
+        """Remember the final answer to a call, unless one of its decisions has: operations of several decisions, or of none.
+
+        Raises :class:`KeyTaken` if another call with this key was first.
+        """
+        if settlement.answer == answer:
+            return
+        with self._store.write() as tx:
+            _remember(tx, self._project, key, operation, arguments, answer, settlement)
+
     def verify(self, *, anchor: tuple[int, str] | None = None) -> AuditReport:
         """Walk the whole chain. ``anchor`` is an earlier ``(seq, hash)`` kept elsewhere: it catches truncation."""
         expected, previous = 1, GENESIS
@@ -151,26 +166,27 @@ class Ledger:
         with self._store.read() as tx:
             head = tx.first("SELECT seq, hash FROM chain_heads WHERE project = ?", self._project)
             for row in _all_events(tx, self._project):
-                event = event_of(row)
                 reason = None
-                if event.seq != expected:
+                if row["seq"] != expected:
                     reason = f"sequence number {expected} is missing"
-                elif event.prev != previous or chain_hash(self._project, event) != event.hash:
+                elif row["prev"] != previous or _row_hash(self._project, row) != row["hash"]:
                     reason = "the row does not match its hash"
                 if reason:
                     return AuditReport(
                         ok=False, events=expected - 1, head=previous, first_bad=expected, reason=reason
                     )
-                anchored = anchored or (anchor is not None and anchor == (event.seq, event.hash))
-                previous, expected = event.hash, expected + 1
+                anchored = anchored or anchor == (row["seq"], row["hash"])
+                previous, expected = str(row["hash"]), expected + 1
         count = expected - 1
-        if head is not None and (head["seq"], head["hash"]) != (count, previous):
+        if (head["seq"], head["hash"]) != (count, previous) if head is not None else count:
             return AuditReport(
                 ok=False,
                 events=count,
                 head=previous,
                 first_bad=expected,
-                reason="events are missing at the end",
+                reason="events are missing at the end"
+                if head is not None
+                else "the head of the chain is missing",
             )
         if not anchored:
             return AuditReport(
@@ -183,17 +199,58 @@ class Ledger:
         return AuditReport(ok=True, events=count, head=previous)
 
 
+def _remember(
+    tx: Writer,
+    project: str,
+    key: str,
+    operation: str,
+    arguments: dict[str, Any],
+    answer: bytes,
+    settlement: Settlement,
+) -> None:
+    digest, now = arguments_digest(arguments), time.time_ns() // 1000
+    # The same call again (an operation of several decisions): the last answer is the answer.
+    if settlement.answer is not None and tx.execute(
+        "UPDATE idempotency SET result = ?, at_us = ? WHERE project = ? AND key = ?",
+        answer.decode(), now, project, key,
+    ):  # fmt: skip
+        settlement.answer = answer
+        return
+    if not tx.execute(
+        "INSERT INTO idempotency (project, key, operation, arguments, result, at_us) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (project, key) DO NOTHING",
+        project, key, operation, digest, answer.decode(), now,
+    ):  # fmt: skip
+        raise KeyTaken(
+            "another call with this idempotency key was first",
+            value=key,
+            next_step="Repeat the call with the same key: it answers what the first one did.",
+        )
+    settlement.answer = answer
+
+
 def arguments_digest(arguments: dict[str, Any]) -> str:
     return blake3.blake3(to_json(arguments)).hexdigest()
 
 
 def chain_hash(project: str, event: Event) -> str:
     """BLAKE3 over the canonical JSON of every field but the hash itself; ``prev`` makes it a chain."""
-    fields = [
-        project, event.seq, event.id, to_us(event.at), to_us(event.wall), event.kind, event.subject, event.actor,
-        event.operation, to_json(event.data).decode(), event.prev,
-    ]  # fmt: skip
-    return blake3.blake3(to_json(fields)).hexdigest()
+    return _row_hash(
+        project,
+        {
+            "seq": event.seq, "id": event.id, "at_us": to_us(event.at), "wall_us": to_us(event.wall), "kind": event.kind,
+            "subject": event.subject, "actor": event.actor, "operation": event.operation,
+            "data": to_json(event.data).decode(), "prev": event.prev,
+        },
+    )  # fmt: skip
+
+
+def _row_hash(project: str, row: Row) -> str:
+    # Over the stored text of ``data``, not over what it decodes to: a row fits or not, whatever a decoder makes of it.
+    names = ("seq", "id", "at_us", "wall_us", "kind", "subject", "actor", "operation", "data", "prev")
+    try:
+        return blake3.blake3(to_json([project, *(row[name] for name in names)])).hexdigest()
+    except (TypeError, ValueError, OverflowError):  # a value of a type that no event has
+        return ""
 
 
 def event_of(row: Row) -> Event:
@@ -219,7 +276,7 @@ def _with_hash(event: Event, digest: str) -> Event:
 
 
 def _all_events(tx: Reader, project: str, batch: int = 2000) -> Iterator[Row]:
-    last = -1
+    last = -(1 << 63)  # a row slipped in before the first is seen too
     while rows := tx.all(
         "SELECT * FROM events WHERE project = ? AND seq > ? ORDER BY seq LIMIT ?", project, last, batch
     ):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
+import anyio
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +23,8 @@ from mainspring.server.gate import Access, App, Gate, MethodNotAllowed
 from mainspring.server.routes import build_routes, error_response
 from mainspring.workspace import Workspace
 
+log = logging.getLogger("mainspring.server")
+
 
 def build_app(
     workspace: Workspace,
@@ -34,15 +38,12 @@ def build_app(
     def find(project: str, room: str) -> object | None:
         return workspace.room(room) if project == workspace.project else None
 
-    def replay(_room: object, **call: Any) -> bytes | None:
-        return workspace.base.ledger.replay(**call)
-
     routes: list[BaseRoute] = [
         Route("/live", live, methods=["GET"]),
-        Route("/ready", functools.partial(ready, workspace), methods=["GET"]),
+        Route("/ready", functools.partial(ready, workspace, anyio.CapacityLimiter(2)), methods=["GET"]),
         Route("/api/v1/openapi.json", functools.partial(describe, rooms), methods=["GET"]),
         Route("/api/v1/version", about, methods=["GET"]),
-        *build_routes(rooms, find, replay),
+        *build_routes(rooms, find, workspace.base.ledger),
         Mount("/static", StaticFiles(packages=[("mainspring.server", "static")]), name="static"),
         *(pages(workspace, access) if pages else []),
     ]
@@ -57,10 +58,18 @@ async def live(_request: Request) -> Response:
     return PlainTextResponse("live")
 
 
-async def ready(workspace: Workspace, _request: Request) -> Response:
-    """Ready means that a read of the database works now."""
-    with workspace.base.store.read() as tx:
-        tx.scalar("SELECT max(version) AS v FROM schema_version")
+async def ready(workspace: Workspace, limiter: anyio.CapacityLimiter, _request: Request) -> Response:
+    """Ready means that a read of the database works now. It reads in threads kept for this, beside whatever is busy."""
+
+    def read() -> None:
+        with workspace.base.store.read() as tx:
+            tx.scalar("SELECT max(version) AS v FROM schema_version")
+
+    try:
+        await anyio.to_thread.run_sync(read, limiter=limiter)
+    except Exception:
+        log.exception("not ready")
+        return PlainTextResponse("not ready", status_code=503)
     return PlainTextResponse("ready")
 
 

@@ -262,11 +262,19 @@ def query_arguments(operation: Operation, query: Mapping[str, str]) -> dict[str,
         if name not in operation.types or takes_text(operation.types[name]):
             raw[name] = value
         else:
-            try:
-                raw[name] = msgspec.json.decode(value)
-            except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-                raise InvalidInput("this query parameter must be JSON", value=value, place=name) from None
+            raw[name] = _json_of(name, value)
     return convert_arguments(operation, raw)
+
+
+def _json_of(name: str, value: str) -> Any:
+    """One JSON value, by the same strict rules as a body."""
+    try:
+        found = decode_object(b'{"value":' + value.encode() + b"}")
+    except (InvalidInput, UnicodeEncodeError):
+        found = {}
+    if list(found) != ["value"]:
+        raise InvalidInput("this query parameter must be JSON", value=value, place=name)
+    return found["value"]
 
 
 def takes_text(kind: Any) -> bool:
