@@ -200,3 +200,15 @@ def start() -> Iterator[Callable[..., Server]]:
     yield begin
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def impatient(
+    tmp_path_factory: pytest.TempPathFactory, packages: Callable[[float], Path]
+) -> Iterator[Server]:
+    """A server with short deadlines, one for all tests of a module."""
+    bundle = Bundle(tmp_path_factory.mktemp("impatient") / "bundle", packages)
+    bundle.route(bundle.target(1, 0.75))
+    server = Server(bundle.folder, "--head-deadline", "0.6", "--body-deadline", "1.0")
+    yield server
+    server.stop()

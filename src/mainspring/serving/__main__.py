@@ -50,6 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log-mode", choices=("best_effort", "required"))
     parser.add_argument("--max-body", type=int, help="bytes")
     parser.add_argument("--max-rows", type=int)
+    parser.add_argument(
+        "--head-deadline", dest="head_deadline_s", type=float, help="seconds for the head of a request"
+    )
+    parser.add_argument(
+        "--body-deadline",
+        dest="body_deadline_s",
+        type=float,
+        help="seconds for its body, and to read the answer",
+    )
     parser.add_argument("--slots", type=int)
     parser.add_argument("--queue", type=int)
     parser.add_argument("--memory-mb", type=int)

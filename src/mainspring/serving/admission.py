@@ -37,6 +37,11 @@ class Admission:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def full(self) -> bool:
+        """Whether the next work would be refused."""
+        return not self._free and len(self._waiting) >= self._queue
+
     def stuck_s(self) -> float:
         """For how long the oldest running work has been running."""
         return max((time.monotonic() - start for start in self._running.values()), default=0.0)

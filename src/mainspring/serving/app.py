@@ -21,7 +21,7 @@ from mainspring.serving import answers, v2
 from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
 from mainspring.serving.core import Answer, Core
-from mainspring.serving.problems import MethodNotAllowed
+from mainspring.serving.problems import MethodNotAllowed, Overloaded
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 from mainspring.serving.wire import (
     Bodies,
@@ -71,6 +71,8 @@ class App:
         """The Date header line of answers that the protocol writes itself."""
         self.fast: dict[bytes, str] = {}
         """Deployments by the exact target of a request for a prediction."""
+        self._slot_bytes: dict[str, int] = {}
+        """The smallest body seen that needed a slot, by deployment: what is refused undecoded when there is none."""
         self._fast: dict[str, str] = {}
         self._plain: dict[str, Callable[[Send], Awaitable[None]]] = {
             "/v2": self._server,
@@ -83,6 +85,7 @@ class App:
     def switch(self, table: LiveTable) -> None:
         """Serve ``table`` from the next request on. Called from the watcher's thread: assignments are atomic."""
         self._fast = {f"/v1/deployments/{name}/predict": name for name in table.deployments}
+        self._slot_bytes = {}
         self.fast = {path.encode(): name for path, name in self._fast.items()}
         self.core.table = table
 
@@ -155,10 +158,13 @@ class App:
                 return None
             table = self.core.table
             deployment = self._deployment(name, table)
+            self._shed(name, len(body))
             if not deployment.inline_rows:
+                self._slot_bytes[name] = 0
                 return None
             call = _with_headers(deployment.codec.decode(body), headers)
             if call.rows > deployment.inline_rows:
+                self._slot_bytes[name] = min(len(body), self._slot_bytes.get(name, _INLINE_BODY))
                 return None
             ident = new_id()
             found = self._now(deployment, call, ident, table.number)
@@ -175,6 +181,11 @@ class App:
         return b"".join(
             (b"HTTP/1.1 200 OK\r\n", self.date, found.target.lines, shown, b"\r\ncontent-length: %d\r\n\r\n" % len(reply), reply)
         )  # fmt: skip
+
+    def _shed(self, name: str, size: int) -> None:
+        """Refuse before decoding what would find no slot: shedding must cost less than it saves (V05)."""
+        if self.core.admission.full and size >= self._slot_bytes.get(name, _INLINE_BODY):
+            raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
 
     def _now(self, deployment: LiveDeployment, call: Call, ident: str, number: int) -> Answer:
         try:

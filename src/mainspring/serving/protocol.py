@@ -25,7 +25,11 @@ MAX_HEAD_BYTES = 64 << 10
 """Request line and headers together, and what may come between two pieces of a body (a trailer)."""
 
 MAX_HEADERS = 128
+MAX_PIPELINED = 128
+"""Requests sent ahead of an answer that takes uvicorn's way; each is kept in memory."""
+
 SWEEP_S = 0.5
+_LINGER_S = 1.0
 
 _REASONS = {408: b"408 Request Timeout", 400: b"400 Bad Request", 431: b"431 Request Header Fields Too Large"}
 _CODES = {408: "slow_request", 400: "bad_request", 431: "headers_too_large"}
@@ -53,9 +57,11 @@ class Protocol(HttpToolsProtocol):
         self._head_timed = False
         self._head_bytes = 0
         self._silent_bytes = 0
+        """Received since the parser last said something: an unfinished header, which it keeps in memory."""
         self._quick: str | None = None
         self._body = b""
         self._refusal: tuple[int, str] | None = None
+        self._refused = False
 
     # The connection
 
@@ -66,6 +72,8 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if self._refused:
+            return
         self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -78,15 +86,11 @@ class Protocol(HttpToolsProtocol):
             return
         if self._quick is not None:
             self._leave_quick()
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(431, "the head of the request is too large")
-            elif not self._head_timed:
-                self._head_timed = True
-                self.due = self._now() + self._head_s
-        elif self._silent_bytes > MAX_HEAD_BYTES + len(data):
-            self._refuse(431, "the trailer of the request is too large")
+        if self._silent_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "a header or trailer is too large")
+        elif self._in_head and not self._head_timed:
+            self._head_timed = True
+            self.due = self._now() + self._head_s
 
     def pause_writing(self) -> None:
         self.stalled = self._now() + self._stall_s
@@ -101,7 +105,9 @@ class Protocol(HttpToolsProtocol):
         if now >= self.stalled:
             self.transport.abort()
         elif now >= self.due and not self.transport.is_closing():
-            if self._in_head:
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.due = now + self._head_s  # the next head waits for us, not we for it
+            elif self._in_head and not self._refused:
                 self._refuse(408, "the head of the request did not arrive in time")
             else:
                 self.transport.close()
@@ -112,7 +118,12 @@ class Protocol(HttpToolsProtocol):
         return not self._in_head and (self.cycle is None or self.cycle.response_complete)
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer outside of any request and close; silently, if another answer is under way."""
+        """Answer outside of any request and close; silently, if another answer is under way.
+
+        What still comes is thrown away for a second: closing on unread bytes would reset the connection, and the client would
+        not see the answer.
+        """
+        self._refused = True
         self._serving.core.metrics.refuse(_CODES[status])
         if self.cycle is None or self.cycle.response_complete:
             body = msgspec.json.encode({"error": {"code": _CODES[status], "message": message}})
@@ -120,7 +131,10 @@ class Protocol(HttpToolsProtocol):
                 b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (_REASONS[status], len(body), body)
             )
-        self.transport.close()
+            self.transport.write_eof()
+            self.due = self._now() + _LINGER_S
+        else:
+            self.transport.close()
 
     # What the parser says
 
@@ -138,6 +152,7 @@ class Protocol(HttpToolsProtocol):
             self._stop_parsing(431, "the request line is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._silent_bytes = 0
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
             self._stop_parsing(431, "the headers are too many or too large")
@@ -199,6 +214,8 @@ class Protocol(HttpToolsProtocol):
             super().on_body(body)
 
     def _begin_cycle(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._stop_parsing(400, "too many requests sent ahead")
         self.scope = {
             "type": "http",
             "asgi": {"version": self.asgi_version, "spec_version": "2.3"},

@@ -142,6 +142,7 @@ class Supervisor:
                     self._hear(line, worker)
             if self._stop.is_set() and drain_until is None:
                 drain_until = now + 2 * self._options.drain_s + 5
+                self._socket.close()  # only the worker decides now until when connections are taken
             if now > (drain_until or silent_at):
                 _say("the worker hangs and is killed")
                 worker.kill()
