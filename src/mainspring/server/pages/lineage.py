@@ -17,7 +17,7 @@ from mainspring.server.pages.text import abbreviate, compact
 from mainspring.workspace import Workspace
 
 _MAX_GROWN = 40
-_FOLD = 8
+_FOLD = 5
 """Of more neighbours of one kind on one side than this, the rest is only counted."""
 WIDTH, HEIGHT, GAP_X, GAP_Y = 196, 46, 64, 14
 

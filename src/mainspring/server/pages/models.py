@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 
@@ -159,8 +160,9 @@ def verdict(workspace: Workspace, ask: Ask) -> VerdictPage:
 
 
 def card_html(page: VersionPage) -> Markup:
-    """The card's HTML: the models room made it from escaped values."""
-    return Markup(page.card.html)  # noqa: S704 - Card.html is promised to be one escaped fragment; B04 tests it
+    """The card's HTML without its title, which the page has: the models room made it from escaped values."""
+    html = re.sub(r"<h1[^>]*>.*?</h1>", "", page.card.html, count=1, flags=re.DOTALL)
+    return Markup(html)  # noqa: S704 - Card.html is promised to be one escaped fragment; B04 tests it
 
 
 def promote(workspace: Workspace, caller: Caller, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
