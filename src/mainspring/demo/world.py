@@ -53,7 +53,7 @@ class Faults:
 
 
 FAULTS = Faults(
-    flipped=(date(YEAR, 3, 28), date(YEAR, 4, 14)),
+    flipped=(date(YEAR, 3, 22), date(YEAR, 4, 14)),
     corrected=date(YEAR, 5, 16),
 )
 """The year's mistakes (docs/demo.md says why there)."""
