@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,44 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
     yield f"{postgres_server}{joint}options=-csearch_path%3D{name}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(f"DROP SCHEMA {name} CASCADE")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3-compatible server, over real sockets."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def shared_storage(postgres_url: str, s3_server: str) -> dict[str, str]:
+    """The environment of a project whose database is PostgreSQL and whose objects are in a fresh bucket."""
+    import boto3
+
+    bucket = f"story-{uuid.uuid4().hex[:12]}"
+    client: Any = boto3.client(
+        "s3",
+        endpoint_url=s3_server,
+        region_name="us-east-1",
+        aws_access_key_id="story",
+        aws_secret_access_key="secret",
+    )
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    return {
+        "MAINSPRING_DATABASE": postgres_url,
+        "MAINSPRING_OBJECTS": f"s3://{bucket}/shop",
+        "MAINSPRING_S3_ENDPOINT": s3_server,
+        "MAINSPRING_S3_REGION": "us-east-1",
+        "MAINSPRING_S3_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "story",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

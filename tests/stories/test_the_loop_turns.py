@@ -1,6 +1,7 @@
 """One story through all rooms, in real processes: train, gate, deploy, serve, label, drift, retrain, canary, roll back.
 
-The control plane and the inference server are processes of their own; this test only talks HTTP to them.
+The control plane and the inference server are processes of their own; this test only talks HTTP to them. It is told
+twice, on SQLite with local objects and on PostgreSQL with S3: the project is the same, the environment differs.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def running(project: Path) -> Iterator[dict[str, Any]]:
+def running(project: Path, storage: dict[str, str]) -> Iterator[dict[str, Any]]:
     process = subprocess.Popen(
         [
             sys.executable,
@@ -161,7 +162,7 @@ def running(project: Path) -> Iterator[dict[str, Any]]:
         ],
         stdout=subprocess.PIPE,
         text=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("MAINSPRING")},
+        env={k: v for k, v in os.environ.items() if not k.startswith("MAINSPRING")} | storage,
     )
     assert process.stdout is not None
     try:
@@ -216,6 +217,7 @@ def _wait_for_routes(inference: str, number: int) -> None:
     raise AssertionError("the inference server did not take the new routes")
 
 
+@pytest.mark.timeout(300)
 def test_the_loop_turns(project: Path, running: dict[str, Any]) -> None:
     rng = random.Random(7)
     token = (project / ".mainspring" / "token").read_text()
