@@ -18,7 +18,7 @@ from typing import Literal
 
 from mainspring.errors import Corrupt, Fenced, MainspringError, NotFound
 from mainspring.lineage import Decision, Foundation
-from mainspring.pipelines import state, worker
+from mainspring.pipelines import state, warm, worker
 from mainspring.pipelines.executor import Ended, Executor
 from mainspring.pipelines.graph import Built, upstream
 from mainspring.pipelines.job import Job, Located, Output, Result, Source, read_result
@@ -455,6 +455,7 @@ class Drive:
             else None
         )
         result = result or Result()
+        warm.learn(Path(self._run.root), result.modules)
         outputs: list[Artifact] = []
         if error is None:
             try:

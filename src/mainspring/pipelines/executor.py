@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +14,10 @@ from select import select
 from typing import Protocol
 
 from mainspring.errors import Unavailable
-from mainspring.pipelines import processes
+from mainspring.pipelines import processes, warm
 from mainspring.pipelines.job import Job, write_job
 from mainspring.pipelines.logs import CappedLog
+from mainspring.pipelines.warm import WarmServer
 
 GRACE_S = 2.0
 _READ = 1 << 16
@@ -66,29 +65,28 @@ class _Running:
 
 
 class LocalProcesses:
-    """Forks every attempt from a warm server (``forkserver``), which is started with the first one."""
+    """Forks every attempt from a warm server (``warm``), which it takes with the first one and gives back at the end."""
 
     def __init__(
-        self, *, run: str, root: Path, files: Sequence[str], modules: Sequence[str], grace_s: float = GRACE_S
+        self, *, run: str, root: Path, modules: Sequence[str] = (), grace_s: float = GRACE_S
     ) -> None:
         self._run = run
         self._root = root
-        self._files = list(files)
         self._modules = list(modules)
         self._grace_s = grace_s
-        self._server: subprocess.Popen[bytes] | None = None
-        self._control: socket.socket | None = None
+        self._server: WarmServer | None = None
         self._running: dict[str, _Running] = {}
-        self._count = 0
 
     def start(self, job: Job, *, log: CappedLog, timeout_s: float | None) -> None:
-        control = self._connection()
-        self._count += 1
+        if self._server is None:
+            self._server = warm.take(self._root, self._modules)
+        server = self._server
+        server.spawned += 1
         read, write = os.pipe()
         os.set_blocking(read, False)
-        message = {"op": "spawn", "id": self._count, "job": str(write_job(job))}
+        message = {"op": "spawn", "id": server.spawned, "run": self._run, "job": str(write_job(job))}
         try:
-            socket.send_fds(control, [json.dumps(message).encode()], [write])
+            socket.send_fds(server.control, [json.dumps(message).encode()], [write])
         except OSError as error:
             os.close(read)
             raise Unavailable(
@@ -97,7 +95,7 @@ class LocalProcesses:
         finally:
             os.close(write)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._running[job.execution] = _Running(self._count, job, log, read, deadline)
+        self._running[job.execution] = _Running(server.spawned, job, log, read, deadline)
 
     def poll(self, *, wait_s: float) -> list[Ended]:
         until = time.monotonic() + wait_s
@@ -109,13 +107,13 @@ class LocalProcesses:
                 - time.monotonic(),
             )
             watched: list[socket.socket | int] = [r.pipe for r in self._running.values() if r.pipe >= 0]
-            if self._control is not None:
-                watched.append(self._control)
+            if self._server is not None:
+                watched.append(self._server.control)
             ready = select(watched, [], [], wait)[0]
             for running in self._running.values():
                 if running.pipe in ready:
                     _drain(running, once=True)
-            ended = self._receive() if self._control is not None and self._control in ready else []
+            ended = self._receive() if self._server is not None and self._server.control in ready else []
             if ended or time.monotonic() >= until:
                 return ended
 
@@ -123,47 +121,36 @@ class LocalProcesses:
         running = self._running.get(execution)
         if running is not None and not running.timed_out:
             running.cancelled = True
-            self._send_kill(running)
+            self._send_kill(self._server, running, grace_s=self._grace_s)
 
     def close(self) -> None:
-        if self._control is not None:
-            self._control.close()  # the server kills all its trees and ends
-            self._control = None
-        if self._server is not None:
-            try:
-                self._server.wait(timeout=self._grace_s + 5)
-            except subprocess.TimeoutExpired:
-                processes.kill_tree(self._server.pid)
-                self._server.wait()
+        server, self._server = self._server, None
+        if server is None:
+            return
+        if self._end_running(server):
             processes.kill_by_cookie(self._run)
-            self._server = None
+            warm.give_back(server)
+        else:
+            server.stop()
+            processes.kill_by_cookie(self._run)
         for running in self._running.values():
             _finish(running)
         self._running.clear()
 
-    def _connection(self) -> socket.socket:
-        if self._control is None:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            setup = {
-                "control": theirs.fileno(),
-                "root": str(self._root),
-                "files": self._files,
-                "modules": self._modules,
-            }
-            self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "mainspring.pipelines.forkserver", json.dumps(setup)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd=self._root,
-                start_new_session=True,  # Ctrl-C reaches the runner only, which then ends its steps in order
-                # Passed on, not read. A fixed hash seed: equal inputs shall give equal bytes even through sets.
-                env={**os.environ, processes.COOKIE: self._run, "PYTHONHASHSEED": "0"},
-            )
-            theirs.close()
-            self._control = ours
-        return self._control
+    def _end_running(self, server: WarmServer) -> bool:
+        """Kill what still runs; whether the server has confirmed the end of all of it."""
+        for running in self._running.values():
+            self._send_kill(server, running, grace_s=0.0)
+        left = {r.number for r in self._running.values()}
+        until = time.monotonic() + self._grace_s + 10
+        while left and (wait := until - time.monotonic()) > 0:
+            if not select([server.control], [], [], wait)[0]:
+                break
+            message = server.receive()
+            if message is None:
+                break
+            left.discard(message.get("id"))
+        return not left and server.is_alive()
 
     def _enforce_deadlines(self) -> None:
         now = time.monotonic()
@@ -173,32 +160,32 @@ class LocalProcesses:
             if not running.timed_out:
                 running.timed_out = True
                 running.deadline = now + self._grace_s + 10
-                self._send_kill(running)
-            else:  # the server itself does not answer: it hangs in an import of project code
+                self._send_kill(self._server, running, grace_s=self._grace_s)
+            else:  # the server itself does not answer: it hangs in an import
                 running.deadline = None
+                if self._server is not None:
+                    processes.kill_tree(self._server.process.pid)
                 processes.kill_by_cookie(self._run)
 
-    def _send_kill(self, running: _Running) -> None:
-        if self._control is not None:
+    def _send_kill(self, server: WarmServer | None, running: _Running, *, grace_s: float) -> None:
+        if server is not None:
             with contextlib.suppress(OSError):
-                self._control.send(
-                    json.dumps({"op": "kill", "id": running.number, "grace_s": self._grace_s}).encode()
+                server.control.send(
+                    json.dumps({"op": "kill", "id": running.number, "grace_s": grace_s}).encode()
                 )
 
     def _receive(self) -> list[Ended]:
-        assert self._control is not None  # noqa: S101 - only called with a connection
-        try:
-            data = self._control.recv(_READ)
-        except ConnectionError:
-            data = b""
-        if not data:
+        assert self._server is not None  # noqa: S101 - only called with a server
+        message = self._server.receive()
+        if message is None:
             return self._lost()
-        message = json.loads(data)
+        if message["op"] != "exited":
+            return []
         for execution, running in list(self._running.items()):
             if running.number == message["id"]:
                 del self._running[execution]
                 _finish(running)
-                return [Ended(execution, int(message["status"]), running.timed_out, running.cancelled)]
+                return [Ended(execution, int(str(message["status"])), running.timed_out, running.cancelled)]
         return []
 
     def _lost(self) -> list[Ended]:

@@ -1,9 +1,12 @@
-"""The warm parent of step processes: one per run, single-threaded, imports once and forks for every attempt.
+"""The warm parent of step processes: single-threaded, imports installed libraries once and forks for every attempt.
 
-The runner talks to it over a socket pair, one JSON message per packet. When the socket ends (the runner closed it, or died)
-it kills every tree it started and ends. It is started by ``executor.LocalProcesses`` as ``python -m``.
+The runner (``warm``) talks to it over a socket pair, one JSON message per packet. When the socket ends (the runner closed
+it, or died) it kills every tree it started and ends; so it does when nobody has spoken to it for a while. It never imports
+code of a project: every step does that afresh, in its own process. It is started as ``python -m``.
 
-    runner → {"op": "spawn", "id": 1, "job": "/.../job.json"} and the write end of the log pipe
+    runner → {"op": "preload", "modules": ["sklearn.linear_model:LogisticRegression"]}
+    runner ← {"op": "loaded", "avoided": []}
+    runner → {"op": "spawn", "id": 1, "run": "...", "job": "/.../job.json"} and the write end of the log pipe
     runner → {"op": "kill", "id": 1, "grace_s": 2.0}
     runner ← {"op": "exited", "id": 1, "status": 0}      status as from waitpid
 """
@@ -12,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
 import os
 import signal
@@ -22,13 +24,13 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from select import select
-from typing import Any
+from select import POLLHUP, poll, select
+from typing import Any, NoReturn
 
-from mainspring.pipelines import processes, worker
-from mainspring.pipelines.loading import load_module
+from mainspring.pipelines import preload, processes, worker
 
 _MAX_PACKET = 1 << 16
+_MOST_AVOIDED = 4
 
 
 @dataclass
@@ -41,8 +43,13 @@ class _Child:
 class Forkserver:
     """The loop; ``serve`` returns when the runner is gone."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(
+        self, control: socket.socket, *, idle_s: float, wanted: list[str], avoid: frozenset[str]
+    ) -> None:
         self._control = control
+        self._idle_s = idle_s
+        self._wanted = wanted
+        self._avoid = avoid
         self._children: dict[int, _Child] = {}
         self._wake_read, self._wake_write = os.pipe()
         for end in (self._wake_read, self._wake_write):
@@ -56,6 +63,8 @@ class Forkserver:
             while True:
                 watched: list[socket.socket | int] = [self._control, self._wake_read]
                 ready, _, _ = select(watched, [], [], self._wait_s())
+                if not ready and not self._children:
+                    return
                 if self._wake_read in ready:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wake_read, 4096)
@@ -68,7 +77,9 @@ class Forkserver:
 
     def _wait_s(self) -> float | None:
         deadlines = [c.deadline for c in self._children.values() if c.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        if deadlines:
+            return max(0.0, min(deadlines) - time.monotonic())
+        return None if self._children else self._idle_s
 
     def _receive(self) -> bool:
         try:
@@ -79,18 +90,44 @@ class Forkserver:
             return False
         message: dict[str, Any] = json.loads(data)
         if message["op"] == "spawn":
-            self._spawn(int(message["id"]), Path(message["job"]), descriptors[0])
+            self._spawn(int(message["id"]), str(message["run"]), Path(message["job"]), descriptors[0])
+        elif message["op"] == "preload":
+            self.preload(list(message["modules"]))
         elif message["op"] == "kill":
             self._kill(int(message["id"]), float(message["grace_s"]))
         return True
 
-    def _spawn(self, number: int, job: Path, log: int) -> None:
+    def preload(self, names: list[str]) -> None:
+        self._wanted += names
+        threaded = preload.load(names, avoid=self._avoid)
+        if threaded is not None and not self._children:
+            if len(self._avoid) >= _MOST_AVOIDED:
+                self._wanted = []
+            self._start_over(self._avoid | {threaded})
+        freeze()
+        with contextlib.suppress(OSError):
+            self._control.send(json.dumps({"op": "loaded", "avoided": sorted(self._avoid)}).encode())
+
+    def _start_over(self, avoid: frozenset[str]) -> NoReturn:
+        """Become a fresh process without the library; what the runner has sent meanwhile waits in the socket."""
+        setup = {
+            "control": self._control.fileno(),
+            "idle_s": self._idle_s,
+            "modules": self._wanted,
+            "avoid": sorted(avoid),
+        }
+        self._control.set_inheritable(True)
+        os.execv(  # noqa: S606 - ourselves
+            sys.executable, [sys.executable, "-P", "-m", "mainspring.pipelines.forkserver", json.dumps(setup)]
+        )
+
+    def _spawn(self, number: int, run: str, job: Path, log: int) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             code = 70
             try:
-                self._become_step(parent, log)
+                self._become_step(parent, run, log)
                 code = worker.main(job)
             except BaseException:  # noqa: BLE001 - the last line of a process: say it in the log and end
                 traceback.print_exc()
@@ -101,7 +138,7 @@ class Forkserver:
         os.close(log)
         self._children[pid] = _Child(number, pid)
 
-    def _become_step(self, parent: int, log: int) -> None:
+    def _become_step(self, parent: int, run: str, log: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
@@ -110,6 +147,12 @@ class Forkserver:
             os._exit(70)
         processes.become_subreaper()
         os.setsid()
+        processes.wear_cookie(run)
+        # From here on the next runner finds us. If ours is dead already, the next one may have looked before.
+        ends = poll()
+        ends.register(self._control, 0)
+        if any(event & POLLHUP for _, event in ends.poll(0)):
+            os._exit(70)
         self._control.close()
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -118,6 +161,9 @@ class Forkserver:
         for descriptor in {null, log} - {0, 1, 2}:
             os.close(descriptor)
         gc.enable()
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:  # or every step of every run would draw the same "random" numbers
+            numpy_random.seed()
 
     def _kill(self, number: int, grace_s: float) -> None:
         for child in self._children.values():
@@ -166,16 +212,11 @@ class Forkserver:
         processes.kill_tree_below(os.getpid())
 
 
-def preload(root: Path, files: list[str], modules: list[str]) -> None:
-    """Import what steps will need, once; what fails here fails again, and is reported, in the step that needs it."""
-    for name in modules:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-    for file in files:
-        with contextlib.suppress(
-            BaseException
-        ):  # user code; the step's process will meet it again and report it
-            load_module((root / file).resolve(), root=root)
+def freeze() -> None:
+    """What is loaded by now is not collected any more: its pages stay shared with the children."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
 
 
 def main() -> int:
@@ -183,11 +224,12 @@ def main() -> int:
     processes.become_subreaper()
     control = socket.socket(fileno=int(setup["control"]))
     control.set_inheritable(False)
-    preload(Path(setup["root"]), list(setup["files"]), list(setup["modules"]))
-    gc.collect()
-    gc.freeze()  # pages of what is loaded stay shared with the children
-    gc.disable()
-    Forkserver(control).serve()
+    wanted, avoid = list(setup.get("modules", ())), frozenset(setup.get("avoid", ()))
+    server = Forkserver(control, idle_s=float(setup["idle_s"]), wanted=[], avoid=avoid)
+    if avoid and "modules" in setup:  # started over: the answer to the message before is still owed
+        server.preload(wanted)
+    freeze()
+    server.serve()
     return 0
 
 

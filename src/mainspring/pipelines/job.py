@@ -71,6 +71,8 @@ class Result(Record, frozen=True):
     metrics: dict[str, float | str] = {}
     used: list[str] = []
     produced: list[str] = []
+    modules: list[str] = []
+    """Installed modules that the attempt imported itself: worth loading before the next one."""
 
 
 def source_key(argument: Argument) -> str:

@@ -29,8 +29,6 @@ from mainspring.storage.sql import Reader
 VERIFY_BYTES = 64 << 20
 """A cache hit re-reads and re-hashes an artifact up to this size; a larger one is verified when it is read."""
 
-_PRELOADED = frozenset({"numpy", "pyarrow", "pandas", "scipy", "sklearn"})
-
 
 @dataclass(frozen=True)
 class Done:
@@ -67,15 +65,14 @@ class Planner:
         }
 
     def modules(self) -> list[str]:
-        """Heavy libraries that the steps' code names, worth importing once for all of them."""
+        """What the steps' code imports from outside the project, as ``module`` or ``module:name``: worth importing once for all."""
         named = {
-            v.removeprefix("import ").partition(":")[0]
+            v.removeprefix("import ")
             for c in self._codes.values()
             for v in c.parts.values()
-            if v.startswith("import ")
+            if v.startswith("import ") and not v.startswith("import .")
         }
-        found = sorted(n for n in named if n.partition(".")[0] in _PRELOADED)
-        return [*found, "pyarrow.parquet"] if any(n.startswith("pyarrow") for n in found) else found
+        return sorted(named)
 
     def has_paths(self) -> bool:
         return bool(self._paths())

@@ -2,7 +2,8 @@
 
 ``killpg`` misses a child that called ``setsid``. So the process of a step is a *subreaper*: whatever is orphaned below it
 becomes its child instead of leaving the tree. And every process of a run carries a cookie in its initial environment, by
-which the orphans of a runner that was killed are found later.
+which the orphans of a runner that was killed are found later. The warm server outlives a run: it carries its owner instead,
+and a step forked from it writes the run's cookie over the empty one (:func:`wear_cookie`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ import time
 from pathlib import Path
 
 COOKIE = "MAINSPRING_PIPELINE_RUN"
+OWNER = "MAINSPRING_PIPELINE_OWNER"
+"""Names the process (:func:`identity`) for which a warm server works."""
+
+ROOM = 64
+"""Bytes that a warm server keeps free for the cookie of a step."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -101,6 +108,54 @@ def kill_by_cookie(value: str, *, patience_s: float = 5.0) -> int:
             break
         killed.update(living)
         for pid in living:
+            send(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return len(killed)
+
+
+def wear_cookie(value: str) -> bool:
+    """Make this process, forked from a warm server, one of the run ``value`` for :func:`with_cookie`; False where it cannot be.
+
+    What ``/proc/<pid>/environ`` shows is the memory where the kernel put the environment at ``exec``, now a private copy.
+    """
+    os.environ[COOKIE] = value  # what this process starts inherits it in the ordinary way
+    raw = value.encode()
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(fields[47]), int(fields[48])  # env_start and env_end, proc(5)
+        marker = f"{COOKIE}=".encode()
+        at = (
+            ctypes.string_at(start, end - start).find(b"\0" + marker)
+            if end > start and len(raw) <= ROOM
+            else -1
+        )
+        if at >= 0:
+            ctypes.memmove(start + at + 1 + len(marker), raw.ljust(ROOM, b"\0"), ROOM)
+            return True
+    return False
+
+
+def kill_ownerless(*, patience_s: float = 5.0) -> int:
+    """Kill warm servers (and what they started) whose owner is known to be dead; returns how many processes there were."""
+    marker = f"{OWNER}=".encode()
+    killed: set[int] = set()
+    dead: dict[str, bool] = {}
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        found = []
+        for pid in _pids():
+            with contextlib.suppress(OSError):
+                for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    owner = (
+                        entry[len(marker) :].decode("utf-8", "replace") if entry.startswith(marker) else ""
+                    )
+                    if owner and dead.setdefault(owner, is_dead(owner)) and _state(pid) not in "ZX":
+                        found.append(pid)
+        found = [p for p in found if p != os.getpid()]
+        if not found:
+            break
+        killed.update(found)
+        for pid in found:
             send(pid, signal.SIGKILL)
         time.sleep(0.005)
     return len(killed)

@@ -133,6 +133,7 @@ class Runner:
         lease = self._acquire(run_id)
         try:
             processes.kill_by_cookie(run_id)
+            processes.kill_ownerless()
             self._root = Path(run.root)
             loaded = load_pipeline(run.source, root=self._root)
             values = convert_params(loaded, run.params)
@@ -179,8 +180,7 @@ class Runner:
     ) -> PipelineRun:
         tell: OnEvent = on_event or (lambda _: None)
         tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline))
-        files = sorted({s.function.rpartition(":")[0] for s in built.graph.steps})
-        executor = LocalProcesses(run=run.id, root=self._root, files=files, modules=planner.modules())
+        executor = LocalProcesses(run=run.id, root=self._root, modules=planner.modules())
         folder_of(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
         Drive(
             self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources

@@ -21,6 +21,7 @@ from mainspring.pipelines import artifacts, context
 from mainspring.pipelines.graph import declared_outputs
 from mainspring.pipelines.job import Job, Output, Result, Source, read_job, source_key, write_result
 from mainspring.pipelines.loading import load_function
+from mainspring.pipelines.preload import loaded_since
 from mainspring.pipelines.step import StepOptions
 from mainspring.records.pipelines import Argument, StepError
 
@@ -30,6 +31,7 @@ _MESSAGE = 2000
 def main(job_file: Path) -> int:
     """Run the job in this process, which is its own; returns the exit code."""
     job = read_job(job_file)
+    before = frozenset(sys.modules)
     os.chdir(job.root)
     if job.memory_bytes is not None:
         _limit_memory(job.memory_bytes)
@@ -38,6 +40,7 @@ def main(job_file: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+    result = msgspec.structs.replace(result, modules=loaded_since(before))
     write_result(Path(job.scratch), result)
     return 0 if result.error is None else 1
 
