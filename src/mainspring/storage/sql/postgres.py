@@ -1,4 +1,4 @@
-"""PostgreSQL through psycopg 3: one connection per thread, the same SQL as SQLite.
+"""PostgreSQL through psycopg 3: connections are lent out per transaction, the same SQL as SQLite.
 
 Extra ``postgres``. The URL may name a schema: ``postgresql://host/db?options=-csearch_path%3Dname``.
 """
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mainspring.errors import MissingExtra, StorageFull, Unavailable
+from mainspring.errors import Conflict, InvalidInput, MissingExtra, StorageFull, Unavailable
 from mainspring.storage.failpoints import failpoint
 from mainspring.storage.sql.store import Row, Session, Value
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import psycopg
 
 _MIGRATION_LOCK = 0x6D61696E  # "main": the advisory lock that serialises migrations
+
+_KEPT = 16
+"""Idle connections that are kept; more than this many at once are closed after their transaction."""
 
 
 @functools.lru_cache(maxsize=2048)
@@ -66,8 +69,8 @@ class PostgresEngine:
         self._psycopg = psycopg
         self._url = url
         self._pid = os.getpid()
-        self._local = threading.local()
-        self._all: list[psycopg.Connection[Any]] = []
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._closings = 0  # a connection lent out before a close() does not come back
         self._guard = threading.Lock()
 
     @contextlib.contextmanager
@@ -92,43 +95,64 @@ class PostgresEngine:
         if os.getpid() != self._pid:
             return
         with self._guard:
-            for connection in self._all:
-                connection.close()
-            self._all.clear()
-        self._local = threading.local()
+            idle, self._idle = self._idle, []
+            self._closings += 1
+        for connection in idle:
+            connection.close()
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[Session]:
+        # Lent out, not kept per thread: threads come and go, and one of them may read while it reads (a stream).
+        closings = self._closings
         connection = self._begun(begin)
-        with self._translated():
-            try:
-                yield _Session(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(self._psycopg.Error):
-                    connection.execute("ROLLBACK")
-                raise
+        try:
+            with self._translated():
+                try:
+                    yield _Session(connection)
+                    connection.execute("COMMIT")
+                except BaseException:
+                    with contextlib.suppress(self._psycopg.Error):
+                        connection.execute("ROLLBACK")
+                    raise
+        finally:
+            self._give_back(connection, closings)
 
     def _begun(self, begin: str) -> psycopg.Connection[Any]:
-        """This thread's connection with a transaction open. One that the server dropped meanwhile is replaced: nothing was
-        sent over it yet, so nothing can happen twice (SAFETY T17)."""
+        """A connection with a transaction open. One that the server dropped meanwhile is replaced: nothing was sent over it
+        yet, so nothing can happen twice (SAFETY T17)."""
+        if os.getpid() != self._pid:
+            raise Unavailable(
+                "this workspace was opened before a fork", next_step="Open it again in the child process."
+            )
         with self._translated():
-            connection = self._connection()
+            while (connection := self._kept()) is not None:
+                try:
+                    connection.execute(begin)
+                except (self._psycopg.OperationalError, self._psycopg.InterfaceError):
+                    connection.close()
+                else:
+                    return connection
+            connection = self._psycopg.connect(self._url, autocommit=True)
             try:
+                _agree_with_sqlite(connection)
                 connection.execute(begin)
-            except (self._psycopg.OperationalError, self._psycopg.InterfaceError):
-                if not connection.closed:
-                    raise
-                self._forget(connection)
-                connection = self._connection()
-                connection.execute(begin)
+            except BaseException:
+                connection.close()
+                raise
             return connection
 
-    def _forget(self, connection: psycopg.Connection[Any]) -> None:
+    def _kept(self) -> psycopg.Connection[Any] | None:
+        with self._guard:
+            return self._idle.pop() if self._idle else None
+
+    def _give_back(self, connection: psycopg.Connection[Any], closings: int) -> None:
+        idle = self._psycopg.pq.TransactionStatus.IDLE
+        with self._guard:
+            usable = not connection.closed and connection.info.transaction_status == idle
+            if usable and closings == self._closings and len(self._idle) < _KEPT:
+                self._idle.append(connection)
+                return
         connection.close()
-        self._local.connection = None
-        with self._guard, contextlib.suppress(ValueError):
-            self._all.remove(connection)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -142,27 +166,20 @@ class PostgresEngine:
             raise Unavailable(
                 "lost a race in the database", next_step="Try again with the same idempotency key."
             ) from error
+        except self._psycopg.errors.UniqueViolation as error:
+            raise Conflict(
+                "this must be unique, and somebody else was first",
+                next_step="Read what is there now, then decide.",
+            ) from error
+        except self._psycopg.DataError as error:
+            raise InvalidInput(
+                f"the database cannot hold this value: {str(error).splitlines()[0]}"
+            ) from error
         except (self._psycopg.OperationalError, self._psycopg.InterfaceError) as error:
-            self._local.connection = None
             raise Unavailable(
                 f"the database is not reachable: {str(error).splitlines()[0]}",
                 next_step="Check that it runs, then try again.",
             ) from error
-
-    def _connection(self) -> psycopg.Connection[Any]:
-        if os.getpid() != self._pid:
-            raise Unavailable(
-                "this workspace was opened before a fork", next_step="Open it again in the child process."
-            )
-        connection: psycopg.Connection[Any] | None = getattr(self._local, "connection", None)
-        if connection is None or connection.closed:
-            with self._translated():
-                connection = self._psycopg.connect(self._url, autocommit=True)
-            _agree_with_sqlite(connection)
-            with self._guard:
-                self._all.append(connection)
-            self._local.connection = connection
-        return connection
 
 
 def _agree_with_sqlite(connection: psycopg.Connection[Any]) -> None:

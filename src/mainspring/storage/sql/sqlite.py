@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
-from mainspring.errors import Corrupt, MainspringError, StorageFull, Unavailable
+from mainspring.errors import Conflict, Corrupt, MainspringError, StorageFull, Unavailable
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql.store import Row, Session, Value
 
 declare("sql.locked", "sql.before_commit", "sql.after_commit", "sql.before_checkpoint")
 
 _WAIT_S = 60.0
+_BUSY_MS = 30_000
 _CHECKPOINT_BYTES = 4 << 20
 
 
@@ -101,7 +102,7 @@ class _Session:
 
 
 class SqliteEngine:
-    """One writing connection per process, one reading connection per thread."""
+    """One writing connection per process; reading connections are lent out, so there are as many as ever read at once."""
 
     name = "sqlite"
 
@@ -110,21 +111,32 @@ class SqliteEngine:
         self._path = path
         self._lock = WriteLock(lock)
         self._pid = os.getpid()
-        self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._opened = 0  # counts up with every close(): a reader lent out before does not come back
         self._writer: sqlite3.Connection | None = None
         self.on_write_failure: Callable[[MainspringError], None] = lambda _: None
         """Called when a commit's outcome is unknown (a failed fsync). The server and the runner end the process."""
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
-        connection = self._reader()
-        with _translated(self._path):
-            connection.execute("BEGIN")
-            try:
-                yield _Session(connection)
-            finally:
-                connection.rollback()
+        # Lent out, not kept per thread: threads come and go, and one of them may read while it reads (a stream).
+        connection, opened = self._reader()
+        try:
+            with _translated(self._path):
+                connection.execute("BEGIN")
+                try:
+                    yield _Session(connection)
+                finally:
+                    connection.rollback()
+        finally:
+            with self._guard:
+                back = opened == self._opened
+                if back:
+                    self._idle.append(connection)
+            if not back:
+                with self._lock:
+                    connection.close()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Session]:
@@ -153,10 +165,11 @@ class SqliteEngine:
         if os.getpid() != self._pid:  # a forked child must not touch its parent's connections
             return
         with self._lock:  # the last close checkpoints, so it is a write
-            for connection in self._readers:
+            with self._guard:
+                idle, self._idle = self._idle, []
+                self._opened += 1
+            for connection in idle:
                 connection.close()
-            self._readers.clear()
-            self._local = threading.local()
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
@@ -164,10 +177,22 @@ class SqliteEngine:
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
-        with contextlib.suppress(FileNotFoundError):
-            if wal.stat().st_size > _CHECKPOINT_BYTES:
-                failpoint("sql.before_checkpoint")
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        try:
+            if wal.stat().st_size <= _CHECKPOINT_BYTES:
+                return
+        except FileNotFoundError:
+            return
+        failpoint("sql.before_checkpoint")
+        # Never wait for readers here: every writer of every process would wait with us. The next write tries again.
+        connection.execute("PRAGMA busy_timeout=0").fetchall()
+        try:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.OperationalError as error:
+            if "disk I/O" in str(error):
+                raise
+            # A full disk or a busy reader: what was written is committed, and stays in the log until a later round.
+        finally:
+            connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}").fetchall()
 
     def _writing_connection(self) -> sqlite3.Connection:
         self._check_process()
@@ -176,20 +201,22 @@ class SqliteEngine:
             self._writer.execute("PRAGMA journal_mode=WAL").fetchall()
         return self._writer
 
-    def _reader(self) -> sqlite3.Connection:
+    def _reader(self) -> tuple[sqlite3.Connection, int]:
         self._check_process()
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            with self._lock:  # opening may have to recover the log
-                connection = self._connect()
-                connection.execute("PRAGMA query_only=ON")
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
-                self._readers.append(connection)
-            self._local.connection = connection
-        return connection
+        with self._guard:
+            opened = self._opened
+            if self._idle:
+                return self._idle.pop(), opened
+        with self._lock:  # opening may have to recover the log
+            connection = self._connect()
+            connection.execute("PRAGMA query_only=ON")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        return connection, opened
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30.0)
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000
+        )
         connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -209,7 +236,7 @@ class SqliteEngine:
 def _translated(
     path: Path, on_write_failure: Callable[[MainspringError], None] | None = None
 ) -> Iterator[None]:
-    """Engine errors as ours. Constraint violations stay sqlite3.IntegrityError: rooms compare and set instead."""
+    """Engine errors as ours. A broken unique constraint is a race lost: rooms compare and set where they can tell more."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -228,6 +255,13 @@ def _translated(
                 on_write_failure(failure)
             raise failure from error
         raise
+    except sqlite3.IntegrityError as error:
+        if not str(error).startswith("UNIQUE"):
+            raise
+        raise Conflict(
+            "this must be unique, and somebody else was first",
+            next_step="Read what is there now, then decide.",
+        ) from error
     except sqlite3.DatabaseError as error:
         if "malformed" in str(error) or "not a database" in str(error):
             raise Corrupt(str(error), place=str(path), next_step="Restore from a backup.") from error
