@@ -75,7 +75,8 @@ class Measured:
     series: str = "now"
 
 
-_TONES = {"good": "var(--good)", "warn": "var(--warn)", "bad": "var(--bad)", "idle": "var(--quiet)"}
+_TONES = {"idle": "var(--quiet)", "warn": "var(--warn)", "good": "var(--good)", "bad": "var(--bad)"}
+"""Colours of marks, by how much they matter."""
 _SERIES = {"now": "var(--accent)", "other": "var(--second)", "shadow": "var(--quiet)"}
 _NAMES = {"now": "champion", "other": "canary", "shadow": "shadow"}
 
@@ -141,11 +142,18 @@ def _series_color(present: Iterable[str]) -> Spec:
 
 
 def _marks(marks: Sequence[Mark]) -> list[Spec]:
+    """Decisions as lines with a triangle, alerts as a triangle alone; what matters most is drawn last, on top."""
     if not marks:
         return []
     values = [
-        {"at": _time(m.at), "what": m.what, "detail": m.detail, "color": _TONES.get(m.tone, "var(--quiet)")}
-        for m in marks
+        {
+            "at": _time(m.at),
+            "what": m.what,
+            "detail": m.detail,
+            "color": _TONES.get(m.tone, "var(--quiet)"),
+            "alert": m.tone == "warn",
+        }
+        for m in sorted(marks, key=lambda m: list(_TONES).index(m.tone) if m.tone in _TONES else 0)
     ]
     tooltip = [{"field": "what", "title": "event"}, {"field": "detail"}, _tip_time()]
     color = {"field": "color", "type": "nominal", "scale": None}
@@ -153,6 +161,7 @@ def _marks(marks: Sequence[Mark]) -> list[Spec]:
     return [
         {
             "data": data,
+            "transform": [{"filter": "!datum.alert"}],
             "mark": {"type": "rule", "strokeDash": [2, 3], "opacity": 0.7},
             "encoding": {"x": _x(), "color": color},
         },

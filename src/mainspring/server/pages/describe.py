@@ -70,6 +70,9 @@ def _detail(event: Event) -> str:
     data = event.data
     if event.kind == "model.alias_set":
         return f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+    if event.kind.startswith("alert."):
+        said = data.get("reason") or data.get("detail") or ""
+        return f"{data.get('kind')} of {data.get('subject')} in {data.get('deployment')}: {said}"
     for name in ("reason", "detail", "error", "message", "purpose"):
         if data.get(name):
             return str(data[name])

@@ -85,7 +85,7 @@ def _role(point: SeriesPoint, history: list[AliasEvent]) -> str:
 
 
 def marks_of(quality: Quality, *, alerts: bool = True) -> list[Mark]:
-    """Decisions and opened alerts as marks on the time axis."""
+    """Decisions, and alerts of drift and performance (those of single columns' data quality would hide them), on the time axis."""
     marks = [Mark(t.event.at, t.words, t.detail, _SHOWN[t.event.kind]) for t in quality.events]
     if alerts:
         marks += [
