@@ -170,8 +170,7 @@ def _known(settings: Settings, address: str) -> list[tuple[str, Any, str]]:
         ("url", address, settings.origins.get("url", "default")),
     ]
     for section in ("project", "storage", "server", "serving"):
-        for name, value in msgspec.to_builtins(getattr(settings.config, section)).items():
-            key = f"{section}.{name}"
+        for key, value in _leaves(msgspec.to_builtins(getattr(settings.config, section)), f"{section}."):
             origin = settings.origins.get(key) or (FILE if key in written else "default")
             shown = _without_password(value) if key == "storage.database" else value
             found.append((key, shown if shown != [] else "-", origin))

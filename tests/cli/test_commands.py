@@ -1,0 +1,336 @@
+"""Commands as a user types them: output, JSON, and what bad input says and leaves untouched."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mainspring
+from mainspring.cli import main as command_line
+from mainspring.cli.main import COMMANDS
+
+POLICY = """
+[project]
+name = "shop"
+[data.rows]
+checks = [{ check = "range", column = "a", min = 1 }, { check = "not_null", column = "b" }]
+"""
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+class Shell:
+    """Runs commands in this process, on one project."""
+
+    def __init__(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.root = root
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> Result:
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command_line.main(["-C", str(self.root), *arguments])
+        out, err = self._capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return Result(end.value.code, out, err)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "mainspring.toml").write_text(POLICY)
+    (root / "rows.csv").write_text("a,b\n1,x\n2,y\n")
+    monkeypatch.chdir(root)
+    return Shell(root, capsys)
+
+
+def _failed(result: Result, *, code: str, exit_code: int) -> str:
+    """The error on stderr, with value and next step; nothing on stdout."""
+    assert result.code == exit_code, (result.out, result.err)
+    assert result.out == ""
+    assert f"error[{code}]:" in result.err
+    assert "next:" in result.err
+    assert "Traceback" not in result.err
+    return result.err
+
+
+# --- a walk through the commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(shell: Shell, name: str) -> None:
+    result = shell(name, "--help")
+    assert result.code == 0
+    assert result.out.startswith("Usage: ")
+
+
+def test_every_command_that_prints_data_takes_json() -> None:
+    import click
+
+    talks = {"up", "serve", "demo"}
+    for name, command in _commands(command_line.app):
+        options = {o for p in command.params if isinstance(p, click.Option) for o in p.opts}
+        if name.split()[0] not in talks and name not in {"runs log", "audit anchor", "loop follow"}:
+            assert "--json" in options, name
+
+
+def test_data(shell: Shell) -> None:
+    made = shell("data", "commit", "rows", "rows.csv", "-m", "first", "--json").data
+    assert (made["number"], made["rows"]) == (1, 2)
+    assert "2 held" in shell("data", "commit", "rows", "rows.csv").out
+    (shell.root / "rows.csv").write_text("a,b\n1,x\n2,z\n3,y\n")
+    shell("data", "commit", "rows", "rows.csv")
+    assert [d["name"] for d in shell("data", "list", "--json").data] == ["rows"]
+    assert len(shell("data", "log", "rows").out.splitlines()) == 3
+    found = shell("data", "diff", "rows", "1", "2", "--key", "a", "--json").data
+    assert (found["rows"]["added"], found["rows"]["changed"]) == (1, 1)
+    shell("data", "checkout", "rows", "1", str(shell.root / "out"))
+    assert (shell.root / "out" / "table.parquet").exists()
+    assert "2 of 2 rules hold on 3 rows" in shell("data", "check", "rows").err
+    assert "a" in shell("data", "profile", "rows").out
+
+
+def test_runs_and_what_a_dead_process_left(shell: Shell) -> None:
+    script = (
+        "import os, mainspring\nrun = mainspring.open().tracking.run(capture=False, experiment='tuning')\n"
+        "run._stop = True; run._wake.set(); run._thread.join(); run.log_metric('loss', 0.25)\nos.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=shell.root, check=False)
+    listed = shell("runs", "list", "--json")
+    (run,) = listed.data["items"]
+    assert "took in" in listed.err
+    assert run["metrics"]["loss"]["value"] == 0.25
+    assert run["id"] in shell("runs", "list", "-f", "metrics.loss < 1").out
+    assert "took in" not in shell("runs", "show", run["id"]).err
+
+
+def test_overview(shell: Shell) -> None:
+    assert "nothing is deployed yet" in shell("status").err
+    assert shell("status", "--json").data["deployments"] == []
+    settings = shell("env", "--json").data["settings"]
+    assert settings["project.name"] == {"value": "shop", "origin": "mainspring.toml"}
+    assert settings["root"]["origin"] == "argument"
+    assert settings["server.port"] == {"value": 8700, "origin": "default"}
+    assert "msp_" not in shell("env").out
+    exported = shell("env", "--export").out.splitlines()
+    assert [line.split("=")[0] for line in exported] == ["export MAINSPRING_URL", "export MAINSPRING_TOKEN"]
+    assert {c["check"] for c in shell("doctor", "--json").data} >= {
+        "python",
+        "sqlite",
+        "disk",
+        "fsync",
+        "server",
+    }
+    shell("data", "commit", "rows", "rows.csv")
+    assert "data" in shell("timeline").out
+
+
+def test_upkeep_and_audit(shell: Shell) -> None:
+    shell("data", "commit", "rows", "rows.csv")
+    assert shell("fsck", "--read-data", "--json").data["problems"] == []
+    assert "nothing was removed" in shell("gc").err
+    anchor = shell("audit", "anchor").out.strip()
+    shell("data", "commit", "more", "rows.csv")
+    assert shell("audit", "verify", "--anchor", anchor).code == 0
+    bad = shell("audit", "verify", "--anchor", f"1:{'0' * 64}")
+    assert (bad.code, "BROKEN" in bad.out) == (1, True)
+
+
+def test_a_password_is_never_shown(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAINSPRING_DATABASE", "postgresql://me:hunter2@db/x")
+    result = shell("env", "--json")
+    assert "hunter2" not in result.out
+    assert result.data["settings"]["storage.database"]["origin"] == "environment"
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_column(shell: Shell) -> None:
+    (shell.root / "mainspring.toml").write_text(POLICY.replace('column = "a"', 'column = "aa"'))
+    said = _failed(shell("data", "commit", "rows", "rows.csv"), code="invalid_input", exit_code=2)
+    assert "aa" in said
+    assert "Did you mean" in said or "Known" in said
+    assert shell("data", "list", "--json").data == []
+
+
+def test_wrong_type_and_broken_rows(shell: Shell) -> None:
+    shell("data", "commit", "rows", "rows.csv")
+    (shell.root / "rows.csv").write_text("a,b\n0,x\none,\n")
+    result = shell("data", "commit", "rows", "rows.csv")
+    assert result.code == 2
+    assert "error[check_failed]" in result.err
+    assert "number" in result.err or "range" in result.err
+    assert len(shell("data", "log", "rows", "--json").data) == 1
+
+
+def test_missing_file(shell: Shell) -> None:
+    said = _failed(shell("data", "commit", "rows", "row.csv"), code="not_found", exit_code=3)
+    assert "rows.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[project]\nname = "shop', "mainspring.toml"),
+        ('[project]\nnam = "shop"', "[project]"),
+        ('[server]\nport = "many"', "port"),
+        ('[deploy.x]\nmodel = "y"', "deploy.x"),
+        ("[data.rows]\nchecks = [{ check = 'rang', column = 'a' }]", "check"),
+    ],
+)
+def test_half_written_config(shell: Shell, text: str, place: str) -> None:
+    shell("data", "commit", "rows", "rows.csv")
+    (shell.root / "mainspring.toml").write_text(text)
+    result = shell("status")
+    assert result.code == 2
+    assert "error[invalid_config]" in result.err
+    assert "mainspring.toml" in result.err
+    assert place in result.err
+    (shell.root / "mainspring.toml").write_text(POLICY)
+    assert len(shell("data", "log", "rows", "--json").data) == 1
+
+
+def test_unknown_names(shell: Shell) -> None:
+    shell("data", "commit", "rows", "rows.csv")
+    assert "Did you mean 'rows'?" in _failed(shell("data", "log", "row"), code="not_found", exit_code=3)
+    assert "Known" in _failed(shell("data", "check", "rows", "v9"), code="not_found", exit_code=3)
+    shell("models", "list")
+    _failed(shell("models", "show", "nope", "champion"), code="not_found", exit_code=3)
+    _failed(shell("runs", "show", "nope"), code="not_found", exit_code=3)
+    _failed(shell("runs", "list", "-f", "metrics.auc >"), code="invalid_input", exit_code=2)
+    _failed(shell("run", "nope"), code="invalid_input", exit_code=2)
+    misspelt = shell("statu")
+    assert (misspelt.code, "Did you mean 'status'?" in misspelt.err) == (2, True)
+
+
+def test_errors_as_json(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mainspring", "data", "log", "row", "--json"])
+    error = json.loads(shell("data", "log", "row", "--json").err)["error"]
+    assert error["code"] == "not_found"
+    assert error["value"] == "row"
+    assert error["next_step"]
+
+
+def test_port_in_use(shell: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = _failed(shell("up", "--no-serving", "--port", str(port)), code="conflict", exit_code=1)
+    assert f"127.0.0.1:{port}" in said
+    assert "--port" in said
+
+
+def test_no_server_answers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAINSPRING_TOKEN", "x" * 40)
+    _failed(
+        shell("predict", "rows", "--row", "{}", "--at", "http://127.0.0.1:9"), code="unavailable", exit_code=1
+    )
+    assert "not JSON" in shell("predict", "rows", "--row", "{").err
+
+
+def test_a_command_elsewhere_makes_no_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen red with _check_project emptied."""
+    shell = Shell(tmp_path, capsys)
+    assert "mainspring init" in _failed(shell("status"), code="not_found", exit_code=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk(shell: Shell) -> None:
+    """A limit on file size is what a full disk looks like to one process: refused, and nothing is lost."""
+    shell("data", "commit", "rows", "rows.csv")
+    big = shell.root / "big.bin"
+    big.write_bytes(os.urandom(3 << 20))
+    script = (
+        "import resource, signal, sys\nfrom mainspring.cli.main import main\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\nmain(['data', 'commit', 'big', 'big.bin', '--files'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=shell.root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert "error[storage_full]" in done.stderr
+    assert "next:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [d["name"] for d in shell("data", "list", "--json").data] == ["rows"]
+    assert shell("fsck", "--read-data").code == 0
+    assert shell("data", "commit", "big", "big.bin", "--files").code == 0
+
+
+# --- init --------------------------------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_project_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = Shell(tmp_path / "flats", capsys)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        command_line.main(["init", str(shell.root)])
+    assert end.value.code == 0
+    assert 'name = "flats"' in (shell.root / "mainspring.toml").read_text()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests"],
+        cwd=shell.root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert shell("data", "commit", "rents", str(shell.root / "data" / "rents.csv")).code == 0
+    command = [sys.executable, "-m", "mainspring.cli", "-C", str(shell.root)]
+    ran = subprocess.run([*command, "run", "rent"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "+ fit" in ran.stderr
+    assert "finished" in ran.stdout
+    assert shell("models", "promote", "rent", "1", "--reason", "first").code == 0
+    assert "rent version 1" in shell("status").out
+    assert shell("loop", "retrain", "rent", "--reason", "again").code == 0
+    job = shell("loop", "jobs", "--json").data[0]["id"]
+    worked = subprocess.run([*command, "loop", "work", job], capture_output=True, text=True, check=False)
+    assert worked.returncode == 0, worked.stderr
+    assert "gate_pass" in shell("loop", "tick").out
+    with mainspring.open(shell.root) as workspace:
+        origin = workspace.lineage.origin(ref="model_version:rent@2")
+    assert {"dataset_version", "run", "code", "environment"} <= {n.kind for n in origin.nodes}
+
+
+def test_init_refuses_a_directory_with_something_in_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(SystemExit) as end:
+        command_line.main(["init", str(tmp_path)])
+    assert end.value.code == 1
+    assert "error[conflict]" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    import click
+
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
