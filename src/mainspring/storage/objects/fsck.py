@@ -10,7 +10,7 @@ from mainspring.errors import Corrupt, NotFound
 from mainspring.records.objects import FsckProblem, FsckReport
 from mainspring.storage.objects.bytestore import Sweepable
 from mainspring.storage.objects.gc import mark
-from mainspring.storage.objects.index import Entry, Index, IndexFile
+from mainspring.storage.objects.index import Entry, Index, IndexFile, is_mark
 
 if TYPE_CHECKING:
     from mainspring.storage.objects.store import Objects
@@ -41,16 +41,19 @@ def check(objects: Objects, roots: Iterable[str], *, read_data: bool, subset: tu
 
 def _load_index(objects: Objects) -> list[FsckProblem]:
     """Read every index file again from the store; the damaged ones are reported and left out."""
-    problems, files = [], []
+    problems, files, marked = [], [], set()
     for key, _ in sorted(objects.store.list("index/")):
         name = key.removeprefix("index/")
+        if is_mark(name):
+            marked.add(bytes.fromhex(name.partition(".")[0]))
+            continue
         try:
             files.append(IndexFile(name, objects.store.get(key)))
         except NotFound:  # merged meanwhile
             continue
         except Corrupt as error:
             problems.append(FsckProblem(kind="corrupt", subject=key, place=key, detail=error.message))
-    objects.use_index(Index(files))
+    objects.use_index(Index(files, damaged=frozenset(marked)))
     return problems
 
 

@@ -7,6 +7,7 @@ length, size), BLAKE3 of all before. 56 bytes per blob; a look-up bisects the u6
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 from array import array
@@ -29,6 +30,8 @@ _ROW = struct.Struct("<24sB3xIIIQ")
 _CHECK = 32
 _SMALL = 2048
 _HASHED_ROWS = 65_536
+_BAD = ".bad"
+_MARK = re.compile(r"[0-9a-f]{64}\.bad")
 
 
 class Entry(NamedTuple):
@@ -115,29 +118,42 @@ def dump_index(entries: dict[bytes, Entry], packs: dict[str, int]) -> bytes:
 
 
 class Index:
-    """A snapshot of all index files. Immutable: a refresh makes a new one that shares the files already loaded."""
+    """A snapshot of all index files. Immutable: a refresh makes a new one that shares the files already loaded.
 
-    def __init__(self, files: Iterable[IndexFile] = ()) -> None:
-        self.files = {file.name: file for file in files}
+    ``damaged`` are blobs whose bytes a read has found wrong (marked beside the index files): to be stored anew by
+    whoever has them.
+    """
+
+    def __init__(self, files: Iterable[IndexFile] = (), *, damaged: frozenset[bytes] = frozenset()) -> None:
+        self.files: dict[str, IndexFile] = {}
+        self.damaged = damaged
         self._hashed: dict[bytes, Entry] = {}
         self._large: list[IndexFile] = []
-        budget = _HASHED_ROWS
-        for file in sorted(self.files.values(), key=lambda f: f.rows):
-            if file.rows <= _SMALL and file.rows <= budget:
-                budget -= file.rows
+        self._add(sorted(files, key=lambda f: f.rows))
+
+    def extended(self, files: Iterable[IndexFile], *, damaged: frozenset[bytes]) -> Index:
+        """This one and more files, without reading the rows of its own again."""
+        new = Index(damaged=damaged)
+        new.files, new._hashed, new._large = dict(self.files), dict(self._hashed), list(self._large)
+        new._add(files)
+        return new
+
+    def _add(self, files: Iterable[IndexFile]) -> None:
+        for file in files:
+            self.files[file.name] = file
+            if file.rows <= _SMALL and len(self._hashed) + file.rows <= _HASHED_ROWS:
                 for digest, entry in file:
                     self._hashed[digest] = joined(self._hashed.get(digest), entry)
             else:
                 self._large.append(file)
 
     def find(self, digest: bytes) -> Entry | None:
-        """A place of the blob. Its tree flag may stand in another row: ask :meth:`is_tree`."""
+        """The newest place of the blob. Its tree flag may stand in another row: ask :meth:`is_tree`."""
         found = self._hashed.get(digest)
-        if found is None:
-            for file in self._large:
-                found = file.find(digest)
-                if found is not None:
-                    return found
+        for file in self._large:
+            other = file.find(digest)
+            if other is not None:
+                found = joined(found, other)
         return found
 
     def is_tree(self, digest: bytes) -> bool:
@@ -162,28 +178,42 @@ class Index:
 
 
 def joined(one: Entry | None, other: Entry) -> Entry:
-    """Two rows of one digest as one: either place will do, the tree flag of either holds."""
+    """Two rows of one digest as one: the place in the newer pack, the tree flag of either.
+
+    Newer, since what was found damaged is stored again in a new pack (names of packs grow with time).
+    """
     if one is None:
         return other
-    return one._replace(kind=one.kind | (other.kind & TREE))
+    newer = other if other.pack > one.pack else one
+    return newer._replace(kind=newer.kind | ((one.kind | other.kind) & TREE))
 
 
 def load_index(store: ByteStore, known: Index) -> Index:
     """The index as it is now; files that ``known`` has are not read again."""
     for _ in range(8):
-        names = {key.removeprefix("index/") for key, _ in store.list("index/") if key.endswith(".idx")}
-        if names == known.files.keys():
+        keys = [key.removeprefix("index/") for key, _ in store.list("index/")]
+        names = {name for name in keys if name.endswith(".idx")}
+        damaged = frozenset(bytes.fromhex(name.removesuffix(_BAD)) for name in keys if is_mark(name))
+        if names == known.files.keys() and damaged == known.damaged:
             return known
-        files = [file for name, file in known.files.items() if name in names]
         try:
-            files += [
-                IndexFile(name, store.get(f"index/{name}")) for name in sorted(names - known.files.keys())
-            ]
+            new = [IndexFile(name, store.get(f"index/{name}")) for name in sorted(names - known.files.keys())]
         except NotFound:  # merged into another one since we listed: list again
-            known = Index(files)
             continue
-        return Index(files)
+        if names >= known.files.keys():
+            return known.extended(new, damaged=damaged)
+        return Index([*(f for n, f in known.files.items() if n in names), *new], damaged=damaged)
     raise MainspringError("the index changes faster than it can be read", next_step="Try again.")
+
+
+def mark_key(digest: bytes) -> str:
+    """The key whose presence says that the stored bytes of this blob are wrong. Beside the index, so one listing tells both."""
+    return f"index/{digest.hex()}{_BAD}"
+
+
+def is_mark(name: str) -> bool:
+    """Whether a name below ``index/`` is such a mark."""
+    return name.endswith(_BAD) and _MARK.fullmatch(name) is not None
 
 
 def new_index_name() -> str:

@@ -19,7 +19,7 @@ from mainspring.records.objects import FsckReport, GcReport, ObjectRef, ObjectSt
 from mainspring.storage.materialise import SafeFolder, check_target
 from mainspring.storage.objects.bytestore import ByteStore
 from mainspring.storage.objects.chunking import Recipe, RepositoryFormat, load_entries
-from mainspring.storage.objects.index import Entry, Index, IndexFile, load_index
+from mainspring.storage.objects.index import Entry, Index, IndexFile, load_index, mark_key
 from mainspring.storage.objects.pack import pack_key
 from mainspring.storage.objects.pins import Pins
 from mainspring.storage.objects.reader import ObjectReader
@@ -36,7 +36,7 @@ class Objects:
     """A content-addressed store. Safe to use from many threads and processes at once.
 
     Promises: an object never changes; reads verify every byte against its digest and raise :class:`Corrupt`
-    otherwise; what :meth:`writing` has finished is durable; a crash leaves only bytes that nobody refers to.
+    otherwise (and the same bytes put again mend it); what :meth:`writing` has finished is durable; a crash leaves only bytes that nobody refers to.
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class Objects:
             size += len(chunk)
             yield chunk
         if whole.digest() != raw or size != recipe.size:
+            self.note_damage(raw)
             raise _corrupt(raw, "its chunks are sound, their order or number is not")
 
     def tree(self, digest: str) -> dict[str, ObjectRef]:
@@ -261,10 +262,23 @@ class Objects:
             self._loaded = True
             return self._index is not before
 
-    def adopt(self, file: IndexFile) -> None:
-        """An index file that we have just written."""
+    def adopt(self, file: IndexFile, stored: Iterable[bytes] = ()) -> None:
+        """An index file that we have just written; ``stored`` are blobs it places anew, which are sound now."""
+        healed = self._index.damaged.intersection(stored)
+        if healed:
+            self.store.delete([mark_key(raw) for raw in healed])
         with self._lock:
-            self._index = Index([*self._index.files.values(), file])
+            self._index = self._index.extended([file], damaged=self._index.damaged - healed)
+
+    def note_damage(self, raw: bytes) -> None:
+        """A read has found the bytes of this blob wrong: whoever puts them again shall not be told that they are there."""
+        if raw in self.index.damaged:
+            return
+        with self._lock:
+            self._index = self._index.extended([], damaged=self._index.damaged | {raw})
+        if self._pins is not None:
+            with contextlib.suppress(MainspringError):  # for other processes; this one knows in any case
+                self.store.put(mark_key(raw), b"")
 
     def locate(self, raw: bytes) -> Entry:
         """Where an object lies. Flushes our own writers and looks for new index files before it says NotFound."""
@@ -321,15 +335,15 @@ class Objects:
 
     def recipe_as_stored(self, raw: bytes) -> Recipe:
         """The list of chunks as it lies in the store, maybe of level 2."""
-        return Recipe.load(self._range(raw, self.locate(raw)), raw)
+        return self._recipe(raw, self._range(raw, self.locate(raw)))
 
     def stored_blob(self, raw: bytes, entry: Entry) -> bytes:
         """The bytes at one place, verified as what that place holds: an object's own bytes, or a recipe."""
         data = self.store.get(pack_key(entry.pack), offset=entry.offset, length=entry.length)
         if entry.is_recipe:
-            Recipe.load(data, raw)
+            self._recipe(raw, data)
             return data
-        return _verified(raw, data)
+        return self._verified(raw, data)
 
     def use_index(self, index: Index) -> None:
         with self._lock:
@@ -350,15 +364,32 @@ class Objects:
             )
         except NotFound:  # gc has rewritten the pack since our index was read
             for raw, entry in run:
-                yield raw, _verified(raw, self._range(raw, entry))
+                yield raw, self._verified(raw, self._range(raw, entry))
             return
         if len(run) == 1:
-            yield run[0][0], _verified(run[0][0], data)
+            yield run[0][0], self._verified(run[0][0], data, first)
             return
         view = memoryview(data)
         for raw, entry in run:
             at = entry.offset - first.offset
-            yield raw, _verified(raw, bytes(view[at : at + entry.length]))
+            yield raw, self._verified(raw, bytes(view[at : at + entry.length]), entry)
+
+    def _verified(self, raw: bytes, data: bytes, read_at: Entry | None = None) -> bytes:
+        if blake3.blake3(data).digest() == raw:
+            return data
+        if read_at is not None and self.refresh():  # another process may have mended it
+            again = self.locate(raw)
+            if (again.pack, again.offset) != (read_at.pack, read_at.offset):
+                return self._verified(raw, self._range(raw, again))
+        self.note_damage(raw)
+        raise _corrupt(raw, "its stored bytes have another digest")
+
+    def _recipe(self, raw: bytes, data: bytes) -> Recipe:
+        try:
+            return Recipe.load(data, raw)
+        except Corrupt:
+            self.note_damage(raw)
+            raise
 
     def _range(self, raw: bytes, entry: Entry) -> bytes:
         try:
@@ -369,6 +400,7 @@ class Objects:
         try:
             return self.store.get(pack_key(again.pack), offset=again.offset, length=again.length)
         except NotFound:
+            self.note_damage(raw)
             raise _corrupt(raw, f"pack {again.pack} is missing") from None
 
 
@@ -378,12 +410,6 @@ def _raw(digest: str) -> bytes:
             "not a digest", value=digest, next_step="A digest is 64 lower-case hexadecimal digits (BLAKE3)."
         )
     return bytes.fromhex(digest)
-
-
-def _verified(raw: bytes, data: bytes) -> bytes:
-    if blake3.blake3(data).digest() != raw:
-        raise _corrupt(raw, "its stored bytes have another digest")
-    return data
 
 
 def _corrupt(raw: bytes, why: str) -> MainspringError:

@@ -116,7 +116,9 @@ class ObjectWriter:
         data = dump_index(self._pending, sizes)
         self._store.put(f"index/{name}", data)
         failpoint("objects.flush.index")
-        self._objects.adopt(IndexFile(name, data))
+        self._objects.adopt(
+            IndexFile(name, data), [raw for raw, entry in self._pending.items() if entry.pack in self._packs]
+        )
         self._pending = {}
         self._packs = {}
         self._merge_index()
@@ -145,11 +147,14 @@ class ObjectWriter:
     def _put_bytes(self, data: bytes, cutting: Cutting) -> ObjectRef:
         raw = blake3.blake3(data).digest()
         ref = ObjectRef(digest=raw.hex(), size=len(data))
-        if self._known(raw) is None:
+        known = self._known(raw)
+        if known is None or (known.is_recipe and self._objects.index.damaged):
             if len(data) <= cutting.smallest:
                 self._add(raw, data, kind=RAW, size=len(data))
             else:
-                self._add_chunks(raw, [self._chunk(bytes(part)) for part in cutting.cut(data)], len(data))
+                chunks = [self._chunk(bytes(part)) for part in cutting.cut(data)]
+                if known is None:
+                    self._add_chunks(raw, chunks, len(data))
         return ref
 
     def _put_file(self, path: Path, cutting: Cutting) -> ObjectRef:
@@ -205,7 +210,9 @@ class ObjectWriter:
         self._add(raw, blob, kind=RECIPE, size=size)
 
     def _known(self, raw: bytes) -> Entry | None:
-        entry = self._pending.get(raw) or self._objects.index.find(raw)
+        entry = self._pending.get(raw)
+        if entry is None and raw not in self._objects.index.damaged:  # its row is there, its bytes are not
+            entry = self._objects.index.find(raw)
         failpoint("objects.add.looked_up")
         return entry
 
