@@ -27,6 +27,8 @@ from mainspring.records.loop import (
 def decide(facts: Facts, deploy: DeployPolicy, retrain: RetrainPolicy) -> list[LoopDecision]:
     """What to do now for one deployment; empty when nothing is due. At most one decision about each matter."""
     if facts.rollout is not None:
+        if facts.champion != facts.rollout.champion:
+            return [_overtaken(facts.rollout, facts.champion)]
         return _roll(facts.rollout, facts.evidence or Evidence(), deploy, facts.now)
     settled = _settle_job(facts, deploy)
     if settled:
@@ -58,6 +60,9 @@ def _settle_job(facts: Facts, deploy: DeployPolicy) -> list[LoopDecision]:
             or "the gate has no rule that could pass"
         )
         return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=failed, details=details)]
+    if job.version == facts.champion:
+        same = f"version {job.version} is the champion already"
+        return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=same, details=details)]
     passed = LoopDecision(
         action="gate_pass", key=f"job:{job.id}", reason="every rule of the gate holds", details=details
     )
@@ -170,6 +175,17 @@ def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datet
             )
         ]
     return []
+
+
+def _overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
+    """Somebody moved the champion while the candidate was on its way: what it was compared with no longer answers."""
+    now = f"version {champion}" if champion is not None else "nothing"
+    return LoopDecision(
+        action="abandon",
+        key=f"abandon:{rollout.id}",
+        reason=f"the champion was changed to {now} during the rollout",
+        details={"rollout": rollout.id, "version": rollout.version},
+    )
 
 
 def _forward(rollout: Rollout, evidence: Evidence) -> LoopDecision:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
 from mainspring.clock import to_us
 from mainspring.config import Config
-from mainspring.errors import Conflict, Fenced, InvalidInput, NotFound, near
+from mainspring.errors import Conflict, Fenced, InvalidInput, MainspringError, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.loop import replay, state
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
@@ -32,6 +34,8 @@ from mainspring.records.loop import (
     TickResult,
     Verdict,
 )
+
+log = logging.getLogger("mainspring.loop")
 
 _MAX_ATTEMPTS = 3
 _MAX_ROUNDS = (
@@ -85,31 +89,40 @@ class Loop:
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=300)
     def tick(self) -> TickResult:
-        """Take in what happened, decide what is due for every deployment, and do it."""
+        """Take in what happened, decide what is due for every deployment, and do it.
+
+        What fails is told in ``problems`` and tried again in the next round; it does not keep the others from their decisions.
+        """
         now = self._base.clock.now()
-        self._recover_jobs()
-        self._take_in()
+        problems: list[str] = []
+        with _noting(problems, "jobs"):
+            self._recover_jobs()
+        self._take_in(problems)
         taken: list[LoopDecision] = []
         for deployment in self._config.deploy:
-            taken += self._decide(deployment)
-        if taken:
-            self._rooms.deploy.publish()
-        return TickResult(now=now, decisions=taken, jobs=self._open_jobs())
+            with _noting(problems, f"deployment {deployment}"):
+                self._decide(deployment, taken)
+        with _noting(problems, "publish"):
+            self._rooms.deploy.publish()  # always: an earlier round may have died before it
+        return TickResult(now=now, decisions=taken, jobs=self._open_jobs(), problems=problems)
 
-    def _take_in(self) -> None:
+    def _take_in(self, problems: list[str]) -> None:
         """Predictions before labels: a label whose prediction is not known yet would only be parked."""
         monitoring, labels = self._rooms.monitoring, self._rooms.labels
-        while monitoring.ingest().more:
-            pass
-        labels.ingest_relayed()
-        labels.settle()
-        while monitoring.evaluate().more:
-            pass
+        with _noting(problems, "predictions"):
+            while monitoring.ingest().more:
+                pass
+        with _noting(problems, "labels"):
+            labels.ingest_relayed()
+            labels.settle()
+        with _noting(problems, "windows"):
+            while monitoring.evaluate().more:
+                pass
 
-    def _decide(self, deployment: str) -> list[LoopDecision]:
+    def _decide(self, deployment: str, taken: list[LoopDecision]) -> None:
+        """Decide and do what is due for one deployment; what was done is added to ``taken``."""
         deploy, model, retrain = self._policies(deployment)
         applier = Applier(self._base, self._rooms, deployment=deployment, deploy=deploy, model=model)
-        taken: list[LoopDecision] = []
         for _ in range(_MAX_ROUNDS):
             facts = gather(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
             decisions = decide(facts, deploy, retrain)
@@ -122,7 +135,6 @@ class Loop:
         if self._spawn is not None:
             for job in self._queued(deployment):
                 self._spawn(job)
-        return taken
 
     @operation(role=Role.OPERATOR, changes=True)
     def request_retrain(self, *, deployment: str, reason: str, params: dict[str, Any] | None = None) -> Job:
@@ -393,6 +405,19 @@ class Loop:
                 JobState.QUEUED.value,
             )
         return [r["id"] for r in rows]
+
+
+@contextlib.contextmanager
+def _noting(problems: list[str], what: str) -> Iterator[None]:
+    """Anything that goes wrong in this part of the round is logged and told, and the round goes on."""
+    try:
+        yield
+    except MainspringError as error:
+        log.warning("%s: %s", what, error)
+        problems.append(f"{what}: {error.code}: {error}")
+    except Exception as error:
+        log.exception("%s", what)
+        problems.append(f"{what}: internal error: {type(error).__name__}")
 
 
 def _alive(seconds_from_now: float) -> int:

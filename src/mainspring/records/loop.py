@@ -252,6 +252,8 @@ class TickResult(Record, frozen=True):
     decisions: list[LoopDecision]
     jobs: list[str]
     """Retrain jobs waiting for or in work."""
+    problems: list[str] = []
+    """What did not work in this round and was left for the next: the rest was done all the same."""
 
 
 class ReplayReport(Record, frozen=True):
