@@ -89,7 +89,9 @@ def marks_of(quality: Quality, *, alerts: bool = True) -> list[Mark]:
     marks = [Mark(t.event.at, t.words, t.detail, _SHOWN[t.event.kind]) for t in quality.events]
     if alerts:
         marks += [
-            Mark(a.opened_at, f"alert: {a.kind} of {a.subject}", a.detail, "warn") for a in quality.alerts
+            Mark(a.opened_at, f"alert: {a.kind} of {a.subject}", a.detail, "warn")
+            for a in quality.alerts
+            if a.kind != "quality"
         ]
     return marks
 
