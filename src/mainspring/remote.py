@@ -37,6 +37,7 @@ class Connection:
 
         self.url = url.rstrip("/")
         self.project = project
+        self._timeout_s = timeout_s
         self._client: httpx2.Client = httpx2.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {token}"},
@@ -58,6 +59,7 @@ class Connection:
                 params=_query(operation, arguments),
                 content=iter(body),
                 headers={"content-type": "application/octet-stream"},
+                timeout=self._timeout(operation),
             )
         elif operation.policy.changes:
             response = self._retried(
@@ -65,13 +67,29 @@ class Connection:
                 path,
                 content=to_json(arguments),
                 headers={"content-type": "application/json", "idempotency-key": new_id()},
+                timeout=self._timeout(operation),
             )
         else:
-            response = self._retried("GET", path, params=_query(operation, arguments))
-        return msgspec.json.decode(response.content, type=operation.returns)
+            response = self._retried(
+                "GET", path, params=_query(operation, arguments), timeout=self._timeout(operation)
+            )
+        try:
+            return msgspec.json.decode(response.content, type=operation.returns)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise MainspringError(
+                f"the server's answer cannot be read: {error}",
+                place=f"{self.url}, {operation.id}",
+                next_step="Use the same version of mainspring here and there.",
+            ) from None
 
     def close(self) -> None:
         self._client.close()
+
+    def _timeout(self, operation: Operation) -> httpx2.Timeout:
+        """No shorter than the operation may take there: giving up earlier would only send it again."""
+        import httpx2
+
+        return httpx2.Timeout(self._timeout_s, read=max(self._timeout_s, operation.policy.deadline_s + 5))
 
     def _retried(self, method: str, path: str, **options: Any) -> httpx2.Response:
         for attempt in range(_ATTEMPTS):
@@ -99,12 +117,17 @@ class Connection:
         return response
 
     def _download(self, path: str, operation: Operation, arguments: dict[str, Any]) -> Download:
+        import httpx2
+
         request = self._client.build_request("GET", path, params=_query(operation, arguments))
-        response = self._client.send(request, stream=True)
-        if response.status_code >= 400:
-            body = response.read()
-            response.close()
-            raise _error(body, response.status_code)
+        try:
+            response = self._client.send(request, stream=True)
+            if response.status_code >= 400:
+                body = response.read()
+                response.close()
+                raise _error(body, response.status_code)
+        except httpx2.TransportError as error:
+            raise Unavailable(f"no answer: {error}", place=self.url) from error
         size = response.headers.get("content-length")
         return Download(
             chunks=_closing(response),
@@ -140,8 +163,14 @@ def _query(operation: Operation, arguments: dict[str, Any]) -> dict[str, str]:
 
 
 def _closing(response: httpx2.Response) -> Iterator[bytes]:
+    import httpx2
+
     try:
         yield from response.iter_raw()
+    except httpx2.TransportError as error:
+        raise Unavailable(
+            f"the download broke off: {error}", next_step="Start it again; nothing of it may be used."
+        ) from error
     finally:
         response.close()
 
@@ -149,8 +178,10 @@ def _closing(response: httpx2.Response) -> Iterator[bytes]:
 def _error(body: bytes, status: int) -> MainspringError:
     try:
         return from_dict(msgspec.json.decode(body)["error"])
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
-        return MainspringError(
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        # A proxy before the server speaks for it in its own words.
+        kind = Unavailable if status in {502, 503, 504} else MainspringError
+        return kind(
             f"the server answered {status} without an explanation",
             value=body[:200].decode("utf-8", "replace"),
         )

@@ -385,8 +385,17 @@ async def _threaded(first: list[bytes], chunks: Iterator[bytes]) -> AsyncIterato
 
 def error_response(error: MainspringError) -> Response:
     headers = {"retry-after": "1"} if error.status == 503 else None
+    told = error.to_dict()
+    for field in (
+        "place",
+        "value",
+    ):  # where things lie on this machine is nobody's business elsewhere (SAFETY L01)
+        text = told.get(field)
+        if isinstance(text, str) and text.startswith("/") and (field == "place" or error.status >= 500):
+            log.warning("%s: %s", error.code, error)
+            told[field] = text.rpartition("/")[2]
     return Response(
-        to_json({"error": error.to_dict()}),
+        to_json({"error": told}),
         status_code=error.status,
         media_type="application/json",
         headers=headers,

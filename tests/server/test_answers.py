@@ -1,0 +1,77 @@
+"""What errors say to the other side, and what the client makes of broken answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mainspring.errors import InvalidInput, MainspringError, StorageFull, Unavailable
+from mainspring.remote import RemoteWorkspace
+from mainspring.server.routes import error_response
+
+
+def test_l01_errors_do_not_tell_where_things_lie_on_the_server() -> None:
+    """L01. Seen red with error.to_dict() sent as it is."""
+    full = StorageFull("no space left for metadata", place="/srv/secret/meta.db", value="/srv/secret/x")
+    told = json.loads(bytes(error_response(full).body))["error"]
+    assert "secret" not in json.dumps(told)
+    assert told["place"] == "meta.db"
+    theirs = json.loads(bytes(error_response(InvalidInput("no", value="/theirs")).body))["error"]
+    assert theirs["value"] == "/theirs", "what the caller sent is told back"
+
+
+@pytest.fixture
+def speaking() -> Iterator[Callable[[bytes], str]]:
+    """A server that says these bytes to everybody and hangs up."""
+    listeners: list[socket.socket] = []
+
+    def start(answer: bytes) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def test_o13_a_proxy_that_speaks_for_a_dead_server_means_unavailable(
+    speaking: Callable[[bytes], str],
+) -> None:
+    """O13. Seen red with every unexplained status a plain error: it was not tried again."""
+    url = speaking(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
+    with RemoteWorkspace(url, token="t") as remote, pytest.raises(Unavailable, match="502"):
+        remote.loop.now()
+
+
+def test_o13_an_answer_that_is_not_ours_is_an_error_of_ours(speaking: Callable[[bytes], str]) -> None:
+    """O13: 200 with HTML. Seen red with msgspec's own error let through."""
+    url = speaking(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>")
+    with RemoteWorkspace(url, token="t") as remote, pytest.raises(MainspringError, match="cannot be read"):
+        remote.loop.now()
+
+
+def test_o13_a_download_that_breaks_off_is_an_error_of_ours(speaking: Callable[[bytes], str]) -> None:
+    """O13: truncated. Seen red with the transport's own error let through."""
+    url = speaking(b"HTTP/1.1 200 OK\r\nContent-Length: 600\r\nConnection: close\r\n\r\nabc")
+    with RemoteWorkspace(url, token="t") as remote:
+        download = remote.objects.get(digest="0" * 64)
+        with pytest.raises(Unavailable, match="broke off"):
+            b"".join(download.chunks)
