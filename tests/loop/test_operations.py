@@ -43,7 +43,6 @@ def workspace(tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch) -
     root = tmp_path / "shop"
     root.mkdir()
     monkeypatch.setenv("MAINSPRING_DATABASE", store_url)
-    monkeypatch.setenv("MAINSPRING_DATABASE", store_url)
     (root / "mainspring.toml").write_text(POLICY)
     with Workspace(load(root)) as opened:
         yield opened
