@@ -363,7 +363,7 @@ def test_r07_the_steps_of_a_dead_runner_are_gone_before_the_run_goes_on(
 ) -> None:
     """R07: runner and warm server killed together; an orphan in its own session is found by its cookie.
 
-    Seen red with ``kill_by_cookie`` not called in ``resume``."""
+    Seen red with neither ``kill_by_cookie`` nor ``kill_ownerless`` called in ``resume``; either alone is enough here."""
     put(
         root,
         """
