@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -116,3 +117,13 @@ class _Controller:
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         for line in self._seen.lines():
             terminalreporter.write_line(line, yellow=bool(self._seen.skipped))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test printed may hold lone surrogates; the channel between workers takes only UTF-8 and would end the session."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
