@@ -203,7 +203,7 @@ class Story:
         self._finish(workspace, job.id)
         self._turn(workspace, inference)
         found = workspace.models.ops.version(model=MODEL, selector="champion")
-        told = ", ".join(f"{k} {v:.3f}" for k, v in found.metrics.items())
+        told = ", ".join(f"{k} {v:.3f}" for k, v in found.metrics.items() if "." not in k)
         self._tell.event(
             _FIRST,
             "champion",

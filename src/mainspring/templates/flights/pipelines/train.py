@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,6 +59,17 @@ def collect(feed: str, until: str) -> pa.Table:
     return rows.join(keys, ["flight_id", "label_arrived_at"], join_type="left semi").sort_by(
         [("event_time", "ascending"), ("flight_id", "ascending")]
     )
+
+
+@step(cache=False)
+def record(rows: pa.Table, until: str) -> str:
+    """What was collected becomes a version of ``flights``, if it holds what the policy asks; returns the version's id."""
+    workspace = current().workspace()
+    checks = workspace.settings.config.data["flights"].checks
+    version = workspace.data.commit(
+        "flights", rows, message=f"known at {until}", checks=checks, inputs=[current().run_ref]
+    )
+    return str(version.id)
 
 
 @step
@@ -145,6 +157,7 @@ def train_and_register(
     parts_train: pa.Table,
     parts_holdout: pa.Table,
     chosen: dict[str, Any],
+    source: str,
     model: str,
     until: str,
     half_life: int,
@@ -153,7 +166,7 @@ def train_and_register(
     """Fit the selected family on the training rows, evaluate it, and register it as data with all it came from."""
     context = current()
     workspace = context.workspace()
-    inputs = [context.run_ref]
+    inputs = [context.run_ref, f"dataset_version:{source}"]
     training = workspace.data.commit("flights-train", parts_train, message=f"known at {until}", inputs=inputs)
     holdout = workspace.data.commit(
         "flights-holdout", parts_holdout, message=f"newest at {until}", inputs=inputs
@@ -171,13 +184,22 @@ def train_and_register(
         slices={"carrier": parts_holdout["carrier"].to_pylist(), "origin": parts_holdout["origin"].to_pylist()}, replicates=100, seed=seed,
     )  # fmt: skip
     metrics = {name: found.value for name, found in result.metrics.items() if found.value is not None}
+    bounds = {
+        f"{name}.{end}": getattr(found, end)
+        for name, found in result.metrics.items()
+        for end in ("low", "high")
+    }
     context.used(f"dataset_version:{training.id}")
     sample = {name: parts_holdout[name].slice(0, 200).to_pylist() for name in NUMBERS + TEXTS}
     version = workspace.models.save_and_register(
-        model_, model=model, signature=SIGNATURE, sample=sample, metrics=metrics, run=context.run, dataset_version=training.id, holdout=holdout.id,
+        model_, model=model, signature=SIGNATURE, sample=sample, metrics={**metrics, **{k: v for k, v in bounds.items() if v is not None}}, run=context.run, dataset_version=training.id, holdout=holdout.id,
         label=LABEL, profile=workspace.data.profile_object("flights-train", training.id).digest, tags={"family": chosen["family"], "params": json.dumps(chosen["params"])},
     )  # fmt: skip
     context.produced(f"model_version:{model}@{version.version}")
+    subject = f"model_version:{model}@{version.version}"
+    workspace.training.record_evaluation(
+        evaluation=msgspec.structs.replace(result, subject=subject, dataset_version=holdout.id)
+    )
     return {"version": version.version, "family": chosen["family"], "rows": parts_train.num_rows, **metrics}
 
 
@@ -194,9 +216,11 @@ def train(
     seed: int = 1,
 ) -> Any:
     """Collect, clean, split, tune, train and register. ``half_life``: days after which a row counts half (0: all alike)."""
-    parts = split(clean(collect(feed, until), temp_unit), until, holdout_days)
+    collected = collect(feed, until)
+    source = record(collected, until)
+    parts = split(clean(collected, temp_unit), until, holdout_days)
     chosen = tune(parts.train, trials, half_life, seed, family)
-    return train_and_register(parts.train, parts.holdout, chosen, model, until, half_life, seed)
+    return train_and_register(parts.train, parts.holdout, chosen, source, model, until, half_life, seed)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
