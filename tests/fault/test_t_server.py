@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ import pytest
 CLIENTS = 8
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def _start(root: Path, port: int = 0) -> tuple[subprocess.Popen[str], dict[str, Any]]:
     command = [
         sys.executable, "-m", "mainspring.cli", "-C", str(root), "up", "--json", "--no-serving", "--port", str(port), "--tick", "0",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    _started.append(process)
     line = process.stdout.readline()
     assert line, "the server did not start"
     return process, json.loads(line)
@@ -39,9 +44,14 @@ def _end(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> int:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "mainspring.toml").write_text('[project]\nname = "faults"\n')
-    return tmp_path
+    yield tmp_path
+    while _started:  # of a test that failed half way, too
+        process = _started.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait(30)
 
 
 class Client(threading.Thread):
