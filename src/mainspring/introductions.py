@@ -21,9 +21,9 @@ def introduce(lineage: Lineage, workspace: Workspace) -> None:
     told("prediction", causes=monitoring._prediction_causes, facts=monitoring._prediction_facts)  # noqa: SLF001
     told(
         "model_version",
-        effects=monitoring._version_effects,
+        effects=monitoring._version_effects,  # noqa: SLF001
         facts=_safe(lambda i: _model_version(workspace, i)),
-    )  # noqa: SLF001
+    )
     told("dataset_version", facts=_safe(lambda i: _dataset_version(workspace, i)))
     told("run", facts=_safe(lambda i: _run(workspace, i)))
     told("verdict", facts=_safe(lambda i: _verdict(workspace, i)))

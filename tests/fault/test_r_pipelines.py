@@ -585,4 +585,6 @@ def test_r10_a_corrupt_or_lost_cache_entry_is_executed_again(foundation: Foundat
     assert _matrix(foundation, root)["big"] is False
     last = Pipelines(foundation).runs().items[0].id
     big = next(e for e in Pipelines(foundation).steps(run=last) if e.step == "big")
-    assert len(foundation.objects.read(big.outputs[0].digest)) == 50_000, "run again, the bytes are good again"
+    assert len(foundation.objects.read(big.outputs[0].digest)) == 50_000, (
+        "run again, the bytes are good again"
+    )
