@@ -24,6 +24,14 @@ WITHOUT_TESTS: dict[str, str] = {
 """Packages without a directory of tests, and why. This list only shrinks."""
 
 NOT_SEEN_RED: dict[str, str] = {
+    "test_a01_static_files_are_open_and_nothing_beside_them": "further cases of A01",
+    "test_a01_the_allow_list_is_frozen": "compares with a list kept in the test",
+    "test_d02_a_compressed_body_is_not_unpacked": "nothing here unpacks: there is no defence to remove",
+    "test_d02_good_requests_pass_meanwhile": "the other side of D02: what must pass",
+    "test_d05_pages_are_bounded": "further cases of D05",
+    "test_p01_a_good_path_goes_all_the_way": "the other side of P01: what must pass",
+    "test_p01_every_text_of_every_read": "reads bind names as values of SQL: there is no check to remove",
+    "test_p01_the_address_itself": "only declared addresses are routed: there is no check to remove",
     "test_X02_a_narrower_policy_refuses_what_the_default_allows": "the same defence as X02 above it, the other way round",
     "test_X03_the_declared_format_must_match_the_bytes": "two defences, one behind the other; see mainspring.testing.formats",
     "test_X04_an_ort_flatbuffer_is_refused": "the runtime behind our walk refuses it as well",

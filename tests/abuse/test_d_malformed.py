@@ -63,9 +63,9 @@ def test_d01_every_post_route(plane: Any, operations: list[Operation], kind: str
 
 @pytest.mark.parametrize("value", ["NaN", "[" * 100_000, "1e400", "{", "", "99999999999999999999", "\u0000"])
 def test_d01_what_stands_in_a_query(plane: Any, operations: list[Operation], value: str) -> None:
+    """D01. Seen red with what stands in a query decoded by msgspec alone: an integer beyond 64 bits reached the database."""
     from urllib.parse import quote
 
-    """D01. Seen red with what stands in a query decoded by msgspec alone: an integer beyond 64 bits reached the database."""
     for operation in operations:
         if operation.policy.changes or operation.policy.kind is Kind.UPLOAD or len(value) > 60_000:
             continue

@@ -21,6 +21,7 @@ def test_seven_weeks(tmp_path: Path) -> None:
     found = Story(Choices(directory=place, until=date(2013, 3, 20)), Teller(quiet=True)).run()
 
     assert found["failed_requests"] == 0, found["errors"]
+    assert found["problems"] == []
     assert found["requests"] > 48 * 100
     assert found["requests"] == found["log_rows"] == found["metrics_requests"]
     assert found["refused_batch"]["failing_rows"] > 0

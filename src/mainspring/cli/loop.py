@@ -21,14 +21,17 @@ def loop() -> None:
 @loop.command()
 @json_option
 @with_workspace
-def tick(workspace: Workspace, as_json: bool) -> None:
-    """One round: take in what happened, decide what is due, do it."""
+def tick(workspace: Workspace, as_json: bool) -> int:
+    """One round: take in what happened, decide what is due, do it; exits 1 if a part of it failed."""
     result = workspace.loop.tick()
     if as_json:
         emit(result)
-        return
-    say(f"policy time {result.now.isoformat()}")
-    table(("decision", "why"), [(d.action, d.reason) for d in result.decisions], empty="nothing was due")
+    else:
+        say(f"policy time {result.now.isoformat()}")
+        table(("decision", "why"), [(d.action, d.reason) for d in result.decisions], empty="nothing was due")
+        for problem in result.problems:
+            say(f"{click.style('problem', fg='red')} {problem} (left for the next round)")
+    return 1 if result.problems else 0
 
 
 @loop.command()

@@ -31,6 +31,7 @@ def figures(
             "requests": account.sent,
             "failed_requests": account.failed,
             "errors": account.errors[:5],
+            "problems": account.problems[:20],
             "refused_batch": account.refused,
             "drift_alerts": _opened(workspace, "drift"),
             "performance_alerts": _opened(workspace, "performance"),

@@ -52,6 +52,7 @@ class Account:
     failed: int = 0
     labels: int = 0
     errors: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     refused: dict[str, Any] | None = None
     versions: list[str] = field(default_factory=list)
 
@@ -254,6 +255,9 @@ class Story:
             result = workspace.loop.tick()
             for decision in result.decisions:
                 self._tell.event((result.now - timedelta(days=1)).date(), decision.action, decision.reason)
+            for problem in result.problems:
+                self.account.problems.append(problem)
+                self._tell.detail(f"a part of the round failed: {problem}")
             changed = changed or bool(result.decisions)
             for job in result.jobs:
                 self._finish(workspace, job)
