@@ -145,14 +145,14 @@ class Story:
                 self._ask(workspace, day, *asked)
             self._send(traffic, day)
             self._move_clock(workspace, day + timedelta(days=1))
-            self._turn(workspace, inference)
+            self._turn(workspace, inference, day)
             self._tell.day(day, self.account.sent)
         last = self._choices.until + timedelta(days=1)
         self._world.deliver(last, self._feed)
         result = traffic.ask("report")
         self.account.labels += int(result["labels"])
         self._move_clock(workspace, last + timedelta(days=1))
-        self._turn(workspace, inference)
+        self._turn(workspace, inference, self._choices.until)
         self._commit(workspace, last)
 
     def _january(self, workspace: RemoteWorkspace) -> None:
@@ -185,14 +185,9 @@ class Story:
                 "rules": [_rule_name(f.rule) for f in broken],
                 "failing_rows": sum(f.failing for f in broken),
             }
-            self._tell.event(_FIRST, "refused", str(error.message))
-            for finding in broken[:3]:
-                row = finding.sample[0] if finding.sample else None
-                self._tell.detail(
-                    f"{_rule_name(finding.rule)}: {finding.failing} rows, e.g. row {row.row} {row.values}"
-                    if row
-                    else _rule_name(finding.rule)
-                )
+            self._tell.event(_FIRST, "refused", error.message.partition(":")[0])
+            for finding in broken:
+                self._tell.detail(_example(finding))
         if len(workspace.data.log("flights")) != before or self.account.refused is None:
             raise Unavailable(
                 "a corrupted batch became a version", next_step="This must not happen; please report it."
@@ -202,7 +197,7 @@ class Story:
         self._tell.chapter("Train, gate, register, deploy")
         job = workspace.loop.request_retrain(deployment=DEPLOYMENT, reason="first model")
         self._finish(workspace, job.id)
-        self._turn(workspace, inference)
+        self._turn(workspace, inference, _FIRST)
         found = workspace.models.ops.version(model=MODEL, selector="champion")
         told = ", ".join(f"{k} {v:.3f}" for k, v in found.metrics.items() if "." not in k)
         self._tell.event(
@@ -248,13 +243,13 @@ class Story:
         self.account.labels += int(result["labels"])
         self.account.errors += result["errors"]
 
-    def _turn(self, workspace: RemoteWorkspace, inference: str) -> None:
+    def _turn(self, workspace: RemoteWorkspace, inference: str, day: date) -> None:
         """Let the loop decide until nothing is due: a retraining takes no policy time."""
         changed = False
         while True:
             result = workspace.loop.tick()
             for decision in result.decisions:
-                self._tell.event((result.now - timedelta(days=1)).date(), decision.action, decision.reason)
+                self._tell.event(day, decision.action, decision.reason)
             for problem in result.problems:
                 self.account.problems.append(problem)
                 self._tell.detail(f"a part of the round failed: {problem}")
@@ -418,6 +413,17 @@ def _rule_name(rule: Any) -> str:
 
     plain = msgspec.to_builtins(rule)
     return f"{plain['check']} {plain.get('column') or ','.join(plain.get('columns', []))}".strip()
+
+
+def _example(finding: Any) -> str:
+    """A broken rule, how many rows break it, and one of them by what the rule looks at."""
+    text = f"{_rule_name(finding.rule)}: {finding.failing} rows"
+    if not finding.sample:
+        return text
+    row = finding.sample[0]
+    looked_at = [getattr(finding.rule, "column", None) or "flight_id"]
+    shown = ", ".join(f"{name} {row.values.get(name)!r}" for name in looked_at)
+    return f"{text}, e.g. row {row.row} with {shown}"
 
 
 def _free(port: int) -> bool:

@@ -190,7 +190,11 @@ def _overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
 
 def _forward(rollout: Rollout, evidence: Evidence) -> LoopDecision:
     after = rollout.stage + 1
-    seen = f"{evidence.requests} requests and {evidence.labels} labels without a breach"
+    seen = (
+        f"{evidence.requests} requests and {evidence.labels} labels without a breach"
+        if rollout.champion is not None
+        else "the first version: nobody to compare it with"
+    )
     if after >= len(rollout.stages) or rollout.stages[after].full:
         return LoopDecision(
             action="promote",
