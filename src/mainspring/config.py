@@ -313,9 +313,13 @@ def _split_monitor(raw: dict[str, Any], place: str) -> None:
 
 def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
     """Unknown keys, with the nearest known one: msgspec's own message does not say which were possible."""
+    import types
     import typing
 
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
+    if typing.get_origin(kind) in {typing.Union, types.UnionType} and isinstance(value, dict):
+        tagged = [a for a in typing.get_args(kind) if isinstance(a, type) and issubclass(a, Record)]
+        _check_keys(value, _tagged(value, tagged, path, place), path, place)
+    elif typing.get_origin(kind) is dict and isinstance(value, dict):
         for key, item in value.items():
             _check_keys(item, typing.get_args(kind)[1], f"{path}.{key}" if path else key, place)
     elif typing.get_origin(kind) is list and isinstance(value, list):
@@ -337,6 +341,23 @@ def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
                     next_step=near(key, shown, what="key"),
                 )
             _check_keys(item, hints.get(key), f"{path}.{key}" if path else key, place)
+
+
+def _tagged(value: dict[str, Any], kinds: list[type[Record]], path: str, place: str) -> type[Record] | None:
+    """Which of several records a table is, by its tag; a misspelt tag is answered with near ones."""
+    tags = {str(k.__struct_config__.tag): k for k in kinds if k.__struct_config__.tag is not None}
+    field = next((k.__struct_config__.tag_field for k in kinds), None)
+    if not tags or field is None:
+        return kinds[0] if len(kinds) == 1 else None
+    given = value.get(field)
+    if given not in tags:
+        raise ConfigError(
+            f"unknown {field}" if given is not None else f"{field!r} is missing",
+            value=given,
+            place=f"{place}, [{path}]",
+            next_step=near(str(given or ""), tags, what=field),
+        )
+    return tags[str(given)]
 
 
 def _check_names(config: Config, place: str) -> None:

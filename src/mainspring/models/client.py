@@ -28,8 +28,14 @@ class ModelsClient:
     """The registry for people and steps. ``ops`` are the operations themselves."""
 
     def __init__(self, ops: Models, objects: Uploads) -> None:
-        self.ops = ops
+        self.ops = self.operations = ops
         self._objects = objects
+
+    def __getattr__(self, name: str) -> Any:
+        """All operations of the room: ``set_alias``, ``versions``, ``card``, ..."""
+        if name.startswith("_") or name == "operations":
+            raise AttributeError(name)
+        return getattr(self.operations, name)
 
     def save_and_register(
         self,
