@@ -42,7 +42,7 @@ test-newest:
 	@MAINSPRING_NEWEST=1 scripts/run-tests .venv-newest/bin
 
 lock:
-	@uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package mainspring --python-version 3.11 \
+	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package mainspring --python-version 3.11 \
 	  --all-extras --group dev pyproject.toml -o requirements/all.txt
 
 clean:
