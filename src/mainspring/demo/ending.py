@@ -32,6 +32,7 @@ def figures(
             "failed_requests": account.failed,
             "errors": account.errors[:5],
             "problems": account.problems[:20],
+            "label_rates": account.label_rates,
             "refused_batch": account.refused,
             "drift_alerts": _opened(workspace, "drift"),
             "performance_alerts": _opened(workspace, "performance"),

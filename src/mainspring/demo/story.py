@@ -20,6 +20,7 @@ from mainspring.demo.tell import Teller
 from mainspring.demo.world import FAULTS, OPERATOR, YEAR, Faults, World
 from mainspring.errors import CheckFailed, Unavailable
 from mainspring.records.base import to_json
+from mainspring.records.data import LabelRateRule
 from mainspring.records.serving import Shadow
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Account:
     labels: int = 0
     errors: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    label_rates: list[dict[str, str]] = field(default_factory=list)
     refused: dict[str, Any] | None = None
     versions: list[str] = field(default_factory=list)
 
@@ -70,7 +72,7 @@ class Story:
         )
         self._world = World.load(faults=faults, seed=choices.seed)
         self._feed = choices.directory / "feed"
-        self._jobs: set[str] = set()
+        self._odd_days = 0
 
     def run(self) -> dict[str, Any]:
         """Tell the whole story; returns the figures of the last line."""
@@ -169,6 +171,18 @@ class Story:
         )
         self.account.versions.append(version.id)
         self._tell.event(day, "commit", f"flights version {version.number}: {version.rows:,} rows")
+        self._label_rates(workspace, day, version.id)
+
+    def _label_rates(self, workspace: RemoteWorkspace, day: date, version: str) -> None:
+        """Days with an odd share of late flights are reported, not refused: told when there are more of them than before."""
+        rates = [rule for rule in self._checks() if isinstance(rule, LabelRateRule)]
+        for finding in workspace.data.check("flights", rates, version).findings:
+            odd = 0 if finding.passed else int(finding.reason.split()[0])
+            if odd > self._odd_days + 1:
+                self.account.label_rates.append({"at": day.isoformat(), "reason": finding.reason})
+                told = finding.reason.replace("groups", "days")
+                self._tell.event(day, "label rate", f"late: {told} (reported, not refused)")
+            self._odd_days = odd
 
     def _corrupted(self, workspace: RemoteWorkspace) -> None:
         """A batch in which a supplier mixed up columns: refused whole, nothing of it becomes visible."""
