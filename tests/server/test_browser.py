@@ -120,7 +120,10 @@ def test_an_open_page_follows_the_event_log(tab: Any, shop_server: str, shop_wor
 
 
 def test_a_form_changes_things_from_a_real_browser(tab: Any, shop_server: str, shop_workspace: Any) -> None:
-    """Origin and Sec-Fetch-Site as a browser sends them pass the gate: seen red under the gate's own referrer policy."""
+    """Origin and Sec-Fetch-Site as a browser sends them pass the gate.
+
+    Seen red under the gate's own referrer policy, in the fixture already: the login form is refused there.
+    """
     tab.open(shop_server + "/models/buy/versions/2")
     tab.evaluate(
         "(() => { const form = document.querySelector(\"form[action$='/approve']\"); form.elements.reason.value = 'typed';"
