@@ -17,7 +17,7 @@ from mainspring.storage.sql.store import Engine, Session
 
 declare("sql.migrate.step")
 
-LATEST = 1
+LATEST = 2
 
 
 def migrate(engine: Engine) -> int:

@@ -1,0 +1,1 @@
+-- Schema version 2: one file per room, as in version 1.
