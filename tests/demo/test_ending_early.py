@@ -18,10 +18,10 @@ from mainspring.pipelines.processes import descendants
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_demo_with_all_its_processes(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "mainspring.cli", "demo", "--once", "--dir", str(tmp_path / "flights")]
-    demo = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    demo = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
-        assert demo.stdout is not None
-        for line in demo.stdout:
+        assert demo.stderr is not None
+        for line in demo.stderr:
             if line.startswith("Collect"):
                 break
         below = descendants(demo.pid)
