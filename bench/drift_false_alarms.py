@@ -87,7 +87,7 @@ def profile(draw: Draw, rng: np.random.Generator, n: int, parts: int = 1) -> Pro
 
 
 def rates(
-    before: Draw, after: Draw, m: int, n: int, repetitions: int, seed: int, *, references: int = 1
+    before: Draw, after: Draw, m: int, n: int, repetitions: int, seed: int
 ) -> tuple[int, int, int, int]:
     """Of the repetitions: how many had a p-value, p < 0.05, the verdict ``drift``, a warning of ``unseen`` or ``outside``.
 

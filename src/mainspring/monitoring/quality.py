@@ -157,7 +157,9 @@ def _unseen(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _
         scale = finite(column) / sum(now.values())
     new = sum(n for key, n in now.items() if key not in before)
     once, twice = (sum(1 for n in before.values() if n == times) for times in (1, 2))
-    error = math.sqrt(once + 2 * twice + 1) / m
+    # The number seen once as both sides together say it: the reference's own, if low by chance, would claim to be sure.
+    expected = m * (once + new) / (m + column.rows)
+    error = math.sqrt(max(once, expected) + 2 * twice + 1) / m
     text = "of the values are categories never seen in the reference"
     return _Share("unseen", new / column.rows, once / m, error, margin, text, scale)
 

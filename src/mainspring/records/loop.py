@@ -95,7 +95,9 @@ class RetrainPolicy(Record, frozen=True):
     """Retrains allowed per ``budget_window``; then the loop stops and asks."""
     budget_window: Duration = "365d"
     max_failures: int = 3
-    """Consecutive failed or gated-out retrains before it backs off to ``max_failures`` times the cooldown."""
+    """Each retrain in a row that fails, is gated out or rolled back doubles the wait for the next one, at most this often: after
+    ``max_failures`` of them it stays at ``2 ** max_failures`` times the cooldown (0: it never grows). What doubles is the
+    cooldown, but at least a minute, counted from the end of the failed retrain."""
 
 
 # --- facts and decisions ---------------------------------------------------------------------------------------------
