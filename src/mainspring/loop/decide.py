@@ -89,8 +89,7 @@ def _retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
     if trigger is None:
         return []
     kind, reason, ident = trigger
-    last = job.requested_at if job is not None else facts.champion_since
-    if last is not None and facts.now < last + _cooldown(policy, facts.failures):
+    if facts.now < _earliest(facts, policy):
         return []
     if facts.retrains_in_budget >= policy.budget:
         return [
@@ -132,10 +131,21 @@ def _describe(alert: AlertFact) -> str:
     return f"{alert.kind} of {alert.subject}" + (f": {alert.detail}" if alert.detail else "")
 
 
-def _cooldown(policy: RetrainPolicy, failures: int) -> timedelta:
-    # Exponential backoff while retrains keep failing to help, capped so that the loop never goes silent for ever.
-    factor: int = 2 ** min(failures, policy.max_failures, 4)
-    return timedelta(seconds=seconds(policy.cooldown)) * factor
+_FLOOR_S = 60.0
+"""What doubles after a failure, if the cooldown is shorter: without it a cooldown of 0 s would fail in every round."""
+_LONGEST_S = 10 * 365 * 86_400.0
+
+
+def _earliest(facts: Facts, policy: RetrainPolicy) -> datetime:
+    """When the next retrain may be asked for: a cooldown after the last was, and longer while they fail in a row."""
+    job, cooldown = facts.job, seconds(policy.cooldown)
+    last = job.requested_at if job is not None else facts.champion_since
+    if last is None:
+        return facts.now
+    if job is None or not facts.failures:
+        return last + timedelta(seconds=min(cooldown, _LONGEST_S))
+    wait = max(cooldown, _FLOOR_S) * 2 ** min(facts.failures, policy.max_failures)
+    return max(last, job.finished_at or last) + timedelta(seconds=min(wait, _LONGEST_S))
 
 
 # --- rollout ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from mainspring.loop.decide import decide
 from mainspring.loop.facts import gather
 from mainspring.loop.rooms import LoopRooms
 from mainspring.operations import Role, operation
+from mainspring.policy import check_retrain
 from mainspring.records.base import new_id
 from mainspring.records.lineage import ref
 from mainspring.records.loop import (
@@ -359,6 +360,7 @@ class Loop:
             retrain = msgspec.convert(policy, RetrainPolicy)
         except msgspec.ValidationError as error:
             raise InvalidInput(f"not a policy: {error}", place="policy") from None
+        check_retrain(retrain, place="policy", path=f"monitor.{deployment}")
         self._policies(deployment)
         return replay.replay(self._base, deployment=deployment, retrain=retrain)
 

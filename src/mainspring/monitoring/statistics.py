@@ -105,26 +105,39 @@ def js_distance(current: Floats, reference: Floats, bias_psi: float) -> float:
     return math.sqrt(max(0.0, jensen_shannon(current, reference) - bias_psi / (8 * math.log(2))))
 
 
-def pool_sparse(table: Floats, minimum: float = MIN_EXPECTED) -> Floats:
-    """Merge columns of a (samples, bins) table until every expected count is at least ``minimum``, if possible."""
+def pooled_bins(table: Floats, minimum: float = MIN_EXPECTED) -> list[npt.NDArray[np.int64]]:
+    """Which columns of a (samples, bins) table go together so that every expected count is at least ``minimum``, if possible.
+
+    The choice rests on column totals and sample sizes alone, so a test on the merged table is fair. Empty columns are dropped.
+    """
     totals, rows = table.sum(axis=0), table.sum(axis=1)
     n = rows.sum()
     if n <= 0:
-        return table[:, :0]
+        return []
     smallest = totals * (rows[rows > 0].min() / n)
     keep = smallest >= minimum
-    if keep.all():
-        return table
-    rest = table[:, ~keep].sum(axis=1, keepdims=True)
-    if rest.sum() == 0:
-        return table[:, keep]
-    merged = np.concatenate([table[:, keep], rest], axis=1)
-    if smallest[~keep].sum() >= minimum or merged.shape[1] < 2:
-        return merged
+    groups = [np.array([i]) for i in np.flatnonzero(keep)]
+    rest = np.flatnonzero(~keep & (totals > 0))
+    if not len(rest):
+        return groups
+    if smallest[rest].sum() >= minimum or not groups:
+        return [*groups, rest]
     # Even together they are too few: join the rarest of the kept bins.
-    rarest = int(np.argmin(merged[:, :-1].sum(axis=0)))
-    merged[:, rarest] += merged[:, -1]
-    return merged[:, :-1]
+    rarest = int(np.argmin([totals[g[0]] for g in groups]))
+    groups[rarest] = np.concatenate([groups[rarest], rest])
+    return groups
+
+
+def pool(counts: Floats, groups: Sequence[npt.NDArray[np.int64]]) -> Floats:
+    """Counts of the merged bins; the last axis is the bins'."""
+    if len(groups) == counts.shape[-1]:
+        return counts
+    return np.stack([counts[..., g].sum(axis=-1) for g in groups], axis=-1) if groups else counts[..., :0]
+
+
+def pool_sparse(table: Floats, minimum: float = MIN_EXPECTED) -> Floats:
+    """A (samples, bins) table with its sparse columns merged (:func:`pooled_bins`)."""
+    return pool(table, pooled_bins(table, minimum))
 
 
 def chi_square(table: Floats) -> tuple[float, int]:
@@ -181,6 +194,8 @@ def homogeneity(current: Floats, reference: Floats, effect: float = 1.0, spread:
         # Everything in one bin: equal as far as anyone can see, if there was enough to see.
         return 1.0 if min(current.sum(), reference.sum()) >= 2 * MIN_EXPECTED else None
     statistic, df = chi_square(table)
+    # With both margins given, the statistic's mean is df N / (N - 1), not df (the "N - 1" chi-square: Campbell 2007).
+    statistic *= 1 - 1 / max(2.0, float(table.sum()))
     spread = min(max(spread, 1.0), float(max(df, 1)))
     return chi2_sf(statistic / (max(effect, 1.0) * spread), df / spread)
 
