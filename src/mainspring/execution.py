@@ -90,6 +90,12 @@ class Execution:
         )
 
     def _end(self, run: str) -> None:
+        for one in self._pipelines.effects(run=run):
+            if one.reused and one.effect.kind == "artifact":
+                kept = one.effect.data
+                self._tracking.log_artifact(
+                    run=run, path=kept["path"], digest=kept["digest"], size=kept["size"]
+                )
         points = [
             Point.of(f"{s.step}.{name}", float(value))
             for s in self._pipelines.steps(run=run)

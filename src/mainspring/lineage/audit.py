@@ -8,7 +8,8 @@ event names but the table lacks was taken away. Edges of version 1 have no event
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import blake3
@@ -269,7 +270,9 @@ def seal_edges_of_version_1(
         record(SEALED, {"count": count, "digest": digest})
 
 
-def _digest_of_version_1(tx: Reader, project: str, *, without: Set[EdgeKey] = frozenset()) -> tuple[int, str]:
+def _digest_of_version_1(
+    tx: Reader, project: str, *, without: AbstractSet[EdgeKey] = frozenset()
+) -> tuple[int, str]:
     hasher, count = blake3.blake3(), 0
     for r in tx.all(
         "SELECT source, target, kind FROM edges WHERE project = ? AND event IS NULL ORDER BY source, target, kind",

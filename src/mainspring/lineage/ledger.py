@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections.abc import Iterator
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,39 +20,18 @@ from mainspring.clock import Clock, from_us, to_us
 from mainspring.errors import Conflict, KeyTaken
 from mainspring.lineage import audit
 from mainspring.lineage.audit import EDGES, GENESIS, event_of, row_hash
+from mainspring.observation import observer
 from mainspring.operations import Invocation, Settlement, current
 from mainspring.records.base import new_id, to_json
 from mainspring.records.lineage import AuditReport, EdgeReport, Event
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql import Store, Writer
 
-__all__ = ["GENESIS", "Decision", "Ledger", "event_of", "observe", "observing"]
+__all__ = ["GENESIS", "Decision", "Ledger", "event_of"]
 
 T = TypeVar("T")
 
 declare("ledger.event", "ledger.done")
-
-Observer = Callable[[str, dict[str, Any], object], None]
-"""Told of every decision that ends with a result: the operation, its arguments, the result."""
-
-_observing: ContextVar[Observer | None] = ContextVar("mainspring_observing", default=None)
-_observer: Observer | None = None
-
-
-def observe(observer: Observer | None) -> None:
-    """Tell ``observer`` of the decisions of this process, whichever thread makes them; a step's own process does."""
-    global _observer  # noqa: PLW0603 - one step per process
-    _observer = observer
-
-
-@contextlib.contextmanager
-def observing(observer: Observer) -> Iterator[None]:
-    """Tell ``observer`` of the decisions made in this context."""
-    token = _observing.set(observer)
-    try:
-        yield
-    finally:
-        _observing.reset(token)
 
 
 class _Trace:
@@ -179,9 +157,9 @@ class Decision:
         Raises :class:`KeyTaken`, and nothing of this decision stays, if another call with this key was first.
         """
         call = self._invocation
-        observer = _observing.get() or _observer
-        if observer is not None and call is not None:
-            observer(call.operation, call.arguments, result)
+        told = observer()
+        if told is not None and call is not None:
+            told(call.operation, call.arguments, result)
         if self._outermost and call is not None and call.key is not None:
             answer = to_json(result)
             _remember(
