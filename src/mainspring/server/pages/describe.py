@@ -19,7 +19,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "loop.abandon": ("Rollout abandoned", "warn"),
     "loop.needs_human": ("Needs a person", "warn"),
     "gate.passed": ("Gate passed", "good"),
-    "gate.failed": ("Gate failed", "bad"),
+    "gate.stopped": ("Gate stopped it", "bad"),
     "alert.opened": ("Alert opened", "warn"),
     "alert.resolved": ("Alert resolved", "good"),
     "model.registered": ("Version registered", "idle"),
@@ -45,6 +45,9 @@ _WORDS: dict[str, tuple[str, str]] = {
     "holdout.used": ("Hold-out used", "idle"),
     "feedback.received": ("Labels received", "idle"),
     "experiment.created": ("Experiment created", "idle"),
+    "event.damaged": ("This row cannot be read", "bad"),
+    "lineage.sealed": ("Edges of version 1 sealed", "idle"),
+    "lineage.recorded": ("Lineage recorded", "idle"),
 }
 
 
@@ -60,6 +63,14 @@ class Told(Record, frozen=True):
 
 def tell(event: Event) -> Told:
     """An event in words."""
+    if event.kind == "model.alias_set" and event.data.get("override"):
+        return Told(
+            event=event,
+            words="Alias moved by override",
+            tone="warn",
+            detail=_detail(event),
+            related=_related(event),
+        )
     words, tone = _WORDS.get(
         event.kind, (event.kind.replace(".", ": ").replace("_", " ").capitalize(), "idle")
     )
@@ -69,7 +80,9 @@ def tell(event: Event) -> Told:
 def _detail(event: Event) -> str:
     data = event.data
     if event.kind == "model.alias_set":
-        return f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+        said = f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+        against = data.get("overridden")
+        return said + (f" (in spite of: {'; '.join(map(str, against))})" if isinstance(against, list) else "")
     if event.kind.startswith("alert."):
         said = data.get("reason") or data.get("detail") or ""
         return f"{data.get('kind')} of {data.get('subject')} in {data.get('deployment')}: {said}"
