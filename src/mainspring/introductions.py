@@ -85,7 +85,7 @@ def _code(workspace: Workspace, ident: str) -> Facts:
     from mainspring.lineage.uploads import owned_size
 
     owned_size(workspace.base, ident)
-    document = from_json(workspace.base.objects.read(ident), dict[str, Any])
+    document: dict[str, Any] = from_json(workspace.base.objects.read(ident), dict[str, Any])
     if "files" not in document and "missing" not in document:
         files = sorted({label.rpartition(":")[0] for label in document} - {""})
         return _given(definitions=len(document), files=_few(files))
@@ -102,7 +102,7 @@ def _environment(workspace: Workspace, ident: str) -> Facts:
     from mainspring.lineage.uploads import owned_size
 
     owned_size(workspace.base, ident)
-    found = from_json(workspace.base.objects.read(ident), EnvironmentState)
+    found: EnvironmentState = from_json(workspace.base.objects.read(ident), EnvironmentState)
     return _given(
         python=found.python, platform=f"{found.platform} {found.machine}", packages=len(found.packages)
     )

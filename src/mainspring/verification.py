@@ -5,7 +5,7 @@ Calls operations only, so a workspace at the other end of a connection is verifi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -71,8 +71,9 @@ def verify(workspace: Namespaces, graph: Graph) -> Verification:
     decided: list[Decided] = []
     for node in graph.nodes:
         kind, ident = split_ref(node.ref)
+        check = _CHECKS.get(kind)
         try:
-            checked += _CHECKS[kind](workspace, ident) if kind in _CHECKS else ()
+            checked += check(workspace, ident) if check is not None else ()
         except NotFound as error:
             # Version 1 named the code of a step by a digest of which it kept no bytes.
             known = kind == "code" and node.ref in old
@@ -207,7 +208,7 @@ def _plain(kind: str, workspace: Namespaces, ident: str) -> Iterator[Checked]:
     yield read.told(f"{kind}:{ident}", f"{kind} {ident[:12]}")
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Namespaces, str], Iterator[Checked]]] = {
     "dataset_version": _dataset,
     "model_version": _model,
     "code": _code,

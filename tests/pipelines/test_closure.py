@@ -87,11 +87,11 @@ def test_installed_libraries_count_by_name_only(project: Path, write: Write) -> 
         ("def make(by):\n    def f(x): return x * by['k'][0]\n    f.__qualname__ = 'f'\n    return f\nf = step(make({}))\n", "{'k': [int(os.environ['BY'])]}"),
         ("def make(by):\n    def f(x): return x in by\n    f.__qualname__ = 'f'\n    return f\nf = step(make({}))\n", "{int(os.environ['BY']), 7, 'x'}"),
         # A wrapper with cells of its own around a plain function.
-        ("def scaled(by):\n    def wrap(g):\n        @functools.wraps(g)\n        def call(x): return g(x) * by\n        return call\n    return wrap\n"
-         "@step\n@scaled({})\ndef f(x): return x\n", "int(os.environ['BY'])"),
+        (("def scaled(by):\n    def wrap(g):\n        @functools.wraps(g)\n        def call(x): return g(x) * by\n        return call\n    return wrap\n"
+         "@step\n@scaled({})\ndef f(x): return x\n"), "int(os.environ['BY'])"),
         # A function among the cells, with cells of its own.
-        ("def times(by):\n    def g(x): return x * by\n    return g\ndef make(g):\n    def f(x): return g(x)\n    f.__qualname__ = 'f'\n    return f\n"
-         "f = step(make(times({})))\n", "int(os.environ['BY'])"),
+        (("def times(by):\n    def g(x): return x * by\n    return g\ndef make(g):\n    def f(x): return g(x)\n    f.__qualname__ = 'f'\n    return f\n"
+         "f = step(make(times({})))\n"), "int(os.environ['BY'])"),
         ("@step\ndef f(x, by={}): return x * by\n", "int(os.environ['BY'])"),
         ("@step\ndef f(x, *, by={}): return x * by\n", "int(os.environ['BY'])"),
         ("BY = {}\n@step\ndef f(x): return x * BY\n", "int(os.environ['BY'])"),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from mainspring.errors import NotFound
+from mainspring.loop.worker import registered_by
 from mainspring.pipelines.loading import forget_projects
 from mainspring.workspace import Workspace, open_workspace
 
@@ -89,6 +90,8 @@ def test_a_hit_returns_the_same_versions_and_leads_to_them(workspace: Workspace)
     assert not any(e.reused for e in workspace.pipelines.effects(run=first.id))
     into = {(e.source, e.kind) for e in workspace.lineage.origin(ref=f"run:{second.id}", depth=1).edges}
     assert ("model_version:twice@1", "reused") in into
+    # A retrain that found everything as it was has a version to judge. Seen red on 0.1: "registered no version".
+    assert registered_by(workspace, "twice", second.id) == made
     # The artifact of the step stands in the new run too.
     kept = workspace.tracking.operations.artifacts(run=second.id).items
     assert [a.path for a in kept] == ["profile.json"]

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.pipelines.test_runner import states, value_of
 
-from mainspring.lineage import Foundation
 from mainspring.lineage import Foundation
 from mainspring.pipelines import Pipelines, Runner, files
 from mainspring.pipelines.files import Files, StatIndex

@@ -118,7 +118,9 @@ class Closures:
         """
         while inspect.isfunction(function) and id(function) not in seen:
             seen.add(id(function))
-            label = f"{Path(function.__code__.co_filename).name}:{function.__qualname__}"
+            file = Path(function.__code__.co_filename).resolve()
+            shown = self._show(file) if self._is_project(file) else file.name
+            label = f"{shown}:{function.__qualname__}"
             cells: dict[str, Any] = {}
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 try:

@@ -435,7 +435,7 @@ class Drive:
             target = attempt.scratch / "in" / artifact.digest / (artifact.type or "data")
             target.parent.mkdir(parents=True, exist_ok=True)
             if artifact.kind == "tree":
-                objects.materialise(artifact.digest, target)
+                objects.materialise(artifact.digest, target, internal=True)
                 return target
         else:
             target = self._folder / "in" / artifact.digest
