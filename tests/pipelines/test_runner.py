@@ -124,7 +124,7 @@ def all_kinds(folder: Path = Path("raw")):
     assert pack.metrics == {"loss": "nan"}
     (project / "raw" / "a.txt").write_text("abcd")
     assert [w.hit for w in runner.plan("kinds.py:all_kinds")] == [False, None, None, None]
-    assert "folder" in runner.plan("kinds.py:all_kinds")[0].reason
+    assert runner.plan("kinds.py:all_kinds")[0].reason == "file raw changed"
 
 
 def test_a_step_that_fails_skips_what_depends_on_it_and_nothing_else(
@@ -340,4 +340,6 @@ def go(folder: str):
         ("first", "finished"), ("second", "failed"), ("second", "finished"),
     ]  # fmt: skip
     assert ops.runs(limit=1).next is None
-    assert sorted(operations_of(Pipelines)) == ["cancel", "log", "run", "runs", "steps", "why"]
+    assert sorted(operations_of(Pipelines)) == [
+        "cancel", "effects", "log", "run", "runs", "steps", "why",
+    ]  # fmt: skip

@@ -104,6 +104,12 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
         new.id,
     )
     fresh = row is None or row["deleted_us"] is not None
+    # Content has one origin: who commits bytes that were here before, in whichever dataset, is not their cause.
+    first = fresh and not tx.first(
+        "SELECT 1 AS one FROM dataset_versions WHERE project = ? AND id = ? AND deleted_us IS NULL LIMIT 1",
+        base.project,
+        new.id,
+    )
     if fresh:
         number = tx.all(
             "UPDATE datasets SET next_number = next_number + 1 WHERE project = ? AND name = ? RETURNING next_number - 1 AS n",
@@ -112,7 +118,7 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
         )[0]["n"]
         _insert(base, decision, new, number=int(number), now=now)
     here = ref("dataset_version", new.id)
-    for cause in new.inputs:
+    for cause in new.inputs if first else ():
         if cause != here:
             decision.edge(cause, here, "input")
     for tag in new.tags:

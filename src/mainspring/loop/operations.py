@@ -293,7 +293,11 @@ class Loop:
             d.event(
                 "gate.passed" if verdict.passed else "gate.stopped",
                 subject,
-                {"verdict": verdict.id, "failed": [r.reason for r in rules if not r.passed]},
+                {
+                    "verdict": verdict.id,
+                    "failed": [r.reason for r in rules if not r.passed],
+                    "digest": state.verdict_digest(self._base.project, verdict),
+                },
             )
             d.edge(subject, ref("verdict", verdict.id), "judged")
             if found.holdout:

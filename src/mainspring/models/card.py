@@ -152,12 +152,22 @@ def _verdicts(base: Foundation, version: ModelVersion) -> Section:
 def _aliases(version: ModelVersion, aliases: Sequence[AliasEvent]) -> Section:
     touching = [e for e in aliases if version.version in (e.version, e.previous)][-_MAX_EVENTS:]
     rows = [
-        (_when(e.at), e.alias, f"{e.previous or 'nothing'} → {e.version or 'nothing'}", e.actor, e.reason)
+        (
+            _when(e.at),
+            e.alias,
+            f"{e.previous or 'nothing'} → {e.version or 'nothing'}",
+            e.actor,
+            e.reason + _overridden(e),
+        )
         for e in reversed(touching)
     ]
     return Section(
         "Aliases", ("when", "alias", "move", "by", "why"), rows, empty="no alias ever pointed here"
     )
+
+
+def _overridden(event: AliasEvent) -> str:
+    return f" (OVERRIDE of: {'; '.join(event.overridden)})" if event.overridden else ""
 
 
 def _other_tags(version: ModelVersion) -> Section:

@@ -15,10 +15,11 @@ from mainspring.pipelines.closure import Closures
 from mainspring.pipelines.drive import Drive, OnEvent, Settings
 from mainspring.pipelines.executor import LocalProcesses
 from mainspring.pipelines.graph import Built, build, convert_params, function_spec, params_as_data, upstream
+from mainspring.pipelines.job import source_key
 from mainspring.pipelines.loading import load_pipeline
 from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import folder_of
-from mainspring.pipelines.planning import Done, Planner
+from mainspring.pipelines.planning import Done, Planner, pin
 from mainspring.pipelines.step import Pipeline
 from mainspring.records.base import new_id
 from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
@@ -74,26 +75,27 @@ class Runner:
         built, loaded, values = self._build(pipeline, params or {})
         planner = self._planner(built)
         started = from_us(state.wall_us())
+        sources = planner.take_sources(self._base.objects.writing, {})
         run = PipelineRun(
             id=new_id(),
             pipeline=loaded.name,
             state="running",
             params=params_as_data(values),
-            graph=built.graph,
+            graph=pin(built.graph, sources),
             source=function_spec(loaded.function, self._root),
             root=str(self._root),
             environment=self._environment,
             started=started,
             at=self._base.clock.now(),
         )
-        sources = self._sources(planner)
         lease = self._acquire(run.id)
         try:
             with self._base.ledger.decision() as d:
                 state.insert_run(d, self._base.project, run)
                 for done in sources.values():
                     for artifact in done.outputs:
-                        d.refer(artifact.digest, f"run:{run.id}")
+                        if not artifact.source:
+                            d.refer(artifact.digest, f"run:{run.id}")
             return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
         finally:
             self._base.leases.release(lease)
@@ -102,7 +104,8 @@ class Runner:
         """For each step whether its result would be taken, and why; nothing runs and nothing is recorded."""
         built, loaded, _ = self._build(pipeline, params or {})
         planner = self._planner(built)
-        done = self._sources(planner)
+        done = planner.take_sources(self._base.objects.writing, {})
+        planner.look(built.graph.steps)
         verified: set[str] = set()
         found: list[Why] = []
         with self._base.store.read() as tx:
@@ -119,6 +122,7 @@ class Runner:
                 found.append(judgement.why)
                 if judgement.entry is not None:
                     done[step.name] = Done(judgement.entry.shape, judgement.entry.outputs)
+        planner.done()
         return found
 
     def resume(self, run_id: str, *, on_event: OnEvent | None = None, check: bool = True) -> PipelineRun:
@@ -141,7 +145,8 @@ class Runner:
             planner = Planner(
                 self._base, built, root=self._root, environment=run.environment, closures=Closures(self._root)
             )
-            sources = self._sources(planner)
+            pinned = {source_key(a): a.version for a in state.datasets_of(run.graph) if a.version}
+            sources = planner.take_sources(self._base.objects.writing, pinned)
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, lease)
                 state.reopen_run(d, self._base.project, run_id)
@@ -161,12 +166,6 @@ class Runner:
             self._base, built, root=self._root, environment=self._environment, closures=Closures(self._root)
         )
 
-    def _sources(self, planner: Planner) -> dict[str, Done]:
-        if not planner.has_paths():
-            return {}
-        with self._base.objects.writing() as writer:
-            return planner.take_paths(writer)
-
     def _drive(
         self,
         run: PipelineRun,
@@ -179,12 +178,15 @@ class Runner:
         check: bool,
     ) -> PipelineRun:
         tell: OnEvent = on_event or (lambda _: None)
-        tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline))
+        file = run.source.rpartition(":")[0]
+        files = sorted({*planner.source_files(), *([] if Path(file).is_absolute() else [file])})
+        tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline, files=files))
         executor = LocalProcesses(run=run.id, root=self._root, modules=planner.modules())
         folder_of(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
         Drive(
             self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources
         ).go()  # fmt: skip
+        planner.done()
         ended = self._ops.run(id=run.id)
         if check and ended.state != "finished":
             error = ended.error

@@ -109,6 +109,8 @@ class AliasEvent(Record, frozen=True):
     actor: str
     reason: str
     event: str
+    overridden: list[str] = []
+    """What spoke against the move and was overridden by the actor; empty for every other move."""
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
@@ -118,6 +120,8 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     created_at: datetime
     versions: int
     aliases: dict[str, int] = {}
+    overridden: dict[str, list[str]] = {}
+    """Of aliases that were moved in spite of something: what spoke against it."""
 
 
 class ModelVersionPage(Page, frozen=True, kw_only=True):

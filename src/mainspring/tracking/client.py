@@ -376,7 +376,7 @@ class Run:
     def _capture(self) -> None:
         if self._captured:
             found: Captured = capture(seeds=self._seeds)
-            self._append(encode(spool.CAPTURE, (found.code, found.environment, found.source)))
+            self._append(encode(spool.CAPTURE, (found.code, found.environment, found.source, found.files)))
 
 
 def _ship_forever(run: Run) -> None:

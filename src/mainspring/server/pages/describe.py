@@ -64,6 +64,9 @@ _WORDS: dict[str, tuple[str, str]] = {
     "feedback.settled": ("Parked labels joined", "idle"),
     "uploads.expired": ("Unused uploads expired", "idle"),
     "experiment.created": ("Experiment created", "idle"),
+    "event.damaged": ("This row cannot be read", "bad"),
+    "lineage.sealed": ("Edges of version 1 sealed", "idle"),
+    "lineage.recorded": ("Lineage recorded", "idle"),
 }
 
 
@@ -79,6 +82,14 @@ class Told(Record, frozen=True):
 
 def tell(event: Event) -> Told:
     """An event in words."""
+    if event.kind == "model.alias_set" and event.data.get("override"):
+        return Told(
+            event=event,
+            words="Alias moved by override",
+            tone="warn",
+            detail=_detail(event),
+            related=_related(event),
+        )
     words, tone = _WORDS.get(
         event.kind, (event.kind.replace(".", ": ").replace("_", " ").capitalize(), "idle")
     )
@@ -88,7 +99,9 @@ def tell(event: Event) -> Told:
 def _detail(event: Event) -> str:
     data = event.data
     if event.kind == "model.alias_set":
-        return f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+        said = f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+        against = data.get("overridden")
+        return said + (f" (in spite of: {'; '.join(map(str, against))})" if isinstance(against, list) else "")
     if event.kind.startswith("alert."):
         said = data.get("reason") or data.get("detail") or ""
         return f"{data.get('kind')} of {data.get('subject')} in {data.get('deployment')}: {said}"

@@ -52,6 +52,7 @@ class VersionPage(Record, frozen=True):
     verdicts: list[Verdict]
     radius: BlastRadius
     deployments: list[str]
+    objections: list[str]
     events: list[Told]
 
 
@@ -144,6 +145,7 @@ def version(workspace: Workspace, ask: Ask) -> VersionPage:
         verdicts=workspace.loop.verdicts(model=name, version=number),
         radius=workspace.monitoring.blast_radius(model=name, version=number),
         deployments=deployments_of(workspace, name),
+        objections=ops.objections(model=name, version=number),
         events=[
             tell(e)
             for e in workspace.lineage.events(subject=f"model_version:{name}@{number}", limit=20).items
@@ -169,7 +171,14 @@ def promote(workspace: Workspace, caller: Caller, path: Mapping[str, str], field
     """Make a version the champion and give it all traffic where the policy deploys its model: as ``mainspring models promote``."""
     ops, name, reason = workspace.models.ops, path["model"], reason_of(fields)
     number = ops.version(model=name, selector=path["version"]).version
-    caller.call(ops.set_alias, model=name, alias="champion", version=number, reason=reason)
+    caller.call(
+        ops.set_alias,
+        model=name,
+        alias="champion",
+        version=number,
+        reason=reason,
+        override=fields.get("override") == "yes",
+    )
     for deployment in governed(workspace, name):
         caller.call(workspace.deploy.deploy, deployment=deployment, model=name, version=number, reason=reason)
     return f"/models/{name}"
