@@ -142,14 +142,20 @@ class Store:
         self.engine.close()
 
 
-def open_store(url: str, *, home: Path) -> Store:
-    """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date."""
+def open_store(url: str, *, home: Path, lost: Callable[[], str | None] = lambda: None) -> Store:
+    """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date.
+
+    ``lost`` is asked when there is no database yet: what shows that there was one (None: nothing). Raises :class:`Corrupt` then, instead of
+    beginning a new one, and for a database file that is cut off or something else.
+    """
     from mainspring.storage.sql.migrations import migrate
 
     engine: Engine
     if url == "sqlite":
+        from mainspring.storage.sql.files import check_file
         from mainspring.storage.sql.sqlite import SqliteEngine
 
+        check_file(home / "meta.db", lost)
         engine = SqliteEngine(home / "meta.db", lock=home / "locks" / "write.lock")
     elif url.startswith(("postgresql://", "postgres://")):
         from mainspring.storage.sql.postgres import PostgresEngine
@@ -162,7 +168,7 @@ def open_store(url: str, *, home: Path) -> Store:
             next_step="Use 'sqlite' or 'postgresql://...'.",
         )
     try:
-        migrate(engine)
+        migrate(engine, lost)
     except BaseException:
         engine.close()
         raise
