@@ -95,7 +95,7 @@ class RepositoryFormat(Record, frozen=True):
             raise _bad_format(error.message) from None
         if not isinstance(head, dict) or head.get("format") != "mainspring-objects":
             raise _bad_format("not a format file of an object store")
-        if head.get("version") != 1:
+        if isinstance(head.get("version"), int) and head["version"] > 1:
             raise Conflict(
                 "a newer program made this object store",
                 value=head.get("version"),
@@ -106,7 +106,7 @@ class RepositoryFormat(Record, frozen=True):
             found: RepositoryFormat = from_json(data, cls)
         except InvalidInput as error:
             raise _bad_format(error.message) from None
-        if found.check and (found.check != found._sum() or found.dump() != data):
+        if found.version != 1 or (found.check and (found.check != found._sum() or found.dump() != data)):
             raise _bad_format("its check does not agree")
         return found
 

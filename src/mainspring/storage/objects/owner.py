@@ -254,7 +254,7 @@ def _check_same(found: bytes | None, wanted: bytes) -> None:
         return
     try:
         other = RepositoryFormat.load(found)
-    except Corrupt:
+    except (Corrupt, Conflict):
         return
     mine = RepositoryFormat.load(wanted)
     if other.id != mine.id:

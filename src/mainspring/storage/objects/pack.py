@@ -72,8 +72,15 @@ def read_table(name: str, data: bytes) -> dict[bytes, Entry]:
     """What the whole pack ``data`` says of its blobs. Raises :class:`Corrupt` unless every byte of its frame is as it was written."""
     if not data.startswith(_MAGIC):
         raise _damaged(name, "its header is wrong")
-    if len(data) < len(_MAGIC) + _TAIL or not data.endswith(_END):
+    if not data.endswith(_END):
         raise _damaged(name, "its end is wrong, or it is cut off")
+    return salvage_table(name, data)
+
+
+def salvage_table(name: str, data: bytes) -> dict[bytes, Entry]:
+    """The same if only the table is whole. Raises :class:`Corrupt` otherwise."""
+    if len(data) < len(_MAGIC) + _TAIL:
+        raise _damaged(name, "it is cut off")
     tail = len(data) - _TAIL
     (count,) = _COUNT.unpack_from(data, tail)
     start = tail - count * _ROW.size

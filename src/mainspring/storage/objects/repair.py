@@ -22,7 +22,7 @@ from mainspring.storage.objects.index import (
     joined,
     new_index_name,
 )
-from mainspring.storage.objects.pack import Pack, pack_key, read_table
+from mainspring.storage.objects.pack import Pack, pack_key, read_table, salvage_table
 from mainspring.storage.objects.trees import MAX_TREE_BYTES, load_tree
 
 if TYPE_CHECKING:
@@ -100,11 +100,11 @@ def _reframe(
     """Copy the blobs of packs with a damaged frame into new ones, if all that the index lists are sound; returns those packs."""
     done = []
     for name in broken:
-        mine = sorted(((r, e) for r, e in rows.items() if e.pack == name), key=lambda item: item[1].offset)
         pack = Pack()
         try:
             data = objects.store.get(pack_key(name))
-            for raw, entry in mine:
+            mine = _told(name, data) | {raw: entry for raw, entry in rows.items() if entry.pack == name}
+            for raw, entry in sorted(mine.items(), key=lambda item: item[1].offset):
                 blob = data[entry.offset : entry.offset + entry.length]
                 check_blob(raw, entry, blob)
                 pack.add(raw, blob, kind=entry.kind, size=entry.size)
@@ -117,6 +117,13 @@ def _reframe(
         sizes[pack.name] = pack.size
         done.append(name)
     return done
+
+
+def _told(name: str, data: bytes) -> dict[bytes, Entry]:
+    try:
+        return salvage_table(name, data)
+    except Corrupt:
+        return {}
 
 
 def _flag_trees(objects: Objects, rows: dict[bytes, Entry], sizes: dict[str, int]) -> None:
