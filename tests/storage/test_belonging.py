@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -299,6 +301,32 @@ def test_o08_two_databases_on_one_store(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted("another database" in found for found in results.values()) == [False, True]
+
+
+FIRST = """
+import sys
+from mainspring.workspace import open_workspace
+open_workspace(sys.argv[1]).close()
+"""
+
+
+@pytest.mark.parametrize(
+    "point", ["sql.after_commit", "objects.put.published", "objects.bind.identified", "objects.bind.owned"]
+)
+@pytest.mark.parametrize("nth", [1, 2])
+def test_o08_a_first_start_that_is_killed_is_no_lost_workspace(
+    first_starts: Path, point: str, nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was written before the kill, the next start goes on from there."""
+    monkeypatch.setenv("MAINSPRING_FAILPOINTS", f"{point}:kill:{nth}")
+    subprocess.run([sys.executable, "-c", FIRST, str(first_starts)], check=False)
+    monkeypatch.delenv("MAINSPRING_FAILPOINTS")
+    with open_workspace(first_starts) as workspace:
+        owner = workspace.base.objects.owner
+        workspace.data.commit("d", {"x": [1]})
+        assert workspace.base.objects.gc(grace_s=0).objects_kept
+    with open_workspace(first_starts) as workspace:
+        assert workspace.base.objects.owner == owner
 
 
 @pytest.fixture
