@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -62,7 +63,16 @@ def open_objects(
             pins = PostgresPins(leases.store.engine, key=zlib.crc32(form.id.encode()))
     if isinstance(store, Sweepable):
         store.sweep(older_than_s=SWEEP_AFTER_S)
-    return Objects(store, form=form, pins=pins, references=references, owner=owner)
+        if leases is not None:  # gc writes the index anew before it removes anything
+            leases.store.engine.keep_back(sum(size for _, size in store.list("index/")))
+    return Objects(
+        store,
+        form=form,
+        pins=pins,
+        references=references,
+        owner=owner,
+        freeing=leases.store.freeing if leases is not None else contextlib.nullcontext,
+    )
 
 
 def _references(store: Any) -> Callable[[], list[str]]:

@@ -48,13 +48,17 @@ class Objects:
         pins: Pins | None = None,
         references: Callable[[], Iterable[str]] | None = None,
         owner: Owner | None = None,
+        freeing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """``pins=None`` makes it read-only. ``references`` lists every digest that the database refers to, ``owner`` is that database."""
+        """``pins=None`` makes it read-only. ``references`` lists every digest that the database refers to, ``owner`` is that database.
+        ``freeing`` surrounds what frees space.
+        """
         self.store = store
         self.form = form
         self._pins = pins
         self._references = references
         self._owner = owner
+        self._freeing = freeing
         self._index = Index()
         self._loaded = False
         self._lock = threading.Lock()

@@ -52,6 +52,14 @@ class Engine(Protocol):
         """Like :meth:`writing`, and exclusive on every engine."""
         ...
 
+    def keep_back(self, extra: int) -> None:
+        """Keep space back on the workspace's disk while there is some, ``extra`` bytes more than usual."""
+        ...
+
+    def freeing(self) -> contextlib.AbstractContextManager[None]:
+        """Around what frees space: on a full disk it may use the space kept back."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -133,6 +141,10 @@ class Store:
                     action()
             finally:
                 self._local.transaction = None
+
+    def freeing(self) -> contextlib.AbstractContextManager[None]:
+        """Around what frees space: on a full disk it may use the space kept back. Outside of transactions."""
+        return self.engine.freeing()
 
     @property
     def in_transaction(self) -> bool:
