@@ -33,7 +33,10 @@ class Reserve:
                 return
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if not _allocate(fd, wanted) and not self._size():
+                parts = (
+                    wanted * part // 16 & ~0xFFF for part in range(16, 0, -1)
+                )  # on a full disk what there is
+                if not any(size <= self._size() or _allocate(fd, size) for size in parts):
                     self.release()
             finally:
                 os.close(fd)

@@ -292,13 +292,14 @@ class Run:
         if said is not None:  # a forked child may have lost what this process has not
             self.degraded = self.degraded or said["why"]
             self.lost = max(self.lost, said["lost"])
+        owed = len(self._kept)
         if self.degraded:
             mark = {"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]}
             self._append(encode(spool.TAGS, mark), keep=True)
         if ended is not None:
             self._append(encode(spool.FINISH, ended), keep=True)
         if self.degraded:
-            self._note.write(lost=self.lost + len(self._kept), why=self.degraded, finish=ended)
+            self._note.write(lost=self.lost + owed, why=self.degraded, finish=ended)
 
     def record(self) -> RunRecord:
         """The run as it is stored now."""

@@ -250,7 +250,7 @@ class Objects:
         from mainspring.storage.objects.owner import check_age
 
         hold = self.pins.shared() if dry_run else self.pins.exclusive(wait_s=wait_s)
-        with hold as check:
+        with hold as check, contextlib.nullcontext() if dry_run else self._freeing():
             packs = (
                 ()
                 if even_if_younger
