@@ -355,7 +355,7 @@ class Data:
         base = self._base
         if not reason.strip():
             raise InvalidInput("say why", place="reason", next_step="The reason is kept in the audit log.")
-        with base.ledger.decision() as decision:
+        with base.store.freeing(), base.ledger.decision() as decision:
             tx = decision.tx
             row = versions.find(tx, base.project, dataset, selector)
             here = ref("dataset_version", row["id"])

@@ -350,7 +350,8 @@ class Tracking:
     @operation(role=Role.EDITOR, changes=True)
     def delete_run(self, *, run: Id) -> Run:
         """Hide a run; nothing is lost, :meth:`restore_run` brings it back."""
-        return self._hide(run, to_us(self._base.clock.now()), "run.deleted")
+        with self._base.store.freeing():
+            return self._hide(run, to_us(self._base.clock.now()), "run.deleted")
 
     @operation(role=Role.EDITOR, changes=True)
     def restore_run(self, *, run: Id) -> Run:

@@ -63,11 +63,13 @@ class IndexFile:
             raise Corrupt(
                 "an index file is damaged",
                 place=f"index/{name}",
-                next_step="Run 'mainspring fsck'; restore the file from a backup.",
+                next_step="Run 'mainspring fsck --repair': it is made again from the packs.",
             )
         magic, head, self.rows = _HEAD.unpack_from(data)
         if magic != _MAGIC:
-            raise Corrupt("not an index file", place=f"index/{name}", next_step="Run 'mainspring fsck'.")
+            raise Corrupt(
+                "not an index file", place=f"index/{name}", next_step="Run 'mainspring fsck --repair'."
+            )
         self.name = name
         raw: Any = from_json(data[_HEAD.size : _HEAD.size + head].rstrip(b" "))
         self.packs: dict[str, int] = {str(p): int(size) for p, size in raw["packs"]}

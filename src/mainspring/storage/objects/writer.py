@@ -231,6 +231,7 @@ class ObjectWriter:
         else:
             return
         self._pending[raw] = entry._replace(kind=entry.kind | TREE)
+        self._pack.flag(raw, entry.kind | TREE)
 
     def _seal(self) -> None:
         """Close the pack and store it in the background, while the next one fills."""
