@@ -80,8 +80,10 @@ class _Share(NamedTuple):
     error: float
     margin: float
     text: str
-    scale: float = 1.0
-    """The shares are of this many times fewer categories; for people they are scaled up."""
+    rows: int | None = None
+    """Of how many rows ``now`` is a share, if not of all."""
+    shown: tuple[float, float] | None = None
+    """``now`` and ``before`` as shares of all rows, if they are of some."""
 
 
 def _shares(
@@ -107,14 +109,10 @@ def _shares(
     for check in checks:
         if check is None:
             continue
-        code, now, before, margin = (
-            check.code,
-            check.now * check.scale,
-            check.before * check.scale,
-            check.margin,
-        )
+        code, margin = check.code, check.margin
+        now, before = check.shown or (check.now, check.before)
         shown = f"{now:.1%} {check.text} (reference {before:.1%})"
-        if now - before > margin and _grew(check, n) <= level:
+        if now - before > margin and _grew(check, check.rows or n) <= level:
             yield Issue(column.name, code, "warning", shown, now, before + margin)
         elif code in {"unseen", "outside"} and now > 0.001:
             yield Issue(column.name, code, "info", shown, now, before + margin)
@@ -148,20 +146,22 @@ def _unseen(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _
     mine, theirs = Tally.of(column), Tally.of(reference)
     if not (mine.known and theirs.known):
         return None  # made by an older version: which categories it dropped is not known
-    below, scale = min(mine.below, theirs.below), 1.0
+    below = min(mine.below, theirs.below)
     now = {h: n for h, n in mine.sampled().items() if h < below}
     before = {h: n for h, n in theirs.sampled().items() if h < below}
-    if below < EVERY:
-        if not now:
-            return None
-        scale = finite(column) / sum(now.values())
-    new = sum(n for key, n in now.items() if key not in before)
-    once, twice = (sum(1 for n in before.values() if n == times) for times in (1, 2))
+    n, m = sum(now.values()), sum(before.values())
+    if not n or not m:
+        return None
+    new = sum(count for key, count in now.items() if key not in before)
+    once, twice = (sum(1 for count in before.values() if count == times) for times in (1, 2))
     # The number seen once as both sides together say it: the reference's own, if low by chance, would claim to be sure.
-    expected = m * (once + new) / (m + column.rows)
+    expected = m * (once + new) / (m + n)
     error = math.sqrt(max(once, expected) + 2 * twice + 1) / m
     text = "of the values are categories never seen in the reference"
-    return _Share("unseen", new / column.rows, once / m, error, margin, text, scale)
+    # Of all values, not of those of the sampled categories: these are as many as their share of all hashes.
+    part = below / EVERY
+    shown = min(1.0, new / part / column.rows), min(1.0, once / part / finite(reference))
+    return _Share("unseen", new / n, once / m, error, margin, text, rows=n, shown=shown)
 
 
 def _outside(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _Share | None:
