@@ -297,6 +297,16 @@ def cut_points(column: Weighted, bins: int, kind: str = "float64") -> list[float
     return sorted(c for c in cuts if math.isfinite(c))
 
 
+def usual_share(column: ColumnProfile) -> float:
+    """Share of the most frequent value among all; 1 if there is none."""
+    if column.type in CATEGORICAL:
+        return max(column.counts.values(), default=0) / max(1, finite(column))
+    found = weighted(column)
+    if found is None:
+        return 1.0
+    return float(np.add.reduceat(found.weights, _distinct(found.values)).max() / found.weights.sum())
+
+
 def range_of(column: ColumnProfile) -> tuple[float, float]:
     """From the smallest value (at or above the first) to the largest (below the second), allowing for a float32 of either."""
     low, high = column.low or 0.0, column.high or 0.0

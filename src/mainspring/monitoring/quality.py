@@ -8,8 +8,7 @@ from typing import Literal, NamedTuple
 
 from mainspring.data.categories import EVERY, Tally
 from mainspring.data.profile import CATEGORICAL, NUMERIC, finite, histogram
-from mainspring.data.sketches import weighted
-from mainspring.monitoring.bins import BinnedColumn, Reference, range_of
+from mainspring.monitoring.bins import BinnedColumn, Reference, range_of, usual_share
 from mainspring.monitoring.statistics import normal_sf
 from mainspring.records.monitoring import MonitorPolicy
 from mainspring.records.profile import ColumnProfile, Profile
@@ -187,11 +186,7 @@ def _constant(column: ColumnProfile, reference: ColumnProfile, level: float) -> 
     if not one:
         return
     # The most frequent value may be all that a window shows by chance: news only if that is unlikely.
-    if reference.kll is not None:
-        found = weighted(reference)
-        usual = float(found.weights.max() / found.weights.sum()) if found is not None else 1.0
-    else:
-        usual = max(reference.counts.values(), default=0) / max(1, finite(reference))
+    usual = usual_share(reference)
     if usual < 1 and usual**n <= level:
         yield Issue(column.name, "constant", "warning", "every value is the same; in the reference they vary")
 
