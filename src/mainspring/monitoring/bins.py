@@ -29,8 +29,8 @@ MISSING = "missing"
 OTHER = "other"
 
 _HEAVY = 0.02
-"""A category of a profile that dropped some gets a bin of its own from this share of the rows of both sides on: its count is whole
-then, since a profile keeps every category with more than 1/256 of its values."""
+"""A category of a profile that dropped some gets a bin of its own from this share of the rows of both sides on: a side that does not
+name it has it in less than 1/256 of its values."""
 _PER_GROUP = 10.0
 """Rows that a group of rare categories should be expected to have on the smaller side."""
 _SINGLE = 2.0**-22
@@ -371,9 +371,8 @@ def _by_category(sides: Sequence[Cells]) -> tuple[list[str], list[Floats]]:
         for key, count in side.named.items():
             together[key] += count  # type: ignore[assignment]
     order = sorted(together, key=lambda k: (-together[k], k))
-    dropped = [s for s in sides if s.other]
-    if dropped:
-        order = [k for k in order if together[k] >= _HEAVY * total and all(k in s.named for s in dropped)]
+    if any(s.other for s in sides):
+        order = [k for k in order if together[k] >= _HEAVY * total]
     chosen = order[:MAX_CATEGORIES]
     inside = set(chosen)
     rare = [{k: n for k, n in s.named.items() if k not in inside} for s in sides]
