@@ -9,9 +9,11 @@ from typing import Literal, NamedTuple
 from mainspring.data.categories import EVERY, Tally
 from mainspring.data.profile import CATEGORICAL, NUMERIC, finite, histogram
 from mainspring.monitoring.bins import BinnedColumn, Reference, range_of, usual_share
-from mainspring.monitoring.statistics import normal_sf
+from mainspring.monitoring.statistics import binomial_sf, normal_sf
 from mainspring.records.monitoring import MonitorPolicy
 from mainspring.records.profile import ColumnProfile, Profile
+
+_FEW = 500
 
 
 class Issue(NamedTuple):
@@ -81,6 +83,8 @@ class _Share(NamedTuple):
     text: str
     rows: int | None = None
     """Of how many rows ``now`` is a share, if not of all."""
+    cases: tuple[int, int] | None = None
+    """How many now and in the reference, where both are plain counts."""
     shown: tuple[float, float] | None = None
     """``now`` and ``before`` as shares of all rows, if they are of some."""
 
@@ -91,17 +95,11 @@ def _shares(
     reference = binned.profile
     n, m = column.rows, reference.rows
     invalid = "of the values have a wrong type or are not finite"
-    now = (column.invalid + unread) / n
     checks = [
+        _rate("nulls", column.nulls, n, reference.nulls, m, policy.null_share, "of the values are null"),
         _rate(
-            "nulls",
-            column.nulls / n,
-            reference.nulls / max(1, m),
-            m,
-            policy.null_share,
-            "of the values are null",
+            "invalid", round(column.invalid + unread), n, reference.invalid, m, policy.invalid_share, invalid
         ),
-        _rate("invalid", now, reference.invalid / max(1, m), m, policy.invalid_share, invalid),
         _unseen(column, reference, policy.unseen_share),
         _outside(column, reference, policy.outside_share),
     ]
@@ -111,7 +109,7 @@ def _shares(
         code, margin = check.code, check.margin
         now, before = check.shown or (check.now, check.before)
         shown = f"{now:.1%} {check.text} (reference {before:.1%})"
-        if now - before > margin and _grew(check, check.rows or n) <= level:
+        if now - before > margin and _grew(check, check.rows or n, m) <= level:
             yield Issue(column.name, code, "warning", shown, now, before + margin)
         elif code in {"unseen", "outside"} and now > 0.001:
             yield Issue(column.name, code, "info", shown, now, before + margin)
@@ -126,10 +124,12 @@ def _shares(
         )
 
 
-def _rate(code: str, now: float, before: float, m: int, margin: float, text: str) -> _Share:
+def _rate(code: str, now: int, n: int, before: int, m: int, margin: float, text: str) -> _Share:
+    m = max(1, m)
     # Agresti and Coull: one case of each kind more, so that a rate of 0 in a small reference is not taken for certain.
-    smoothed = (before * m + 1) / (m + 2)
-    return _Share(code, now, before, math.sqrt(smoothed * (1 - smoothed) / (m + 2)), margin, text)
+    smoothed = (before + 1) / (m + 2)
+    error = math.sqrt(smoothed * (1 - smoothed) / (m + 2))
+    return _Share(code, now / n, before / m, error, margin, text, cases=(now, before))
 
 
 def _unseen(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _Share | None:
@@ -191,8 +191,10 @@ def _constant(column: ColumnProfile, reference: ColumnProfile, level: float) -> 
         yield Issue(column.name, "constant", "warning", "every value is the same; in the reference they vary")
 
 
-def _grew(share: _Share, n: int) -> float:
-    """One-sided p-value that a share grew: normal, both sides' errors, half a case of continuity."""
+def _grew(share: _Share, n: int, m: int) -> float:
+    """One-sided p-value that a share grew: normal, both sides' errors, half a case of continuity; of few cases, exact."""
+    if share.cases is not None and sum(share.cases) <= _FEW:
+        return binomial_sf(share.cases[0], sum(share.cases), n / (n + max(1, m)))
     now, before = share.now, share.before
     pooled = min(1.0, (now + before) / 2)
     spread = math.sqrt(max(pooled * (1 - pooled), 0.0) / n + share.error**2)

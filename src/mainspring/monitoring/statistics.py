@@ -75,6 +75,24 @@ def normal_sf(z: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
+def binomial_sf(k: int, n: int, p: float) -> float:
+    """P(at least ``k`` of ``n``), each with chance ``p``; summed, so for ``n`` of up to thousands.
+
+    >>> round(binomial_sf(2, 2, 0.5), 3), binomial_sf(0, 5, 0.1)
+    (0.25, 1.0)
+    """
+    if k <= 0:
+        return 1.0
+    if not 0 < p < 1:
+        return 0.0 if p <= 0 else 1.0
+    head = math.lgamma(n + 1)
+    log = [
+        head - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        for i in range(k, n + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(v) for v in log))
+
+
 def shares(counts: Floats) -> Floats:
     """Counts as proportions, half a count added to each bin (Jeffreys' prior), so that no bin is empty."""
     return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * counts.size))
