@@ -2,8 +2,8 @@
 
 Prints a table for docs/rooms/monitoring.md: per kind of column, number of categories and sizes of both sides the share of
 repetitions with p < 0.05, with the verdict ``drift``, and with an ``unseen`` or ``outside`` warning. Then the same with a change. Profiles
-of windows are merged from parts, as ingestion does. ``python -m bench.drift_false_alarms [REPETITIONS]`` (default 300; changes and
-10^6 rows with a tenth of that).
+of windows are merged from parts, as ingestion does. ``python -m bench.drift_false_alarms [REPETITIONS [COLUMN]]`` (default 300; changes and
+10^6 rows with a tenth of that). ``COLUMN``: only those whose name begins so.
 """
 
 from __future__ import annotations
@@ -145,9 +145,12 @@ def cases(repetitions: int) -> Iterator[tuple[str, Draw, Draw, int, int, int]]:
 
 def main() -> None:
     repetitions = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    wanted = sys.argv[2] if len(sys.argv) > 2 else ""
     print("| column | reference | window | repetitions | p < 0.05 | drift | quality warning |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for seed, (name, before, after, m, n, count) in enumerate(cases(repetitions)):
+        if not name.startswith(wanted):
+            continue
         tested, small, drifted, warned = rates(before, after, m, n, count, seed)
         p = f"{small / tested:.3f}" if tested else "no test"
         print(

@@ -52,7 +52,7 @@ def compare_column(
     raw = psi(cur, ref)
     p = homogeneity(pool(worth, groups), pool(worth_reference, groups), effect, spread)
     corrected = max(0.0, raw - bias)
-    if fine is not None and len(fine[0]) > len(groups):
+    if fine is not None and np.count_nonzero(fine[0] + fine[1]) > len(groups):
         # Bins of many categories dilute a change that makes some of them rarer and some more frequent.
         corrected = max(corrected, sparse_effect(fine[1], fine[0], effect))
         each = sparse_homogeneity(fine[1], fine[0], effect, spread)
