@@ -21,7 +21,7 @@ from mainspring.records.profile import ColumnProfile
 MAX_COUNTS = 256
 MAX_WORKING = 4096
 BUCKETS = 128
-SAMPLE = 256
+SAMPLE = 1024
 EVERY = 1 << 32
 """A bound that every hash is below."""
 

@@ -131,13 +131,10 @@ def encoded(sketch: Any) -> str:
 
 def items(sketch: Any) -> tuple[Floats, Floats]:
     """The distinct values that a sketch retains, in order, and the weight of each; all values while there are at most ``k``."""
-    kept = list(sketch)
-    values = np.fromiter((v for v, _ in kept), dtype=np.float64, count=len(kept))
-    weights = np.fromiter((w for _, w in kept), dtype=np.float64, count=len(kept))
-    distinct, where = np.unique(values, return_inverse=True)
-    return distinct, np.asarray(
-        np.bincount(where, weights=weights, minlength=len(distinct)), dtype=np.float64
-    )
+    # The weights that the binding's iterator gives are wrong after a merge (all 1); ranks are right, so weights are taken from them.
+    values = np.unique(np.fromiter((v for v, _ in sketch), dtype=np.float64))
+    shares = np.asarray(sketch.get_pmf(values[1:].tolist())) if len(values) > 1 else np.ones(len(values))
+    return values, np.asarray(np.round(shares * sketch.n), dtype=np.float64)
 
 
 def repeated(counted: Mapping[float, int]) -> Floats:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mainspring.data.categories import BUCKETS, Tally, bucket_counts
+from mainspring.data.categories import BUCKETS, EVERY, Tally, bucket_counts, hashes
 from mainspring.data.profile import CATEGORICAL, NUMERIC, finite
 from mainspring.data.readings import truth_of
 from mainspring.data.sketches import Weighted, weighted
@@ -29,8 +29,8 @@ MISSING = "missing"
 OTHER = "other"
 
 _HEAVY = 0.02
-"""A category of a profile that dropped some gets a bin of its own from this share of the rows of both sides on: its count is whole
-then, since a profile keeps every category with more than 1/256 of its values."""
+"""A category of a profile that dropped some gets a bin of its own from this share of the rows of both sides on: a side that does not
+name it has it in less than 1/256 of its values."""
 _PER_GROUP = 10.0
 """Rows that a group of rare categories should be expected to have on the smaller side."""
 _SINGLE = 2.0**-22
@@ -45,7 +45,8 @@ class Cells:
     ``missing``: nulls and invalid values. ``numeric``: counts in the reference's bins of numbers; ``evidence`` the same in
     rows' worth (a sketch's own error counts as lost rows). ``named`` and ``rest``: categories by name and, for those that
     the profile dropped, by hash (None: an older profile does not say); ``other`` adds the latter up. ``unread_*``: values that
-    do not read as the reference's type; ``fits``: these are categories as the reference has them, not numbers.
+    do not read as the reference's type; ``fits``: these are categories as the reference has them, not numbers. ``sample``:
+    whole counts, by hash, of the categories whose hash is below ``below`` (None: ``named`` has them all).
     """
 
     missing: float = 0.0
@@ -57,11 +58,28 @@ class Cells:
     other: float = 0.0
     unread_named: float = 0.0
     fits: bool = True
+    sample: Mapping[int, float] | None = None
+    below: int = EVERY
+
+    def sampled(self, below: int) -> dict[int, float]:
+        """Counts of every category whose hash is below ``below``, by hash."""
+        found = self.sample
+        if found is None:
+            named: dict[int, float] = {}
+            for h, count in zip(hashes(self.named).tolist(), self.named.values(), strict=True):
+                named[h] = named.get(h, 0.0) + count
+            found = named
+        return {h: count for h, count in found.items() if h < below}
 
     def __add__(self, more: Cells) -> Cells:
         named = dict(self.named)
         for key, count in more.named.items():
             named[key] = named.get(key, 0.0) + count
+        below, sample = min(self.below, more.below), None
+        if self.other or more.other:
+            sample = self.sampled(below)
+            for h, count in more.sampled(below).items():
+                sample[h] = sample.get(h, 0.0) + count
         return Cells(
             missing=self.missing + more.missing,
             numeric=_sum(self.numeric, more.numeric),
@@ -72,6 +90,8 @@ class Cells:
             other=self.other + more.other,
             unread_named=self.unread_named + more.unread_named,
             fits=self.fits and more.fits,
+            sample=sample,
+            below=below,
         )
 
 
@@ -83,6 +103,8 @@ class Aligned(NamedTuple):
     parts: list[Floats]
     evidence_reference: Floats
     evidence: Floats
+    fine: tuple[Floats, Floats] | None = None
+    """Categories: reference and window in as many cells as can be told apart, most of them sparse."""
 
 
 class BinnedColumn:
@@ -134,6 +156,11 @@ class BinnedColumn:
                 numeric, evidence, unread = counted, counted * found.worth, found.unread
         named, rest, other = self._categories(column)
         read = sum(named.values()) + other
+        sample, below = None, EVERY
+        if other:
+            tally = Tally.of(column)
+            sample = {h: float(n) for h, n in tally.sampled().items()} if tally.known else {}
+            below = tally.below if tally.known else 0
         return Cells(
             missing=float(column.nulls + column.invalid),
             numeric=numeric,
@@ -142,6 +169,8 @@ class BinnedColumn:
             named=named,
             rest=rest,
             other=other,
+            sample=sample,
+            below=below,
             unread_named=max(0.0, values - read),
             fits=not values or read > 0,
         )
@@ -154,8 +183,10 @@ class BinnedColumn:
         grouped by hash, in as many groups as the smaller side has rows for.
         """
         sides = [self.reference, *parts]
+        fine = None
         if self._by_name(sides):
             labels, inside = _by_category(sides)
+            fine = _each_category(self.reference, sum(parts, Cells()), labels)
             missing = [s.missing + s.unread_named for s in sides]
             counted = [np.concatenate(([m], v)) for m, v in zip(missing, inside, strict=True)]
             worth = counted
@@ -166,7 +197,7 @@ class BinnedColumn:
             worth = [np.concatenate(([m], _given(s.evidence))) for m, s in zip(missing, sides, strict=True)]
         nothing = np.zeros(len(labels) + 1)
         return Aligned(
-            [MISSING, *labels], counted[0], counted[1:], worth[0], np.sum([nothing, *worth[1:]], axis=0)
+            [MISSING, *labels], counted[0], counted[1:], worth[0], np.sum([nothing, *worth[1:]], axis=0), fine
         )
 
     def unread(self, cells: Cells) -> float:
@@ -266,6 +297,16 @@ def cut_points(column: Weighted, bins: int, kind: str = "float64") -> list[float
     return sorted(c for c in cuts if math.isfinite(c))
 
 
+def usual_share(column: ColumnProfile) -> float:
+    """Share of the most frequent value among all; 1 if there is none."""
+    if column.type in CATEGORICAL:
+        return max(column.counts.values(), default=0) / max(1, finite(column))
+    found = weighted(column)
+    if found is None:
+        return 1.0
+    return float(np.add.reduceat(found.weights, _distinct(found.values)).max() / found.weights.sum())
+
+
 def range_of(column: ColumnProfile) -> tuple[float, float]:
     """From the smallest value (at or above the first) to the largest (below the second), allowing for a float32 of either."""
     low, high = column.low or 0.0, column.high or 0.0
@@ -330,9 +371,8 @@ def _by_category(sides: Sequence[Cells]) -> tuple[list[str], list[Floats]]:
         for key, count in side.named.items():
             together[key] += count  # type: ignore[assignment]
     order = sorted(together, key=lambda k: (-together[k], k))
-    dropped = [s for s in sides if s.other]
-    if dropped:
-        order = [k for k in order if together[k] >= _HEAVY * total and all(k in s.named for s in dropped)]
+    if any(s.other for s in sides):
+        order = [k for k in order if together[k] >= _HEAVY * total]
     chosen = order[:MAX_CATEGORIES]
     inside = set(chosen)
     rare = [{k: n for k, n in s.named.items() if k not in inside} for s in sides]
@@ -353,6 +393,33 @@ def _by_category(sides: Sequence[Cells]) -> tuple[list[str], list[Floats]]:
         out.append(np.concatenate(([side.named.get(k, 0.0) for k in chosen], grouped)))
     named = [OTHER] if groups == 1 else [f"{OTHER} {i + 1}/{groups}" for i in range(groups)]
     return [*chosen, *named], out
+
+
+def _each_category(reference: Cells, window: Cells, chosen: Sequence[str]) -> tuple[Floats, Floats]:
+    """Both sides by single category, as far as each is counted whole: all, or those of the sample; the others by hash."""
+    sides = (reference, window)
+    if not any(s.other for s in sides):
+        keys = dict.fromkeys([*reference.named, *window.named])
+        cells = [np.array([s.named.get(k, 0.0) for k in keys]) for s in sides]
+    else:
+        below = min(s.below for s in sides)
+        own = [k for k in chosen if any(k in s.named for s in sides)]
+        hashed = set(hashes(own).tolist())
+        samples = [{h: n for h, n in s.sampled(below).items() if h not in hashed} for s in sides]
+        keys_of = dict.fromkeys([*samples[0], *samples[1]])
+        known = all(s.rest is not None for s in sides)
+        cells = []
+        for side, sample in zip(sides, samples, strict=True):
+            mine = np.array([side.named.get(k, 0.0) for k in own])
+            theirs = np.array([sample.get(h, 0.0) for h in keys_of])
+            left = bucket_counts({k: n for k, n in side.named.items() if k not in own})
+            left = left + (_given(side.rest) if known else np.eye(1, BUCKETS)[0] * side.other)
+            where = np.array(list(keys_of), dtype=np.int64) & (BUCKETS - 1)
+            left = left - np.bincount(where, weights=theirs, minlength=BUCKETS)
+            cells.append(np.concatenate((mine, theirs, np.maximum(left, 0.0) if known else [left.sum()])))
+    outside = [s.missing + s.unread_named for s in sides]
+    one, two = (np.concatenate(([o], c)) for o, c in zip(outside, cells, strict=True))
+    return one, two
 
 
 def _sum(a: Floats | None, b: Floats | None) -> Floats | None:

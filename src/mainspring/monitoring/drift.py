@@ -19,6 +19,8 @@ from mainspring.monitoring.statistics import (
     pooled_bins,
     psi,
     psi_bias,
+    sparse_effect,
+    sparse_homogeneity,
 )
 from mainspring.records.monitoring import ColumnDrift, DriftReport, MonitorPolicy, Verdict
 from mainspring.records.profile import Profile
@@ -30,7 +32,7 @@ def compare_column(
     """One column over one or several windows (what was counted in each). The verdict here is provisional: OK, insufficient or
     not computable; :func:`judge` turns OK into DRIFT where effect and evidence agree."""
     base = ColumnDrift(column=binned.name, verdict=Verdict.OK, threshold=threshold)
-    labels, reference, counted, worth_reference, worth = binned.align(parts)
+    labels, reference, counted, worth_reference, worth, fine = binned.align(parts)
     current = np.sum(counted, axis=0) if counted else np.zeros_like(reference)
     n, m = float(current.sum()), float(reference.sum())
     base = msgspec.structs.replace(base, n=round(n), n_reference=round(m))
@@ -49,11 +51,18 @@ def compare_column(
     bias = psi_bias(len(groups), n, m, effect)
     raw = psi(cur, ref)
     p = homogeneity(pool(worth, groups), pool(worth_reference, groups), effect, spread)
+    corrected = max(0.0, raw - bias)
+    if fine is not None and np.count_nonzero(fine[0] + fine[1]) > len(groups):
+        # Bins of many categories dilute a change that makes some of them rarer and some more frequent.
+        corrected = max(corrected, sparse_effect(fine[1], fine[0], effect))
+        each = sparse_homogeneity(fine[1], fine[0], effect, spread)
+        found = [x for x in (p, each) if x is not None]
+        p = min(1.0, min(found) * len(found)) if found else None
     return msgspec.structs.replace(
         base,
         verdict=Verdict.OK if p is not None else Verdict.INSUFFICIENT_DATA,
         reason="" if p is not None else "too few rows per bin for a test",
-        psi=max(0.0, raw - bias),
+        psi=corrected,
         psi_raw=raw,
         js=js_distance(cur, ref, bias),
         p_value=p,

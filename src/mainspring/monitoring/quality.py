@@ -8,11 +8,12 @@ from typing import Literal, NamedTuple
 
 from mainspring.data.categories import EVERY, Tally
 from mainspring.data.profile import CATEGORICAL, NUMERIC, finite, histogram
-from mainspring.data.sketches import weighted
-from mainspring.monitoring.bins import BinnedColumn, Reference, range_of
-from mainspring.monitoring.statistics import normal_sf
+from mainspring.monitoring.bins import BinnedColumn, Reference, range_of, usual_share
+from mainspring.monitoring.statistics import binomial_sf, normal_sf
 from mainspring.records.monitoring import MonitorPolicy
 from mainspring.records.profile import ColumnProfile, Profile
+
+_FEW = 500
 
 
 class Issue(NamedTuple):
@@ -80,8 +81,12 @@ class _Share(NamedTuple):
     error: float
     margin: float
     text: str
-    scale: float = 1.0
-    """The shares are of this many times fewer categories; for people they are scaled up."""
+    rows: int | None = None
+    """Of how many rows ``now`` is a share, if not of all."""
+    cases: tuple[int, int] | None = None
+    """How many now and in the reference, where both are plain counts."""
+    shown: tuple[float, float] | None = None
+    """``now`` and ``before`` as shares of all rows, if they are of some."""
 
 
 def _shares(
@@ -90,31 +95,21 @@ def _shares(
     reference = binned.profile
     n, m = column.rows, reference.rows
     invalid = "of the values have a wrong type or are not finite"
-    now = (column.invalid + unread) / n
     checks = [
+        _rate("nulls", column.nulls, n, reference.nulls, m, policy.null_share, "of the values are null"),
         _rate(
-            "nulls",
-            column.nulls / n,
-            reference.nulls / max(1, m),
-            m,
-            policy.null_share,
-            "of the values are null",
+            "invalid", round(column.invalid + unread), n, reference.invalid, m, policy.invalid_share, invalid
         ),
-        _rate("invalid", now, reference.invalid / max(1, m), m, policy.invalid_share, invalid),
         _unseen(column, reference, policy.unseen_share),
         _outside(column, reference, policy.outside_share),
     ]
     for check in checks:
         if check is None:
             continue
-        code, now, before, margin = (
-            check.code,
-            check.now * check.scale,
-            check.before * check.scale,
-            check.margin,
-        )
+        code, margin = check.code, check.margin
+        now, before = check.shown or (check.now, check.before)
         shown = f"{now:.1%} {check.text} (reference {before:.1%})"
-        if now - before > margin and _grew(check, n) <= level:
+        if now - before > margin and _grew(check, check.rows or n, m) <= level:
             yield Issue(column.name, code, "warning", shown, now, before + margin)
         elif code in {"unseen", "outside"} and now > 0.001:
             yield Issue(column.name, code, "info", shown, now, before + margin)
@@ -129,10 +124,12 @@ def _shares(
         )
 
 
-def _rate(code: str, now: float, before: float, m: int, margin: float, text: str) -> _Share:
+def _rate(code: str, now: int, n: int, before: int, m: int, margin: float, text: str) -> _Share:
+    m = max(1, m)
     # Agresti and Coull: one case of each kind more, so that a rate of 0 in a small reference is not taken for certain.
-    smoothed = (before * m + 1) / (m + 2)
-    return _Share(code, now, before, math.sqrt(smoothed * (1 - smoothed) / (m + 2)), margin, text)
+    smoothed = (before + 1) / (m + 2)
+    error = math.sqrt(smoothed * (1 - smoothed) / (m + 2))
+    return _Share(code, now / n, before / m, error, margin, text, cases=(now, before))
 
 
 def _unseen(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _Share | None:
@@ -148,20 +145,22 @@ def _unseen(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _
     mine, theirs = Tally.of(column), Tally.of(reference)
     if not (mine.known and theirs.known):
         return None  # made by an older version: which categories it dropped is not known
-    below, scale = min(mine.below, theirs.below), 1.0
+    below = min(mine.below, theirs.below)
     now = {h: n for h, n in mine.sampled().items() if h < below}
     before = {h: n for h, n in theirs.sampled().items() if h < below}
-    if below < EVERY:
-        if not now:
-            return None
-        scale = finite(column) / sum(now.values())
-    new = sum(n for key, n in now.items() if key not in before)
-    once, twice = (sum(1 for n in before.values() if n == times) for times in (1, 2))
+    n, m = sum(now.values()), sum(before.values())
+    if not n or not m:
+        return None
+    new = sum(count for key, count in now.items() if key not in before)
+    once, twice = (sum(1 for count in before.values() if count == times) for times in (1, 2))
     # The number seen once as both sides together say it: the reference's own, if low by chance, would claim to be sure.
-    expected = m * (once + new) / (m + column.rows)
+    expected = m * (once + new) / (m + n)
     error = math.sqrt(max(once, expected) + 2 * twice + 1) / m
     text = "of the values are categories never seen in the reference"
-    return _Share("unseen", new / column.rows, once / m, error, margin, text, scale)
+    # Of all values, not of those of the sampled categories: these are as many as their share of all hashes.
+    part = below / EVERY
+    shown = min(1.0, new / part / column.rows), min(1.0, once / part / finite(reference))
+    return _Share("unseen", new / n, once / m, error, margin, text, rows=n, shown=shown)
 
 
 def _outside(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _Share | None:
@@ -187,17 +186,15 @@ def _constant(column: ColumnProfile, reference: ColumnProfile, level: float) -> 
     if not one:
         return
     # The most frequent value may be all that a window shows by chance: news only if that is unlikely.
-    if reference.kll is not None:
-        found = weighted(reference)
-        usual = float(found.weights.max() / found.weights.sum()) if found is not None else 1.0
-    else:
-        usual = max(reference.counts.values(), default=0) / max(1, finite(reference))
+    usual = usual_share(reference)
     if usual < 1 and usual**n <= level:
         yield Issue(column.name, "constant", "warning", "every value is the same; in the reference they vary")
 
 
-def _grew(share: _Share, n: int) -> float:
-    """One-sided p-value that a share grew: normal, both sides' errors, half a case of continuity."""
+def _grew(share: _Share, n: int, m: int) -> float:
+    """One-sided p-value that a share grew: normal, both sides' errors, half a case of continuity; of few cases, exact."""
+    if share.cases is not None and sum(share.cases) <= _FEW:
+        return binomial_sf(share.cases[0], sum(share.cases), n / (n + max(1, m)))
     now, before = share.now, share.before
     pooled = min(1.0, (now + before) / 2)
     spread = math.sqrt(max(pooled * (1 - pooled), 0.0) / n + share.error**2)
