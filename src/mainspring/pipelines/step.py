@@ -45,7 +45,15 @@ class Dataset:
     def read(self) -> Any:
         """The version's table (or, of a version of files, their folder), from the nearest workspace."""
         from mainspring.api import read_dataset
+        from mainspring.pipelines.context import current
 
+        if current().execution:
+            raise InvalidInput(
+                "a step cannot read a dataset behind the cache's back",
+                value=self.name,
+                place=current().step,
+                next_step="Write dataset(...) in the pipeline's body, as an argument of the step.",
+            )
         return read_dataset(self.name, self.version)
 
 
