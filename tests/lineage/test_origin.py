@@ -19,6 +19,8 @@ from mainspring.pipelines.loading import forget_projects
 from mainspring.records.loop import RuleResult
 from mainspring.workspace import Workspace, open_workspace
 
+pytestmark = pytest.mark.timeout(1800)
+
 PIPELINE = """
 from pathlib import Path
 import numpy as np

@@ -15,6 +15,8 @@ from mainspring.loop.worker import registered_by
 from mainspring.pipelines.loading import forget_projects
 from mainspring.workspace import Workspace, open_workspace
 
+pytestmark = pytest.mark.timeout(1800)
+
 PIPELINE = """
 import numpy as np
 import pyarrow as pa

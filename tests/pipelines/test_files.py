@@ -14,6 +14,8 @@ from mainspring.pipelines import Pipelines, Runner, files
 from mainspring.pipelines.files import Files, StatIndex
 from mainspring.records.base import from_json
 
+pytestmark = pytest.mark.timeout(1800)
+
 Write = Callable[[str, str], Path]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,45 @@ def go():
         StepFailed, match=r"Thing cannot be an output; in what step 'odd' returned\. Return a pyarrow"
     ):
         runner.run("n.py:go")
+
+
+def test_what_a_step_asks_the_run_for_counts(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    """Seen red on 0.1: a hit, with the result of the other parameter."""
+    write(
+        "p.py",
+        """
+import mainspring as ms
+
+@step
+def asks(x: int) -> int:
+    return x * int(ms.current().params["by"])
+
+@step
+def does_not(x: int) -> int:
+    ms.current().log_metric("x", x)
+    return x
+
+@step
+def when() -> str:
+    return ms.current().at
+
+@pipeline
+def work(by: int = 2):
+    asks(3)
+    does_not(3)
+    when()
+""",
+    )
+    runner.run("p.py:work")
+    run = runner.run("p.py:work", {"by": 5})
+    assert value_of(foundation, ops, run.id, "asks") == 15
+    assert states(ops, run.id) == {"asks": "finished", "does_not": "cached", "when": "cached"}
+    foundation.clock.advance(timedelta(days=1))  # type: ignore[attr-defined]
+    run = runner.run("p.py:work", {"by": 5})
+    assert states(ops, run.id) == {"asks": "cached", "does_not": "cached", "when": "finished"}
+    assert value_of(foundation, ops, run.id, "when") == foundation.clock.now().isoformat()
 
 
 def test_runs_resume_and_cancel_on_each_engine(

@@ -9,7 +9,7 @@ import blake3
 
 from mainspring.clock import from_us, to_us
 from mainspring.errors import Corrupt, NotFound
-from mainspring.lineage.audit import event_of
+from mainspring.lineage.audit import event_of, rows_of
 from mainspring.records.base import from_json, to_json
 from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage, Verdict
 from mainspring.storage.sql import Reader, Row, Writer
@@ -92,9 +92,7 @@ def audit_verdicts(tx: Reader, project: str) -> Iterator[str]:
     Version 1 named a verdict in its event, but not what it said.
     """
     given: dict[str, tuple[str, str | None]] = {}
-    for row in tx.all(
-        "SELECT * FROM events WHERE project = ? AND kind IN ('gate.passed', 'gate.stopped')", project
-    ):
+    for row in rows_of(tx, "project = ? AND kind IN ('gate.passed', 'gate.stopped')", [project], ""):
         event = event_of(row)
         given[str(event.data.get("verdict"))] = (event.kind, event.data.get("digest"))
     for row in tx.all(

@@ -11,7 +11,7 @@ from typing import Any
 
 from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.lineage import Foundation
-from mainspring.lineage.audit import event_of
+from mainspring.lineage.audit import event_of, rows_of
 from mainspring.models import rows
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelVersion
@@ -60,34 +60,37 @@ def audit(tx: Reader, base: Foundation) -> Iterator[str]:
 def _audit_versions(tx: Reader, base: Foundation, versions: list[ModelVersion]) -> Iterator[str]:
     for version in versions:
         name = f"{version.model}@{version.version}"
-        row = tx.first(
-            "SELECT * FROM events WHERE project = ? AND subject = ? AND kind = 'model.registered' LIMIT 1",
-            base.project,
-            ref("model_version", name),
+        found = rows_of(
+            tx,
+            "project = ? AND subject = ? AND kind = 'model.registered'",
+            [base.project, ref("model_version", name)],
+            "LIMIT 1",
         )
-        if row is None:
+        if not found:
             yield f"model version {name}: no event of the chain registered it"
-        elif event_of(row).data.get("package") != version.package:
+        elif event_of(found[0]).data.get("package") != version.package:
             yield f"model version {name}: the event that registered it names another package"
 
 
 def _event(tx: Reader, base: Foundation, ident: str) -> dict[str, Any]:
-    row = tx.first("SELECT * FROM events WHERE project = ? AND id = ?", base.project, ident)
-    if row is None:
+    found = rows_of(tx, "project = ? AND id = ?", [base.project, ident], "")
+    if not found:
         return {}
-    event = event_of(row)
+    event = event_of(found[0])
     return {**event.data, "kind": event.kind, "actor": event.actor}
 
 
 def _gate(tx: Reader, base: Foundation, version: ModelVersion) -> str | None:
     """The newest verdict counts: a version may be judged again."""
-    row = tx.first(
-        "SELECT * FROM events WHERE project = ? AND subject = ? AND kind IN ('gate.passed', 'gate.stopped') ORDER BY seq DESC LIMIT 1",
-        base.project, ref("model_version", f"{version.model}@{version.version}"),
-    )  # fmt: skip
-    if row is None or row["kind"] == "gate.passed":
+    found = rows_of(
+        tx,
+        "project = ? AND subject = ? AND kind IN ('gate.passed', 'gate.stopped')",
+        [base.project, ref("model_version", f"{version.model}@{version.version}")],
+        "ORDER BY seq DESC LIMIT 1",
+    )
+    if not found or found[0]["kind"] == "gate.passed":
         return None
-    data = event_of(row).data
+    data = event_of(found[0]).data
     failed = data.get("failed") or []
     why = "; ".join(str(r) for r in failed) if isinstance(failed, list) else str(failed)
     return f"the gate stopped it (verdict {data.get('verdict')}): {why or 'no rule passed'}"[:_MAX_REASON]

@@ -18,7 +18,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class Closure:
     """The project's files that hold them, relative to the project."""
     texts: frozenset[str] = frozenset()
     """Text constants in them: one that names a file is how most steps read a file that is no argument."""
+    asks: frozenset[str] = frozenset()
+    """What the code asks the context of the run for: ``params``, ``at``."""
 
     def document(self) -> bytes:
         """What ``digest`` is the digest of."""
@@ -90,26 +92,32 @@ class Closures:
         self._made(function, parts, set())
         self._computed(parts)
         known = {f for f in files if (self._root / f).is_file()}
-        return self._finish(parts, frozenset(known), frozenset(self._texts(parts)))
+        nodes = list(self._nodes(parts))
+        names = {
+            n.attr if isinstance(n, ast.Attribute) else n.id
+            for n in nodes
+            if isinstance(n, (ast.Attribute, ast.Name))
+        }
+        texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        return replace(
+            self._finish(parts),
+            files=frozenset(known),
+            texts=frozenset(t for t in texts if len(t) < _MAX_NAME),
+            asks=frozenset(names & {"params", "at"} if "current" in names else ()),
+        )
 
-    def _finish(
-        self, parts: dict[str, str], files: frozenset[str] = frozenset(), texts: frozenset[str] = frozenset()
-    ) -> Closure:
+    def _finish(self, parts: dict[str, str]) -> Closure:
         ordered = dict(sorted(parts.items()))
-        return Closure(digest=_hash(to_json(ordered)), parts=ordered, files=files, texts=texts)
+        return Closure(digest=_hash(to_json(ordered)), parts=ordered)
 
-    def _texts(self, parts: dict[str, str]) -> Iterator[str]:
+    def _nodes(self, parts: dict[str, str]) -> Iterator[ast.AST]:
+        """The syntax trees of the definitions."""
         for label in parts:
             shown, _, name = label.rpartition(":")
             file = self._root / shown
             statements = self._module(file).bindings.get(name, []) if file in self._modules else []
-            for node in (n for s in statements for n in ast.walk(s)):
-                if (
-                    isinstance(node, ast.Constant)
-                    and isinstance(node.value, str)
-                    and len(node.value) < _MAX_NAME
-                ):
-                    yield node.value
+            for statement in statements:
+                yield from ast.walk(statement)
 
     def _made(self, function: Any, parts: dict[str, str], seen: set[int]) -> None:
         """What the function, and each function wrapped in it, was made with: cells of a closure and defaults.

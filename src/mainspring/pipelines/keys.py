@@ -33,11 +33,12 @@ def ingredients_of(
     resolved: Mapping[str, Sequence[Artifact]],
     environment: str,
     files: Mapping[str, str] = {},
+    asked: Mapping[str, object] = {},
 ) -> Ingredients:
     """What the key of ``step`` is made of. ``resolved`` gives the artifacts behind each argument that refers to some,
-    ``files`` the content of files that are named by text."""
+    ``files`` the content of files that are named by text, ``asked`` what the code asks the run for."""
     inputs: dict[str, str] = {}
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = dict(asked)
     paths: dict[str, str] = {}
     for name, argument in step.arguments.items():
         if name in resolved:

@@ -63,8 +63,17 @@ class Planner:
     """Judges the steps of one graph, with one environment."""
 
     def __init__(
-        self, base: Foundation, built: Built, *, root: Path, environment: str, closures: Closures
+        self,
+        base: Foundation,
+        built: Built,
+        *,
+        root: Path,
+        environment: str,
+        closures: Closures,
+        context: Mapping[str, object],
     ) -> None:
+        """``context``: what a step can ask ``current()`` for, ``params`` and ``at``; it counts where a step's code does."""
+        self._context = context
         self._base = base
         self._built = built
         self._root = root
@@ -205,6 +214,7 @@ class Planner:
             resolved=resolved,
             environment=self._environment,
             files={name: p.digest for name, p in files.items()},
+            asked={f"current().{name}": self._context[name] for name in sorted(code.asks)},
         )
         key = keys.key_of(ingredients)
         inputs = list({(a.name, a.digest): a for found in resolved.values() for a in found}.values())

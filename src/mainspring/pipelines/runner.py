@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +74,21 @@ class Runner:
         :class:`StepFailed` is raised with the step, the reason and the run's id. Everything is recorded in any case.
         """
         built, loaded, values = self._build(pipeline, params or {})
-        planner = self._planner(built)
+        shown, at = params_as_data(values), self._base.clock.now()
+        planner = self._planner(built, shown, at)
         started = from_us(state.wall_us())
         sources = planner.take_sources(self._base.objects.writing, {})
         run = PipelineRun(
             id=new_id(),
             pipeline=loaded.name,
             state="running",
-            params=params_as_data(values),
+            params=shown,
             graph=pin(built.graph, sources),
             source=function_spec(loaded.function, self._root),
             root=str(self._root),
             environment=self._environment,
             started=started,
-            at=self._base.clock.now(),
+            at=at,
         )
         lease = self._acquire(run.id)
         try:
@@ -102,8 +104,8 @@ class Runner:
 
     def plan(self, pipeline: Pipeline[..., Any] | str, params: Mapping[str, Any] | None = None) -> list[Why]:
         """For each step whether its result would be taken, and why; nothing runs and nothing is recorded."""
-        built, loaded, _ = self._build(pipeline, params or {})
-        planner = self._planner(built)
+        built, loaded, values = self._build(pipeline, params or {})
+        planner = self._planner(built, params_as_data(values), self._base.clock.now())
         done = planner.take_sources(self._base.objects.writing, {})
         planner.look(built.graph.steps)
         verified: set[str] = set()
@@ -142,9 +144,7 @@ class Runner:
             loaded = load_pipeline(run.source, root=self._root)
             values = convert_params(loaded, run.params)
             built = build(loaded, values, root=self._root)
-            planner = Planner(
-                self._base, built, root=self._root, environment=run.environment, closures=Closures(self._root)
-            )
+            planner = self._planner(built, run.params, run.at or run.started, environment=run.environment)
             pinned = {source_key(a): a.version for a in state.datasets_of(run.graph) if a.version}
             sources = planner.take_sources(self._base.objects.writing, pinned)
             with self._base.ledger.decision() as d:
@@ -161,9 +161,16 @@ class Runner:
         values = convert_params(loaded, params)
         return build(loaded, values, root=self._root), loaded, values
 
-    def _planner(self, built: Built) -> Planner:
+    def _planner(
+        self, built: Built, params: Mapping[str, Any], at: datetime, *, environment: str | None = None
+    ) -> Planner:
         return Planner(
-            self._base, built, root=self._root, environment=self._environment, closures=Closures(self._root)
+            self._base,
+            built,
+            root=self._root,
+            environment=self._environment if environment is None else environment,
+            closures=Closures(self._root),
+            context={"params": dict(params), "at": at.isoformat()},
         )
 
     def _drive(

@@ -7,6 +7,7 @@ being recorded it returns a :class:`~mainspring.pipelines.graph.Handle` and noth
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -44,9 +45,17 @@ class Dataset:
 
     def read(self) -> Any:
         """The version's table (or, of a version of files, their folder), from the nearest workspace."""
-        from mainspring.api import read_dataset
+        from mainspring.pipelines.context import current
 
-        return read_dataset(self.name, self.version)
+        if current().execution:
+            raise InvalidInput(
+                "a step cannot read a dataset behind the cache's back",
+                value=self.name,
+                place=current().step,
+                next_step="Write dataset(...) in the pipeline's body, as an argument of the step.",
+            )
+        # By name, as a step's process opens its workspace: this room does not know what composes it.
+        return importlib.import_module("mainspring.api").read_dataset(self.name, self.version)
 
 
 def dataset(name: str, version: str | int = "latest") -> Any:
