@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from mainspring.records.base import Digest, Duration, Page, Record
+from mainspring.records.reading import ReadReport
 
 
 class TableColumn(Record, frozen=True):
@@ -44,7 +45,8 @@ class DatasetVersion(Record, frozen=True):
 
     For a table that is the canonical digest of schema and rows in order, independent of the file that carries them; for
     files it is the digest of their tree. ``number`` counts commits of this dataset, from 1. ``tree`` is the stored
-    tree object (path to object), ``bytes`` the size of what it names before deduplication.
+    tree object (path to object), ``bytes`` the size of what it names before deduplication. ``reading`` says how its source was
+    read when it was first committed (None: as it was given, or files).
     """
 
     id: Digest
@@ -61,6 +63,7 @@ class DatasetVersion(Record, frozen=True):
     created_at: datetime
     created_by: str
     tags: list[str] = []
+    reading: ReadReport | None = None
 
 
 class VersionPage(Page, frozen=True, kw_only=True):
