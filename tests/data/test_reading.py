@@ -106,8 +106,8 @@ def test_what_a_type_would_change_stays_text_and_says_why(commit: Any, cells: li
         (["04.03.2021", "31.12.1999"], "date32", [dt.date(2021, 3, 4), dt.date(1999, 12, 31)]),
         (["03/04/2021", "12/31/1999"], "date32", [dt.date(2021, 3, 4), dt.date(1999, 12, 31)]),
         (["04/03/2021", "31/12/1999"], "date32", [dt.date(2021, 3, 4), dt.date(1999, 12, 31)]),
-        (["2021-03-04 05:06", "2021-03-04"], "timestamp[us]", [dt.datetime(2021, 3, 4, 5, 6), dt.datetime(2021, 3, 4)]),
-        (["04.03.2021 05:06:07.5"], "timestamp[us]", [dt.datetime(2021, 3, 4, 5, 6, 7, 500000)]),
+        (["2021-03-04 05:06", "2021-03-04"], "timestamp[us]", [dt.datetime.fromisoformat("2021-03-04T05:06"), dt.datetime.fromisoformat("2021-03-04")]),
+        (["04.03.2021 05:06:07.5"], "timestamp[us]", [dt.datetime.fromisoformat("2021-03-04T05:06:07.500")]),
         (["2021-03-04T05:06:07Z", "2021-03-04T05:06:07+00:00"], "timestamp[us, tz=UTC]", [dt.datetime(2021, 3, 4, 5, 6, 7, tzinfo=UTC)] * 2),
         (["2021-07-04T05:00:00+02:00", "2021-01-04T04:00:00+01:00"], "timestamp[us, tz=UTC]", [dt.datetime(2021, 7, 4, 3, tzinfo=UTC), dt.datetime(2021, 1, 4, 3, tzinfo=UTC)]),
         (["5:06", "23:59:58"], "time32[ms]", [dt.time(5, 6), dt.time(23, 59, 58)]),
@@ -174,10 +174,10 @@ def test_text_is_text_in_whatever_encoding(commit: Any, raw: bytes, encoding: st
 
 
 def test_an_encoding_that_cannot_be_told_is_asked_for(commit: Any) -> None:
-    russian = "город,x\nМосква,1\n".encode("cp1251")
+    russian = "щит,x\nдыня,1\n".encode("cp1251")
     with pytest.raises(InvalidInput, match=r"byte 0 is not UTF-8.*Declare its encoding"):
         commit(russian)
-    assert commit(russian, encoding="cp1251")[1]["город"] == ["Москва"]
+    assert commit(russian, encoding="cp1251")[1]["щит"] == ["дыня"]
     broken = b"stadt\n" + "Köln\nMünchen\n".encode() * 20 + b"K\xf6ln\n"
     with pytest.raises(InvalidInput, match=r"byte \d+ is not UTF-8, though most of the text is"):
         commit(broken)

@@ -14,7 +14,6 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from typing import Any
 
 import duckdb
@@ -25,6 +24,7 @@ from msgspec.structs import replace
 
 from mainspring.data.engine import connection
 from mainspring.data.profile import arrow_kind
+from mainspring.data.shown import MAX_SAMPLE, plain
 from mainspring.errors import InvalidInput, near
 from mainspring.records.base import seconds
 from mainspring.records.data import (
@@ -42,7 +42,6 @@ from mainspring.records.data import (
     UniqueRule,
 )
 
-MAX_SAMPLE = 10
 _MAX_COLUMNS_SHOWN = 40
 _MAX_GROUPS = 50
 _ROW = "__row"
@@ -440,20 +439,6 @@ def _sample(frame: Any, mask: Mask | None, rule: CheckRule, table: pa.Table) -> 
     bad = frame if mask is None else frame.filter(mask)
     found = bad.sort(_ROW).head(MAX_SAMPLE).select(_ROW, *names).collect("pyarrow").to_native().to_pylist()
     return [FailedRow(row=r[_ROW], values={n: plain(r[n]) for n in names}) for r in found]
-
-
-def plain(value: Any) -> Any:
-    """A value of a table as JSON can carry it: times as ISO 8601, decimals, non-finite numbers and long text as (cut) text."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    text = value.hex() if isinstance(value, bytes) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _moment(value: date | datetime) -> datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ class Column:
     plan: Plan = field(default_factory=lambda: Plan(pa.string()))
     unquoted: bool = False
     """Its text is quoted throughout, so that an unquoted null word is null."""
+    words: Counter[str] = field(default_factory=Counter)
+    """Of these, how often which."""
     notes: list[str] = field(default_factory=list)
     nulls: int = 0
     lost: Lost = field(default_factory=Lost)
@@ -260,6 +263,8 @@ class CsvFile:
                 columns = list(batch.columns)
                 if words is not None:
                     for i, cells in zip(marked, next(words).columns, strict=True):
+                        said = columns[i].filter(pc.and_(pc.is_null(cells), pc.is_valid(columns[i])))
+                        self._columns[i].words.update(said.to_pylist())
                         columns[i] = cells
                 made = []
                 for column, cells in zip(self._columns, columns, strict=True):
@@ -303,9 +308,11 @@ class CsvFile:
         from mainspring.data.tables import plain_type, type_name
 
         kind = plain_type(column.plan.type) or column.plan.type
-        words = (
-            dict(column.scan.words)
-            if column.scan is not None and (column.plan.words or column.unquoted)
+        counted = (
+            column.words
+            if column.unquoted
+            else column.scan.words
+            if column.scan and column.plan.words
             else {}
         )
         notes = list(column.notes)
@@ -316,7 +323,7 @@ class CsvFile:
             type=type_name(kind),
             how="declared" if column.declared is not None else "inferred",
             nulls=column.nulls,
-            null_words=words,
+            null_words=dict(counted),
             format=column.plan.form if pt.is_temporal(column.plan.type) else None,
             lost=column.lost.count,
             notes=notes,
