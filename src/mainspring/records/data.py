@@ -102,11 +102,11 @@ class NotNullRule(Rule, frozen=True, kw_only=True, tag="not_null"):
 
 
 class RangeRule(Rule, frozen=True, kw_only=True, tag="range"):
-    """Every value that is not null lies in ``[min, max]``; NaN does not."""
+    """Every value that is not null lies in ``[min, max]``; NaN does not. Whole numbers and decimals are compared exactly."""
 
     column: str
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class SetRule(Rule, frozen=True, kw_only=True, tag="set"):
@@ -137,17 +137,22 @@ class RowCountRule(Rule, frozen=True, kw_only=True, tag="row_count"):
 
 
 class FreshnessRule(Rule, frozen=True, kw_only=True, tag="freshness"):
-    """The newest time in ``column`` is no older than ``max_age`` before policy time."""
+    """The newest time in ``column`` is no older than ``max_age`` before policy time, and no time is of the future.
+
+    A time may be ``tolerance`` ahead of policy time; by default 5 minutes if the column has a zone, else 14 hours more, since
+    dates and times without a zone are taken as of UTC and may be of a zone ahead of it.
+    """
 
     column: str
     max_age: Duration
+    tolerance: Duration | None = None
 
 
 class LabelRateRule(Rule, frozen=True, kw_only=True, tag="label_rate"):
     """The share of ``positive`` among the non-null values lies in ``[low, high]``.
 
-    With ``period`` (a time column) it must hold ``per`` hour, day or month; with ``by`` for every value of that column.
-    Groups of fewer than ``min_rows`` labelled rows are not judged.
+    With ``period`` (a time column) it must hold ``per`` hour, day or month, by the clock of the column's zone if it has one; with
+    ``by`` for every value of that column (rows without one are a group, and so are those with NaN). Groups of fewer than ``min_rows`` labelled rows are not judged.
     """
 
     column: str
@@ -182,7 +187,7 @@ class FailedRow(Record, frozen=True):
 
 
 class Finding(Record, frozen=True):
-    """How one rule came out. ``failing`` counts rows (for ``row_count`` and ``freshness``: 1 if breached).
+    """How one rule came out. ``failing`` counts rows (for ``row_count``, and for ``freshness`` without a row of the future: 1 if breached).
 
     ``value`` is what was measured (null share, row count, newest time in seconds since the epoch, rate); ``groups`` are
     the groups that broke a ``label_rate``; ``sample`` holds at most 10 failing rows.
