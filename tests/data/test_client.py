@@ -34,7 +34,7 @@ def test_every_kind_of_frame_with_equal_content_is_one_version(data: DataClient,
     relation = engine.from_arrow(table)
     pandas = pd.DataFrame(
         {"i": VALUES["i"], "f": VALUES["f"], "s": VALUES["s"], "b": pd.array(VALUES["b"], dtype="boolean")},
-        index=pd.RangeIndex(7, 10),
+        index=[0, 1, 2],
     )
     sources: dict[str, Any] = {
         "arrow": table, "batch": table.to_batches()[0], "reader": table.to_reader(), "rows": rows, "columns": VALUES, "polars": pl.DataFrame(VALUES),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from mainspring.errors import InvalidInput
@@ -312,15 +313,10 @@ def _from_pandas(frame: Any, reading: Reading, notes: Notes, place: str) -> pa.T
     columns: list[tuple[str, Any]] = []
     index = frame.index
     default = _is_default(index)
-    positions = type(index).__name__ == "RangeIndex" and index.name is None
-    if reading.index if reading.index is not None else not positions:
+    if reading.index if reading.index is not None else not default:
         columns += _levels(index, set(names), notes)
     elif not default:
-        notes.add(
-            "the unnamed index (row numbers) was left out"
-            if positions
-            else "the index was left out, as declared"
-        )
+        notes.add("the index was left out, as declared")
     columns += [(name, frame.iloc[:, i]) for i, name in enumerate(names)]
     twice = next((n for i, (n, _) in enumerate(columns) if n in {m for m, _ in columns[:i]}), None)
     if twice is not None:
@@ -374,13 +370,10 @@ def _is_series(values: Any) -> bool:
 
 
 def _is_default(index: Any) -> bool:
-    """Row numbers from 0, without a name."""
-    return bool(
-        type(index).__name__ == "RangeIndex"
-        and index.name is None
-        and index.step == 1
-        and (index.start == 0 or not len(index))
-    )
+    """Row numbers from 0, without a name, whatever holds them: then the index says nothing."""
+    if index.nlevels != 1 or index.name is not None or getattr(index.dtype, "kind", "") not in "iu":
+        return not len(index)
+    return bool((index.to_numpy() == np.arange(len(index))).all())
 
 
 def short(error: Exception) -> str:
