@@ -332,9 +332,11 @@ class CsvFile:
     # --- what is wrong -----------------------------------------------------------------------------------------------
 
     def _not_kept(self, column: Column, start: int) -> InvalidInput:
+        from mainspring.data.tables import type_name
+
         row, cell = column.lost.first or (0, "")
         return InvalidInput(
-            f"column {column.name!r} is declared {column.plan.type}, and a cell cannot be kept so",
+            f"column {column.name!r} is declared {type_name(column.plan.type)}, and a cell cannot be kept so",
             value=cell,
             place=f"{self._path}, row {start + row + 1}",
             next_step="Declare 'string' or a wider type, name the word in 'nulls', or say lossy = true to lose what does not fit.",
