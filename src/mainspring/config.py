@@ -21,6 +21,7 @@ from mainspring.records.base import Duration, Record, check_name, seconds, to_js
 from mainspring.records.data import CheckRule
 from mainspring.records.loop import DeployPolicy, ModelPolicy, RetrainPolicy
 from mainspring.records.monitoring import MonitorPolicy
+from mainspring.records.reading import Reading
 
 FILE = "mainspring.toml"
 HOME = ".mainspring"
@@ -83,9 +84,10 @@ class ServingSection(Record, frozen=True):
 
 
 class DataPolicy(Record, frozen=True):
-    """``[data.<dataset>]``: where it comes from and what must hold before a version becomes visible."""
+    """``[data.<dataset>]``: where it comes from, how it is read, and what must hold before a version becomes visible."""
 
     source: str | None = None
+    reading: Reading = Reading()
     checks: list[CheckRule] = []
 
 
