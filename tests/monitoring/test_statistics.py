@@ -13,7 +13,7 @@ from mainspring.data.profile import ProfileBuilder
 from mainspring.monitoring import statistics as s
 from mainspring.monitoring.bins import Reference
 from mainspring.monitoring.drift import drift_report
-from mainspring.monitoring.performance import auc, losses, metrics_of, truth
+from mainspring.monitoring.performance import losses, metrics_of, truth
 from mainspring.records.models import Task
 from mainspring.records.monitoring import MonitorPolicy, Verdict
 

@@ -135,7 +135,7 @@ def _comparison(
     low, high = found.ends(confidence) or (None, None)
     worse, mirrored = found.p_above(margin), None
     if worse is not None and found.value is not None:
-        mirrored = Estimate(value=-found.value, error=found.error, df=found.df).p_above(-margin)
+        mirrored = found.mirrored().p_above(-margin)
     return Comparison(
         metric=name,
         candidate=values[0],

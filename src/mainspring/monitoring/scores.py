@@ -233,9 +233,8 @@ def decay(
 
 def _p_worse(found: Estimate, formula: Formula, reference: float, tolerance: float) -> float:
     """P(a figure this bad or worse | the truth is at the tolerance)."""
+    toward = found.mirrored() if formula.higher_is_better else found
     sign = -1.0 if formula.higher_is_better else 1.0
-    assert found.value is not None  # noqa: S101 - the caller has an interval
-    toward = Estimate(value=sign * found.value, error=found.error, df=found.df)
     p = toward.p_above(sign * reference + tolerance)
     return 1.0 if p is None or (found.error == 0 and p == 0.5) else p
 
