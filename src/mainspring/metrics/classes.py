@@ -75,7 +75,7 @@ def balanced_accuracy(t: Floats) -> Floats:
 def mcc(t: Floats) -> Floats:
     """Matthews correlation coefficient (Matthews 1975)."""
     tp, fp, fn, tn = (t[..., i] for i in range(4))
-    spread = np.sqrt(tp + fp) * np.sqrt(tp + fn) * np.sqrt(tn + fp) * np.sqrt(tn + fn)
+    spread = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     return np.asarray((tp * tn - fp * fn) / spread)
 
 
@@ -134,7 +134,7 @@ def multiclass_mcc(t: Floats) -> Floats:
     hit, said, true = _split(t)
     n = true.sum(axis=-1)
     cross = hit.sum(axis=-1) * n - (said * true).sum(axis=-1)
-    spread = np.sqrt(n * n - (said * said).sum(axis=-1)) * np.sqrt(n * n - (true * true).sum(axis=-1))
+    spread = np.sqrt((n * n - (said * said).sum(axis=-1)) * (n * n - (true * true).sum(axis=-1)))
     return np.asarray(cross / spread)
 
 

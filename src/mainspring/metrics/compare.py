@@ -21,6 +21,7 @@ from mainspring.metrics.intervals import (
     lacking,
     least_error,
     leave_out,
+    undefined,
 )
 from mainspring.metrics.metric import Floats, Metric
 from mainspring.metrics.registry import metric
@@ -56,7 +57,7 @@ def compare(
     index, count = block_index(blocks, len(truth))
     sign = -1.0 if chosen.higher_is_better else 1.0
     values = chosen.value(truth, first, weight), chosen.value(truth, second, weight)
-    found = Estimate(value=None, n=len(truth), blocks=count, reason="the metric is undefined on these rows")
+    found = Estimate(value=None, n=len(truth), blocks=count, reason=undefined(chosen, truth))
     if values[0] is not None and values[1] is not None:
         worse = sign * (values[0] - values[1])
         short = lacking(chosen, truth, count)

@@ -127,12 +127,22 @@ def estimate(
     """A metric on arrays that ``chosen.checked`` returned."""
     index, count = block_index(blocks, len(y))
     value = chosen.value(y, scores, weights)
-    short = lacking(chosen, y, count) if value is not None else "the metric is undefined on these rows"
+    short = lacking(chosen, y, count) if value is not None else undefined(chosen, y)
     if value is None or short:
         return Estimate(value=value, n=len(y), blocks=count, reason=short)
     without, sizes = leave_out(chosen, y, scores, weights, index, count, replicates=replicates, seed=seed)
     found = jackknife(value, without, sizes, n=len(y), blocks=count)
     return _at_least(found, least_error(chosen, value, y))
+
+
+def undefined(chosen: Metric, y: Floats) -> str:
+    """Why a metric has no value on these rows."""
+    if not len(y):
+        return "insufficient: 0 rows"
+    if chosen.least_per_class and (y == y[0]).all():
+        binary = Task.BINARY in chosen.tasks
+        return f"all labels are {('positive' if y[0] else 'negative') if binary else f'class {int(y[0])}'}"
+    return "undefined on these rows"
 
 
 def lacking(chosen: Metric, y: Floats, blocks: int) -> str:
@@ -166,13 +176,13 @@ def leave_out(
         index = (np.random.default_rng(seed).permutation(count) % groups)[index]
         count = groups
     sizes = np.asarray(np.bincount(index, weights=weights, minlength=count), dtype=np.float64)
-    if chosen.additive:
-        with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if chosen.additive:
             rows = weights[:, None] * chosen.contributions(y, scores)
             sums = np.column_stack([np.bincount(index, weights=c, minlength=count) for c in rows.T])
             return chosen.finished(sums.sum(axis=0) - sums), sizes
-    assert chosen.leave_out is not None  # noqa: S101 - it stands beside ``whole`` (tests/metrics)
-    return chosen.leave_out(y, scores, weights, index, count), sizes
+        assert chosen.leave_out is not None  # noqa: S101 - it stands beside ``whole`` (tests/metrics)
+        return chosen.leave_out(y, scores, weights, index, count), sizes
 
 
 def jackknife(value: float, without: Floats, sizes: Floats, *, n: int, blocks: int) -> Estimate:
@@ -184,7 +194,7 @@ def jackknife(value: float, without: Floats, sizes: Floats, *, n: int, blocks: i
     if count < MIN_BLOCKS or not np.isfinite(without).all():
         return bare
     df = degrees_of_freedom(sizes)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         error = math.sqrt((count - 1) / count) * float(np.linalg.norm(without - value))
     if df < 1.0 or not math.isfinite(error):
         return bare

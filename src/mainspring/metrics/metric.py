@@ -77,10 +77,10 @@ class Metric:
         """The metric on checked arrays."""
         if len(y) == 0 or not weights.sum() > 0:
             return None
-        if self.whole is not None:
-            found = self.whole(y, scores, weights)
-            return found if found is not None and math.isfinite(found) else None
         with np.errstate(over="ignore", invalid="ignore"):
+            if self.whole is not None:
+                found = self.whole(y, scores, weights)
+                return found if found is not None and math.isfinite(found) else None
             return finite(self.finished(weights @ self.contributions(y, scores)))
 
     @property

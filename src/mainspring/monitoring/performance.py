@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mainspring.errors import InvalidInput
-from mainspring.metrics.intervals import MIN_BLOCKS, Estimate, as_interval, estimate, jackknife
+from mainspring.metrics.intervals import Estimate, as_interval, estimate, jackknife
 from mainspring.metrics.metric import Floats
 from mainspring.metrics.metric import Metric as Formula
 from mainspring.metrics.registry import METRICS, metric
@@ -88,11 +88,10 @@ def as_metric(formula: Formula, found: Estimate) -> Metric:
     return Metric(value=got.value, low=ends[0], high=ends[1], n=got.n, reason=got.reason)
 
 
-def from_windows(formula: Formula, parts: Sequence[tuple[float, float, int]]) -> Estimate:
+def from_windows(formula: Formula, parts: Sequence[tuple[float, float, int]], *, blocks: bool) -> Estimate:
     """A mean over rows (and what ``finish`` makes of it) from windows' (sum, sum of squares, rows).
 
-    From three windows on the windows are the blocks. Of one or two nothing tells how much windows differ: rows count one
-    by one then, and the estimate is about these windows only.
+    With ``blocks`` the windows are the blocks; without, rows count one by one, and the estimate is about these windows only.
     """
     used = [p for p in parts if p[2] > 0]
     n = sum(p[2] for p in used)
@@ -102,7 +101,7 @@ def from_windows(formula: Formula, parts: Sequence[tuple[float, float, int]]) ->
     value = float(formula.finished(totals.sum(axis=0)))
     if not math.isfinite(value):
         return Estimate(value=None, n=n, reason="too large to compute")
-    if len(used) >= MIN_BLOCKS:
+    if blocks:
         without = formula.finished(totals.sum(axis=0) - totals)
         return jackknife(value, without, totals[:, 1], n=n, blocks=len(used))
     mean, squares = totals[:, 0].sum() / n, sum(q for _, q, _ in used)

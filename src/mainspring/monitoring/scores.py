@@ -25,6 +25,11 @@ MAX_ROWS = 200_000
 """Most labelled rows of a window that are read, newest first; a window with more says so (``Performance.truncated``)."""
 
 
+WINDOWS_AS_BLOCKS = 7
+"""A lookback of at least this many windows tells how much windows differ by themselves: they are the blocks of its estimate then.
+A shorter one cannot; its estimate is about these windows only, rows counting one by one."""
+
+
 @dataclass
 class Scored:
     """Labelled rows of one scorer."""
@@ -205,16 +210,16 @@ def decay(
 
     if n < policy.min_labels:
         return said(Verdict.INSUFFICIENT_DATA, f"{n} labelled rows, {policy.min_labels} are needed")
-    # With a lookback of several windows their variation is part of the error: it takes as many as an interval needs.
-    needed = min(MIN_BLOCKS, lookback_us // length_us(policy.window))
-    if len(reports) < needed:
-        return said(Verdict.INSUFFICIENT_DATA, f"{len(reports)} labelled windows, {needed} are needed")
+    blocks = lookback_us // length_us(policy.window) >= WINDOWS_AS_BLOCKS
+    if blocks and len(reports) < MIN_BLOCKS:
+        return said(Verdict.INSUFFICIENT_DATA, f"{len(reports)} labelled windows, {MIN_BLOCKS} are needed")
     formula = formula_of(name, task)
     if formula is None:
         return said(Verdict.NOT_COMPUTABLE, f"no {name} is computed for this task")
-    found = _pooled(reports, formula, n)
+    found = _pooled(reports, formula, n, blocks=blocks)
     if found is None:
-        found = _over_rows(tx, project, span, champion, references, policy, lookback_us, formula)
+        rows = _labelled(tx, project, span, champion, lookback_us)
+        found = _over_rows(rows, Scored(*champion, rows), span, references, policy, formula, blocks=blocks)
     got = as_metric(formula, found)
     if got.value is None or got.low is None or got.high is None:
         insufficient = got.reason.startswith("insufficient")
@@ -239,7 +244,7 @@ def _p_worse(found: Estimate, formula: Formula, reference: float, tolerance: flo
     return 1.0 if p is None or (found.error == 0 and p == 0.5) else p
 
 
-def _pooled(reports: list[Performance], formula: Formula, n: int) -> Estimate | None:
+def _pooled(reports: list[Performance], formula: Formula, n: int, *, blocks: bool) -> Estimate | None:
     """From the windows' sums; None if the metric is no mean over rows, or a window left no sums of it."""
     if formula.row_loss is None:
         return None
@@ -247,33 +252,35 @@ def _pooled(reports: list[Performance], formula: Formula, n: int) -> Estimate | 
     parts = [(*r.sums[name], r.labelled) for r in reports if name in r.sums]
     if sum(p[2] for p in parts) != n:
         return None
-    return from_windows(formula, [(p[0], p[1], int(p[2])) for p in parts])
+    return from_windows(formula, [(p[0], p[1], int(p[2])) for p in parts], blocks=blocks)
 
 
-def _over_rows(
-    tx: Reader,
-    project: str,
-    span: Span,
-    champion: tuple[str, int],
-    references: References,
-    policy: MonitorPolicy,
-    lookback_us: int,
-    formula: Formula,
-) -> Estimate:
-    """From the labelled rows themselves, windows as blocks."""
-    rows = tx.all(
+def _labelled(tx: Reader, project: str, span: Span, champion: tuple[str, int], lookback_us: int) -> list[Row]:
+    return tx.all(
         "SELECT model, version, score, scores, value, at_us FROM labelled_predictions WHERE project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
         " AND model = ? AND version = ? ORDER BY at_us DESC LIMIT ?",
         project, span.deployment, span.end_us - lookback_us, span.end_us, *champion, MAX_ROWS,
     )  # fmt: skip
-    reader = reader_of(references, Scored(*champion, rows))
+
+
+def _over_rows(
+    rows: list[Row],
+    scored: Scored,
+    span: Span,
+    references: References,
+    policy: MonitorPolicy,
+    formula: Formula,
+    *,
+    blocks: bool,
+) -> Estimate:
+    """From the labelled rows themselves, for metrics that are no mean over rows."""
+    reader = reader_of(references, scored)
     good, y, _ = readable(rows, reader)
     scores = score_array(good)
     if scores is None or scores.ndim != (2 if reader.task is Task.MULTICLASS else 1):
         return Estimate(value=None, n=len(good), reason="the scores do not fit together")
     starts = [span_of(span.deployment, int(r["at_us"]), policy.window).start_us for r in good]
     try:
-        given = formula.checked(y, scores)
-        return estimate(formula, *given, blocks=starts if len(set(starts)) >= MIN_BLOCKS else None)
+        return estimate(formula, *formula.checked(y, scores), blocks=starts if blocks else None)
     except InvalidInput as error:
         return Estimate(value=None, n=len(good), reason=error.message)
