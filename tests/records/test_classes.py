@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mainspring.errors import InvalidInput
 from mainspring.records.classes import LabelReader, infer_class_type
 from mainspring.records.models import Column, Signature, Task
-from mainspring.records.scores import predicted_class, predicted_index
+from mainspring.records.scores import class_of, classes_of
 
 WHOLE, FLOATS, WORDS = ["1", "2", "3"], ["-1.0", "0.1", "1.0"], ["no", "yes", "1", "1.5"]
 
@@ -110,13 +110,13 @@ def test_types_of_old_records_are_inferred(texts: list[str], kind: str) -> None:
     assert infer_class_type(texts) == kind
 
 
-def test_the_predicted_class_is_the_first_of_equals() -> None:
+def test_the_class_said_is_the_first_of_equals() -> None:
     """As scikit-learn's predict. Seen red against 0.1, where 0.5 was positive."""
     scores = np.array([0.2, 0.5, np.nextafter(0.5, 1), 0.9])
-    assert predicted_class(scores).tolist() == [0, 0, 1, 1]
-    assert [predicted_index(s) for s in scores.tolist()] == [0, 0, 1, 1]
+    assert classes_of(scores).tolist() == [0, 0, 1, 1]
+    assert [class_of(s) for s in scores.tolist()] == [0, 0, 1, 1]
     rows = np.array([[0.4, 0.4, 0.2], [0.1, 0.45, 0.45]])
-    assert predicted_class(rows).tolist() == [0, 1]
-    assert [predicted_index(r) for r in rows.tolist()] == [0, 1]
+    assert classes_of(rows).tolist() == [0, 1]
+    assert [class_of(r) for r in rows.tolist()] == [0, 1]
     two = np.column_stack([1 - scores, scores])
-    assert predicted_class(two).tolist() == predicted_class(scores).tolist()
+    assert classes_of(two).tolist() == classes_of(scores).tolist()

@@ -1,11 +1,11 @@
-"""Metrics of classifiers that are means or functions of counts. Which class is said: records.scores.predicted_class."""
+"""Metrics of classifiers that are means or functions of counts. Which class is said: records.scores.classes_of."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mainspring.metrics.metric import Floats, binary_labels, class_index
-from mainspring.records.scores import predicted_class
+from mainspring.records.scores import classes_of
 
 EPSILON = float(np.finfo(np.float64).eps)
 """Probabilities are clipped to [EPSILON, 1 - EPSILON] before a logarithm, as scikit-learn does in float64: one certain
@@ -44,13 +44,13 @@ def hit_rows(y: Floats, p: Floats) -> Floats:
     else:
         binary_labels(y)
         truth = y.astype(np.int64)
-    return np.asarray(predicted_class(p) == truth, dtype=np.float64)
+    return np.asarray(classes_of(p) == truth, dtype=np.float64)
 
 
 def confusion_rows(y: Floats, p: Floats) -> Floats:
     """Binary: (n, 4) of true positive, false positive, false negative, true negative."""
     binary_labels(y)
-    said = predicted_class(p) == 1
+    said = classes_of(p) == 1
     true = y == 1
     return np.column_stack([said & true, said & ~true, ~said & true, ~said & ~true]).astype(np.float64)
 
@@ -87,7 +87,7 @@ def tally_rows(y: Floats, p: Floats) -> Floats:
     if p.ndim == 1:
         p = np.column_stack([1 - p, p])
     classes = p.shape[1]
-    truth, said = class_index(y, classes), predicted_class(p)
+    truth, said = class_index(y, classes), classes_of(p)
     rows = np.arange(len(y))
     out = np.zeros((len(y), 3, classes))
     out[rows, 1, said] = out[rows, 2, truth] = 1.0
