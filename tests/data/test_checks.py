@@ -346,3 +346,23 @@ def test_values_that_python_cannot_hold_are_shown_all_the_same() -> None:
     finding = one({"x": [NAN], "t": pa.array([2**62], pa.timestamp("us")), "n": pa.array([1], pa.timestamp("ns"))}, NotNullRule(column="x"))  # fmt: skip
     assert isinstance(finding.sample[0].values["t"], str)
     to_json(finding)
+
+
+@pytest.mark.parametrize(
+    ("values", "positive", "rate"),
+    [([1.0, 2.0] * 20, 1, 0.5), ([1, 2] * 20, 1.0, 0.5), (["1", "2"] * 20, 1, 0.5), ([True, False] * 20, 1, 0.5), ([1, 0] * 20, True, 0.5),
+     ([1.0, 0.0] * 20, True, 0.5), ([0, 0] * 20, True, 0.0), (["no"] * 40, "yes", 0.0)],
+)  # fmt: skip
+def test_label_rate_matches_the_positive_by_value(values: list[Any], positive: Any, rate: float) -> None:
+    finding = one({"y": values}, LabelRateRule(column="y", low=0.0, high=1.0, positive=positive))
+    assert (finding.passed, finding.value) == (True, rate)
+
+
+@pytest.mark.parametrize(
+    ("values", "positive"), [([1, 2] * 20, True), (["no", "yes"] * 20, True), ([1, 2] * 20, "one")]
+)
+def test_label_rate_refuses_a_positive_that_is_no_class(values: list[Any], positive: Any) -> None:
+    """Seen red against 0.1 for the classes 1 and 2: true was taken for 1."""
+    finding = one({"y": values}, LabelRateRule(column="y", low=0.0, high=1.0, positive=positive))
+    assert not finding.passed
+    assert f"never {positive!r}" in finding.reason

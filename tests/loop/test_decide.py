@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.loop.decide import breached, decide
+from mainspring.loop.facts import difference
 from mainspring.records.loop import (
     AlertFact,
     DeployPolicy,
@@ -27,6 +28,7 @@ from mainspring.records.loop import (
     Stage,
     Verdict,
 )
+from mainspring.records.monitoring import Paired
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 STAGES = [
@@ -325,3 +327,23 @@ def test_flapping_alerts_stay_within_the_budget() -> None:
                 retrains += 1
                 last = msgspec.structs.replace(job(), id=f"j{day}", requested_at=now)
     assert retrains == RETRAIN.budget
+
+
+def test_a_paired_rule_without_an_interval_lets_nothing_pass() -> None:
+    """Two days of labels tell nothing about days. Seen red against 0.1, where rows then counted one by one."""
+    day = 86_400_000_000
+    few = Paired(
+        a="2", b="shadow:champion", loss="log_loss", rows=400, labelled=400, errors_a=0, errors_b=0, score_shift=0.0,
+        at_us=[(i % 2) * day for i in range(400)], loss_a=[0.9] * 400, loss_b=[0.5 + (i % 7) / 100 for i in range(400)],
+    )  # fmt: skip
+    found = difference(few)
+    assert (found.low, found.high, found.rows) == (None, None, 400)
+    assert found.reason == "insufficient: 2 blocks, 3 are needed"
+    evidence = Evidence(requests=500, labels=400, paired={"log_loss": found})
+    assert actions(facts(rollout=rollout(1), evidence=evidence), DEPLOY, RETRAIN) == []
+    (given_up,) = decide(facts(rollout=rollout(1, days=14), evidence=evidence), DEPLOY, RETRAIN)
+    assert given_up.action == "abandon"
+    assert "log_loss cannot be compared yet: insufficient" in given_up.reason
+    more = msgspec.structs.replace(few, at_us=[(i % 4) * day for i in range(400)])
+    evidence = Evidence(requests=500, labels=400, paired={"log_loss": difference(more)})
+    assert actions(facts(rollout=rollout(1), evidence=evidence), DEPLOY, RETRAIN) == ["rollback"]

@@ -21,6 +21,8 @@ SIGNATURE = Signature(
     inputs=[Column(name="x0", type="float64"), Column(name="x1", type="float64")],
     task=Task.BINARY,
     classes=["no", "yes"],
+    class_type="int64",
+    class_values=["0", "1"],
 )
 
 

@@ -22,6 +22,7 @@ import duckdb
 import narwhals as nw
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 from msgspec.structs import replace
 
@@ -32,6 +33,7 @@ from mainspring.data.shown import MAX_SAMPLE, plain_rows, plain_values
 from mainspring.data.values import engine_column, row_numbers
 from mainspring.errors import InvalidInput, near
 from mainspring.records.base import seconds
+from mainspring.records.classes import LabelReader
 from mainspring.records.data import (
     CheckRule,
     FailedRow,
@@ -46,9 +48,17 @@ from mainspring.records.data import (
     TypeRule,
     UniqueRule,
 )
+from mainspring.records.models import ClassType, Task
 
 _MAX_COLUMNS_SHOWN = 40
 _MAX_GROUPS = 50
+_MAX_CLASSES = 1_000
+_CLASS_TYPES: dict[str, ClassType] = {
+    "string": "string",
+    "bool": "bool",
+    "int64": "int64",
+    "float64": "float64",
+}
 _ROW = "__row"
 _N = "__n"
 _SPELLS_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
@@ -403,17 +413,9 @@ def _unique(frame: Any, rule: UniqueRule, table: pa.Table) -> Finding:
 
 def _label_rate(frame: Any, rule: LabelRateRule, plan: _Plan, table: pa.Table) -> Finding:
     kind, rows = table.schema.field(rule.column).type, table.num_rows
-    positive: Any = rule.positive
-    if _is_number(kind) and isinstance(positive, bool):
-        positive = int(positive)
-    if type(positive) not in (_comparable(kind) or set()):
-        return Finding(
-            rule=rule,
-            passed=False,
-            rows=rows,
-            failing=rows,
-            reason=f"the column holds {kind}, which is never {positive!r}",
-        )
+    positive, problem = _positive(rule, table)
+    if problem:
+        return Finding(rule=rule, passed=False, rows=rows, failing=rows, reason=problem)
     if rule.period and not (pt.is_timestamp(p := table.schema.field(rule.period).type) or pt.is_date(p)):
         return Finding(
             rule=rule,
@@ -435,6 +437,29 @@ def _label_rate(frame: Any, rule: LabelRateRule, plan: _Plan, table: pa.Table) -
     counted = known.group_by(*keys).agg(size, hit, first) if keys else known.select(size, hit, first)
     groups = counted.collect("pyarrow").to_native().to_pylist()
     return _judge_rates(rule, _labelled(rule, keys, groups, table), rows)
+
+
+def _positive(rule: LabelRateRule, table: pa.Table) -> tuple[Any, str]:
+    """The column's value that ``rule.positive`` names (records.classes), or why there is none."""
+    kind = table.schema.field(rule.column).type
+    own = pc.unique(table[rule.column]).drop_null().slice(0, _MAX_CLASSES).to_pylist()
+    own = [v for v in own if not (isinstance(v, float) and math.isnan(v))]
+    class_type: ClassType | None = _CLASS_TYPES.get(arrow_kind(kind))
+    if class_type is None:
+        return None, f"the column holds {kind}, which is never {rule.positive!r}"
+    if class_type == "bool":
+        own = [False, True]
+    reader = LabelReader(Task.MULTICLASS, [str(v) for v in own], class_type)
+    index = reader.read(rule.positive)
+    if index is not None:
+        named = own[int(index)]
+        return (float(named) if isinstance(named, Decimal) else named), ""
+    # It may just not occur: a rate of 0. A truth value is a number only where the column holds nothing but 0 and 1.
+    if type(rule.positive) in (_comparable(kind) or set()):
+        return rule.positive, ""
+    if class_type != "string" and isinstance(rule.positive, bool) and set(own) <= {0, 1}:
+        return int(rule.positive), ""
+    return None, f"the column holds {kind} ({reader.named()}), which is never {rule.positive!r}"
 
 
 def _periods(rules: Sequence[CheckRule], table: pa.Table) -> dict[str, pa.Array]:

@@ -170,12 +170,19 @@ def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datet
                         },
                     )
                 ]
-    if evidence.requests >= stage.min_requests and evidence.labels >= stage.min_labels:
+    open_question = None if stage.shadow else _undecided(policy, evidence)
+    if (
+        evidence.requests >= stage.min_requests
+        and evidence.labels >= stage.min_labels
+        and open_question is None
+    ):
         return [_forward(rollout, evidence)]
     if stage.max_for is not None and now >= rollout.stage_started_at + timedelta(
         seconds=seconds(stage.max_for)
     ):
         seen = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
+        if open_question is not None:
+            seen += f"; {open_question}"
         return [
             LoopDecision(
                 action="abandon",
@@ -185,6 +192,15 @@ def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datet
             )
         ]
     return []
+
+
+def _undecided(policy: DeployPolicy, evidence: Evidence) -> str | None:
+    """A paired rule that could not have been broken yet, since its evidence has no interval: it does not let pass either."""
+    for rule in policy.rollback:
+        result = evidence.paired.get(rule.metric)
+        if rule.test == "paired" and result is not None and result.low is None:
+            return f"{rule.metric} cannot be compared yet: {result.reason}"
+    return None
 
 
 def _overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:

@@ -105,14 +105,12 @@ def evidence(
 
 
 def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
-    """Mean per-row loss of the candidate minus the champion's, its interval clustered by day."""
-    from mainspring.training.compare import paired_difference
+    """Mean per-row loss of the candidate minus the champion's, days as blocks; no interval below three of them."""
+    from mainspring.metrics.compare import paired_difference
 
     differences = [a - b for a, b in zip(paired.loss_a, paired.loss_b, strict=True)]
     days = [us // _DAY_US for us in paired.at_us]
-    # With few days the days themselves cannot carry an interval; rows then count one by one.
-    blocks = days if len(set(days)) >= 5 else None
-    found = paired_difference(differences, blocks=blocks, confidence=confidence, name=paired.loss).worse_by
+    found = paired_difference(differences, blocks=days, confidence=confidence, name=paired.loss).worse_by
     return RuleResult(
         rule={"metric": paired.loss},
         passed=True,
@@ -120,7 +118,7 @@ def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
         low=found.low,
         high=found.high,
         rows=found.n,
-        reason=f"{found.method}, {found.blocks} blocks",
+        reason=found.reason or f"{found.method}, {found.blocks} days",
     )
 
 

@@ -114,8 +114,10 @@ class Loop:
             while monitoring.ingest().more:
                 pass
         with _noting(problems, "labels"):
-            labels.ingest_relayed()
-            labels.settle()
+            while labels.ingest_relayed().more:
+                pass
+            while labels.settle().more:
+                pass
         with _noting(problems, "windows"):
             while monitoring.evaluate().more:
                 pass

@@ -135,23 +135,16 @@ class Evaluation:
     # --- closing -----------------------------------------------------------------------------------------------------
 
     def _due(self) -> list[Row]:
+        """Windows to judge now, stale ones first. Those that wait for their grace are no reason to be called again."""
         rows = self._tx.all(
-            "SELECT * FROM windows WHERE project = ? AND state = 'open' AND end_us <= ? ORDER BY end_us LIMIT ?",
-            self._project,
-            self._now,
-            _MAX_WINDOWS,
-        )
-        stale = self._tx.all(
-            "SELECT * FROM windows WHERE project = ? AND state = 'closed' AND stale = 1 ORDER BY end_us LIMIT ?",
-            self._project,
-            _MAX_WINDOWS,
-        )
-        self._out.more = self._out.more or len(rows) >= _MAX_WINDOWS
-        return [
-            r
-            for r in [*stale, *rows]
-            if r["end_us"] + seconds(self._policy(r["deployment"]).grace) * 1e6 <= self._now
+            "SELECT * FROM windows WHERE project = ? AND (state = 'open' OR stale = 1) AND end_us <= ? ORDER BY state, end_us, id",
+            self._project, self._now,
+        )  # fmt: skip
+        ready = [
+            r for r in rows if r["end_us"] + seconds(self._policy(r["deployment"]).grace) * 1e6 <= self._now
         ]
+        self._out.more = self._out.more or len(ready) > _MAX_WINDOWS
+        return ready[:_MAX_WINDOWS]
 
     def _close(self, row: Row, span: Span) -> None:
         policy = self._policy(span.deployment)

@@ -25,12 +25,21 @@ class Column(Record, frozen=True):
     nullable: bool = False
 
 
+ClassType = Literal["float64", "int64", "string", "bool"]
+
+
 class Signature(Record, frozen=True):
-    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive])."""
+    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive]).
+
+    ``class_type`` is the type of the estimator's classes, by which labels are matched (records.classes); None in records of
+    before it was kept: inferred. ``class_values``: the estimator's own classes where ``classes`` gives them other names.
+    """
 
     inputs: list[Column]
     task: Task
     classes: list[str] = []
+    class_type: ClassType | None = None
+    class_values: list[str] = []
 
 
 class PackageFile(Record, frozen=True):

@@ -16,7 +16,8 @@ import msgspec
 
 from mainspring.errors import InvalidInput, MainspringError, NotFound, Unavailable, near
 from mainspring.records.base import new_id
-from mainspring.records.labels import Feedback
+from mainspring.records.classes import LabelReader
+from mainspring.records.labels import Feedback, is_issued_id
 from mainspring.serving import answers, v2
 from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
@@ -335,6 +336,7 @@ class App:
             raise InvalidInput("NUL in a string", place="feedback")
         if not 1 <= len(items) <= _MAX_FEEDBACK:
             raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
+        _refuse_impossible(items, self.core.table)
         self.core.log.relay(items, arrival_us=time.time_ns() // 1000)
         await answer(send, 202, msgspec.json.encode({"relayed": len(items)}))
 
@@ -438,3 +440,34 @@ def _method(method: str, allowed: str) -> MethodNotAllowed:
     return MethodNotAllowed(
         "this method is not allowed here", value=method, place=allowed, next_step=f"Use {allowed}."
     )
+
+
+def _refuse_impossible(items: list[Feedback], table: LiveTable) -> None:
+    """Refuse feedback whose id no server gives, or whose value is no label of any model that is served here.
+
+    Which model predicted is known to the control plane only: it matches each label with its prediction's own classes.
+    """
+    readers = [LabelReader.of(d.signature) for d in table.deployments.values()]
+    for number, item in enumerate(items):
+        if not is_issued_id(item.prediction_id.partition("/")[0]):
+            raise InvalidInput(
+                "no prediction can have this id",
+                value=item.prediction_id,
+                place=f"feedback[{number}]",
+                next_step="Use the prediction_id of the response.",
+            )
+        if readers and all(r.read(item.value) is None for r in readers):
+            refusals = [r.refusal(item.value, place=f"feedback[{number}]") for r in readers]
+            raise (
+                refusals[0]
+                if len(refusals) == 1
+                else InvalidInput(
+                    "the label is one of no model that is served here: "
+                    + "; ".join(
+                        f"{name}: {r.named()}" for name, r in zip(table.deployments, readers, strict=True)
+                    ),
+                    value=refusals[0].value,
+                    place=f"feedback[{number}]",
+                    next_step="Send a class by its value, or a number for regression.",
+                )
+            )

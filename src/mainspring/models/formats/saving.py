@@ -19,7 +19,7 @@ from mainspring.models.formats.package import PAYLOADS, describe_file, write_pac
 from mainspring.models.formats.predictor import Predictor, Scores
 from mainspring.models.formats.skops import dump, estimator_scores
 from mainspring.models.formats.trust import TrustPolicy
-from mainspring.records.models import Package, Parity, Signature, Task
+from mainspring.records.models import ClassType, Package, Parity, Signature, Task
 
 TOLERANCES = {Task.BINARY: 1e-5, Task.MULTICLASS: 1e-5, Task.REGRESSION: 1e-4}
 """Probabilities: absolute. Regression: relative to ``max(|y|, rms(y))``. float32 arithmetic stays well inside both."""
@@ -238,7 +238,23 @@ def _complete(signature: Signature, estimator: Any) -> Signature:
         )
     if signature.task is Task.BINARY and len(own) != 2:
         raise InvalidInput("a binary model has exactly two classes", value=own)
-    return msgspec.structs.replace(signature, classes=declared)
+    return msgspec.structs.replace(
+        signature,
+        classes=declared,
+        class_type=_class_type(estimator.classes_),
+        class_values=[] if declared == own else own,
+    )
+
+
+def _class_type(classes: Any) -> ClassType:
+    """The type of an estimator's classes, by which labels will be matched."""
+    kinds: dict[str, ClassType] = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}
+    array = np.asarray(classes)
+    if array.dtype == object:  # as pandas gives them; one Python type says it
+        array = np.asarray(list(classes))
+        if len({type(c) for c in classes}) != 1:
+            return "string"
+    return kinds.get(array.dtype.kind, "string")
 
 
 def _split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
