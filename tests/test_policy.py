@@ -177,7 +177,7 @@ def test_a_monitor_that_cannot_be_meant(text: str, value: str, place: str, step:
 
 
 CHECKS = [
-    ('check = "range", column = "price", min = 9, max = 1', "[9.0, 1.0]", "Exchange"),
+    ('check = "range", column = "price", min = 9, max = 1', "[9, 1]", "Exchange"),
     ('check = "range", column = "price"', "range", "Write min"),
     ('check = "row_count", min = 9, max = 1', "[9, 1]", "Exchange"),
     ('check = "label_rate", column = "y", low = 0.9, high = 0.1', "[0.9, 0.1]", "Exchange"),
@@ -220,10 +220,19 @@ def test_settings_that_cannot_be_meant() -> None:
 
 
 def test_the_names_known_to_policy_are_those_of_the_registry() -> None:
-    """policy.METRICS is a copy, since the registry lies above it and loads numerical libraries."""
-    assert {name: m.tasks for name, m in METRICS.items()} == {
-        name: m.tasks for name, m in policy.METRICS.items()
-    }
+    """policy.METRICS is a copy, since the registry loads NumPy."""
+    found: dict[str, policy.Known] = {}
+    for of_task in METRICS.values():
+        for name, metric in of_task.items():
+            before = found.get(name, policy.Known(frozenset(), metric.low, metric.high))
+            assert (before.low, before.high) == (metric.low, metric.high), name
+            found[name] = policy.Known(before.tasks | metric.tasks, metric.low, metric.high)
+    assert found == policy.METRICS
+
+
+def test_a_quantile_of_the_pinball_loss_is_a_metric() -> None:
+    parse(written(gate='{ metric = "pinball_0.9", max = 3 }', monitor='metric = "pinball_0.9"'))
+    assert "no metric of this name" in refused(gate='{ metric = "pinball_2", max = 3 }')
 
 
 @pytest.mark.parametrize("metric", sorted(policy.TRAFFIC | policy.PAIRED))

@@ -7,6 +7,7 @@ months later, when they should have held. So each is refused here, with its valu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
@@ -37,21 +38,35 @@ class Known(NamedTuple):
 
 
 _CLASSES = frozenset({Task.BINARY, Task.MULTICLASS})
-_BINARY, _REGRESSION = frozenset({Task.BINARY}), frozenset({Task.REGRESSION})
+_BINARY, _MULTICLASS, _REGRESSION = (frozenset({task}) for task in Task)
 
 METRICS: dict[str, Known] = {
     "log_loss": Known(_CLASSES, 0.0),
     "brier": Known(_CLASSES, 0.0, 2.0),
+    "calibration_error": Known(_CLASSES, 0.0, 1.0),
     "accuracy": Known(_CLASSES, 0.0, 1.0),
-    "auc": Known(_BINARY, 0.0, 1.0),
-    "calibration_error": Known(_BINARY, 0.0, 1.0),
+    "precision": Known(_CLASSES, 0.0, 1.0),
+    "recall": Known(_CLASSES, 0.0, 1.0),
+    "f1": Known(_CLASSES, 0.0, 1.0),
+    "balanced_accuracy": Known(_CLASSES, 0.0, 1.0),
+    "mcc": Known(_CLASSES, -1.0, 1.0),
+    "auc": Known(_CLASSES, 0.0, 1.0),
+    "pr_auc": Known(_BINARY, 0.0, 1.0),
+    "auc_weighted": Known(_MULTICLASS, 0.0, 1.0),
     "mae": Known(_REGRESSION, 0.0),
+    "mse": Known(_REGRESSION, 0.0),
     "rmse": Known(_REGRESSION, 0.0),
     "bias": Known(_REGRESSION, 0.0),
+    "median_absolute_error": Known(_REGRESSION, 0.0),
+    "mape": Known(_REGRESSION, 0.0),
+    "smape": Known(_REGRESSION, 0.0, 2.0),
+    "pinball": Known(_REGRESSION, 0.0),
     "r2": Known(_REGRESSION, high=1.0),
 }
-"""The metrics that are computed on a hold-out. The registry itself loads numerical libraries and lies above this module; a
-test holds the two together (tests/test_policy.py)."""
+"""The metrics of :mod:`mainspring.metrics`, computed on a hold-out and followed over windows. A copy, since the registry loads
+NumPy and this is read at every start; a test holds the two together (tests/test_policy.py)."""
+
+_QUANTILE = re.compile(r"pinball_0\.\d{1,4}", re.ASCII)
 
 LATENCY = {"latency_p99_ms": Known(frozenset(Task), 0.0)}
 """What a gate measures beside them."""
@@ -61,11 +76,6 @@ TRAFFIC = {"error_rate": Known(frozenset(Task), 0.0, 1.0), "score_shift": Known(
 
 PAIRED = {"log_loss": METRICS["log_loss"], "squared_error": Known(_REGRESSION, 0.0)}
 """The losses that candidate and champion are compared by while traffic runs."""
-
-MONITORED = {name: METRICS[name] for name in ("log_loss", "brier", "accuracy", "auc", "mae", "rmse")} | {
-    "mse": Known(_REGRESSION, 0.0)
-}
-"""The metrics that are followed over windows."""
 
 
 def check(
@@ -155,8 +165,13 @@ def _check_model(model: ModelPolicy, here: _Place) -> None:
         _check_gate(rule, here / f"gate[{number}]")
 
 
+def _find(name: str, known: Mapping[str, Known]) -> Known | None:
+    """A metric of the table; ``pinball_0.9`` and the like are that of another quantile."""
+    return known.get("pinball" if _QUANTILE.fullmatch(name) else name)
+
+
 def _metric(name: str, known: Mapping[str, Known], here: _Place, what: str) -> Known:
-    found = known.get(name)
+    found = _find(name, known)
     if found is None:
         raise (here / "metric").no(f"no metric of this name {what}", name, near(name, known, what="metric"))
     return found
@@ -264,7 +279,7 @@ def _check_rollback(rule: RollbackRule, here: _Place) -> None:
 
 def _check_monitor(policy: MonitorPolicy, here: _Place) -> None:
     if policy.metric is not None:
-        _metric(policy.metric, MONITORED, here, "is followed over windows")
+        _metric(policy.metric, METRICS, here, "is followed over windows")
     for name in ("window", "lookback", "label_horizon"):
         (here / name).duration(getattr(policy, name))
     for name in ("grace", "label_delay"):
@@ -287,7 +302,7 @@ def _check_monitor(policy: MonitorPolicy, here: _Place) -> None:
     (here / "bins").number(policy.bins, 2, 100)
     (here / "psi").number(policy.psi, 0.0)
     (here / "tolerance").number(policy.tolerance, 0.0)
-    known = MONITORED.get(policy.metric or "", Known(frozenset()))
+    known = _find(policy.metric or "", METRICS) or Known(frozenset())
     (here / "reference").number(policy.reference, known.low, known.high)
     for name, limit in policy.columns.items():
         (here / f"columns.{name}").number(limit, 0.0)
@@ -345,22 +360,24 @@ def _check_tasks(
 ) -> None:
     """All metrics that are asked of one model must fit one task: an AUC and a squared error never do."""
     for name, model in models.items():
-        asked: list[tuple[str, str, Known]] = [
-            (f"model.{name}.gate[{n}].metric", r.metric, (METRICS | LATENCY)[r.metric])
+        asked: list[tuple[str, str, Known | None]] = [
+            (f"model.{name}.gate[{n}].metric", r.metric, _find(r.metric, METRICS | LATENCY))
             for n, r in enumerate(model.gate)
         ]
         for target, deploy in deployments.items():
             if deploy.model != name:
                 continue
             asked += [
-                (f"deploy.{target}.rollback[{n}].metric", r.metric, (TRAFFIC | PAIRED)[r.metric])
+                (f"deploy.{target}.rollback[{n}].metric", r.metric, _find(r.metric, TRAFFIC | PAIRED))
                 for n, r in enumerate(deploy.rollback)
             ]
             metric = monitors[target].metric if target in monitors else None
             if metric is not None:
-                asked.append((f"monitor.{target}.metric", metric, MONITORED[metric]))
+                asked.append((f"monitor.{target}.metric", metric, _find(metric, METRICS)))
         tasks: Collection[Task] = frozenset(Task)
         for path, metric, known in asked:
+            if known is None:  # the rules themselves were checked before
+                continue
             if not known.tasks & set(tasks):
                 kinds = " or ".join(sorted(t.value for t in tasks))
                 raise _Place(place, path).no(
