@@ -304,7 +304,8 @@ def test_init_makes_a_project_that_runs(tmp_path: Path, capsys: pytest.CaptureFi
     assert "finished" in ran.stdout
     assert shell("models", "promote", "rent", "1", "--reason", "first").code == 0
     assert "rent version 1" in shell("status").out
-    # Without newer data a retrain finds everything as it was: the same version, and nothing to roll out.
+    # Without newer data a retrain finds everything as it was: the same version, and nothing to roll out. Seen red while the
+    # gate fetched the champion a second time into the folder of the candidate that it was.
     assert "version 1 is the champion already" in _retrained(shell, command)
     offers = (shell.root / "data" / "rents.csv").read_text()
     newest = offers.splitlines()[-1]

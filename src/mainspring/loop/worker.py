@@ -118,7 +118,8 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
         place = Path(scratch)
         loaded = {}
         for found in (candidate, champion):
-            if found is not None:
+            # A retrain that found everything as it was may have the champion itself as its version.
+            if found is not None and found.version not in loaded:
                 folder = place / str(found.version)
                 workspace.models.package(found.model, str(found.version), folder)
                 loaded[found.version] = load(folder)
