@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mainspring.clock import from_us, to_us
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Decision, Foundation
-from mainspring.lineage.uploads import owned_size
+from mainspring.lineage.uploads import owned_size, owned_tree
 from mainspring.models import rows
 from mainspring.models.formats.package import check_package
 from mainspring.operations import Role, current, operation
@@ -269,9 +269,7 @@ class Models:
 
     def _verified(self, digest: str, *, parse: bool = True) -> Package:
         """The manifest of a package in the object store, after its bytes (and with ``parse`` its structure) were checked."""
-        owned_size(self._base, digest)
-        objects = self._base.objects
-        tree = objects.tree(digest)
+        tree = owned_tree(self._base, digest, place="package")
         package, payloads = check_package(
             {path: entry.size for path, entry in tree.items()},
             lambda path, _: _bounded(self._base, tree[path]),
@@ -286,7 +284,7 @@ class Models:
     def _trace(self, d: Decision, version: ModelVersion) -> None:
         """References that keep its bytes, edges from everything that led to it, the event."""
         here = _version_ref(version.model, version.version)
-        d.refer(version.package, here)
+        d.refer(version.package, here, tree=True)
         if version.profile is not None:
             d.refer(version.profile, here)
         causes = {

@@ -136,10 +136,10 @@ def record_finished(
     me = ref("step", execution.id)
     for artifact in execution.inputs:
         d.edge(ref("object", artifact.digest), me, "input")
-        d.refer(artifact.digest, me)
+        d.refer(artifact.digest, me, tree=artifact.kind == "tree")
     for artifact in outputs:
         d.edge(me, ref("object", artifact.digest), "output")
-        d.refer(artifact.digest, me)
+        d.refer(artifact.digest, me, tree=artifact.kind == "tree")
     if log is not None:
         d.refer(log, me)
     d.edge(ref("run", execution.run), me, "step")

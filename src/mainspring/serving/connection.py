@@ -171,13 +171,17 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:
-                cycle.keep_alive = False  # the last good request is answered, and the connection closed with it
+                cycle.keep_alive = (
+                    False  # the last good request is answered, and the connection closed with it
+                )
                 self.due = math.inf
                 return
             if cycle.response_started or self.pipeline:
                 self.transport.close()
                 return
-            cycle.disconnected = True  # its body is broken: the application hears that nobody is there, the client why
+            cycle.disconnected = (
+                True  # its body is broken: the application hears that nobody is there, the client why
+            )
             cycle.message_event.set()
         body = msgspec.json.encode({"error": {"code": _CODES[status], "message": message}})
         self.transport.write(
