@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds between rounds of the loop; 0: only when asked.",
 )
+@click.option(
+    "--auth",
+    type=click.Choice(["token"]),
+    help="Beyond loopback: 'token' lets other machines in with the workspace's token. Put TLS in front.",
+)
 @click.option("--serving/--no-serving", default=True, help="Start the inference server too.")
 @click.option(
     "--serving-port", type=int, help="The inference server's port (default: 8710, or [serving] port)."
@@ -49,6 +54,7 @@ def up(
     host: str | None,
     port: int | None,
     tick_s: float,
+    auth: str | None,
     serving: bool,
     serving_port: int | None,
     poll_s: float,
@@ -63,6 +69,7 @@ def up(
         host=host or config.server.host,
         port=config.server.port if port is None else port,
         tick_s=tick_s if tick_s > 0 else None,
+        auth=auth,
     )
     bundle = workspace.settings.home / "bundle"
     bundle.mkdir(exist_ok=True, mode=0o700)

@@ -167,7 +167,7 @@ def _insert(base: Foundation, decision: Decision, new: NewVersion, *, number: in
         new.message, now, call.actor if call else "local", to_json(new.reading).decode() if new.reading is not None else None,
     )  # fmt: skip
     owner = owner_of(new.dataset, new.id)
-    decision.refer(new.tree, owner)
+    decision.refer(new.tree, owner, tree=True)
     if (
         len(new.objects) <= _MAX_DIRECT_REFS
     ):  # gc follows the tree anyway; this makes a small version's files quick to authorise

@@ -262,7 +262,7 @@ class Deploy:
         owner = ref("deployment", name)
         d.unrefer(owner)
         for digest in sorted({r.package for r in _all(targets, shadows)}):
-            d.refer(digest, owner)
+            d.refer(digest, owner, tree=True)
         self._decide_bundle(d, number)
         return after
 

@@ -140,11 +140,16 @@ class Decision:
         )
         trace.edges, trace.last = [], None
 
-    def refer(self, digest: str, owner: str) -> None:
-        """``owner`` needs the object ``digest``: gc keeps it (and what it refers to) while the reference stands."""
+    def refer(self, digest: str, owner: str, *, tree: bool = False) -> None:
+        """``owner`` needs the object ``digest``: gc keeps it (and what it refers to) while the reference stands.
+
+        From now on the project may read the object, so its digest comes from a writer of this process or has been checked
+        (``lineage.uploads``: :func:`check_owned`, :func:`owned_tree`). ``tree``: it is a tree, and the same holds for its files.
+        """
         self.tx.execute(
-            "INSERT INTO object_refs (digest, owner, project) VALUES (?, ?, ?) ON CONFLICT (digest, project, owner) DO NOTHING",
-            digest, owner, self._project,
+            "INSERT INTO object_refs (digest, owner, project, tree) VALUES (?, ?, ?, ?) ON CONFLICT (digest, project, owner) "
+            "DO UPDATE SET tree = CASE WHEN excluded.tree = 1 THEN 1 ELSE object_refs.tree END",
+            digest, owner, self._project, int(tree),
         )  # fmt: skip
 
     def unrefer(self, owner: str) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from mainspring.clock import from_us, to_us
 from mainspring.errors import Conflict, InvalidInput, NotFound, PermissionDenied, near
 from mainspring.lineage import Decision, Foundation
-from mainspring.lineage.uploads import owned_size
+from mainspring.lineage.uploads import owned_size, owned_tree
 from mainspring.models import rows, standing
 from mainspring.models.formats.package import check_package
-from mainspring.operations import Role, current, operation
+from mainspring.operations import Role, acts, operation
 from mainspring.records.base import Digest, check_name
 from mainspring.records.lineage import ref
 from mainspring.records.models import (
@@ -197,11 +197,10 @@ class Models:
         """
         _check_alias(alias)
         _check_reason(reason)
-        call = current()
-        if override and call is not None and call.role < Role.ADMIN:
+        if override and (acts().role_in(self._base.project) or 0) < Role.ADMIN:
             raise PermissionDenied(
                 "only an admin may override what speaks against a version",
-                value=call.actor,
+                value=acts().name,
                 place=f"alias {alias!r} of model {model!r}",
                 next_step="Ask an admin, or choose another version.",
             )
@@ -302,9 +301,7 @@ class Models:
 
     def _verified(self, digest: str, *, parse: bool = True) -> Package:
         """The manifest of a package in the object store, after its bytes (and with ``parse`` its structure) were checked."""
-        owned_size(self._base, digest)
-        objects = self._base.objects
-        tree = objects.tree(digest)
+        tree = owned_tree(self._base, digest, place="package")
         package, payloads = check_package(
             {path: entry.size for path, entry in tree.items()},
             lambda path, _: _bounded(self._base, tree[path]),
@@ -319,7 +316,7 @@ class Models:
     def _trace(self, d: Decision, version: ModelVersion) -> None:
         """References that keep its bytes, edges from everything that led to it, the event."""
         here = _version_ref(version.model, version.version)
-        d.refer(version.package, here)
+        d.refer(version.package, here, tree=True)
         if version.profile is not None:
             d.refer(version.profile, here)
         causes = {
@@ -434,8 +431,7 @@ def _version_ref(model: str, version: int) -> str:
 
 
 def _actor() -> str:
-    call = current()
-    return call.actor if call else "local"
+    return acts().name
 
 
 def _number(text: str) -> int:

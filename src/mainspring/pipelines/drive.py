@@ -307,7 +307,7 @@ class Drive:
         )
         state.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
         for artifact in entry.outputs:
-            d.refer(artifact.digest, f"step:{execution.id}")
+            d.refer(artifact.digest, f"step:{execution.id}", tree=artifact.kind == "tree")
         state.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
     def _begin(self, d: Decision, node: _Node, judgement: Judgement) -> _Attempt:

@@ -97,7 +97,7 @@ class Runner:
                 for done in sources.values():
                     for artifact in done.outputs:
                         if not artifact.source:
-                            d.refer(artifact.digest, f"run:{run.id}")
+                            d.refer(artifact.digest, f"run:{run.id}", tree=artifact.kind == "tree")
             return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
         finally:
             self._base.leases.release(lease)

@@ -158,10 +158,10 @@ def record_finished(
         if (
             not artifact.source
         ):  # a dataset's version keeps its own bytes, and gives them up when it is deleted
-            d.refer(artifact.digest, me)
+            d.refer(artifact.digest, me, tree=artifact.kind == "tree")
     for artifact in outputs:
         d.edge(me, ref("object", artifact.digest), "output")
-        d.refer(artifact.digest, me)
+        d.refer(artifact.digest, me, tree=artifact.kind == "tree")
     if log is not None:
         d.refer(log, me)
     d.edge(ref("run", execution.run), me, "step")

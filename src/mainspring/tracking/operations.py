@@ -12,6 +12,7 @@ import blake3
 from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.lineage import Decision, Foundation
+from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, current, operation
 from mainspring.records.base import Digest, Id, check_name, check_path, from_json, new_id, to_json
 from mainspring.records.lineage import ref
@@ -330,11 +331,11 @@ class Tracking:
 
     @operation(role=Role.EDITOR, changes=True)
     def log_artifact(self, *, run: Id, path: str, digest: Digest, size: int) -> Artifact:
-        """Name an object that is stored already as a file of the run; the same path again replaces it."""
+        """Name an object that this project stores already as a file of the run; the same path again replaces it."""
         check_path(path, what="artifact path")
-        if not self._base.objects.has(digest):
-            raise NotFound("this object does not exist", value=digest, next_step="Upload the bytes first.")
-        return self._name_artifact(run, path, ObjectRef(digest=digest, size=size))
+        stored = ObjectRef(digest=digest, size=size)
+        check_owned(self._base, [stored], place="digest")
+        return self._name_artifact(run, path, stored)
 
     @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=64 * GIB, deadline_s=3600.0)
     def upload_artifact(self, *, run: Id, path: str, body: Iterable[bytes]) -> Artifact:
