@@ -251,7 +251,7 @@ def test_feedback_is_relayed_through_the_journal(bundle, start) -> None:
     ],
 )
 def test_feedback_that_cannot_be_true_is_refused(bundle, start, change, said) -> None:
-    """Seen red against 0.1: 202, and a label that nothing would ever use. The whole batch is refused, its place named."""
+    """Taken with 202 in 0.1. The whole batch is refused, its place named."""
     bundle.route(bundle.target(1, 0.75))
     client = start(bundle).client()
     ident = client.json("POST", PATH, ROW)["prediction_id"]
