@@ -80,6 +80,8 @@ class Package(Record, frozen=True, kw_only=True):
     parity: Parity | None = None
     libraries: dict[str, str] = {}
     notes: dict[str, Any] = {}
+    example: dict[str, Any] = {}
+    """One real row of the sample, by column: what a server warms the model up with."""
     null_text: Literal["empty", "none", "nan"] = "empty"
     """What the estimator gets for a null text: ``""`` (packages of 0.1), None or NaN, as it learned it."""
     known: dict[str, list[str | float]] = {}

@@ -52,6 +52,9 @@ class OnnxPredictor:
         """See :meth:`Predictor.predict`. NaN where the estimator itself would refuse the row."""
         if self._known:
             self._known.check(columns)
+        return self._answer(columns)
+
+    def _answer(self, columns: Columns) -> Scores:
         feeds = self._one_row(columns) or self._many_rows(columns)
         first = next(iter(feeds.values()))
         if not len(first):
@@ -163,7 +166,7 @@ class OnnxPredictor:
         """One row of zeros: a payload that cannot answer is refused at load, not at the first request."""
         zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
         try:
-            self.predict(zeros)
+            self._answer(zeros)
         except MissingExtra:
             raise
         except Exception as error:

@@ -327,9 +327,9 @@ def isotonic(graph: Graph, model: Any, x: str) -> str:
     if model.out_of_bounds != "clip":
         raise Unsupported("isotonic regression that does not clip")
     if len(at) == 1:
-        return graph.refusing(graph.op("Add", graph.op("Mul", x, graph.double(0.0)), graph.double(to[0])), x)
+        flat = graph.op("Add", graph.op("Mul", x, graph.double(0.0)), graph.double(to[0]))
+        return graph.refusing(flat, x, always=True)
     inside = graph.op("Min", graph.op("Max", x, graph.double(at[0])), graph.double(at[-1]))
-    inside = graph.op("Where", graph.op("IsNaN", x), x, inside)
     slopes = np.diff(to) / np.diff(at)
     if len(at) == 2:
         left, base, slope = (graph.double(v[0]) for v in (at, to, slopes))
@@ -337,7 +337,8 @@ def isotonic(graph: Graph, model: Any, x: str) -> str:
         passed = graph.cast(graph.op("Greater", inside, graph.double(at[1:-1][None, :])), "INT64")
         place = graph.op("ReduceSum", passed, graph.ints(1), keepdims=1)
         left, base, slope = (graph.op("Gather", graph.double(v), place, axis=0) for v in (at, to, slopes))
-    return graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
+    made = graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
+    return graph.refusing(made, x, always=True)
 
 
 def _temperature(graph: Graph, calibrator: Any, found: Answer, classes: int) -> str:

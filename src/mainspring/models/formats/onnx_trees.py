@@ -238,7 +238,8 @@ def _add_hist(trees: Trees, predictor: Any, target: int) -> None:
     members = {}
     for node in np.flatnonzero((nodes["is_categorical"] != 0) & ~leaf):
         words = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
-        members[int(node)] = [v for v in range(256) if int(words[v // 32]) >> (v % 32) & 1]
+        # An empty set sends only missing values left; the operator wants a member, and no category is -1.
+        members[int(node)] = [v for v in range(256) if int(words[v // 32]) >> (v % 32) & 1] or [-1]
     trees.add(
         left=np.where(leaf, -1, nodes["left"].astype(np.int64)),
         right=np.where(leaf, -1, nodes["right"].astype(np.int64)),

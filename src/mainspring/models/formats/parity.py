@@ -239,9 +239,7 @@ def known_values(
     estimator: Any, signature: Signature, rows: ParityRows, reference: Answers, null_text: NullText
 ) -> dict[str, list[str | float]]:
     """Columns on whose unseen values the estimator raises, with the values that it takes, by trying what it learned."""
-    closed = {
-        rows.kinds[row][1] for row in reference.errors if rows.kinds[row][0] in (UNSEEN, "number", "odd text")
-    }
+    closed = {rows.kinds[row][1] for row in reference.errors if rows.kinds[row][0] == UNSEEN}
     learned = learned_categories(estimator)
     out: dict[str, list[str | float]] = {}
     for column in signature.inputs:
@@ -249,20 +247,24 @@ def known_values(
             continue
         taken: dict[Any, None] = {}
         for values in learned:
-            usable = [v for v in values if isinstance(v, str) == (column.type == "string")]
-            if not usable or len(usable) != len(values):
-                continue
-            given = rows.take([0] * len(usable)) | {column.name: usable}
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    estimator_scores(estimator, given, signature, null_text)
-            except Exception:  # noqa: BLE001, S112 - not the categories of this column
-                continue
-            taken |= dict.fromkeys(usable)
-        if taken:
+            if all(isinstance(v, str) == (column.type == "string") for v in values) and values:
+                given = rows.take([0] * len(values)) | {column.name: values}
+                if _runs(estimator, given, signature, null_text):
+                    taken |= dict.fromkeys(values)
+        seen = {v for v in rows.columns[column.name][: rows.real] if not is_null(v)}
+        if taken and seen <= taken.keys():  # else it raises for another reason than a list of values
             out[column.name] = [v if isinstance(v, str) else float(v) for v in taken]
     return out
+
+
+def _runs(estimator: Any, columns: Columns, signature: Signature, null_text: NullText) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator_scores(estimator, columns, signature, null_text)
+    except Exception:  # noqa: BLE001 - the question is only whether it does
+        return False
+    return True
 
 
 def refuse_null_errors(rows: ParityRows, reference: Answers) -> None:

@@ -100,6 +100,7 @@ def save_package(
         metrics=finite,
         libraries=_versions(),
         notes=notes,
+        example=_example(evidence.rows, signature),
         null_text=null_text,
         known=known,
         **provenance,
@@ -353,6 +354,27 @@ def _names_codes(names: list[str], classes: Any) -> bool:
         return False
     coded = all(isinstance(c, int | float) and c == i for i, c in enumerate(codes))
     return coded and not set(names) & {str(c) for c in codes}
+
+
+def _example(rows: ParityRows, signature: Signature) -> dict[str, Any]:
+    """The real row with the fewest nulls, as plain values; a number that JSON does not have is null."""
+    kinds: dict[str, Any] = {"float64": float, "int64": int, "string": str, "bool": bool}
+    best: dict[str, Any] = {}
+    for index in range(min(100, rows.real)):
+        row = {c.name: _plain(rows.columns[c.name][index], kinds[c.type]) for c in signature.inputs}
+        if not best or _nulls(row) < _nulls(best):
+            best = row
+    return best
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return kind(value)
+
+
+def _nulls(row: Mapping[str, Any]) -> int:
+    return sum(value is None for value in row.values())
 
 
 def _split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
