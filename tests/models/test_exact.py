@@ -136,10 +136,73 @@ TAKE_NAN = frozenset({
 
 
 def _cases() -> list[Any]:
-    found = [("binary", n) for n in ("logistic", "sgd", "lda", "mlp", "tree", "forest", "extra_trees", "gb", "histgb", "histgb_monotone", "histgb_categories", "bagging", "voting", "stacking", "calibrated_isotonic", "calibrated_margin")]
-    found += [("multiclass", n) for n in ("logistic", "forest", "gb", "histgb", "histgb_categories", "stacking", "calibrated_isotonic", "calibrated_margin")]
-    found += [("regression", n) for n in ("linear", "lasso", "gamma", "mlp", "tree", "forest", "gb", "histgb", "histgb_poisson", "voting", "scaled_target", "log_target")]
-    found += [("binary", f"after {n}") for n in ("standard", "robust", "min_max", "max_abs", "imputed", "bins", "polynomial", "pca", "chosen", "function", "union")]
+    found = [
+        ("binary", n)
+        for n in (
+            "logistic",
+            "sgd",
+            "lda",
+            "mlp",
+            "tree",
+            "forest",
+            "extra_trees",
+            "gb",
+            "histgb",
+            "histgb_monotone",
+            "histgb_categories",
+            "bagging",
+            "voting",
+            "stacking",
+            "calibrated_isotonic",
+            "calibrated_margin",
+        )
+    ]
+    found += [
+        ("multiclass", n)
+        for n in (
+            "logistic",
+            "forest",
+            "gb",
+            "histgb",
+            "histgb_categories",
+            "stacking",
+            "calibrated_isotonic",
+            "calibrated_margin",
+        )
+    ]
+    found += [
+        ("regression", n)
+        for n in (
+            "linear",
+            "lasso",
+            "gamma",
+            "mlp",
+            "tree",
+            "forest",
+            "gb",
+            "histgb",
+            "histgb_poisson",
+            "voting",
+            "scaled_target",
+            "log_target",
+        )
+    ]
+    found += [
+        ("binary", f"after {n}")
+        for n in (
+            "standard",
+            "robust",
+            "min_max",
+            "max_abs",
+            "imputed",
+            "bins",
+            "polynomial",
+            "pca",
+            "chosen",
+            "function",
+            "union",
+        )
+    ]
     return found  # fmt: skip
 
 
@@ -162,7 +225,13 @@ def _fitted(estimator: Any, x: Any, y: Any, *, named: bool) -> Any:
 @pytest.mark.parametrize(
     ("task", "name", "nan", "named"),
     [
-        pytest.param(task, name, nan, named, id=f"{task}-{name}-{'NaN' if nan else 'whole'}-{'DataFrame' if named else 'array'}")
+        pytest.param(
+            task,
+            name,
+            nan,
+            named,
+            id=f"{task}-{name}-{'NaN' if nan else 'whole'}-{'DataFrame' if named else 'array'}",
+        )
         for task, name in _cases()
         for nan in (False, True)
         for named in (False, True)
@@ -220,7 +289,9 @@ def test_column_names_are_nobodys_business(number: str, text: str, tmp_path: Pat
     inputs = ColumnTransformer(
         [("n", StandardScaler(), [number]), ("t", OneHotEncoder(handle_unknown="ignore"), [text])]
     )
-    estimator = make_pipeline(inputs, LogisticRegression()).fit(frame, frame[number] + (frame[text] == "u") > 0)
+    estimator = make_pipeline(inputs, LogisticRegression()).fit(
+        frame, frame[number] + (frame[text] == "u") > 0
+    )
     package = formats.save(
         estimator, tmp_path / "p", signature=formats.infer_signature(frame, task="binary"), sample=frame[:20]
     )
@@ -242,10 +313,14 @@ def test_columns_that_are_passed_through_by_name_reach_the_model(form: str, tmp_
     from sklearn.preprocessing import OrdinalEncoder
 
     rng = np.random.default_rng(4)
-    frame = pd.DataFrame({"a": rng.normal(size=300), "t": rng.choice(["u", "v"], 300), "n": rng.integers(0, 9, 300)})
+    frame = pd.DataFrame(
+        {"a": rng.normal(size=300), "t": rng.choice(["u", "v"], 300), "n": rng.integers(0, 9, 300)}
+    )
     encode = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
     inputs = ColumnTransformer([("t", encode, ["t"])], remainder="passthrough")
-    estimator = make_pipeline(inputs, HistGradientBoostingClassifier(max_iter=10)).fit(frame, frame.a * frame.n > 0)
+    estimator = make_pipeline(inputs, HistGradientBoostingClassifier(max_iter=10)).fit(
+        frame, frame.a * frame.n > 0
+    )
     signature = formats.infer_signature(frame, task="binary")
     if form == "skops":
         from sklearn.linear_model import LogisticRegression
@@ -286,7 +361,9 @@ def test_trees_of_hundreds_repeat_on_twenty_thousand_rows(tmp_path: Path) -> Non
 
     x = _data(1500, 5, nan=True)
     forest = RandomForestClassifier(100, max_depth=9, random_state=0).fit(x, _target(x, "binary"))
-    signature = Signature(inputs=[Column(name=n, type="float64", nullable=True) for n in NAMES], task=Task.BINARY)
+    signature = Signature(
+        inputs=[Column(name=n, type="float64", nullable=True) for n in NAMES], task=Task.BINARY
+    )
     formats.save(forest, tmp_path / "p", signature=signature, sample=dict(zip(NAMES, x[:50].T, strict=True)))
     fresh = _data(20_000, 6, nan=True)
     np.testing.assert_array_equal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,10 +68,14 @@ def test_a_null_text_is_what_it_was_in_training(null: str, form: str, tmp_path: 
         frame["town"] = pd.Series(town, dtype=object)
     elif null == "NaN":
         frame["town"] = pd.Series([np.nan if t is None else t for t in town], dtype=object)
-    encode = ColumnTransformer([("t", OneHotEncoder(handle_unknown="ignore"), ["town"])], remainder="passthrough")
+    encode = ColumnTransformer(
+        [("t", OneHotEncoder(handle_unknown="ignore"), ["town"])], remainder="passthrough"
+    )
     estimator = make_pipeline(encode, LogisticRegression()).fit(frame, y)
     columns = {"x": frame.x.tolist(), "town": list(town)}
-    signature = _signature(Column(name="x", type="float64"), Column(name="town", type="string", nullable=True))
+    signature = _signature(
+        Column(name="x", type="float64"), Column(name="town", type="string", nullable=True)
+    )
     formats.save(estimator, tmp_path / "p", signature=signature, sample=columns, format=form)
     loaded = formats.load(tmp_path / "p")
     expected = estimator.predict_proba(frame)[:, 1]
@@ -89,7 +94,9 @@ def test_scaled_boosted_trees_repeat_on_all_training_rows(tmp_path: Path) -> Non
     rng = np.random.default_rng(12)
     x = rng.gamma(2.0, 1000.0, size=(2000, 4)).round(2)
     y = (np.sin(x[:, 0] * 7) + np.sin(x[:, 1] * 5) > 0).astype(int)
-    estimator = make_pipeline(StandardScaler(), HistGradientBoostingClassifier(max_iter=40, min_samples_leaf=2))
+    estimator = make_pipeline(
+        StandardScaler(), HistGradientBoostingClassifier(max_iter=40, min_samples_leaf=2)
+    )
     estimator.fit(x, y)
     columns = dict(zip("abcd", x.T, strict=True))
     package = formats.save(
@@ -296,7 +303,10 @@ def test_all_training_rows_count_and_half_of_the_rows_choose_nothing(tmp_path: P
 
     x = np.random.default_rng(17).normal(size=1000)
     estimator = LogisticRegression().fit(x[:, None], x > 0)
-    kept: dict[str, Any] = {"signature": _signature(Column(name="x", type="float64")), "sample": {"x": x[:10]}}
+    kept: dict[str, Any] = {
+        "signature": _signature(Column(name="x", type="float64")),
+        "sample": {"x": x[:10]},
+    }
     few = formats.save(estimator, tmp_path / "few", **kept).parity
     many = formats.save(estimator, tmp_path / "many", **kept, training={"x": x}).parity
     assert few is not None
@@ -339,10 +349,15 @@ def test_a_value_that_the_encoder_refuses_is_refused_by_the_stored_model(form: s
     package = formats.save(
         estimator, tmp_path / "p", signature=formats.infer_signature(frame, task="binary"), sample=frame[:40], format=form
     )  # fmt: skip
-    assert {n: sorted(v) for n, v in package.known.items()} == {"t": ["u", "v", "w"], "hour": [6.0, 12.0, 18.0]}
+    assert {n: sorted(v) for n, v in package.known.items()} == {
+        "t": ["u", "v", "w"],
+        "hour": [6.0, 12.0, 18.0],
+    }
     loaded = formats.load(tmp_path / "p")
     np.testing.assert_allclose(
-        loaded.predict({c: frame[c].tolist() for c in frame}), estimator.predict_proba(frame)[:, 1], atol=1e-12
+        loaded.predict({c: frame[c].tolist() for c in frame}),
+        estimator.predict_proba(frame)[:, 1],
+        atol=1e-12,
     )
     for bad, column in (({"t": ["x"], "hour": [6]}, "t"), ({"t": ["u"], "hour": [7]}, "hour")):
         with pytest.raises(InvalidInput, match="no such value") as caught:
@@ -366,7 +381,7 @@ def test_a_number_on_which_the_estimator_raises_gets_no_number(family: str, tmp_
     package = formats.save(
         estimator, tmp_path / "p", signature=_signature(*_floats("ab")), sample=dict(zip("ab", x.T, strict=True)), format="onnx"
     )  # fmt: skip
-    with pytest.raises(ValueError, match="infinity"):
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"infinity|too large"):
         estimator.predict_proba([[1e300, 0.0]])
     scores = formats.load(tmp_path / "p").predict({"a": [1e300, 1.0], "b": [0.0, 0.0]})
     assert np.isnan(scores[0])
@@ -404,7 +419,9 @@ def test_a_function_of_the_users_own_is_never_stored(tmp_path: Path) -> None:
     from sklearn.preprocessing import FunctionTransformer
 
     x = np.linspace(-1, 1, 40)
-    estimator = make_pipeline(FunctionTransformer(lambda v: v * 2), LogisticRegression()).fit(x[:, None], x > 0)
+    estimator = make_pipeline(FunctionTransformer(lambda v: v * 2), LogisticRegression()).fit(
+        x[:, None], x > 0
+    )
     for form in ("auto", "onnx", "skops"):
         with pytest.raises(InvalidInput):
             formats.save(
@@ -469,23 +486,47 @@ def _function_nodes(node: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_without_pandas_a_named_estimator_gets_another_frame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import polars as pl
-    from sklearn.compose import ColumnTransformer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder
+def test_without_pandas_a_named_estimator_gets_another_frame(tmp_path: Path) -> None:
+    """In a process that cannot import pandas: saved and answered all the same."""
+    program = f"""
+import sys
 
-    frame = pl.DataFrame({"x": np.linspace(-1, 1, 60), "t": ["u", "v", None] * 20})
-    encode = ColumnTransformer([("t", OneHotEncoder(handle_unknown="ignore"), ["t"])], remainder="passthrough")
-    estimator = make_pipeline(encode, LogisticRegression()).fit(frame, np.linspace(-1, 1, 60) > 0)
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    signature = _signature(Column(name="x", type="float64"), Column(name="t", type="string", nullable=True))
-    formats.save(estimator, tmp_path / "p", signature=signature, sample=frame.to_dict(as_series=False), format="skops")
-    scores = formats.load(tmp_path / "p").predict(frame.to_dict(as_series=False))
+import importlib.machinery
+
+class NoPandas:
+    """Found, as installed libraries are, and not importable."""
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name.partition(".")[0] == "pandas" else None
+
+    def create_module(self, spec):
+        raise ImportError(spec.name)
+
+    def exec_module(self, module):
+        raise AssertionError
+
+sys.meta_path.insert(0, NoPandas())
+import numpy as np, polars as pl
+from pathlib import Path
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from mainspring.models import formats
+
+frame = pl.DataFrame({{"x": np.linspace(-1, 1, 60), "t": ["u", "v", None] * 20}})
+encode = ColumnTransformer([("t", OneHotEncoder(handle_unknown="ignore"), ["t"])], remainder="passthrough")
+estimator = make_pipeline(encode, LogisticRegression()).fit(frame, np.linspace(-1, 1, 60) > 0)
+columns = frame.to_dict(as_series=False)
+signature = formats.infer_signature(frame, task="binary")
+for form in ("onnx", "skops"):
+    folder = Path({str(tmp_path)!r}) / form
+    formats.save(estimator, folder, signature=signature, sample=columns, format=form)
+    scores = formats.load(folder).predict(columns)
     np.testing.assert_allclose(scores, estimator.predict_proba(frame)[:, 1], rtol=0, atol=1e-12)
+assert "pandas" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=150)
 
 
 def test_a_package_of_the_first_version_loads_and_answers(tmp_path: Path) -> None:
@@ -501,7 +542,9 @@ def test_a_package_of_the_first_version_loads_and_answers(tmp_path: Path) -> Non
 
     x = np.random.default_rng(21).normal(size=(60, 2))
     estimator = LogisticRegression().fit(x, x[:, 0] > 0)
-    model = convert_sklearn(estimator, initial_types=[("numeric", FloatTensorType([None, 2]))], options={"zipmap": False})
+    model = convert_sklearn(
+        estimator, initial_types=[("numeric", FloatTensorType([None, 2]))], options={"zipmap": False}
+    )
     data = model.SerializeToString()
     package = Package(
         format="onnx", signature=_signature(*_floats("ab"), classes=["no", "yes"]), files=[describe_file("model.onnx", data)],

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mainspring.errors import Corrupt, InvalidInput, near
-from mainspring.models.formats.columns import Columns, floats, is_null, pick, strings
-from mainspring.models.formats.predictor import Scores
+from mainspring.models.formats.columns import floats, is_null, pick, strings
+from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Column, Signature, Task
 
 NullText = Literal["empty", "none", "nan"]
@@ -113,9 +113,9 @@ def _children(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from _children(item)
-    elif hasattr(value, "get_params") and not isinstance(value, type):
-        yield value
-    elif type(value).__name__ in ("_CalibratedClassifier", "_SigmoidCalibration", "TreePredictor"):
+    elif (hasattr(value, "get_params") and not isinstance(value, type)) or type(
+        value
+    ).__name__ == "_CalibratedClassifier":
         yield value
 
 
@@ -126,7 +126,12 @@ def _numbers(column: Column, values: Any, rows: int) -> Any:
         if exact.dtype.kind in "iu" and exact.ndim == 1 and exact.dtype != np.uint64:
             return exact.astype(np.int64)  # beyond 2^53 a float64 would be another number
     array = floats(column.name, values, rows)
-    if column.type == "int64" and rows and np.all(np.abs(array) < 2.0**63) and np.all(array == np.floor(array)):
+    if (
+        column.type == "int64"
+        and rows
+        and np.all(np.abs(array) < 2.0**63)
+        and np.all(array == np.floor(array))
+    ):
         return array.astype(np.int64)
     if column.type == "bool" and rows and np.all((array == 0) | (array == 1)):
         return array.astype(bool)
@@ -148,7 +153,9 @@ def _frame_maker() -> Callable[[dict[str, Any]], Any]:
         import pandas as pd
     except ImportError:
         return _polars_or_arrow
-    return lambda made: pd.DataFrame({n: pd.Series(v, dtype=v.dtype) for n, v in made.items()}, columns=list(made))
+    return lambda made: pd.DataFrame(
+        {n: pd.Series(v, dtype=v.dtype) for n, v in made.items()}, columns=list(made)
+    )
 
 
 def _polars_or_arrow(made: dict[str, Any]) -> Any:

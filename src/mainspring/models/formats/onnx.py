@@ -195,7 +195,7 @@ class OneRow:
         self._run = session.run_with_iobinding
         self._pack = struct.Struct(f"{inputs}{code}").pack_into
         self._into = memoryview(cast("Any", self._inputs)).cast("B")
-        self._out: Any = memoryview(cast("Any", self._outputs)).cast("B").cast(code)
+        self._out: Any = memoryview(cast("Any", self._outputs)).cast("B").cast(cast("Any", code))
         self._wide = classes > 2
         self._at = 1 if classes == 2 else 0
         self._lock = threading.Lock()

@@ -100,7 +100,7 @@ def _function(graph: Graph, step: Any, table: Table) -> Table:
     return graph.matrix(x, len(table))
 
 
-def _support(graph: Graph, step: Any, table: Table) -> Table:
+def _support(_: Graph, step: Any, table: Table) -> Table:
     return [column for column, kept in zip(table, step.get_support(), strict=True) if kept]
 
 
@@ -231,7 +231,11 @@ def _one_hot(graph: Graph, step: Any, table: Table) -> Table:
         out += _one_hot_numbers(graph, run)
         run = []
         hot = graph.op(
-            "OneHotEncoder", graph.vector(column), domain="ai.onnx.ml", cats_strings=_texts(categories), zeros=1
+            "OneHotEncoder",
+            graph.vector(column),
+            domain="ai.onnx.ml",
+            cats_strings=_texts(categories),
+            zeros=1,
         )
         out += graph.matrix(graph.cast(hot), len(categories))
     out += _one_hot_numbers(graph, run)
@@ -260,7 +264,9 @@ def _ordinal(graph: Graph, step: Any, table: Table) -> Table:
         raise Unsupported("OrdinalEncoder with infrequent categories")
     # Without use_encoded_value the values themselves are checked against the categories (Package.known).
     unknown = step.unknown_value if step.handle_unknown == "use_encoded_value" else -1
-    return encoded(graph, table, step.categories_, unknown=float(unknown), missing=float(step.encoded_missing_value))
+    return encoded(
+        graph, table, step.categories_, unknown=float(unknown), missing=float(step.encoded_missing_value)
+    )
 
 
 def encoded(graph: Graph, table: Table, categories: Any, *, unknown: float, missing: float) -> Table:
@@ -295,7 +301,9 @@ def _bins(graph: Graph, step: Any, table: Table) -> Table:
         wide, weights, bias = len(counts), [np.ones((n - 1, 1)) for n in counts], np.zeros(len(counts))
     else:
         wide = sum(counts)
-        weights = [np.eye(n)[1:] - np.eye(n)[:-1] for n in counts]  # passing an edge leaves one bin for the next
+        weights = [
+            np.eye(n)[1:] - np.eye(n)[:-1] for n in counts
+        ]  # passing an edge leaves one bin for the next
         bias = np.concatenate([np.eye(n)[0] for n in counts])
     edges, owners = flat(inner)
     x = graph.numbers(table)

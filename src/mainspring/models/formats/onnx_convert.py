@@ -37,11 +37,12 @@ def _library() -> None:
 
 
 def _exact(estimator: Any, signature: Signature) -> bytes:
-    from mainspring.models.formats.onnx_graph import Graph, Unsupported
+    from mainspring.models.formats.onnx_graph import Column, Graph, Unsupported
     from mainspring.models.formats.onnx_models import predict
 
     graph = Graph()
-    inputs, table = {}, {}
+    inputs: dict[str, tuple[str, int]] = {}
+    table: dict[str, Column] = {}
     for tensor, kind, names in ((NUMERIC, "number", _numeric(signature)), (TEXT, "text", _texts(signature))):
         if names:
             inputs[tensor] = kind, len(names)
@@ -55,14 +56,23 @@ def _exact(estimator: Any, signature: Signature) -> bytes:
             output, width = answer.positive, 1
         else:
             output, width = answer.by_class(graph), len(signature.classes)
-        if not output:
-            raise Unsupported("the estimator answers another kind of question than the signature")
     except Unsupported as error:
         raise InvalidInput(str(error), value=type(estimator).__name__) from None
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:  # an unknown version of scikit-learn
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        KeyError,
+    ) as error:  # an unknown version of scikit-learn
         raise InvalidInput(
             f"no exact form: {type(error).__name__}: {str(error)[:200]}", value=type(estimator).__name__
         ) from None
+    if not output:
+        raise InvalidInput(
+            "the estimator answers another kind of question than the signature",
+            value=type(estimator).__name__,
+        )
     return graph.model(inputs, output, width)
 
 
@@ -87,7 +97,9 @@ def _skl2onnx(estimator: Any, signature: Signature, *, double: bool) -> bytes:
     kind = DoubleTensorType if double else FloatTensorType
     options = None if signature.task is Task.REGRESSION else {"zipmap": False}
     try:
-        with warnings.catch_warnings():  # skl2onnx sets an int attribute to a bool, which protobuf 6 deprecates
+        with (
+            warnings.catch_warnings()
+        ):  # skl2onnx sets an int attribute to a bool, which protobuf 6 deprecates
             warnings.simplefilter("ignore")
             model = convert_sklearn(
                 estimator, initial_types=[(NUMERIC, kind([None, len(signature.inputs)]))], options=options

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OPSET, ML_OPSET, IR = 19, 5, 9
+
+
 class Unsupported(Exception):
     """This part of an estimator has no exact form here; the reason is for the user."""
 
 
 class Column(NamedTuple):
-    """Column ``index`` of tensor ``tensor``; ``kind`` is ``number`` or ``text``."""
+    """Column ``at`` of tensor ``tensor``; ``kind`` is ``number`` or ``text``."""
 
     tensor: str
-    index: int
+    at: int
     kind: str
 
 
@@ -100,7 +102,7 @@ class Graph:
 
     def vector(self, column: Column) -> str:
         """One column as ``[n]``."""
-        return self.op("Gather", column.tensor, self.constant(np.int64(column.index)), axis=1)
+        return self.op("Gather", column.tensor, self.constant(np.int64(column.at)), axis=1)
 
     def _beside(self, table: Table) -> str:
         if not table:
@@ -115,13 +117,11 @@ class Graph:
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=1)
 
     def _chosen(self, run: list[Column]) -> str:
-        tensor, indices = run[0].tensor, [column.index for column in run]
+        tensor, indices = run[0].tensor, [column.at for column in run]
         if indices == list(range(self.width[tensor])):
             return tensor
         if indices == list(range(indices[0], indices[0] + len(indices))):
-            return self.op(
-                "Slice", tensor, self.ints(indices[0]), self.ints(indices[-1] + 1), self.ints(1)
-            )
+            return self.op("Slice", tensor, self.ints(indices[0]), self.ints(indices[-1] + 1), self.ints(1))
         return self.op("Gather", tensor, self.ints(*indices), axis=1)
 
     # --- small sentences

@@ -262,7 +262,9 @@ def _stacking(graph: Graph, model: Any, table: Table) -> Answer:
             wide = graph.matrix(found.by_class(graph), count)
             features += wide[1:] if count == 2 else wide
         elif method == "decision_function" and found.decision:
-            features += graph.matrix(found.decision, 1 if len(estimator.classes_) == 2 else len(estimator.classes_))
+            features += graph.matrix(
+                found.decision, 1 if len(estimator.classes_) == 2 else len(estimator.classes_)
+            )
         elif method == "predict" and found.value:
             features += graph.matrix(found.value, 1)
         else:
@@ -307,7 +309,8 @@ def _calibrated_one(graph: Graph, model: Any, table: Table, classes: int) -> str
     raw = found.decision or found.positive or found.wide
     columns = graph.matrix(raw, 1 if classes == 2 else classes)
     curves = [
-        _curve(graph, c, graph.numbers([column])) for c, column in zip(model.calibrators, columns, strict=True)
+        _curve(graph, c, graph.numbers([column]))
+        for c, column in zip(model.calibrators, columns, strict=True)
     ]
     if classes == 2:
         return curves[0]

@@ -65,7 +65,9 @@ class Trees:
             missing_left, value = np.zeros(3, dtype=bool), np.array([0.0, weight, weight])
             inner = np.array([0])
         is_leaf = left < 0
-        place = np.where(is_leaf, np.cumsum(is_leaf) - 1 + self._leaves, np.cumsum(~is_leaf) - 1 + self._nodes)
+        place = np.where(
+            is_leaf, np.cumsum(is_leaf) - 1 + self._leaves, np.cumsum(~is_leaf) - 1 + self._nodes
+        )
         leaves = np.flatnonzero(is_leaf)
         modes = np.full(len(left), _LEQ, dtype=np.uint8)
         for node in sorted(members or {}):

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from mainspring.errors import InvalidInput
-from mainspring.models.formats.columns import Columns, is_null, pick
+from mainspring.models.formats.columns import is_null, pick
 from mainspring.models.formats.estimators import NullText, estimator_scores, learned_categories
 from mainspring.models.formats.parity_splits import split_values
-from mainspring.models.formats.predictor import Scores
+from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Column, Signature
 
 MAX_REAL, MIXED, AROUND_SPLITS = 20_000, 400, 1_500
@@ -55,7 +55,9 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
     return dict(zip(table.column_names, (column.to_pylist() for column in table.columns), strict=True))
 
 
-def make_rows(estimator: Any, signature: Signature, sample: Any, training: Any, null_text: NullText) -> ParityRows:
+def make_rows(
+    estimator: Any, signature: Signature, sample: Any, training: Any, null_text: NullText
+) -> ParityRows:
     """The rows to compare: the sample, the training rows where they are at hand, then the ones made here."""
     rng = np.random.default_rng(SEED)
     real = _real(signature, as_columns(sample), rng)

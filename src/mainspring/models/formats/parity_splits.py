@@ -21,7 +21,13 @@ _Steps = list[Any]
 
 
 def split_values(
-    estimator: Any, signature: Signature, base: dict[str, list[Any]], null_text: NullText, rng: Any, *, limit: int
+    estimator: Any,
+    signature: Signature,
+    base: dict[str, list[Any]],
+    null_text: NullText,
+    rng: Any,
+    *,
+    limit: int,
 ) -> Iterator[dict[str, Any]]:
     """Changes to a row, at most ``limit``: one column on or beside a threshold, then all such columns at once."""
     by_column: dict[str, list[float]] = {}
@@ -62,7 +68,10 @@ def _around(threshold: float) -> list[float]:
     """The threshold, its float64 neighbours, its float32 neighbours, and where rounding to float32 changes sides."""
     with np.errstate(over="ignore"):
         single = np.float32(threshold)
-        low, high = float(np.nextafter(single, np.float32(-np.inf))), float(np.nextafter(single, np.float32(np.inf)))
+        low, high = (
+            float(np.nextafter(single, np.float32(-np.inf))),
+            float(np.nextafter(single, np.float32(np.inf))),
+        )
     middle = (float(single) + (high if threshold >= float(single) else low)) / 2
     values = [
         threshold,

@@ -148,7 +148,9 @@ def _own_classes(estimator: Any, signature: Signature, rows: ParityRows, referen
     sound = np.flatnonzero(reference.finite)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        said = np.asarray(estimator.predict(estimator_input(estimator, rows.take(sound), signature, null_text)))
+        said = np.asarray(
+            estimator.predict(estimator_input(estimator, rows.take(sound), signature, null_text))
+        )
     own = np.full(len(rows.kinds), -1)
     for position, label in enumerate(estimator.classes_):
         own[sound[said == label]] = position
@@ -170,17 +172,22 @@ def _first_that_holds(
         try:
             payload = make()
             files = [describe_file(PAYLOADS[form], payload)]
-            noted = {"onnx_form": name} if form == "onnx" else {}
+            noted: dict[str, Any] = {"onnx_form": name} if form == "onnx" else {}
             if refusals:
                 noted["refused"] = {n: e.message[:500] for n, e in refusals}
             package = msgspec.structs.replace(
-                draft, format=form, files=files, notes={**draft.notes, **noted}  # type: ignore[arg-type]
+                draft,
+                format=form,
+                files=files,
+                notes={**draft.notes, **noted},
             )
             predictor = _open(package, {PAYLOADS[form]: payload}, trust=trust)
             found = answers(predictor.predict, evidence.rows)
             _require(predictor, evidence, found, ~evidence.judged, estimator, form)
             chosen.add(form)
-            parity = _require(predictor, evidence, found, np.ones(len(evidence.judged), dtype=bool), estimator, form)
+            parity = _require(
+                predictor, evidence, found, np.ones(len(evidence.judged), dtype=bool), estimator, form
+            )
         except InvalidInput as error:
             refusals.append((name, error))
             continue
