@@ -494,8 +494,7 @@ import sys
 import importlib.machinery
 
 class NoPandas:
-    """Found, as installed libraries are, and not importable."""
-
+    # found, as installed libraries are, and not importable
     def find_spec(self, name, path=None, target=None):
         return importlib.machinery.ModuleSpec(name, self) if name.partition(".")[0] == "pandas" else None
 
