@@ -52,12 +52,22 @@ class PackageFile(Record, frozen=True):
 
 
 class Parity(Record, frozen=True):
-    """How closely the stored payload repeats the trained estimator on real rows."""
+    """How closely the stored payload repeats the trained estimator.
+
+    ``rows``: all rows compared, real and made from the signature. ``max_abs_difference``: of probabilities; of a regression in
+    units of the spread (standard deviation) of the estimator's answers on real rows.
+    """
 
     rows: int
     max_abs_difference: float
     tolerance: float
     label_mismatches: int
+    generated: int = 0
+    """Rows made from the signature: nulls, unseen categories, extremes, values beside tree thresholds."""
+    judged: int = 0
+    """Rows that took no part in choosing the form of the payload."""
+    refused: int = 0
+    """Rows on which the estimator raises an error; the payload answers no number there either."""
 
 
 class Package(Record, frozen=True, kw_only=True):
@@ -79,6 +89,12 @@ class Package(Record, frozen=True, kw_only=True):
     parity: Parity | None = None
     libraries: dict[str, str] = {}
     notes: dict[str, Any] = {}
+    example: dict[str, Any] = {}
+    """One real row of the sample, by column: what a server warms the model up with."""
+    null_text: Literal["empty", "none", "nan"] = "empty"
+    """What the estimator gets for a null text: ``""`` (packages of 0.1), None or NaN, as it learned it."""
+    known: dict[str, list[str | float]] = {}
+    """Columns for whose other values the estimator raises an error, with the values that it takes."""
 
 
 class ModelVersion(Record, frozen=True):
