@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from mainspring.errors import ConfigError, MainspringError
-from mainspring.serving.supervisor import serve
+if not sys.flags.safe_path and sys.path and sys.path[0] in {"", str(Path.cwd())}:
+    del sys.path[0]  # `python -m` put it there: a file queue.py in it is the user's, not ours
+
+import argparse  # noqa: E402 - only now
+
+from mainspring.errors import ConfigError, MainspringError  # noqa: E402
+from mainspring.serving.supervisor import serve  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

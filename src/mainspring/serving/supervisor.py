@@ -24,6 +24,7 @@ import msgspec
 
 from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import to_json
+from mainspring.serving import isolation
 from mainspring.serving.options import ServeOptions, checked
 
 _STEADY_S = 30.0
@@ -94,16 +95,17 @@ class Supervisor:
     def _run_worker(self) -> int:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
-        argv = [
-            sys.executable,
-            "-m",
-            "mainspring.serving.worker",
-            str(os.getpid()),
-            str(self._socket.fileno()),
-            str(writing),
-        ]
+        argv = isolation.command(
+            "mainspring.serving.worker", str(os.getpid()), str(self._socket.fileno()), str(writing)
+        )
         try:
-            worker = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=(self._socket.fileno(), writing))
+            worker = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                pass_fds=(self._socket.fileno(), writing),
+                cwd=isolation.NEUTRAL,
+                env=isolation.environment(),
+            )
         finally:
             os.close(writing)
         self._worker = worker
