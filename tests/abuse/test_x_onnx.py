@@ -199,11 +199,11 @@ def with_constant_first(data: bytes) -> bytes:
     return bytes(made.SerializeToString())
 
 
-def test_X04_what_we_let_through_the_onnx_library_reads_the_same(seed: int = 20) -> None:
+def test_X04_what_we_let_through_the_onnx_library_reads_the_same() -> None:
     """6,000 mutants of one rich model, some with a dangerous field smuggled in. Seen red with the reader of 0.1 (tags beyond 32 bits,
     unknown fields in tensors) and with each of: tags not held to their shortest form, unknown fields skipped, wire types not compared.
     """
-    rng = random.Random(seed)
+    rng = random.Random(20)
     good = with_constant_first(rich())
     check_onnx(good)
     passed = 0

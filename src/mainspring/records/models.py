@@ -70,6 +70,8 @@ class Package(Record, frozen=True, kw_only=True):
     parity: Parity | None = None
     libraries: dict[str, str] = {}
     notes: dict[str, Any] = {}
+    example: dict[str, Any] = {}
+    """One real row of the sample, by column: what a server warms the model up with."""
 
 
 class ModelVersion(Record, frozen=True):

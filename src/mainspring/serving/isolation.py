@@ -7,6 +7,7 @@ working directory would run in the process that holds the socket, or in the one 
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import json
 import os
@@ -25,8 +26,20 @@ LIBRARIES = (
 """What a serving process may import beside the standard library, by top-level name."""
 
 _ENVIRONMENT = frozenset(
-    "LANG LANGUAGE TZ TZDIR LD_LIBRARY_PATH DYLD_LIBRARY_PATH OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS GLIBC_TUNABLES "
-    "MAINSPRING_FAILPOINTS MAINSPRING_FAILPOINT_RELEASE".split()
+    {
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TZDIR",
+        "LD_LIBRARY_PATH",
+        "DYLD_LIBRARY_PATH",
+        "OMP_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "GLIBC_TUNABLES",
+        "MAINSPRING_FAILPOINTS",
+        "MAINSPRING_FAILPOINT_RELEASE",
+    }
 )
 _BOOT = (
     "import json, sys; places, module = json.loads(sys.argv[1]), sys.argv[2]; del sys.argv[1:3]; "
@@ -43,14 +56,16 @@ def command(module: str, *arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """The part of our environment that a child gets: language, time zone, threads. No secret, nothing that steers Python."""
-    return {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("LC_")}
+    kept = {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("LC_")}
+    return kept | {"ORT_DISABLE_TELEMETRY": "1"}  # it counts from the import on
 
 
+@functools.cache
 def code_places() -> list[Path]:
     """What a process must be able to read to import our libraries: standard library, site-packages, shared libraries.
 
     Of any other folder on the import path (a source checkout, ``PYTHONPATH``) only our libraries' own packages: what lies beside
-    them is the user's, a workspace perhaps.
+    them is the user's, a workspace perhaps. Kept from the first call on: inside the cage it could not be found out.
     """
     stdlib = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     found = {Path(p) for p in stdlib if p}

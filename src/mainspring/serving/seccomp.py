@@ -52,7 +52,7 @@ def restrict_calls() -> bool:
     ]
     program += [(_EQUAL, count - 1 - i, 0, number) for i, number in enumerate(calls[:-1])]
     program += [(_EQUAL, 0, 1, calls[-1]), (_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)]
-    code = (_Filter * len(program))(*program)
+    code = (_Filter * len(program))(*(_Filter(*step) for step in program))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         return False

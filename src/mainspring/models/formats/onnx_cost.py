@@ -61,22 +61,26 @@ class Known(IntEnum):
     VALUES = 2
 
 
-_ELEMENTWISE = frozenset(
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ELEMENTWISE = _words(
     "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip "
     "Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less "
     "LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softplus "
-    "Softsign Sqrt Sub Sum Tan Tanh ThresholdedRelu Where Xor".split()
+    "Softsign Sqrt Sub Sum Tan Tanh ThresholdedRelu Where Xor"
 )
-_STRUCTURAL = frozenset(
+_STRUCTURAL = _words(
     "ArgMax ArgMin BatchNormalization Concat Constant CumSum Einsum EyeLike Flatten Gather GatherElements GatherND Gemm Hardmax "
     "LayerNormalization LogSoftmax LpNormalization MatMul MeanVarianceNormalization ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
     "ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare ScatterElements ScatterND Shape Size Slice Softmax Split "
-    "Squeeze Transpose Trilu Unsqueeze TopK OneHot Pad Tile Reshape Expand ConstantOfShape".split()
+    "Squeeze Transpose Trilu Unsqueeze TopK OneHot Pad Tile Reshape Expand ConstantOfShape"
 )
-_MODELS = frozenset(
+_MODELS = _words(
     "ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor "
     "Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler StringNormalizer TfIdfVectorizer TreeEnsemble "
-    "TreeEnsembleClassifier TreeEnsembleRegressor".split()
+    "TreeEnsembleClassifier TreeEnsembleRegressor"
 )
 BOUNDED = _ELEMENTWISE | _STRUCTURAL | _MODELS
 """Operators whose time and memory follow from the shapes of their inputs and from the constants of the file."""
@@ -96,10 +100,8 @@ _HANDS_ON = frozenset({"Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Ide
 
 def examine(graph: Graph) -> Cost:
     """What is known of the cost of ``graph``. Nested graphs (``If``, ``Scan``) are not followed: they are not bounded."""
-    known = {name: Known.CONSTANT for name in graph.constants}
-    known |= {
-        name: Known.VALUES for name in graph.inputs
-    }  # an initializer that is also an input may be given
+    known = dict.fromkeys(graph.constants, Known.CONSTANT)
+    known |= dict.fromkeys(graph.inputs, Known.VALUES)  # an initializer that is also an input may be given
     by_values = by_operator = None
     for node in graph.nodes:
         if node.op not in BOUNDED or node.graphs:

@@ -72,6 +72,7 @@ def save_package(
         metrics=finite,
         libraries=_versions(),
         notes=notes,
+        example=_example(sample, signature),
         **provenance,
     )
     limit = TOLERANCES[signature.task] if tolerance is None else tolerance
@@ -239,6 +240,32 @@ def _complete(signature: Signature, estimator: Any) -> Signature:
     if signature.task is Task.BINARY and len(own) != 2:
         raise InvalidInput("a binary model has exactly two classes", value=own)
     return msgspec.structs.replace(signature, classes=declared)
+
+
+def _example(sample: Mapping[str, Any], signature: Signature) -> dict[str, Any]:
+    """The first row of the sample with the fewest nulls, as plain values; a number that JSON does not have is null."""
+    kinds: dict[str, Any] = {"float64": float, "int64": int, "string": str, "bool": bool}
+    columns = {c.name: sample[c.name] for c in signature.inputs if c.name in sample}
+    best: dict[str, Any] = {}
+    for index in range(min(100, *(len(values) for values in columns.values()))):
+        row: dict[str, Any] = {}
+        for column in signature.inputs:
+            value = (
+                np.asarray(columns[column.name][index : index + 1], dtype=object)[0]
+                if column.name in columns
+                else None
+            )
+            null = value is None or value != value or value in (math.inf, -math.inf)  # noqa: PLR0124 - NaN and NaT
+            row[column.name] = None if null else kinds[column.type](value)
+        if not best or _nulls(row) < _nulls(best):
+            best = row
+        if not _nulls(best):
+            break
+    return best
+
+
+def _nulls(row: Mapping[str, Any]) -> int:
+    return sum(value is None for value in row.values())
 
 
 def _split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
