@@ -116,9 +116,7 @@ def _nursery(control: socket.socket, packages: Path, sandbox: str) -> None:
         asked = msgspec.json.decode(data, type=Asked)
         if not _DIGEST.fullmatch(asked.digest):
             return
-        for name in LIBRARIES.get(asked.form, ()):
-            with contextlib.suppress(Exception):  # loading says what is missing
-                importlib.import_module(name)
+        import_libraries(asked.form)
         size, parent = _size(memory), os.getpid()
         if os.fork() == 0:
             keep = functools.partial(
@@ -126,6 +124,13 @@ def _nursery(control: socket.socket, packages: Path, sandbox: str) -> None:
             )
             _child(parent, keep, close=[control.fileno(), memory])
         os.close(fds[0])
+
+
+def import_libraries(form: str) -> None:
+    """Import what packages of a format need, as far as it is there: loading says what is missing."""
+    for name in LIBRARIES.get(form, ()):
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 def _open(path: str) -> int:

@@ -20,7 +20,7 @@ import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput
 from mainspring.records.models import Package, Signature, Task
-from mainspring.records.serving import Deployment, RouteTable
+from mainspring.records.serving import Deployment, RouteTable, misfit
 from mainspring.serving.codec import RowCodec
 from mainspring.serving.hosting import Hosted, Nursery
 from mainspring.serving.metrics import Metrics, Series
@@ -405,7 +405,12 @@ def _target(
     role: str,
     name: str,
 ) -> LiveTarget:
-    check_compatible(signature, version.signature, what=f"{model}@{number} in {deployment}")
+    if (why := misfit(signature, version.signature)) is not None:
+        raise InvalidInput(
+            f"{model}@{number} cannot answer for this deployment: {why}",
+            value=deployment,
+            place="routes.json",
+        )
     header = f"{model}@{number}".encode()
     head = {"deployment": deployment, "model": model, "version": number}
     return LiveTarget(
@@ -423,18 +428,3 @@ def _target(
 
 def _fragment(label: str) -> bytes:
     return b'{"label":%b,"score":' % msgspec.json.encode(label)
-
-
-def check_compatible(outer: Signature, inner: Signature, *, what: str) -> None:
-    """``inner`` can answer every request that fits ``outer``: the same task and classes, its columns among those sent."""
-    sent = {c.name: c for c in outer.inputs}
-    for column in inner.inputs:
-        given = sent.get(column.name)
-        if given is None or given.type != column.type or (given.nullable and not column.nullable):
-            raise InvalidInput(
-                f"{what} needs a column that requests do not have",
-                value=f"{column.name}:{column.type}",
-                next_step="Deploy it under a deployment of its own.",
-            )
-    if (outer.task, outer.classes) != (inner.task, inner.classes):
-        raise InvalidInput(f"{what} answers another question", value=f"{inner.task} {inner.classes}")
