@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto, helper, numpy_helper
 
 from mainspring.errors import UnsafeFormat
-from mainspring.models.formats.onnx_cost import examine
+from mainspring.models.formats.onnx_cost import BOUNDED, examine
 from mainspring.models.formats.onnx_wire import DOMAINS, SCHEMA, check_onnx
 
 INFO = helper.make_tensor_value_info
@@ -350,7 +351,9 @@ FILL = [N("ConstantOfShape", ["rows"], ["big"])]
         ([*SHAPE, N("Concat", ["rows", "one"], ["two"], axis=0), N("Reshape", ["numeric", "two"], ["big"])], True),
         ([N("ConstantOfShape", ["one"], ["big"])], True),
         ([N("Tile", ["numeric", "pair"], ["big"])], True),
-        ([N("Range", ["a", "a", "a"], ["big"])], False),
+        ([N("Range", ["zero", "one", "one"], ["big"])], True),
+        ([*SHAPE, N("Squeeze", ["rows"], ["n"]), N("Range", ["zero", "n", "one"], ["big"])], False),
+        ([N("Range", ["zero", "numeric", "one"], ["big"])], None),
         ([*SHAPE, N("Gather", ["pair", "rows"], ["looked"]), N("ConstantOfShape", ["looked"], ["big"])], None),
         ([*SHAPE, N("Mul", ["rows", "rows"], ["square"]), N("ConstantOfShape", ["square"], ["big"])], None),
         ([*SHAPE, N("Slice", ["numeric", "zero", "rows"], ["big"])], False),
@@ -358,7 +361,7 @@ FILL = [N("ConstantOfShape", ["rows"], ["big"])]
         ([N("RandomNormalLike", ["numeric"], ["big"])], False),
         ([N("StringConcat", ["numeric", "numeric"], ["big"])], False),
     ],
-    ids=["fill", "reshape", "constant", "tile", "range", "table", "square", "slice", "nonzero", "random", "strings"],
+    ids=["fill", "reshape", "constant", "tile", "range", "range-rows", "range-values", "table", "square", "slice", "nonzero", "random", "strings"],
 )  # fmt: skip
 def test_only_what_rows_alone_decide_is_bounded(nodes: list[Any], bounded: bool | None) -> None:
     """True: in the server's own process. False: in a process of its own. None: refused, since a size is computed."""
@@ -378,3 +381,42 @@ def test_an_initializer_that_is_an_input_too_is_not_a_constant() -> None:
     )
     with pytest.raises(UnsafeFormat, match="as large as a value"):
         check_onnx(data)
+
+
+EMITTED = (
+    "Abs Add And ArgMax ArgMin Cast Clip Concat Constant ConstantOfShape CumSum Div Equal Erf Exp Expand Flatten Floor Gather GatherElements Gemm "
+    "GlobalAveragePool Greater GreaterOrEqual Identity IsNaN Less LessOrEqual Log LogSoftmax MatMul Max Min Mod Mul Neg Not OneHot Or Pow "
+    "Range ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceProd ReduceSum ReduceSumSquare Relu Reshape ScatterElements Shape Sigmoid "
+    "Sign Slice Softmax Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose Unsqueeze Where ArrayFeatureExtractor Binarizer Imputer LabelEncoder "
+    "LinearClassifier LinearRegressor Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler TreeEnsemble TreeEnsembleClassifier "
+    "TreeEnsembleRegressor"
+)
+"""Operators that our converters write (skl2onnx's ``Scan``, for distances to neighbours, aside: such a model has a process of its own)."""
+
+
+def test_what_our_converters_write_is_bounded() -> None:
+    """Or ordinary models would leave the event loop. Seen red with ``GlobalAveragePool`` missing."""
+    assert set(EMITTED.split()) - BOUNDED == set()
+
+
+def test_ordinary_estimators_stay_in_the_servers_own_process() -> None:
+    from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import GaussianNB
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from mainspring.models.formats import infer_signature
+    from mainspring.models.formats.onnx import convert
+
+    x = np.random.default_rng(0).normal(size=(80, 3))
+    signature = infer_signature({f"c{i}": x[:, i] for i in range(3)}, task="binary")
+    for estimator in (
+        LogisticRegression(), RandomForestClassifier(5), HistGradientBoostingClassifier(max_iter=5), GaussianNB(),
+        MLPClassifier((4,), max_iter=5), make_pipeline(StandardScaler(), LogisticRegression()),
+    ):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data = convert(estimator.fit(x, x[:, 0] > 0), signature)
+        assert examine(check_onnx(data)).bounded, type(estimator).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -29,13 +30,11 @@ ROW = {"rows": [{"x0": 1, "x1": 2.5}]}
 
 
 def counting(*, steps: bool) -> bytes:
-    """A standard ONNX graph that counts to the value of the request: in memory, or step by step."""
+    """A standard ONNX graph that counts to the value of the request: in memory, or step by step. It does so in a branch of an ``If``,
+    where a size taken from a value is not seen from outside."""
     scalars = [numpy_helper.from_array(np.array(v, np.float32), n) for n, v in (("zero", 0), ("one", 1))]
-    nodes = [
-        N("ReduceMax", ["numeric"], ["most"], keepdims=0),
-        N("Add", ["most", "one"], ["limit"]),
-        N("Range", ["zero", "limit", "one"], ["many"]),
-    ]
+    scalars.append(numpy_helper.from_array(np.array(True), "yes"))
+    inner = [N("Range", ["zero", "limit", "one"], ["many"])]
     if steps:
         body = helper.make_graph(
             [N("Add", ["state", "item"], ["next"])],
@@ -43,18 +42,22 @@ def counting(*, steps: bool) -> bytes:
             [INFO("state", FLOAT, []), INFO("item", FLOAT, [])],
             [INFO("next", FLOAT, [])],
         )
-        nodes.append(N("Scan", ["zero", "many"], ["total"], body=body, num_scan_inputs=1))
+        inner.append(N("Scan", ["zero", "many"], ["counted"], body=body, num_scan_inputs=1))
     else:
-        nodes.append(N("ReduceSum", ["many"], ["total"], keepdims=0))
-    nodes += [N("Mul", ["total", "zero"], ["nothing"]), N("Add", ["numeric", "nothing"], ["y"])]
+        inner.append(N("ReduceSum", ["many"], ["counted"], keepdims=0))
+    branch = helper.make_graph(inner, "branch", [], [INFO("counted", FLOAT, [])])
+    nodes = [
+        N("ReduceMax", ["numeric"], ["most"], keepdims=0),
+        N("Add", ["most", "one"], ["limit"]),
+        N("If", ["yes"], ["total"], then_branch=branch, else_branch=branch),
+        N("Mul", ["total", "zero"], ["nothing"]),
+        N("Add", ["numeric", "nothing"], ["y"]),
+    ]
     graph = helper.make_graph(
         nodes, "g", [INFO("numeric", FLOAT, [None, 1])], [INFO("y", FLOAT, [None, 1])], scalars
     )
-    return bytes(
-        helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-        ).SerializeToString()
-    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def add(bundle: Any, name: str, write: Callable[[Path], Signature]) -> Deployment:
@@ -110,6 +113,14 @@ def _signature(bundle: Any) -> Signature:
 def ask(client: Any, value: float) -> tuple[int, Any]:
     status, _, body = client.call("POST", SLOW, {"rows": [{"x0": value}]})
     return status, body
+
+
+def answers_with(client: Any, path: str, part: bytes) -> bool:
+    return part in client.call("POST", path, ROW if path == FAST else {"rows": [{"x0": 1}]})[2]
+
+
+def fails(client: Any) -> bool:
+    return "failure" in client.json("GET", "/v2")
 
 
 def versions(client: Any) -> dict[str, Any]:
@@ -237,3 +248,131 @@ def test_a_package_that_dies_while_loading_is_an_error_of_its_own(bundle: Any, s
     assert status == 503, body
     assert b"not in service" in body
     assert psutil.Process(server.ready["worker"]).memory_info().rss < 600 << 20
+
+
+def damage(bundle: Any, deployment: Deployment) -> Path:
+    """One flipped byte in the payload of its champion."""
+    payload = next(
+        p
+        for p in (bundle.folder / "packages" / deployment.targets[0].package).iterdir()
+        if p.name != "model.json"
+    )
+    data = bytearray(payload.read_bytes())
+    data[len(data) // 2] ^= 1
+    payload.write_bytes(data)
+    return Path(payload)
+
+
+def test_v02_a_deployment_that_cannot_load_holds_up_no_other(bundle: Any, start: Any) -> None:
+    """Published together with a good change, after a restart, and mended: the others answer, this one says why it does not.
+    Seen red with one failure refusing the whole table.
+    """
+    bundle.route(bundle.target(1, 0.75))
+    server = start(bundle, "--no-spare")
+    bad = add(bundle, "slow", onnx_package(counting(steps=True)))
+    payload = damage(bundle, bad)
+    whole = bytearray(payload.read_bytes())
+    mine = Deployment(name="d", signature=_signature(bundle), targets=[bundle.target(2, 0.6)])
+    bundle.number += 1
+    bundle.write(to_json(sealed(RouteTable(number=bundle.number, created_us=0, deployments=[bad, mine]))))
+    for again in (False, True):
+        if again:
+            assert server.stop() == 0
+            server = start(bundle, "--no-spare")
+        client = server.client()
+        until(functools.partial(answers_with, client, FAST, b'"version":2'), "the good one is switched")
+        until(
+            functools.partial(answers_with, client, SLOW, b"not what model.json says"), "the bad one says why"
+        )
+        assert ask(client, 1)[0] == 503
+        assert client.call("GET", "/v2/models/slow/ready")[0] == 503
+        status, _, body = client.call("GET", "/v2/health/ready")
+        assert status == 200
+        assert b"not what model.json says" in body
+        assert "slow" in client.json("GET", "/v1/status")["failure"]["deployments"]
+    whole[len(whole) // 2] ^= 1
+    payload.write_bytes(whole)
+    until(lambda: ask(client, 10)[0] == 200, "mended, it is taken up")
+    assert "failure" not in client.json("GET", "/v2")
+
+
+def test_v02_a_damaged_package_keeps_the_version_before(bundle: Any, start: Any) -> None:
+    """While the server runs, and after a restart from the last good routes."""
+    publish(bundle, add(bundle, "slow", skops_package))
+    server = start(bundle, "--no-spare")
+    until(lambda: ask(server.client(), 3)[0] == 200, "the first version answers")
+    worse = add(bundle, "worse", skops_package)
+    damage(bundle, worse)
+    target = Target(model="slow", version=2, package=worse.targets[0].package)
+    publish(bundle, Deployment(name="slow", signature=AMOUNT, targets=[target]))
+    for again in (False, True):
+        if again:
+            assert server.stop() == 0
+            server = start(bundle, "--no-spare")
+        client = server.client()
+        until(functools.partial(fails, client), "it says so")
+        assert client.json("POST", SLOW, {"rows": [{"x0": 3}]})["version"] == 1
+        assert client.json("POST", FAST, ROW)["version"] == 1
+
+
+def test_v07_a_spare_takes_over_at_once(bundle: Any, start: Any) -> None:
+    """A model whose libraries take seconds to import, a worker that is killed: the spare serves, and has not been started for it.
+    Seen red with the spare not promoted: a worker that did not exist before answered.
+    """
+    publish(bundle, add(bundle, "slow", skops_package))
+    server = start(bundle)
+    supervisor = psutil.Process(server.process.pid)
+    first = server.ready["worker"]
+    until(lambda: len(supervisor.children()) == 2, "a spare is started")
+    (spare,) = (p for p in supervisor.children() if p.pid != first)
+    until(lambda: _keepers(spare) == 1, "it has loaded the model")
+    os.kill(first, signal.SIGKILL)
+    client = server.client()
+    until(lambda: ask(client, 3)[0] == 200, "it answers")
+    assert spare.is_running()
+    assert [c.laddr.port for c in spare.net_connections() if c.status == "ESTABLISHED"] == [server.port]
+    until(lambda: len(supervisor.children()) == 2, "there is a spare again")
+
+
+def _keepers(worker: psutil.Process) -> int:
+    return sum(len(nursery.children()) for nursery in worker.children())
+
+
+def test_v09_sigterm_to_the_worker_drains_it_and_loses_no_request(bundle: Any, start: Any) -> None:
+    """A worker told to end answers what it took; the spare takes what comes. Seen red with the worker's handler ending it at once."""
+    bundle.route(bundle.target(1, 0.75))
+    server = start(bundle)
+    supervisor = psutil.Process(server.process.pid)
+    until(lambda: len(supervisor.children()) == 2, "a spare is started")
+    problems: list[str] = []
+    answered = [0]
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            client = server.client()
+            closing = False
+            while not closing and not stop.is_set():
+                try:
+                    status, headers, _ = client.call("POST", FAST, ROW)
+                except OSError as error:
+                    problems.append(repr(error))
+                    return
+                closing = headers.get("connection") == "close"
+                answered[0] += 1
+                if status != 200:
+                    problems.append(str(status))
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: answered[0] > 50, "the first worker answers")
+    os.kill(server.ready["worker"], signal.SIGTERM)
+    until(lambda: not psutil.pid_exists(server.ready["worker"]), "it has ended")
+    so_far = answered[0]
+    until(lambda: answered[0] > so_far + 50 or problems, "the next one answers")
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert problems == []
+    assert server.process.poll() is None

@@ -18,9 +18,9 @@ import blake3
 
 from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import from_json, to_json
+from mainspring.records.objects import ObjectRef
 from mainspring.records.serving import ROUTES_FILE, RouteTable
 from mainspring.storage.failpoints import declare, failpoint
-from mainspring.records.objects import ObjectRef
 from mainspring.storage.objects import Objects
 
 declare("deploy.package.written", "deploy.package.renamed", "deploy.routes.written", "deploy.routes.renamed")

@@ -75,7 +75,8 @@ _STRUCTURAL = _words(
     "ArgMax ArgMin BatchNormalization Concat Constant CumSum Einsum EyeLike Flatten Gather GatherElements GatherND Gemm Hardmax "
     "LayerNormalization LogSoftmax LpNormalization MatMul MeanVarianceNormalization ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
     "ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare ScatterElements ScatterND Shape Size Slice Softmax Split "
-    "Squeeze Transpose Trilu Unsqueeze TopK OneHot Pad Tile Reshape Expand ConstantOfShape"
+    "Squeeze Transpose Trilu Unsqueeze TopK OneHot Pad Tile Reshape Expand ConstantOfShape Range "
+    "GlobalAveragePool GlobalMaxPool"
 )
 _MODELS = _words(
     "ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor "
@@ -86,7 +87,7 @@ BOUNDED = _ELEMENTWISE | _STRUCTURAL | _MODELS
 """Operators whose time and memory follow from the shapes of their inputs and from the constants of the file."""
 
 FROM_CONSTANTS = {
-    "CumSum": (1,), "OneHot": (1,), "Pad": (1, 3), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,),
+    "CumSum": (1,), "OneHot": (1,), "Pad": (1, 3), "Range": (0, 1, 2), "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,),
     "Trilu": (1,), "Unsqueeze": (1,),
 } | {op: (1,) for op in BOUNDED if op.startswith("Reduce")}  # fmt: skip
 """Inputs that decide the shape of the answer: constants only."""
