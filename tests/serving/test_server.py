@@ -265,7 +265,7 @@ def test_feedback_that_cannot_be_true_is_refused(bundle, start, change, said) ->
 
 
 def test_b_hosts_and_origins_that_are_not_ours_are_refused(bundle, start) -> None:
-    """B01, B02. Seen red with ``Gate.check`` returning at once."""
+    """B01, B02, an origin with its port. Seen red with ``Gate.check`` returning at once, and with ports not compared."""
     bundle.route(bundle.target(1, 0.75))
     client = start(bundle).client()
     for headers in (
@@ -274,10 +274,21 @@ def test_b_hosts_and_origins_that_are_not_ours_are_refused(bundle, start) -> Non
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://localhost:3000"},
+        {"Host": "localhost:8710", "Origin": "http://localhost:3000"},
+        {"Host": "localhost:8710", "Origin": "http://localhost"},
+        {"Host": "localhost:8710", "Origin": "http://127.0.0.1:8710"},
+        {"Host": "localhost:8710", "Origin": "ftp://localhost:8710"},
     ):
         assert client.call("POST", PATH, ROW, headers)[0] == 403, headers
     assert client.call("GET", "/v2/health/live", headers={"Host": "10.0.0.7:8710"})[0] == 200
-    for headers in ({"Host": "LOCALHOST:1"}, {"Host": "[::1]"}, {"Origin": "http://localhost:3000"}):
+    for headers in (
+        {"Host": "LOCALHOST:1"},
+        {"Host": "[::1]"},
+        {"Host": "localhost:8710", "Origin": "http://localhost:8710"},
+        {"Host": "[::1]:8710", "Origin": "http://[::1]:8710"},
+        {"Host": "localhost", "Origin": "http://localhost:80"},
+    ):
         status, sent, _ = client.call("POST", PATH, ROW, headers)
         assert status == 200
         assert sent["x-content-type-options"] == "nosniff"

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,7 @@ def up(
         inference = None
         if serving:
             process, inference = _start_serving(
-                str(bundle),
+                str(bundle.absolute()),
                 config.serving.host,
                 config.serving.port if serving_port is None else serving_port,
                 poll_s,
@@ -222,11 +221,10 @@ def _ask(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, An
 def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[subprocess.Popen[str], str]:
     """The inference server as a child; ends with us. Returns it and its address, once it answers."""
     from mainspring.errors import Unavailable
+    from mainspring.serving import isolation
 
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
+        isolation.command(
             "mainspring.serving",
             "--bundle",
             bundle,
@@ -236,10 +234,12 @@ def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[su
             str(port),
             "--poll",
             str(poll_s),
-        ],
+        ),
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
+        cwd=isolation.NEUTRAL,
+        env=isolation.environment(),
     )
     assert process.stdout is not None  # noqa: S101 - asked for above
     line = process.stdout.readline()

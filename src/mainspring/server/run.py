@@ -149,7 +149,16 @@ class Workers:
         folder.mkdir(exist_ok=True, mode=0o700)
         with (folder / "worker.log").open("ab") as log_file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mainspring.cli", "-C", str(self._settings.root), "loop", "follow"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "mainspring.cli",
+                    "-C",
+                    str(self._settings.root),
+                    "loop",
+                    "follow",
+                ],
                 cwd=self._settings.root,
                 env=child_environment(self._settings),
                 stdin=subprocess.PIPE,

@@ -159,7 +159,7 @@ class App:
                 return None
             table = self.core.table
             deployment = self._deployment(name, table)
-            self._shed(name, len(body))
+            self._shed(deployment, len(body))
             if not deployment.inline_rows:
                 self._slot_bytes[name] = 0
                 return None
@@ -183,9 +183,9 @@ class App:
             (b"HTTP/1.1 200 OK\r\n", self.date, found.target.lines, shown, b"\r\ncontent-length: %d\r\n\r\n" % len(reply), reply)
         )  # fmt: skip
 
-    def _shed(self, name: str, size: int) -> None:
+    def _shed(self, deployment: LiveDeployment, size: int) -> None:
         """Refuse before decoding what would find no slot: shedding must cost less than it saves (V05)."""
-        if self.core.admission.full and size >= self._slot_bytes.get(name, _INLINE_BODY):
+        if size >= self._slot_bytes.get(deployment.name, _INLINE_BODY) and self.core.full(deployment):
             raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
 
     def _now(self, deployment: LiveDeployment, call: Call, ident: str, number: int) -> Answer:
@@ -213,6 +213,12 @@ class App:
     def _deployment(self, name: str, table: LiveTable) -> LiveDeployment:
         found = table.deployments.get(name)
         if found is None:
+            if name in table.problems:
+                raise Unavailable(
+                    f"this deployment is not in service: {table.problems[name]}",
+                    value=name,
+                    next_step="Deploy a version that loads, or publish this one again.",
+                )
             if table.number == 0:
                 raise Unavailable(
                     "no model is in service yet", next_step="Deploy one; this server takes it up by itself."
@@ -345,6 +351,7 @@ class App:
         """Whether a prediction can be made now."""
         return (
             self.core.table.number > 0
+            and not (self.core.table.problems and not self.core.table.deployments)
             and not self.draining
             and self.core.admission.stuck_s() < self.core.options.hang_s
         )
@@ -353,9 +360,11 @@ class App:
         await answer(send, 200, b'{"live":true}')
 
     async def _ready(self, send: Send) -> None:
-        flag = b"true" if self.ready else b"false"
         # The specification shows the key "live" here; clients look at the status only, so both are sent.
-        await answer(send, 200 if self.ready else 503, b'{"live":true,"ready":%b}' % flag)
+        body: dict[str, Any] = {"live": True, "ready": self.ready}
+        if self.core.table.problems:
+            body["problems"] = self.core.table.problems
+        await answer(send, 200 if self.ready else 503, msgspec.json.encode(body))
 
     async def _server(self, send: Send) -> None:
         failure = self._failure()
@@ -379,6 +388,7 @@ class App:
             "sandbox": self.sandbox,
             "deployments": [_status_of(d) for d in table.deployments.values()],
             "failure": self._failure(),
+            "problems": table.problems,
             "log": {
                 "segment": segment,
                 "bytes": size,
@@ -414,6 +424,7 @@ def _status_of(deployment: LiveDeployment) -> dict[str, Any]:
                 "package": t.version.package,
                 "single_us": round(t.version.single_us, 1),
                 "inline_rows": t.version.inline_rows,
+                "own_process": t.version.host is not None,
             }
             for t in targets
         ],
