@@ -111,8 +111,9 @@ def _lineage(workspace: Workspace) -> Lineage:
 
 def _deploy(workspace: Workspace) -> Any:
     from mainspring.deploy import Deploy
+    from mainspring.deploy.trial import try_package
 
-    return Deploy(workspace.base, workspace.room("models"))
+    return Deploy(workspace.base, workspace.room("models"), trial=try_package)
 
 
 def _monitoring(workspace: Workspace) -> Any:

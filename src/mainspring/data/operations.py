@@ -185,6 +185,7 @@ class Data:
                 new = NewVersion(
                     dataset=dataset, id=staged.digest, kind="table", tree=tree.digest, objects=[stored.digest], rows=staged.rows,
                     columns=staged.columns, bytes=stored.size, message=message, inputs=inputs or [], tags=tags or [],
+                    reading=staged.reading,
                 )  # fmt: skip
                 return self._add(new, findings)
 

@@ -43,8 +43,9 @@ class ModelsClient:
         *,
         model: str,
         signature: Signature,
-        sample: Mapping[str, Any],
-        format: str = "onnx",  # noqa: A002 - the word the manifest uses
+        sample: Any,
+        training: Any = None,
+        format: str = "auto",  # noqa: A002 - the word the manifest uses
         tolerance: float | None = None,
         metrics: Mapping[str, float] | None = None,
         run: str | None = None,
@@ -67,6 +68,7 @@ class ModelsClient:
                 folder,
                 signature=signature,
                 sample=sample,
+                training=training,
                 format=format,
                 tolerance=tolerance,
                 metrics=metrics,

@@ -25,12 +25,21 @@ class Column(Record, frozen=True):
     nullable: bool = False
 
 
+ClassType = Literal["float64", "int64", "string", "bool"]
+
+
 class Signature(Record, frozen=True):
-    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive])."""
+    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive]).
+
+    ``class_type`` is the type of the estimator's classes, by which labels are matched (records.classes); None in records of
+    before it was kept: inferred. ``class_values``: the estimator's own classes where ``classes`` gives them other names.
+    """
 
     inputs: list[Column]
     task: Task
     classes: list[str] = []
+    class_type: ClassType | None = None
+    class_values: list[str] = []
 
 
 class PackageFile(Record, frozen=True):
@@ -43,12 +52,22 @@ class PackageFile(Record, frozen=True):
 
 
 class Parity(Record, frozen=True):
-    """How closely the stored payload repeats the trained estimator on real rows."""
+    """How closely the stored payload repeats the trained estimator.
+
+    ``rows``: all rows compared, real and made from the signature. ``max_abs_difference``: of probabilities; of a regression in
+    units of the spread (standard deviation) of the estimator's answers on real rows.
+    """
 
     rows: int
     max_abs_difference: float
     tolerance: float
     label_mismatches: int
+    generated: int = 0
+    """Rows made from the signature: nulls, unseen categories, extremes, values beside tree thresholds."""
+    judged: int = 0
+    """Rows that took no part in choosing the form of the payload."""
+    refused: int = 0
+    """Rows on which the estimator raises an error; the payload answers no number there either."""
 
 
 class Package(Record, frozen=True, kw_only=True):
@@ -70,6 +89,12 @@ class Package(Record, frozen=True, kw_only=True):
     parity: Parity | None = None
     libraries: dict[str, str] = {}
     notes: dict[str, Any] = {}
+    example: dict[str, Any] = {}
+    """One real row of the sample, by column: what a server warms the model up with."""
+    null_text: Literal["empty", "none", "nan"] = "empty"
+    """What the estimator gets for a null text: ``""`` (packages of 0.1), None or NaN, as it learned it."""
+    known: dict[str, list[str | float]] = {}
+    """Columns for whose other values the estimator raises an error, with the values that it takes."""
 
 
 class ModelVersion(Record, frozen=True):
@@ -109,6 +134,8 @@ class AliasEvent(Record, frozen=True):
     actor: str
     reason: str
     event: str
+    overridden: list[str] = []
+    """What spoke against the move and was overridden by the actor; empty for every other move."""
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
@@ -118,6 +145,8 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     created_at: datetime
     versions: int
     aliases: dict[str, int] = {}
+    overridden: dict[str, list[str]] = {}
+    """Of aliases that were moved in spite of something: what spoke against it."""
 
 
 class ModelVersionPage(Page, frozen=True, kw_only=True):

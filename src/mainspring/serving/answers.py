@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mainspring.records.models import Signature, Task
+from mainspring.records.scores import class_of
 from mainspring.serving.table import LiveDeployment
 
 _encode = msgspec.json.Encoder().encode
@@ -15,13 +16,14 @@ _encode = msgspec.json.Encoder().encode
 def predictions(deployment: LiveDeployment, scores: list[Any]) -> bytes:
     """The JSON list of predictions.
 
-    Binary: ``{"label", "score"}`` with the score P(positive) and the label by 0.5. Multiclass: ``{"label", "score",
+    Binary: ``{"label", "score"}`` with the score P(positive) and the label by
+    :func:`~mainspring.records.scores.class_of`. Multiclass: ``{"label", "score",
     "probabilities"}``. Regression: ``{"value"}``.
     """
     task = deployment.signature.task
     if task is Task.BINARY:
         negative, positive = deployment.fragments
-        rows = [(positive if s >= 0.5 else negative) + _encode(s) for s in scores]
+        rows = [(positive if class_of(s) else negative) + _encode(s) for s in scores]
         return b"[" + b"},".join(rows) + b"}]"
     if task is Task.MULTICLASS:
         return _encode([_class(deployment.signature, row) for row in scores])
@@ -32,11 +34,11 @@ def labels(deployment: LiveDeployment, scores: list[Any]) -> list[str]:
     """The label of each row (not for regression)."""
     if deployment.signature.task is Task.BINARY:
         negative, positive = deployment.labels
-        return [positive if s >= 0.5 else negative for s in scores]
+        return [positive if class_of(s) else negative for s in scores]
     classes = deployment.signature.classes
-    return [classes[row.index(max(row))] for row in scores]
+    return [classes[class_of(row)] for row in scores]
 
 
 def _class(signature: Signature, row: list[float]) -> dict[str, Any]:
-    score = max(row)
-    return {"label": signature.classes[row.index(score)], "score": score, "probabilities": row}
+    at = class_of(row)
+    return {"label": signature.classes[at], "score": row[at], "probabilities": row}

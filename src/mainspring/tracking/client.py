@@ -416,7 +416,8 @@ class Run:
     def _capture(self) -> None:
         if self._captured:
             found: Captured = capture(seeds=self._seeds)
-            self._append(encode(spool.CAPTURE, (found.code, found.environment, found.source)), keep=True)
+            capture_record = (found.code, found.environment, found.source, found.files)
+            self._append(encode(spool.CAPTURE, capture_record), keep=True)
 
 
 def _ship_forever(run: Run) -> None:

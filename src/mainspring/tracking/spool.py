@@ -261,12 +261,13 @@ class Shipper:
         self._operations.create_run(**value)
 
     def _capture(self, value: Any) -> None:
-        code, environment, source = value
+        code, environment, source, *files = value
         self._operations.record_capture(
             run=self._run,
             code=msgspec.convert(code, CodeState) if code else None,
             environment=msgspec.convert(environment, EnvironmentState) if environment else None,
             source=source,
+            **({"files": files[0]} if files and files[0] else {}),
         )
 
     def _use(self, value: Any) -> None:

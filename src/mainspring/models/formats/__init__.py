@@ -69,8 +69,9 @@ def save(
     folder: Path,
     *,
     signature: Signature,
-    sample: Mapping[str, Any],
-    format: str = "onnx",  # noqa: A002 - the word the manifest uses
+    sample: Any,
+    training: Any = None,
+    format: str = "auto",  # noqa: A002 - the word the manifest uses
     tolerance: float | None = None,
     trust: TrustPolicy = DEFAULT,
     metrics: Mapping[str, float] | None = None,
@@ -82,11 +83,12 @@ def save(
 ) -> Package:
     """Write a fitted scikit-learn ``estimator`` as a package into ``folder`` (new or empty) and return its manifest.
 
-    ``sample``: columns of real rows (at least one) on which the stored payload must repeat the estimator: identical
-    labels (a numerical tie between the two best classes aside), probabilities within ``tolerance`` (default 1e-5,
-    absolute), regression within ``tolerance`` (default 1e-4) of ``max(|y|, rms(y))``. If not, :class:`ParityFailed` with
-    the numbers and nothing is left behind. ``format``: ``onnx``, ``skops``, or ``auto`` (ONNX, and skops where ONNX
-    cannot be made or fails parity).
+    ``sample``: real rows (at least one) as columns or as a table; ``training``: the training rows, where they are at hand.
+    On these, and on rows made from the signature (nulls, unseen categories, extremes, values beside tree thresholds), the
+    stored payload must repeat the estimator: its labels, its probabilities within ``tolerance`` (default 1e-6), a regression
+    within ``tolerance`` times the spread of its answers, and an error or NaN where it raises. If not, :class:`ParityFailed`
+    with the numbers and nothing is left behind. ``format``: ``auto`` (ONNX, and skops where ONNX cannot be exact), ``onnx``,
+    ``skops``. Raises :class:`~mainspring.errors.InvalidInput` where no format stores the estimator, with the reasons of each.
     """
     from mainspring.models.formats.saving import save_package
 
@@ -95,6 +97,7 @@ def save(
         folder,
         signature=signature,
         sample=sample,
+        training=training,
         format=format,
         tolerance=tolerance,
         trust=trust,

@@ -1,12 +1,12 @@
-"""Columns of a request or a table as tensors and as frames: one reading of nulls for every format.
+"""Columns of a request or a table, checked: one reading of values and nulls for every format.
 
-A null number is NaN, a null string is ``""``, whole numbers and truth values are floats. Training code that goes through
-:func:`frame` sees rows exactly as serving will.
+A null number is NaN. A null text stays a null: what an estimator gets for it is what it was trained on (see
+:mod:`mainspring.models.formats.estimators`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,66 +76,71 @@ def floats(name: str, values: Any, rows: int) -> Floats:
         ) from None
 
 
-def strings(name: str, values: Any, rows: int) -> Strings:
-    """A string column as objects ``(rows,)``; null (None or NaN) is ``""``."""
+def strings(name: str, values: Any, rows: int, *, null: Any = "") -> Strings:
+    """A string column as objects ``(rows,)``; None and NaN become ``null``."""
     out = np.empty(rows, dtype=object)
     if values is None:
-        out[:] = ""
+        out[:] = null
         return out
     # An object array keeps each value as it is; tolist() gives Python's own types in one pass.
     listed = values.tolist() if hasattr(values, "tolist") else values
     for i, value in enumerate(listed):
-        out[i] = value if type(value) is str else text(name, value)
+        out[i] = value if type(value) is str else text(name, value, null=null)
     return out
 
 
-def text(name: str, value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):  # noqa: PLR0124 - NaN is the one value unlike itself
-        return ""
+def text(name: str, value: Any, *, null: Any = "") -> Any:
+    if is_null(value):
+        return null
     if isinstance(value, str):
         return str(value)
     raise InvalidInput("a string is expected", value=value, place=f"column {name!r}")
 
 
+def is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124 - NaN is the one value unlike itself
+
+
 def frame(columns: Columns, signature: Signature) -> Any:
-    """The rows as an Arrow table, read as every predictor reads them: what to fit a name-addressed estimator on."""
+    """The rows as an Arrow table with the signature's columns, in its order: text nulls stay null, numbers are float64."""
     import pyarrow as pa
 
     return pa.table(clean(columns, signature))
 
 
 def clean(columns: Columns, signature: Signature) -> dict[str, Any]:
-    """The signature's columns, in its order, as arrays under our reading of nulls."""
+    """The signature's columns, in its order, as arrays: a null text is None, a null number NaN, numbers are float64."""
     rows, values = pick(columns, signature.inputs)
     return {
-        c.name: strings(c.name, v, rows) if c.type == "string" else floats(c.name, v, rows)
+        c.name: strings(c.name, v, rows, null=None) if c.type == "string" else floats(c.name, v, rows)
         for c, v in zip(signature.inputs, values, strict=True)
     }
 
 
-def as_estimator_input(columns: Columns, signature: Signature, names: Sequence[str] | None) -> Any:
-    """What to hand a scikit-learn estimator: an Arrow table if it was fitted on named columns (``names``), else one array.
+class Known:
+    """Refuses values that the estimator itself would refuse (an encoder with ``handle_unknown="error"``)."""
 
-    The array has the signature's column order; it is float64 if every column is a number, else of objects.
-    """
-    cleaned = clean(columns, signature)
-    if names is not None:
-        import pyarrow as pa
+    def __init__(self, known: Mapping[str, Sequence[str | float]]) -> None:
+        self._sets = {name: frozenset(values) for name, values in known.items()}
 
-        unknown = sorted(set(names) - set(cleaned))
-        if unknown:
-            raise InvalidInput(
-                "the estimator uses a column that is not in the signature",
-                value=unknown[0],
-                next_step=near(unknown[0], cleaned, what="column"),
-            )
-        return pa.table({name: cleaned[name] for name in names})
-    if not text_names(signature):
-        return np.column_stack(list(cleaned.values()))
-    out = np.empty((len(next(iter(cleaned.values()))), len(cleaned)), dtype=object)
-    for j, column in enumerate(cleaned.values()):
-        out[:, j] = column
-    return out
+    def __bool__(self) -> bool:
+        return bool(self._sets)
+
+    def check(self, columns: Columns) -> None:
+        """Nulls pass: whether a column takes them is for the signature to say."""
+        for name, known in self._sets.items():
+            values = columns.get(name)
+            if values is None:
+                continue
+            listed = values.tolist() if hasattr(values, "tolist") else values
+            for value in listed:
+                if value not in known and not is_null(value):
+                    raise InvalidInput(
+                        "the model knows no such value of this column",
+                        value=value,
+                        place=f"column {name!r}",
+                        next_step=near(str(value), [str(k) for k in known], what="value"),
+                    )
 
 
 def _first_odd(values: Any) -> object:

@@ -1,8 +1,8 @@
-"""ONNX: conversion from scikit-learn, and prediction by ONNX Runtime.
+"""ONNX: prediction by ONNX Runtime.
 
-One row must be cheap, so a package has at most two inputs: ``numeric`` (float32 ``[n, numbers]``) and ``text`` (strings
-``[n, texts]``), in the order of the signature. Twelve inputs of one column each cost 21 µs a row to build and bind, two
-matrices with a Split in front of the same graph 11 µs (docs/rooms/models.md).
+One row must be cheap, so a package has at most two inputs: ``numeric`` (``[n, numbers]``, float64; float32 in packages of 0.1
+and where no exact form exists) and ``text`` (strings ``[n, texts]``), in the order of the signature. Twelve inputs of one
+column each cost 21 µs a row to build and bind, two matrices in front of the same graph 11 µs (docs/rooms/models.md).
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 import os
 import struct
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 
 from mainspring.errors import Corrupt, InvalidInput, MissingExtra, UnsafeFormat
-from mainspring.models.formats.columns import floats, pick, strings, text
+from mainspring.models.formats.columns import Known, floats, pick, strings, text
+from mainspring.models.formats.onnx_names import NULL_TEXT, NUMERIC, TEXT
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Package, Signature, Task
-
-NUMERIC, TEXT = "numeric", "text"
 
 
 class OnnxPredictor:
@@ -34,7 +32,10 @@ class OnnxPredictor:
         self._classes = len(signature.classes)
         self._numeric = [c for c in signature.inputs if c.type != "string"]
         self._text = [c for c in signature.inputs if c.type == "string"]
+        self._null = "" if package.null_text == "empty" else NULL_TEXT
+        self._known = Known(package.known)
         self._session = _session(data)
+        self._number: Any = np.float64
         self._check_inputs()
         self._outputs = [_score_output(self._session, self._task)]
         self._probe()
@@ -48,7 +49,12 @@ class OnnxPredictor:
         return self._package.signature
 
     def predict(self, columns: Columns) -> Scores:
-        """See :meth:`Predictor.predict`. Numbers travel as float32."""
+        """See :meth:`Predictor.predict`. NaN where the estimator itself would refuse the row."""
+        if self._known:
+            self._known.check(columns)
+        return self._answer(columns)
+
+    def _answer(self, columns: Columns) -> Scores:
         feeds = self._one_row(columns) or self._many_rows(columns)
         first = next(iter(feeds.values()))
         if not len(first):
@@ -57,12 +63,19 @@ class OnnxPredictor:
 
     def row_scorer(self) -> OneRow | None:
         """A faster way for single rows, if all inputs are numbers and the graph takes bound buffers."""
-        if self._text or not self._numeric:
+        if self._text or not self._numeric or self._known:
             return None
         classes = self._classes if self._task is not Task.REGRESSION else 0
         rows = [[0.0] * len(self._numeric), [1.0] * len(self._numeric)]
         try:
-            scorer = OneRow(self._session, self._outputs[0], inputs=len(self._numeric), classes=classes)
+            width = next(o.shape[-1] for o in self._session.get_outputs() if o.name == self._outputs[0])
+            scorer = OneRow(
+                self._session,
+                self._outputs[0],
+                inputs=len(self._numeric),
+                classes=1 if classes == 2 and width == 1 else classes,
+                number=self._number,
+            )
             found = [scorer(row) for row in rows]
         except Exception:  # noqa: BLE001 - the runtime raises its own kinds; the general way answers then
             return None
@@ -81,10 +94,14 @@ class OnnxPredictor:
                 row = [v[0] for v in values if len(v) == 1]
                 if len(row) != len(values) or not _NUMBERS.issuperset(map(type, row)):
                     return None
-                feeds[NUMERIC] = np.array([row], dtype=np.float32)
+                feeds[NUMERIC] = np.array([row], dtype=self._number)
             if self._text:
                 values = [columns[c.name] for c in self._text]
-                row = [v[0] if type(v[0]) is str else text("?", v[0]) for v in values if len(v) == 1]
+                row = [
+                    v[0] if type(v[0]) is str else text("?", v[0], null=self._null)
+                    for v in values
+                    if len(v) == 1
+                ]
                 if len(row) != len(values):
                     return None
                 feeds[TEXT] = np.array([row], dtype=object)
@@ -98,7 +115,7 @@ class OnnxPredictor:
         split = len(self._numeric)
         feeds: dict[str, Any] = {}
         if self._numeric:
-            matrix = np.empty((rows, split), dtype=np.float32)
+            matrix = np.empty((rows, split), dtype=self._number)
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, as it would in ONNX
                 for j, column in enumerate(self._numeric):
                     matrix[:, j] = floats(column.name, values[j], rows)
@@ -106,11 +123,13 @@ class OnnxPredictor:
         if self._text:
             texts = np.empty((rows, len(self._text)), dtype=object)
             for j, column in enumerate(self._text):
-                texts[:, j] = strings(column.name, values[split + j], rows)
+                texts[:, j] = strings(column.name, values[split + j], rows, null=self._null)
             feeds[TEXT] = texts
         return feeds
 
     def _scores(self, raw: Any, rows: int) -> Scores:
+        if self._task is Task.BINARY and raw.shape == (rows, 1):  # P(positive) alone
+            return np.asarray(raw.reshape(rows), dtype=np.float64)
         wide = self._task is not Task.REGRESSION
         expected = (rows, self._classes) if wide else (rows, 1)
         if raw.shape != expected and raw.shape != expected[: 1 + wide]:
@@ -124,9 +143,12 @@ class OnnxPredictor:
         return np.asarray(raw if wide else raw.reshape(rows), dtype=np.float64)
 
     def _check_inputs(self) -> None:
+        given = {i.name: i.type for i in self._session.get_inputs()}
+        if given.get(NUMERIC) == "tensor(float)":
+            self._number = np.float32
         wanted = {}
         if self._numeric:
-            wanted[NUMERIC] = ("tensor(float)", len(self._numeric))
+            wanted[NUMERIC] = (_TYPES[self._number], len(self._numeric))
         if self._text:
             wanted[TEXT] = ("tensor(string)", len(self._text))
         found = {
@@ -144,7 +166,7 @@ class OnnxPredictor:
         """One row of zeros: a payload that cannot answer is refused at load, not at the first request."""
         zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
         try:
-            self.predict(zeros)
+            self._answer(zeros)
         except MissingExtra:
             raise
         except Exception as error:
@@ -159,21 +181,21 @@ class OneRow:
     """Scores of single rows of numbers through buffers bound once: a third of the cost of :meth:`OnnxPredictor.predict`.
 
     Called with the values in the order of the signature; answers one score (multiclass: a list of probabilities), or None
-    where the general way must answer: null, beyond float32, or busy with a row of another thread.
+    where the general way must answer: null, a number beyond ``number`` (float32 or float64, as the graph takes it), or busy
+    with a row of another thread.
     """
 
-    def __init__(self, session: Any, output: str, *, inputs: int, classes: int) -> None:
-        self._inputs = np.zeros((1, inputs), dtype=np.float32)
-        self._outputs = np.zeros((1, classes or 1), dtype=np.float32)
+    def __init__(self, session: Any, output: str, *, inputs: int, classes: int, number: Any) -> None:
+        code = "f" if number is np.float32 else "d"
+        self._inputs = np.zeros((1, inputs), dtype=number)
+        self._outputs = np.zeros((1, classes or 1), dtype=number)
         self._binding = session.io_binding()
-        self._binding.bind_input(NUMERIC, "cpu", 0, np.float32, self._inputs.shape, self._inputs.ctypes.data)
-        self._binding.bind_output(
-            output, "cpu", 0, np.float32, self._outputs.shape, self._outputs.ctypes.data
-        )
+        self._binding.bind_input(NUMERIC, "cpu", 0, number, self._inputs.shape, self._inputs.ctypes.data)
+        self._binding.bind_output(output, "cpu", 0, number, self._outputs.shape, self._outputs.ctypes.data)
         self._run = session.run_with_iobinding
-        self._pack = struct.Struct(f"{inputs}f").pack_into
+        self._pack = struct.Struct(f"{inputs}{code}").pack_into
         self._into = memoryview(cast("Any", self._inputs)).cast("B")
-        self._out: Any = memoryview(cast("Any", self._outputs)).cast("B").cast("f")
+        self._out: Any = memoryview(cast("Any", self._outputs)).cast("B").cast(cast("Any", code))
         self._wide = classes > 2
         self._at = 1 if classes == 2 else 0
         self._lock = threading.Lock()
@@ -193,6 +215,7 @@ class OneRow:
             self._lock.release()
 
 
+_TYPES = {np.float32: "tensor(float)", np.float64: "tensor(double)"}
 _NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.int64, np.bool_})
 
 
@@ -224,114 +247,9 @@ def _session(data: bytes) -> Any:
 
 def _score_output(session: Any, task: Task) -> str:
     """The output that holds probabilities (the last float one), or the regression value (the only one)."""
-    floating = [o.name for o in session.get_outputs() if o.type == "tensor(float)"]
+    floating = [o.name for o in session.get_outputs() if o.type in _TYPES.values()]
     if not floating or (task is Task.REGRESSION and len(floating) != 1):
         found = {o.name: o.type for o in session.get_outputs()}
         raise InvalidInput("the ONNX outputs do not fit the signature", value=found, place="model.onnx")
     name: str = floating[-1]
     return name
-
-
-def convert(estimator: Any, signature: Signature) -> bytes:
-    """The estimator as ONNX bytes with inputs ``numeric`` and ``text``.
-
-    Raises :class:`~mainspring.errors.InvalidInput` if skl2onnx knows no conversion for a part of it.
-    """
-    try:
-        from skl2onnx import convert_sklearn
-        from skl2onnx.common.data_types import FloatTensorType, StringTensorType
-    except ImportError:
-        raise MissingExtra.for_library("skl2onnx", extra="onnx") from None
-
-    inputs = signature.inputs
-    options = None if signature.task is Task.REGRESSION else {"zipmap": False}
-    names = [c.name for c in inputs if c.type != "string"], [c.name for c in inputs if c.type == "string"]
-    named = getattr(estimator, "feature_names_in_", None) is not None
-    try:
-        with (
-            warnings.catch_warnings()
-        ):  # skl2onnx sets an int attribute to a bool, which protobuf 6 deprecates
-            warnings.simplefilter("ignore")
-            if not names[1] and not named:
-                model = convert_sklearn(
-                    estimator,
-                    initial_types=[(NUMERIC, FloatTensorType([None, len(inputs)]))],
-                    options=options,
-                )
-            else:
-                order = list(estimator.feature_names_in_) if named else [c.name for c in inputs]
-                kinds = {c.name: StringTensorType if c.type == "string" else FloatTensorType for c in inputs}
-                types = [(name, kinds[name]([None, 1])) for name in order]
-                model = convert_sklearn(estimator, initial_types=types, options=options)
-                _two_inputs(model, *names)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, MemoryError):
-            raise
-        raise InvalidInput(
-            f"this estimator cannot be converted to ONNX: {type(error).__name__}: {str(error)[:300]}",
-            value=type(estimator).__name__,
-            next_step='Save it with format="skops", or format="auto" to take skops where ONNX fails.',
-        ) from None
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def _two_inputs(model: Any, numeric: list[str], texts: list[str]) -> None:
-    """Replace one input per column by two matrices, each split at the head of the graph."""
-    from onnx import TensorProto, helper
-
-    graph = model.graph
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
-    if opset is None:
-        opset = 13
-        model.opset_import.append(helper.make_opsetid("", opset))
-    bound = {i.name for i in graph.input}
-    del graph.input[:]
-    nodes = []
-    for name, columns, kind in ((NUMERIC, numeric, TensorProto.FLOAT), (TEXT, texts, TensorProto.STRING)):
-        if not columns:
-            continue
-        graph.input.append(helper.make_tensor_value_info(name, kind, [None, len(columns)]))
-        outputs = [c if c in bound else f"unused_{name}_{i}" for i, c in enumerate(columns)]
-        if len(columns) == 1:
-            nodes.append(helper.make_node("Identity", [name], outputs))
-        else:
-            extra = {"num_outputs": len(columns)} if opset >= 18 else {}
-            nodes.append(helper.make_node("Split", [name], outputs, axis=1, **extra))
-    nodes.extend(graph.node)
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def with_room_at_splits(data: bytes, features: Any, *, by: float = 1e-6) -> bytes | None:
-    """The same model with tree thresholds moved away from the data values beside them; None if it has no trees.
-
-    ``features``: what the trees see, ``(rows, features)``. scikit-learn 1.9 puts many thresholds within half a rounding step
-    of a data value; behind a scaler float32 computes that value a step off and sends its rows the other way. Each
-    threshold ``t`` moves towards the middle of its neighbouring values, at most by ``by * max(1, |t|)``, never across one.
-    Whether that was enough is for the parity check to say.
-    """
-    import onnx
-
-    model = onnx.load_model_from_string(data)
-    known = [np.unique(column[~np.isnan(column)]) for column in np.asarray(features).T]
-    found = False
-    for node in model.graph.node:
-        if node.op_type not in ("TreeEnsembleClassifier", "TreeEnsembleRegressor"):
-            continue
-        attributes = {a.name: a for a in node.attribute}
-        if set(attributes["nodes_modes"].strings) <= {b"BRANCH_LEQ", b"LEAF"}:
-            thresholds = attributes["nodes_values"]
-            pairs = zip(thresholds.floats, attributes["nodes_featureids"].ints, strict=True)
-            thresholds.floats[:] = [_apart(t, known[f], by * max(1.0, abs(t))) for t, f in pairs]
-            found = True
-    moved: bytes = model.SerializeToString()
-    return moved if found else None
-
-
-def _apart(threshold: float, values: Any, room: float) -> float:
-    """``threshold`` moved towards the middle of its neighbours in sorted ``values``, at most by ``room``."""
-    above = int(np.searchsorted(values, threshold, side="right"))
-    low = values[above - 1] if above > 0 else threshold - room
-    high = values[above] if above < len(values) else threshold + room
-    return float(min(max((float(low) + float(high)) / 2, threshold - room), threshold + room))

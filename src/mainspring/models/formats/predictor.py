@@ -31,8 +31,9 @@ class Predictor(Protocol):
     def predict(self, columns: Columns) -> Scores:
         """Score ``n`` rows, float64: binary ``(n,)`` P(positive), multiclass ``(n, k)``, regression ``(n,)``.
 
-        A null number is NaN, a null string is ``""``, whole numbers and truth values count as floats; a missing nullable
-        column is all null, columns outside the signature are ignored. Raises
-        :class:`~mainspring.errors.InvalidInput` for a missing column, unequal lengths or a value of a wrong type.
+        None and NaN are null, which the model answers as the estimator did in training; a missing nullable column is all
+        null, columns outside the signature are ignored. Where the estimator has no answer a score is NaN. Raises
+        :class:`~mainspring.errors.InvalidInput` for a missing column, unequal lengths, a value of a wrong type or one that
+        the estimator refuses.
         """
         ...

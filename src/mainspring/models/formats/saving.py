@@ -1,10 +1,12 @@
-"""Writing a package: convert, prove on real rows that nothing changed, then write."""
+"""Writing a package: convert, prove that nothing changed on what a server admits, then write."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,19 +14,34 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, MissingExtra
 from mainspring.models.formats import _open
-from mainspring.models.formats.columns import as_estimator_input
+from mainspring.models.formats.estimators import estimator_input, estimator_scores, learned_null
 from mainspring.models.formats.package import PAYLOADS, describe_file, write_package
+from mainspring.models.formats.parity import (
+    SEED,
+    Answers,
+    ParityRows,
+    answers,
+    known_values,
+    make_rows,
+    refuse_null_errors,
+)
 from mainspring.models.formats.predictor import Predictor, Scores
-from mainspring.models.formats.skops import dump, estimator_scores
+from mainspring.models.formats.skops import dump
+from mainspring.models.formats.skops_schema import INSTEAD
 from mainspring.models.formats.trust import TrustPolicy
-from mainspring.records.models import Package, Parity, Signature, Task
+from mainspring.records.models import ClassType, Package, Parity, Signature, Task
+from mainspring.records.scores import classes_of
 
-TOLERANCES = {Task.BINARY: 1e-5, Task.MULTICLASS: 1e-5, Task.REGRESSION: 1e-4}
-"""Probabilities: absolute. Regression: relative to ``max(|y|, rms(y))``. float32 arithmetic stays well inside both."""
+TOLERANCE = 1e-6
+"""Probabilities: absolute. Regression: in units of the spread of the estimator's answers on real rows. Our own conversion
+stays below 1e-12; a float32 form must stay within this too."""
+_ROUNDING = 1e-13
+"""Relative, of a regression: what float64 itself may lose on an answer far from the spread."""
 
 _LIBRARIES = ("scikit-learn", "numpy", "skl2onnx", "onnxruntime", "skops")
+_OWN_THRESHOLD = frozenset({"FixedThresholdClassifier", "TunedThresholdClassifierCV"})
 
 
 class ParityFailed(InvalidInput):
@@ -34,12 +51,26 @@ class ParityFailed(InvalidInput):
     parity: Parity | None = None
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The rows, the estimator's answers, and the yardstick. ``judged``: rows that choose nothing."""
+
+    rows: ParityRows
+    reference: Answers
+    judged: Any
+    own: Any
+    """The class that the estimator itself gives each row (-1: none); None for a regression."""
+    spread: float
+    tolerance: float
+
+
 def save_package(
     estimator: Any,
     folder: Path,
     *,
     signature: Signature,
-    sample: Mapping[str, Any],
+    sample: Any,
+    training: Any,
     format: str,  # noqa: A002 - the word the manifest uses
     tolerance: float | None,
     trust: TrustPolicy,
@@ -52,14 +83,11 @@ def save_package(
         raise InvalidInput(
             "the folder for a new package is not empty", value=str(folder), next_step="Name a new folder."
         )
-    signature = _complete(signature, estimator)
-    reference = estimator_scores(estimator, sample, signature)
-    if not len(reference):
-        raise InvalidInput(
-            "the parity sample holds no rows", next_step="Pass at least one real row as sample=."
-        )
-    if not np.isfinite(reference).all():
-        raise InvalidInput("the estimator itself answers NaN or infinity on the sample", place="sample")
+    signature = complete(signature, estimator)
+    null_text = learned_null(estimator)
+    limit = TOLERANCE if tolerance is None else tolerance
+    evidence = _evidence(estimator, signature, sample, training, limit)
+    known = known_values(estimator, signature, evidence.rows, evidence.reference, null_text)
     finite, odd = _split_metrics(metrics or {})
     notes = dict(provenance.pop("notes") or {})
     if odd:
@@ -72,173 +100,304 @@ def save_package(
         metrics=finite,
         libraries=_versions(),
         notes=notes,
+        example=_example(evidence.rows, signature),
+        null_text=null_text,
+        known=known,
         **provenance,
     )
-    limit = TOLERANCES[signature.task] if tolerance is None else tolerance
-    attempts = ["onnx", "skops"] if format == "auto" else [format]
-    for attempt in attempts:
-        try:
-            package, payload = _attempt(estimator, draft, attempt, sample, reference, limit, trust)
-        except InvalidInput as error:
-            if attempt == attempts[-1]:
-                raise
-            draft = msgspec.structs.replace(draft, notes={**draft.notes, "onnx_refused": error.message})
-            continue
-        write_package(folder, package, {PAYLOADS[attempt]: payload})
-        return package
-    raise AssertionError  # pragma: no cover - the loop returns or raises
+    package, payload = _first_that_holds(estimator, draft, format, evidence, trust)
+    write_package(folder, package, {PAYLOADS[package.format]: payload})
+    return package
 
 
-def _attempt(
-    estimator: Any,
-    draft: Package,
-    form: str,
-    sample: Mapping[str, Any],
-    reference: Scores,
-    tolerance: float,
-    trust: TrustPolicy,
-) -> tuple[Package, bytes]:
-    """One format: convert, load it the way everybody will, compare; for ONNX trees a second time with room at the splits."""
-    if form != "onnx":
-        return _proven(estimator, draft, form, dump(estimator), sample, reference, tolerance, trust)
-    from mainspring.models.formats.onnx import convert, with_room_at_splits
-
-    payload = convert(estimator, draft.signature)
-    try:
-        return _proven(estimator, draft, form, payload, sample, reference, tolerance, trust)
-    except ParityFailed:
-        features = _tree_features(estimator, sample, draft.signature)
-        moved = None if features is None else with_room_at_splits(payload, features)
-        if moved is None:
-            raise
-        noted = msgspec.structs.replace(
-            draft,
-            notes={
-                **draft.notes,
-                "tree_thresholds": "moved by at most 1e-6 of their size, away from data values (float32)",
-            },
-        )
-        try:
-            return _proven(estimator, noted, form, moved, sample, reference, tolerance, trust)
-        except ParityFailed:
-            pass
-        raise  # the unmoved payload's numbers
-
-
-def _tree_features(estimator: Any, sample: Mapping[str, Any], signature: Signature) -> Any:
-    """What the last step of a pipeline sees of the sample, float32; None where that is unknown."""
-    steps = getattr(estimator, "steps", None)
-    names = getattr(estimator, "feature_names_in_", None)
-    table = as_estimator_input(sample, signature, None if names is None else [str(n) for n in names])
-    seen = estimator[:-1].transform(table) if steps and len(steps) > 1 else table
-    if not isinstance(seen, np.ndarray) or seen.dtype.kind != "f":
-        return None
-    return seen.astype(np.float32)  # as ONNX has the thresholds: equal numbers stay equal
-
-
-def _proven(
-    estimator: Any,
-    draft: Package,
-    form: str,
-    payload: bytes,
-    sample: Mapping[str, Any],
-    reference: Scores,
-    tolerance: float,
-    trust: TrustPolicy,
-) -> tuple[Package, bytes]:
-    files = [describe_file(PAYLOADS[form], payload)]
-    package = msgspec.structs.replace(draft, format=form, files=files)
-    predictor = _open(package, {PAYLOADS[form]: payload}, trust=trust)
-    parity = compare(predictor, sample, reference, estimator=estimator, tolerance=tolerance)
-    if parity.label_mismatches or not parity.max_abs_difference <= tolerance:
-        error = ParityFailed(
-            f"the {form} payload does not repeat the estimator on {parity.rows} rows: largest difference "
-            f"{parity.max_abs_difference:.3g} (tolerance {tolerance:g}), {parity.label_mismatches} labels differ",
-            value=parity.max_abs_difference,
-            place=f"{type(estimator).__name__} as {form}",
-            next_step='Save it with format="skops", or scale the inputs so that float32 suffices.',
-        )
-        error.parity = parity
-        raise error
-    return msgspec.structs.replace(package, parity=parity), payload
-
-
-def compare(
-    predictor: Predictor, sample: Mapping[str, Any], reference: Scores, *, estimator: Any, tolerance: float
-) -> Parity:
-    """How closely ``predictor`` repeats ``reference`` on ``sample``. Regression differences are relative (see TOLERANCES).
-
-    A label counts as different unless the estimator's two best classes are within ``tolerance``: such a tie is decided by
-    rounding, not by the model.
-    """
-    signature = predictor.signature
-    answers = predictor.predict(sample)
-    if answers.shape != reference.shape:
+def _evidence(estimator: Any, signature: Signature, sample: Any, training: Any, limit: float) -> Evidence:
+    null_text = learned_null(estimator)
+    rows = make_rows(estimator, signature, sample, training, null_text)
+    if not rows.kinds:
         raise InvalidInput(
-            "the payload answers in another shape", value=answers.shape, place=f"expected {reference.shape}"
+            "the parity sample holds no rows", next_step="Pass at least one real row as sample=."
         )
-    difference = np.abs(answers - reference)
+    score = partial(estimator_scores, estimator, signature=signature, null_text=null_text)
+    score(rows.take(range(1)))  # an estimator that does not run at all says so in its own words
+    reference = answers(score, rows)
+    real = np.arange(len(rows.kinds)) < rows.real
+    if failed := sorted(row for row in reference.errors if row < rows.real):
+        raise InvalidInput(
+            f"the estimator raises an error on a real row: {reference.errors[failed[0]]}",
+            value=failed[0],
+            place="sample",
+            next_step="Pass rows as the estimator had them in training.",
+        )
+    if not reference.finite[real].all():
+        raise InvalidInput("the estimator itself answers NaN or infinity on the sample", place="sample")
+    refuse_null_errors(rows, reference)
+    judged = np.random.default_rng(SEED + 1).permutation(len(rows.kinds)) % 2 == 1
+    own, spread = None, 1.0
     if signature.task is Task.REGRESSION:
-        scale = np.maximum(np.abs(reference), math.sqrt(float(np.mean(reference**2))))
-        difference = difference / np.where(scale > 0, scale, 1.0)
-        mismatches = 0
+        spread = float(np.std(reference.scores[real])) or float(np.max(np.abs(reference.scores[real]))) or 1.0
     else:
-        wide, ours = _by_class(reference), _by_class(answers)
-        best = np.sort(wide, axis=1)
-        tie = best[:, -1] - best[:, -2] <= 2 * tolerance
-        mismatches = int(np.sum((wide.argmax(axis=1) != ours.argmax(axis=1)) & ~tie))
-        mismatches += _own_labels_differ(estimator, sample, signature, wide, tie)
-    largest = float(np.max(difference)) if np.isfinite(difference).all() else math.inf
-    if not math.isfinite(largest):
-        raise InvalidInput(
-            "the payload answers NaN or infinity where the estimator does not", place="parity check"
+        own = _own_classes(estimator, signature, rows, reference)
+    return Evidence(rows, reference, judged, own, spread, limit)
+
+
+def _own_classes(estimator: Any, signature: Signature, rows: ParityRows, reference: Answers) -> Any:
+    """What ``predict`` says, as positions in the classes."""
+    import warnings
+
+    null_text = learned_null(estimator)
+    sound = np.flatnonzero(reference.finite)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        said = np.asarray(
+            estimator.predict(estimator_input(estimator, rows.take(sound), signature, null_text))
         )
-    return Parity(
-        rows=len(reference), max_abs_difference=largest, tolerance=tolerance, label_mismatches=mismatches
+    own = np.full(len(rows.kinds), -1)
+    for position, label in enumerate(estimator.classes_):
+        own[sound[said == label]] = position
+    return own
+
+
+_Made = tuple[str, str, Callable[[], bytes]]
+
+
+def _first_that_holds(
+    estimator: Any, draft: Package, wanted: str, evidence: Evidence, trust: TrustPolicy
+) -> tuple[Package, bytes]:
+    """The first form that repeats the estimator on the rows that choose; it must then hold on the rows that do not."""
+    refusals: list[tuple[str, InvalidInput]] = []
+    chosen: set[str] = set()
+    for form, name, make in _forms(estimator, draft.signature, wanted, refusals):
+        if form in chosen:
+            continue  # this format has had its choice, and was refused by rows that may not choose another
+        try:
+            payload = make()
+            files = [describe_file(PAYLOADS[form], payload)]
+            noted: dict[str, Any] = {"onnx_form": name} if form == "onnx" else {}
+            if refusals:
+                noted["refused"] = {n: e.message[:500] for n, e in refusals}
+            package = msgspec.structs.replace(
+                draft,
+                format=form,
+                files=files,
+                notes={**draft.notes, **noted},
+            )
+            predictor = _open(package, {PAYLOADS[form]: payload}, trust=trust)
+            found = answers(predictor.predict, evidence.rows)
+            _require(predictor, evidence, found, ~evidence.judged, estimator, form)
+            chosen.add(form)
+            parity = _require(
+                predictor, evidence, found, np.ones(len(evidence.judged), dtype=bool), estimator, form
+            )
+        except InvalidInput as error:
+            refusals.append((name, error))
+            continue
+        return msgspec.structs.replace(package, parity=parity), payload
+    raise _refused(refusals, wanted)
+
+
+def _forms(
+    estimator: Any, signature: Signature, wanted: str, refusals: list[tuple[str, InvalidInput]]
+) -> Iterator[_Made]:
+    if wanted in ("onnx", "auto"):
+        from mainspring.models.formats.onnx_convert import candidates
+
+        try:
+            for name, make in candidates(estimator, signature):
+                yield "onnx", f"onnx ({name})", make
+        except MissingExtra as error:
+            if wanted == "onnx":
+                raise
+            refusals.append(("onnx", InvalidInput(error.message, next_step=error.next_step)))
+    if wanted in ("skops", "auto"):
+        yield "skops", "skops", lambda: dump(estimator)
+
+
+def _refused(refusals: list[tuple[str, InvalidInput]], wanted: str) -> InvalidInput:
+    """One error with every reason, of the kind that says most."""
+    failed = [e for _, e in refusals if isinstance(e, ParityFailed)]
+    kind: type[InvalidInput] = ParityFailed if failed else InvalidInput
+    if len(refusals) == 1 and not failed:
+        kind = type(refusals[0][1])
+    reasons = "; ".join(f"{name}: {error.message}" for name, error in refusals)
+    error = kind(
+        f"no format stores this estimator as it is: {reasons}"
+        if wanted == "auto"
+        else f"{wanted} does not store this estimator as it is: {reasons}",
+        value=refusals[0][1].value,
+        place=refusals[0][1].place,
+        next_step=_way_out(refusals, wanted),
+    )
+    if isinstance(error, ParityFailed):
+        error.parity = failed[0].parity
+    return error
+
+
+def _way_out(refusals: list[tuple[str, InvalidInput]], wanted: str) -> str:
+    specific = [INSTEAD[str(e.value)] for _, e in refusals if str(e.value) in INSTEAD]
+    if specific:
+        return specific[-1]
+    if wanted == "onnx":
+        return 'Save it with format="auto", which takes skops where ONNX cannot be exact.'
+    if wanted == "skops":
+        return 'Save it with format="auto", or use classes that are on the loader\'s list (TrustPolicy.skops_types).'
+    return (
+        "Use scikit-learn's own classes without functions of your own (do such steps before the model), or let the operator of the loader "
+        "allow the class that is named (trust=TrustPolicy(skops_types=...))."
     )
 
 
-def _own_labels_differ(
-    estimator: Any, sample: Mapping[str, Any], signature: Signature, wide: Scores, tie: Any
-) -> int:
-    """Rows whose most probable class is not what the estimator itself would say (it may apply another threshold)."""
-    names = getattr(estimator, "feature_names_in_", None)
-    table = as_estimator_input(sample, signature, None if names is None else [str(n) for n in names])
-    said = np.asarray(estimator.predict(table))
-    ours = np.asarray(estimator.classes_)[wide.argmax(axis=1)]
-    return int(np.sum((said != ours) & ~tie))
+# --- comparing
 
 
-def _by_class(scores: Scores) -> Scores:
-    return np.column_stack([1 - scores, scores]) if scores.ndim == 1 else scores
+def _require(
+    predictor: Predictor, evidence: Evidence, found: Answers, chosen: Any, estimator: Any, form: str
+) -> Parity:
+    parity, worst = compare(predictor, evidence, found, chosen)
+    if not parity.label_mismatches and parity.max_abs_difference <= parity.tolerance:
+        return parity
+    kind, column = evidence.rows.kinds[worst]
+    error = ParityFailed(
+        f"it does not repeat the estimator on {parity.rows} rows: largest difference {parity.max_abs_difference:.3g} "
+        f"(tolerance {parity.tolerance:g}), {parity.label_mismatches} labels differ, for example on a row for "
+        f"{kind}{f' in {column!r}' if column else ''}",
+        value=parity.max_abs_difference,
+        place=f"{type(estimator).__name__} as {form}",
+    )
+    error.parity = parity
+    raise error
 
 
-def _complete(signature: Signature, estimator: Any) -> Signature:
+def compare(predictor: Predictor, evidence: Evidence, found: Answers, chosen: Any) -> tuple[Parity, int]:
+    """How closely the answers repeat the estimator's on the ``chosen`` rows, and the row that differs most.
+
+    A number where the estimator raises or overflows, or none where it has one, is an infinite difference. A label counts as
+    different if it is not what the estimator's own ``predict`` says; where rounding alone decides between the two best
+    classes (a difference up to 1e-12, other than none at all), either is right.
+    """
+    reference, answer = evidence.reference.scores, found.scores
+    if answer.shape != reference.shape and not found.errors:
+        raise InvalidInput(
+            "the payload answers in another shape", value=answer.shape, place=f"expected {reference.shape}"
+        )
+    both = evidence.reference.finite & found.finite
+    size = np.zeros(len(evidence.judged))
+    size[evidence.reference.finite != found.finite] = math.inf
+    with np.errstate(all="ignore"):
+        difference = np.abs(answer[both] - reference[both])
+        if predictor.signature.task is Task.REGRESSION:
+            rounding = _ROUNDING * np.abs(reference[both])
+            difference = np.maximum(difference - rounding, 0.0) / evidence.spread
+    size[both] = difference if difference.ndim == 1 else difference.max(axis=1)
+    wrong = np.zeros(len(size), dtype=bool)
+    if evidence.own is not None:
+        wrong[both] = _wrong_labels(reference[both], answer[both], evidence.own[both])
+    rows = chosen.nonzero()[0]
+    worst = rows[int(np.argmax(np.where(wrong[rows], np.inf, size[rows])))]
+    parity = Parity(
+        rows=len(rows),
+        max_abs_difference=min(float(np.max(size[rows])), 1e308),  # JSON has no infinity
+        tolerance=evidence.tolerance,
+        label_mismatches=int(wrong[rows].sum()),
+        generated=int((rows >= evidence.rows.real).sum()),
+        judged=int(evidence.judged[rows].sum()),
+        refused=int((~evidence.reference.finite[rows]).sum()),
+    )
+    return parity, int(worst)
+
+
+def _wrong_labels(reference: Scores, answer: Scores, own: Any) -> Any:
+    wide = np.column_stack([1 - reference, reference]) if reference.ndim == 1 else reference
+    best = np.sort(wide, axis=1)
+    margin = best[:, -1] - best[:, -2]
+    said = classes_of(answer)
+    by_rounding = (margin > 0) & (margin <= 1e-12)
+    # At an exact tie an estimator may decide by more than its probabilities (a margin of 1e-17); the rule is the first class.
+    exact = (margin == 0) & (own != classes_of(reference))
+    return (said != own) & ~by_rounding & ~exact
+
+
+# --- the signature
+
+
+def complete(signature: Signature, estimator: Any) -> Signature:
     """The signature with the estimator's classes, after checking that both mean the same."""
     if not signature.inputs:
         raise InvalidInput("the signature names no input column")
-    names = [c.name for c in signature.inputs]
-    if len(set(names)) != len(names):
-        raise InvalidInput("the signature names a column twice", value=names)
+    columns = [c.name for c in signature.inputs]
+    if len(set(columns)) != len(columns):
+        raise InvalidInput("the signature names a column twice", value=columns)
+    if type(estimator).__name__ in _OWN_THRESHOLD:
+        raise InvalidInput(
+            "the estimator decides by a threshold of its own; a package stores probabilities, and the label is the most probable class",
+            value=type(estimator).__name__,
+            next_step="Save the fitted estimator inside (.estimator_) and apply the threshold to its score where the decision is made.",
+        )
     if signature.task is Task.REGRESSION:
         return signature
     if not hasattr(estimator, "predict_proba"):
         raise InvalidInput(
             "a classifier needs predict_proba",
             value=type(estimator).__name__,
-            next_step="Use an estimator that gives probabilities.",
+            next_step="Use an estimator that gives probabilities, or wrap it in CalibratedClassifierCV.",
         )
     own = [str(label) for label in estimator.classes_]
-    declared = signature.classes or own
-    if len(declared) != len(own) or (set(declared) == set(own) and declared != own):
-        raise InvalidInput(
-            "the classes of the signature are not the estimator's, in its order",
-            value=declared,
-            place=f"estimator: {own}",
-        )
     if signature.task is Task.BINARY and len(own) != 2:
         raise InvalidInput("a binary model has exactly two classes", value=own)
-    return msgspec.structs.replace(signature, classes=declared)
+    names = signature.classes or own
+    if names != own and not _names_codes(names, estimator.classes_):
+        raise InvalidInput(
+            "the classes of the signature are not the estimator's, in its order",
+            value=signature.classes,
+            place=f"estimator: {own}",
+            next_step="Leave the classes of the signature empty to take the estimator's, or fit on labels of those names.",
+        )
+    return msgspec.structs.replace(
+        signature,
+        classes=names,
+        class_type=_class_type(estimator.classes_),
+        class_values=[] if names == own else own,
+    )
+
+
+def _class_type(classes: Any) -> ClassType:
+    """The type of an estimator's classes, by which labels will be matched."""
+    kinds: dict[str, ClassType] = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}
+    array = np.asarray(classes)
+    if array.dtype == object:  # as pandas gives them; one Python type says it
+        array = np.asarray(list(classes))
+        if len({type(c) for c in classes}) != 1:
+            return "string"
+    return kinds.get(array.dtype.kind, "string")
+
+
+def _names_codes(names: list[str], classes: Any) -> bool:
+    """Whether ``names`` name the codes 0, 1, ... (or False, True) that the estimator was fitted on: one each, none a code."""
+    codes = [c.item() if isinstance(c, np.generic) else c for c in classes]
+    if len(names) != len(codes) or len(set(names)) != len(names):
+        return False
+    coded = all(isinstance(c, int | float) and c == i for i, c in enumerate(codes))
+    return coded and not set(names) & {str(c) for c in codes}
+
+
+def _example(rows: ParityRows, signature: Signature) -> dict[str, Any]:
+    """The real row with the fewest nulls, as plain values; a number that JSON does not have is null."""
+    kinds: dict[str, Any] = {"float64": float, "int64": int, "string": str, "bool": bool}
+    best: dict[str, Any] = {}
+    for index in range(min(100, rows.real)):
+        row = {c.name: _plain(rows.columns[c.name][index], kinds[c.type]) for c in signature.inputs}
+        if not best or _nulls(row) < _nulls(best):
+            best = row
+    return best
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return kind(value)
+
+
+def _nulls(row: Mapping[str, Any]) -> int:
+    return sum(value is None for value in row.values())
 
 
 def _split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:

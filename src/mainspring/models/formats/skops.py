@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from mainspring.errors import Corrupt, InvalidInput, MissingExtra, UnsafeFormat
-from mainspring.models.formats.columns import as_estimator_input, pick
+from mainspring.errors import InvalidInput, MissingExtra, UnsafeFormat
+from mainspring.models.formats.columns import Known
+from mainspring.models.formats.estimators import estimator_scores
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.models.formats.skops_schema import check_skops
 from mainspring.models.formats.trust import TrustPolicy
@@ -43,6 +42,7 @@ class SkopsPredictor:
             )
         self._package = package
         self._estimator = estimator
+        self._known = Known(package.known)
 
     @property
     def package(self) -> Package:
@@ -54,26 +54,9 @@ class SkopsPredictor:
 
     def predict(self, columns: Columns) -> Scores:
         """See :meth:`Predictor.predict`."""
-        return estimator_scores(self._estimator, columns, self._package.signature)
-
-
-def estimator_scores(estimator: Any, columns: Columns, signature: Signature) -> Scores:
-    """What a fitted estimator answers, in the shape of :meth:`Predictor.predict`."""
-    rows = pick(columns, signature.inputs)[0]
-    if rows == 0:
-        return np.empty((0, len(signature.classes)) if signature.task is Task.MULTICLASS else 0)
-    names = getattr(estimator, "feature_names_in_", None)
-    table = as_estimator_input(columns, signature, None if names is None else [str(n) for n in names])
-    if signature.task is Task.REGRESSION:
-        return np.asarray(estimator.predict(table), dtype=np.float64).reshape(rows)
-    raw = np.asarray(estimator.predict_proba(table), dtype=np.float64)
-    if raw.shape != (rows, len(signature.classes)):
-        raise Corrupt(
-            "the model answers in another shape than its signature says",
-            value=raw.shape,
-            place=f"expected {(rows, len(signature.classes))}",
-        )
-    return raw[:, 1] if signature.task is Task.BINARY else raw
+        if self._known:
+            self._known.check(columns)
+        return estimator_scores(self._estimator, columns, self._package.signature, self._package.null_text)
 
 
 def _library() -> Any:

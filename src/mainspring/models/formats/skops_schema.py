@@ -1,7 +1,8 @@
 """A look at a skops file before skops sees it: a zip of one JSON schema and of plain arrays, naming only trusted types.
 
 Our own walk decides, with our own list; skops' defaults are not consulted (its audit and its loader have disagreed
-before: CVE-2025-54412, -54413, -54886). Nodes that call something (methods, functions, partials, operators, reduce) are not in the table.
+before: CVE-2025-54412, -54413, -54886). Nodes that call something (methods, partials, operators, reduce) are not in the table; a
+function may be named only if it is on our list.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import zipfile
 from typing import Any
 
 from mainspring.errors import UnsafeFormat
-from mainspring.models.formats.trust import DEFAULT, TrustPolicy
+from mainspring.models.formats.trust import DEFAULT, FUNCTIONS, TrustPolicy
 
 _SCALARS = frozenset(f"numpy.{n}" for n in ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool", "bool_", "str_", "intp", "longlong", "ulonglong"])  # fmt: skip
 _PLAIN = frozenset(f"builtins.{n}" for n in ["str", "int", "float", "bool", "NoneType"])
@@ -32,6 +33,7 @@ LOADERS: dict[str, frozenset[str] | None] = {
     "SparseMatrixNode": frozenset(
         f"scipy.sparse._{k}.{k}_{s}" for k in ("csr", "csc") for s in ("matrix", "array")
     ),
+    "FunctionNode": FUNCTIONS,  # a reference by name; nothing is called in rebuilding
     "CachedNode": None,  # a back reference: nothing of its own
     "ObjectNode": frozenset(),  # the trust policy's list
     "TreeNode": frozenset(),
@@ -109,12 +111,14 @@ def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
 def _node(node: dict[str, Any], trust: TrustPolicy) -> set[str]:
     loader, name = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
     if not isinstance(loader, str) or loader not in LOADERS:
-        raise _refuse(f"a node of kind {loader!r} ({name}) could run code")
+        raise _refuse(f"a node of kind {loader!r} ({name}) could run code", value=name)
     allowed = trust.skops_types if loader in _TRUSTED else LOADERS[loader]
     if allowed is None:
         return set()
     if name not in allowed:
         raise _refuse(f"type {name!r} is not on the loader's list for {loader}", value=name)
+    if loader == "FunctionNode" and "content" in node:
+        raise _refuse("a function named in the way of skops' first protocol, which reads another field")
     return {name}
 
 
@@ -143,10 +147,24 @@ def _check_sparse(data: bytes, trust: TrustPolicy) -> None:
             _check_array(inner, entry)
 
 
+INSTEAD = {
+    "sklearn.neighbors._kd_tree.KDTree": "Fit with algorithm='brute'.",
+    "sklearn.neighbors._ball_tree.BallTree": "Fit with algorithm='brute'.",
+    "sklearn.svm._classes.SVC": "Use LinearSVC in CalibratedClassifierCV, or Nystroem with LogisticRegression.",
+    "sklearn.svm._classes.NuSVC": "Use LinearSVC in CalibratedClassifierCV, or Nystroem with LogisticRegression.",
+    "sklearn.svm._classes.SVR": "Use KernelRidge, or Nystroem with Ridge.",
+    "sklearn.svm._classes.NuSVR": "Use KernelRidge, or Nystroem with Ridge.",
+    "scipy.interpolate._bsplines.BSpline": "Use KBinsDiscretizer or PolynomialFeatures.",
+}
+"""What to fit instead of what is left out on purpose."""
+
+
 def _refuse(why: str, *, value: object = None) -> UnsafeFormat:
     return UnsafeFormat(
         why,
         value=value,
         place="model.skops",
-        next_step="Only the operator of the loader can widen what is trusted (TrustPolicy.skops_types).",
+        next_step=INSTEAD.get(
+            str(value), "Only the operator of the loader can widen what is trusted (TrustPolicy.skops_types)."
+        ),
     )

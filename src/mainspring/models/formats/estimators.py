@@ -1,0 +1,169 @@
+"""What a fitted scikit-learn estimator is given, and what it answers: rows as it got them in training.
+
+Fitted on a DataFrame, it gets a DataFrame (pandas where installed, else Polars, else Arrow); fitted on an array, an array. A
+whole number is an int64 and a truth value a bool unless a null makes it a float, as in pandas. A null text is None or NaN,
+whichever the estimator learned; nothing is filled in for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mainspring.errors import Corrupt, InvalidInput, near
+from mainspring.models.formats.columns import floats, is_null, pick, strings
+from mainspring.models.formats.predictor import Columns, Scores
+from mainspring.records.models import Column, Signature, Task
+
+NullText = Literal["empty", "none", "nan"]
+_NULLS: dict[NullText, Any] = {"empty": "", "none": None, "nan": float("nan")}
+
+
+def fitted_names(estimator: Any) -> list[str] | None:
+    """The columns of the DataFrame it was fitted on; None if it was an array."""
+    names = getattr(estimator, "feature_names_in_", None)
+    return None if names is None else [str(name) for name in names]
+
+
+def estimator_input(estimator: Any, columns: Columns, signature: Signature, null_text: NullText) -> Any:
+    """The rows as ``estimator`` wants them."""
+    rows, values = pick(columns, signature.inputs)
+    null = _NULLS[null_text]
+    made = {
+        c.name: strings(c.name, v, rows, null=null) if c.type == "string" else _numbers(c, v, rows)
+        for c, v in zip(signature.inputs, values, strict=True)
+    }
+    names = fitted_names(estimator)
+    if names is None:
+        return _array(made, rows)
+    for name in names:
+        if name not in made:
+            raise InvalidInput(
+                "the estimator uses a column that is not in the signature", value=name, next_step=near(name, made, what="column")
+            )  # fmt: skip
+    return _frame_maker()({name: made[name] for name in names})
+
+
+def estimator_scores(
+    estimator: Any, columns: Columns, signature: Signature, null_text: NullText = "none"
+) -> Scores:
+    """What a fitted estimator answers, in the shape of :meth:`Predictor.predict`."""
+    rows = pick(columns, signature.inputs)[0]
+    if rows == 0:
+        return np.empty((0, len(signature.classes)) if signature.task is Task.MULTICLASS else 0)
+    given = estimator_input(estimator, columns, signature, null_text)
+    with np.errstate(all="ignore"):  # an overflow shows in the answer
+        if signature.task is Task.REGRESSION:
+            return np.asarray(estimator.predict(given), dtype=np.float64).reshape(rows)
+        raw = np.asarray(estimator.predict_proba(given), dtype=np.float64)
+    if raw.shape != (rows, len(signature.classes)):
+        raise Corrupt(
+            "the model answers in another shape than its signature says",
+            value=raw.shape,
+            place=f"expected {(rows, len(signature.classes))}",
+        )
+    return raw[:, 1] if signature.task is Task.BINARY else raw
+
+
+def learned_null(estimator: Any) -> NullText:
+    """What a null text was in training: as its encoders and imputers learned it, else as a DataFrame or an array has it."""
+    found: set[NullText] = set()
+    for part in parts(estimator):
+        for values in _learned_texts(part):
+            found |= {"none" if v is None else "nan" for v in values if is_null(v)}
+    if len(found) == 1:
+        return found.pop()
+    return "nan" if not found and fitted_names(estimator) is not None else "none"
+
+
+def _learned_texts(part: Any) -> Iterator[Sequence[Any]]:
+    for values in getattr(part, "categories_", None) or ():
+        if np.asarray(values).dtype == object:
+            yield values
+    statistics = getattr(part, "statistics_", None)
+    if statistics is not None and np.asarray(statistics).dtype == object:
+        yield [part.missing_values]
+
+
+def learned_categories(estimator: Any) -> list[list[Any]]:
+    """Every list of categories that an encoder of it learned, nulls left out."""
+    return [
+        [v.item() if isinstance(v, np.generic) else v for v in values if not is_null(v)]
+        for part in parts(estimator)
+        for values in (getattr(part, "categories_", None) or ())
+    ]
+
+
+def parts(estimator: Any, depth: int = 12) -> Iterator[Any]:
+    """The estimator and everything of scikit-learn's that it holds, depth first."""
+    if depth == 0:
+        return
+    yield estimator
+    for value in list(getattr(estimator, "__dict__", {}).values()):
+        for child in _children(value):
+            yield from parts(child, depth - 1)
+
+
+def _children(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _children(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _children(item)
+    elif (hasattr(value, "get_params") and not isinstance(value, type)) or type(
+        value
+    ).__name__ == "_CalibratedClassifier":
+        yield value
+
+
+def _numbers(column: Column, values: Any, rows: int) -> Any:
+    """A numeric column in its own type where no null is in the way, else float64 with NaN."""
+    if column.type == "int64" and values is not None:
+        exact = np.asarray(values)
+        if exact.dtype.kind in "iu" and exact.ndim == 1 and exact.dtype != np.uint64:
+            return exact.astype(np.int64)  # beyond 2^53 a float64 would be another number
+    array = floats(column.name, values, rows)
+    if (
+        column.type == "int64"
+        and rows
+        and np.all(np.abs(array) < 2.0**63)
+        and np.all(array == np.floor(array))
+    ):
+        return array.astype(np.int64)
+    if column.type == "bool" and rows and np.all((array == 0) | (array == 1)):
+        return array.astype(bool)
+    return array
+
+
+def _array(made: dict[str, Any], rows: int) -> Any:
+    if all(column.dtype != object for column in made.values()):
+        matrix = np.column_stack(list(made.values()))
+        return matrix if matrix.dtype != bool else matrix.astype(np.float64)
+    out = np.empty((rows, len(made)), dtype=object)
+    for j, column in enumerate(made.values()):
+        out[:, j] = column
+    return out
+
+
+def _frame_maker() -> Callable[[dict[str, Any]], Any]:
+    try:
+        import pandas as pd
+    except ImportError:
+        return _polars_or_arrow
+    return lambda made: pd.DataFrame(
+        {n: pd.Series(v, dtype=v.dtype) for n, v in made.items()}, columns=list(made)
+    )
+
+
+def _polars_or_arrow(made: dict[str, Any]) -> Any:
+    plain = {n: [None if is_null(v) else v for v in a] if a.dtype == object else a for n, a in made.items()}
+    try:
+        import polars as pl
+    except ImportError:
+        import pyarrow as pa
+
+        return pa.table(plain)
+    return pl.DataFrame(plain)

@@ -1,0 +1,114 @@
+"""From a fitted scikit-learn estimator to ONNX: our exact float64 form, else skl2onnx in float64, else in float32.
+
+The exact form needs no luck: it is written from the estimator's arrays (:mod:`onnx_trees`, :mod:`onnx_columns`,
+:mod:`onnx_models`). The two others cover what it does not, as far as the parity check finds them to be the same model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from mainspring.errors import InvalidInput, MissingExtra
+from mainspring.models.formats.estimators import fitted_names
+from mainspring.models.formats.onnx_names import NUMERIC, TEXT
+from mainspring.records.models import Signature, Task
+
+EXACT = "float64, exact"
+
+
+def candidates(estimator: Any, signature: Signature) -> list[tuple[str, Callable[[], bytes]]]:
+    """Forms of the estimator as ONNX, best first: (name, make). ``make`` raises InvalidInput if there is no such form."""
+    _library()
+    return [
+        (EXACT, lambda: _exact(estimator, signature)),
+        ("skl2onnx in float64", lambda: _skl2onnx(estimator, signature, double=True)),
+        ("skl2onnx in float32", lambda: _skl2onnx(estimator, signature, double=False)),
+    ]
+
+
+def _library() -> None:
+    try:
+        import onnx  # noqa: F401
+        import skl2onnx  # noqa: F401
+    except ImportError:
+        raise MissingExtra.for_library("skl2onnx", extra="onnx") from None
+
+
+def _exact(estimator: Any, signature: Signature) -> bytes:
+    from mainspring.models.formats.onnx_graph import Column, Graph, Unsupported
+    from mainspring.models.formats.onnx_models import predict
+
+    graph = Graph()
+    inputs: dict[str, tuple[str, int]] = {}
+    table: dict[str, Column] = {}
+    for tensor, kind, names in ((NUMERIC, "number", _numeric(signature)), (TEXT, "text", _texts(signature))):
+        if names:
+            inputs[tensor] = kind, len(names)
+            table |= dict(zip(names, graph.matrix(tensor, len(names), kind), strict=True))
+    order = fitted_names(estimator) or [c.name for c in signature.inputs]
+    try:
+        answer = predict(graph, estimator, [table[name] for name in order])
+        if signature.task is Task.REGRESSION:
+            output, width = answer.value, 1
+        elif signature.task is Task.BINARY and answer.positive:
+            output, width = answer.positive, 1
+        else:
+            output, width = answer.by_class(graph), len(signature.classes)
+    except Unsupported as error:
+        raise InvalidInput(str(error), value=type(estimator).__name__) from None
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        KeyError,
+    ) as error:  # an unknown version of scikit-learn
+        raise InvalidInput(
+            f"no exact form: {type(error).__name__}: {str(error)[:200]}", value=type(estimator).__name__
+        ) from None
+    if not output:
+        raise InvalidInput(
+            "the estimator answers another kind of question than the signature",
+            value=type(estimator).__name__,
+        )
+    return graph.model(inputs, output, width)
+
+
+def _numeric(signature: Signature) -> list[str]:
+    return [c.name for c in signature.inputs if c.type != "string"]
+
+
+def _texts(signature: Signature) -> list[str]:
+    return [c.name for c in signature.inputs if c.type == "string"]
+
+
+def _skl2onnx(estimator: Any, signature: Signature, *, double: bool) -> bytes:
+    """One matrix of numbers in, as skl2onnx has always taken it; columns by name are for the exact form."""
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
+
+    if _texts(signature):
+        raise InvalidInput("skl2onnx is not used on text columns", value=type(estimator).__name__)
+    names = fitted_names(estimator)
+    if names is not None and names != _numeric(signature):
+        raise InvalidInput("skl2onnx is not used on chosen columns", value=type(estimator).__name__)
+    kind = DoubleTensorType if double else FloatTensorType
+    options = None if signature.task is Task.REGRESSION else {"zipmap": False}
+    try:
+        with (
+            warnings.catch_warnings()
+        ):  # skl2onnx sets an int attribute to a bool, which protobuf 6 deprecates
+            warnings.simplefilter("ignore")
+            model = convert_sklearn(
+                estimator, initial_types=[(NUMERIC, kind([None, len(signature.inputs)]))], options=options
+            )
+    except (Exception, SystemExit) as error:
+        if isinstance(error, MemoryError):
+            raise
+        raise InvalidInput(
+            f"no conversion: {type(error).__name__}: {str(error)[:200]}", value=type(estimator).__name__
+        ) from None
+    data: bytes = model.SerializeToString()
+    return data

@@ -1,0 +1,389 @@
+"""Predictors of scikit-learn in float64 ONNX: linear models, trees, networks, and what is made of them.
+
+A classifier answers probabilities (two classes: one column, P(second)), and its decision function where it has one, which is
+what calibration reads first. A regressor answers ``[n, 1]``. Where scikit-learn raises (an infinite input, NaN where none is
+taken) the answer is NaN, never a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mainspring.models.formats import onnx_trees
+from mainspring.models.formats.onnx_columns import UFUNCS, encoded, sklearn_name, transform
+from mainspring.models.formats.onnx_graph import Graph, Table, Unsupported
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Tensors: ``value`` of a regressor ``[n, 1]``; of a classifier ``positive`` ``[n, 1]`` or ``wide`` ``[n, k]``, and
+    ``decision`` (two classes: one column)."""
+
+    value: str = ""
+    positive: str = ""
+    wide: str = ""
+    decision: str = ""
+
+    def by_class(self, graph: Graph) -> str:
+        """Probabilities ``[n, k]``."""
+        if self.wide:
+            return self.wide
+        if not self.positive:
+            raise Unsupported("a classifier without probabilities")
+        return graph.op("Concat", graph.op("Sub", graph.double(1.0), self.positive), self.positive, axis=1)
+
+
+Predict = Callable[[Graph, Any, Table], Answer]
+
+
+def predict(graph: Graph, model: Any, table: Table) -> Answer:
+    """What the fitted predictor ``model`` answers on ``table``."""
+    kind = sklearn_name(model)
+    if kind == "Pipeline":
+        for _, step in model.steps[:-1]:
+            table = transform(graph, step, table)
+        return predict(graph, model.steps[-1][1], table)
+    if kind not in PREDICTS:
+        raise Unsupported(f"no exact form for {kind}")
+    return PREDICTS[kind](graph, model, table)
+
+
+# --- linear
+
+
+def _decision(graph: Graph, model: Any, table: Table) -> str:
+    x = graph.numbers(table)
+    weights = np.atleast_2d(np.asarray(_dense(model.coef_), dtype=np.float64)).T
+    if weights.shape[0] != len(table):
+        raise Unsupported("several targets at once")
+    bias = np.broadcast_to(np.asarray(model.intercept_, dtype=np.float64), (weights.shape[1],))
+    return graph.gemm(x, weights, bias)
+
+
+def _dense(values: Any) -> Any:
+    return values.toarray() if hasattr(values, "toarray") else values
+
+
+def _linear(graph: Graph, model: Any, table: Table) -> Answer:
+    if np.atleast_2d(_dense(model.coef_)).shape[0] != 1:
+        raise Unsupported("several targets at once")
+    return Answer(value=_decision(graph, model, table))
+
+
+def _glm(graph: Graph, model: Any, table: Table) -> Answer:
+    link = type(model._base_loss.link).__name__  # noqa: SLF001 - Tweedie's link depends on its power
+    raw = _decision(graph, model, table)
+    if link not in ("LogLink", "IdentityLink"):
+        raise Unsupported(f"a generalised linear model with {link}")
+    return Answer(value=graph.op("Exp", raw) if link == "LogLink" else raw)
+
+
+def _logistic(graph: Graph, model: Any, table: Table) -> Answer:
+    raw = _decision(graph, model, table)
+    if len(model.classes_) == 2:
+        return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
+    if getattr(model, "solver", "") == "liblinear" or getattr(model, "multi_class", "") == "ovr":
+        return Answer(wide=_one_versus_rest(graph, raw), decision=raw)
+    return Answer(wide=graph.op("Softmax", raw, axis=1), decision=raw)
+
+
+def _one_versus_rest(graph: Graph, raw: str) -> str:
+    each = graph.op("Sigmoid", raw)
+    return _shares(graph, each)
+
+
+def _shares(graph: Graph, each: str) -> str:
+    """Rows divided by their sums; a row of zeros is shared equally."""
+    total = graph.op("ReduceSum", each, graph.ints(1), keepdims=1)
+    none = graph.op("Equal", total, graph.double(0.0))
+    ones = graph.op("Where", none, graph.double(1.0), each)
+    return graph.op("Div", ones, graph.op("ReduceSum", ones, graph.ints(1), keepdims=1))
+
+
+def _sgd(graph: Graph, model: Any, table: Table) -> Answer:
+    raw = _decision(graph, model, table)
+    if model.loss != "log_loss":
+        return Answer(decision=raw)
+    if len(model.classes_) == 2:
+        return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
+    return Answer(wide=_one_versus_rest(graph, raw), decision=raw)
+
+
+def _margin(graph: Graph, model: Any, table: Table) -> Answer:
+    return Answer(decision=_decision(graph, model, table))
+
+
+def _discriminant(graph: Graph, model: Any, table: Table) -> Answer:
+    raw = _decision(graph, model, table)
+    if len(model.classes_) == 2:
+        return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
+    return Answer(wide=graph.op("Softmax", raw, axis=1), decision=raw)
+
+
+# --- trees
+
+
+def _forest_of(graph: Graph, estimators: list[Any], model: Any, table: Table) -> Answer:
+    classes = _classes(model)
+    out = onnx_trees.forest(graph, estimators, graph.numbers(table), classes=classes)
+    return Answer(value=out) if not classes else Answer(positive=out) if classes == 2 else Answer(wide=out)
+
+
+def _classes(model: Any) -> int:
+    found = getattr(model, "classes_", None)
+    if found is None:
+        return 0
+    if isinstance(found, list) or len(found) < 2:
+        raise Unsupported("several targets, or one class only")
+    return len(found)
+
+
+def _tree(graph: Graph, model: Any, table: Table) -> Answer:
+    return _forest_of(graph, [model], model, table)
+
+
+def _forest(graph: Graph, model: Any, table: Table) -> Answer:
+    return _forest_of(graph, list(model.estimators_), model, table)
+
+
+def _boosted(graph: Graph, model: Any, table: Table) -> Answer:
+    raw = onnx_trees.gradient_boosting(graph, model, graph.numbers(table))
+    return _from_loss(graph, model, raw)
+
+
+def _hist_boosted(graph: Graph, model: Any, table: Table) -> Answer:
+    if model._preprocessor is not None:  # noqa: SLF001 - categories are encoded, and come first
+        flags = np.asarray(model.is_categorical_)
+        encoder = model._preprocessor.named_transformers_["encoder"]  # noqa: SLF001 - as above
+        codes = encoded(
+            graph,
+            [c for c, f in zip(table, flags, strict=True) if f],
+            encoder.categories_,
+            unknown=float("nan"),
+            missing=float("nan"),
+        )
+        table = codes + [c for c, f in zip(table, flags, strict=True) if not f]
+    raw = onnx_trees.hist_gradient_boosting(graph, model, graph.numbers(table))
+    return _from_loss(graph, model, raw)
+
+
+def _from_loss(graph: Graph, model: Any, raw: str) -> Answer:
+    loss = type(model._loss).__name__  # noqa: SLF001 - says how scores become answers
+    if loss == "HalfBinomialLoss":
+        return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
+    if loss == "ExponentialLoss":
+        return Answer(positive=graph.op("Sigmoid", graph.op("Mul", raw, graph.double(2.0))), decision=raw)
+    if loss == "HalfMultinomialLoss":
+        return Answer(wide=graph.op("Softmax", raw, axis=1), decision=raw)
+    if loss in ("HalfPoissonLoss", "HalfGammaLoss"):
+        return Answer(value=graph.op("Exp", raw))
+    if loss in ("HalfSquaredError", "AbsoluteError", "PinballLoss", "HuberLoss"):
+        return Answer(value=raw)
+    raise Unsupported(f"boosting with {loss}")
+
+
+# --- others
+
+
+def _network(graph: Graph, model: Any, table: Table) -> Answer:
+    hidden = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": ""}[model.activation]
+    start = x = graph.numbers(table)
+    for i, (weights, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
+        x = graph.gemm(x, weights, bias)
+        if i < len(model.coefs_) - 1 and hidden:
+            x = graph.op(hidden, x)
+    # Relu may turn a NaN into 0: a row that is not finite is refused as scikit-learn refuses it.
+    x = graph.refusing(x, start, always=True)
+    if not hasattr(model, "classes_"):
+        if model.n_outputs_ != 1 or model.out_activation_ not in ("identity", "exp"):
+            raise Unsupported("a network with several targets")
+        return Answer(value=graph.op("Exp", x) if model.out_activation_ == "exp" else x)
+    if model.out_activation_ == "logistic" and model.n_outputs_ == 1:
+        return Answer(positive=graph.op("Sigmoid", x))
+    if model.out_activation_ == "softmax":
+        return Answer(wide=graph.op("Softmax", x, axis=1))
+    raise Unsupported("a network with several labels")
+
+
+def _voting_classifier(graph: Graph, model: Any, table: Table) -> Answer:
+    if model.voting != "soft":
+        raise Unsupported("hard voting has no probabilities")
+    weights = model._weights_not_none  # noqa: SLF001 - without the estimators that were dropped
+    return Answer(wide=_mean(graph, [_proba(graph, m, table) for m in model.estimators_], weights))
+
+
+def _voting_regressor(graph: Graph, model: Any, table: Table) -> Answer:
+    values = [_value(graph, m, table) for m in model.estimators_]
+    return Answer(value=_mean(graph, values, model._weights_not_none))  # noqa: SLF001 - as above
+
+
+def _mean(graph: Graph, parts: list[str], weights: Any = None) -> str:
+    scale = [1.0] * len(parts) if weights is None else [float(w) for w in weights]
+    total = ""
+    for part, weight in zip(parts, scale, strict=True):
+        term = part if weights is None else graph.op("Mul", part, graph.double(weight))
+        total = graph.op("Add", total, term) if total else term
+    return graph.op("Div", total, graph.double(float(sum(scale))))
+
+
+def _proba(graph: Graph, model: Any, table: Table) -> str:
+    return predict(graph, model, table).by_class(graph)
+
+
+def _value(graph: Graph, model: Any, table: Table) -> str:
+    found = predict(graph, model, table).value
+    if not found:
+        raise Unsupported("a classifier where a regressor is expected")
+    return found
+
+
+def _bagging(graph: Graph, model: Any, table: Table) -> Answer:
+    classes = _classes(model)
+    parts = []
+    for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
+        if classes and len(estimator.classes_) != classes:
+            raise Unsupported("a bagged estimator that has not seen every class")
+        chosen = [table[i] for i in features]
+        parts.append((_proba if classes else _value)(graph, estimator, chosen))
+    made = _mean(graph, parts)
+    return Answer(wide=made) if classes else Answer(value=made)
+
+
+def _stacking(graph: Graph, model: Any, table: Table) -> Answer:
+    features: Table = []
+    for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
+        found = predict(graph, estimator, table)
+        if method == "predict_proba":
+            count = len(estimator.classes_)
+            wide = graph.matrix(found.by_class(graph), count)
+            features += wide[1:] if count == 2 else wide
+        elif method == "decision_function" and found.decision:
+            features += graph.matrix(
+                found.decision, 1 if len(estimator.classes_) == 2 else len(estimator.classes_)
+            )
+        elif method == "predict" and found.value:
+            features += graph.matrix(found.value, 1)
+        else:
+            raise Unsupported(f"stacking on {method}")
+    return predict(graph, model.final_estimator_, features + (table if model.passthrough else []))
+
+
+def _transformed(graph: Graph, model: Any, table: Table) -> Answer:
+    """TransformedTargetRegressor: the answer mapped back by a numpy function or an affine scaler."""
+    value, back = _value(graph, model.regressor_, table), model.transformer_
+    kind = sklearn_name(back)
+    if kind == "FunctionTransformer":
+        if back.inverse_func is None:
+            return Answer(value=value)
+        if not isinstance(back.inverse_func, np.ufunc) or back.inverse_func.__name__ not in UFUNCS:
+            raise Unsupported("a target mapped back by a function of your own")
+        return Answer(value=UFUNCS[back.inverse_func.__name__](graph, value))
+    if kind == "StandardScaler":
+        scale = back.scale_ if back.scale_ is not None else np.ones(1)
+        mean = back.mean_ if back.mean_ is not None and back.with_mean else np.zeros(1)
+        return Answer(value=graph.op("Add", graph.op("Mul", value, graph.double(scale)), graph.double(mean)))
+    raise Unsupported(f"a target mapped back by {kind}")
+
+
+def _frozen(graph: Graph, model: Any, table: Table) -> Answer:
+    return predict(graph, model.estimator, table)
+
+
+def _calibrated(graph: Graph, model: Any, table: Table) -> Answer:
+    classes = len(model.classes_)
+    parts = [_calibrated_one(graph, m, table, classes) for m in model.calibrated_classifiers_]
+    made = _mean(graph, parts) if len(parts) > 1 else parts[0]
+    return Answer(positive=made) if classes == 2 else Answer(wide=made)
+
+
+def _calibrated_one(graph: Graph, model: Any, table: Table, classes: int) -> str:
+    found = predict(graph, model.estimator, table)
+    if len(model.estimator.classes_) != classes:
+        raise Unsupported("a calibrated estimator that has not seen every class")
+    if model.method == "temperature":
+        return _temperature(graph, model.calibrators[0], found, classes)
+    raw = found.decision or found.positive or found.wide
+    columns = graph.matrix(raw, 1 if classes == 2 else classes)
+    curves = [
+        _curve(graph, c, graph.numbers([column]))
+        for c, column in zip(model.calibrators, columns, strict=True)
+    ]
+    if classes == 2:
+        return curves[0]
+    return _shares(graph, graph.op("Concat", *curves, axis=1))
+
+
+def _curve(graph: Graph, calibrator: Any, x: str) -> str:
+    if type(calibrator).__name__ == "_SigmoidCalibration":
+        scaled = graph.op("Add", graph.op("Mul", x, graph.double(calibrator.a_)), graph.double(calibrator.b_))
+        return graph.op("Sigmoid", graph.op("Neg", scaled))
+    return isotonic(graph, calibrator, x)
+
+
+def isotonic(graph: Graph, model: Any, x: str) -> str:
+    """The piecewise linear curve of an IsotonicRegression, ``[n, 1]`` to ``[n, 1]``."""
+    at, to = np.asarray(model.X_thresholds_, np.float64), np.asarray(model.y_thresholds_, np.float64)
+    if model.out_of_bounds != "clip":
+        raise Unsupported("isotonic regression that does not clip")
+    if len(at) == 1:
+        flat = graph.op("Add", graph.op("Mul", x, graph.double(0.0)), graph.double(to[0]))
+        return graph.refusing(flat, x, always=True)
+    inside = graph.op("Min", graph.op("Max", x, graph.double(at[0])), graph.double(at[-1]))
+    slopes = np.diff(to) / np.diff(at)
+    if len(at) == 2:
+        left, base, slope = (graph.double(v[0]) for v in (at, to, slopes))
+    else:
+        passed = graph.cast(graph.op("Greater", inside, graph.double(at[1:-1][None, :])), "INT64")
+        place = graph.op("ReduceSum", passed, graph.ints(1), keepdims=1)
+        left, base, slope = (graph.op("Gather", graph.double(v), place, axis=0) for v in (at, to, slopes))
+    made = graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
+    return graph.refusing(made, x, always=True)
+
+
+def _temperature(graph: Graph, calibrator: Any, found: Answer, classes: int) -> str:
+    beta = graph.double(float(calibrator.beta_))
+    if classes == 2 and found.decision:
+        return graph.op("Sigmoid", graph.op("Mul", graph.op("Mul", found.decision, graph.double(2.0)), beta))
+    if found.decision:
+        return graph.op("Softmax", graph.op("Mul", found.decision, beta), axis=1)
+    tiny = graph.double(float(np.finfo(np.float64).eps))
+    logits = graph.op("Log", graph.op("Add", found.by_class(graph), tiny))
+    made = graph.op("Softmax", graph.op("Mul", logits, beta), axis=1)
+    return graph.numbers(graph.matrix(made, 2)[1:]) if classes == 2 else made
+
+
+PREDICTS: dict[str, Predict] = {
+    **dict.fromkeys(
+        [
+            "LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV", "ElasticNet", "ElasticNetCV", "HuberRegressor",
+            "SGDRegressor", "BayesianRidge", "ARDRegression", "TheilSenRegressor", "LinearSVR", "QuantileRegressor",
+            "Lars", "LarsCV", "LassoLars", "LassoLarsCV", "LassoLarsIC", "OrthogonalMatchingPursuit",
+        ],
+        _linear,
+    ),
+    **dict.fromkeys(["PoissonRegressor", "GammaRegressor", "TweedieRegressor"], _glm),
+    **dict.fromkeys(["LogisticRegression", "LogisticRegressionCV"], _logistic),
+    "SGDClassifier": _sgd,
+    **dict.fromkeys(["LinearSVC", "RidgeClassifier", "RidgeClassifierCV", "Perceptron"], _margin),
+    "LinearDiscriminantAnalysis": _discriminant,
+    **dict.fromkeys(
+        ["DecisionTreeClassifier", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor"], _tree
+    ),
+    **dict.fromkeys(
+        ["RandomForestClassifier", "RandomForestRegressor", "ExtraTreesClassifier", "ExtraTreesRegressor"], _forest
+    ),
+    **dict.fromkeys(["GradientBoostingClassifier", "GradientBoostingRegressor"], _boosted),
+    **dict.fromkeys(["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _hist_boosted),
+    **dict.fromkeys(["MLPClassifier", "MLPRegressor"], _network),
+    "VotingClassifier": _voting_classifier,
+    "VotingRegressor": _voting_regressor,
+    **dict.fromkeys(["BaggingClassifier", "BaggingRegressor"], _bagging),
+    **dict.fromkeys(["StackingClassifier", "StackingRegressor"], _stacking),
+    "TransformedTargetRegressor": _transformed,
+    "FrozenEstimator": _frozen,
+    "CalibratedClassifierCV": _calibrated,
+}  # fmt: skip

@@ -1,0 +1,186 @@
+"""Values on and next to the thresholds of trees, in terms of the input columns.
+
+A tree sees a feature, not a column. Behind scalers and imputers the feature is an affine function of one column, which two
+values of that column give away; a third checks it. Features made in another way (one-hot, bins) have no such values.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mainspring.models.formats.columns import is_null
+from mainspring.models.formats.estimators import NullText, estimator_input
+from mainspring.records.models import Signature
+
+_Steps = list[Any]
+
+
+def split_values(
+    estimator: Any,
+    signature: Signature,
+    base: dict[str, list[Any]],
+    null_text: NullText,
+    rng: Any,
+    *,
+    limit: int,
+) -> Iterator[dict[str, Any]]:
+    """Changes to a row, at most ``limit``: one column on or beside a threshold, then all such columns at once."""
+    by_column: dict[str, list[float]] = {}
+    for steps, thresholds in _trees(estimator, []):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = _in_columns(estimator, steps, thresholds, signature, base, null_text)
+        except Exception:  # noqa: BLE001, S112 - a step that cannot be seen through leaves its trees without such rows
+            continue
+        for name, values in found.items():
+            by_column.setdefault(name, []).extend(values)
+    if not by_column:
+        return
+    whole = {c.name: c.type == "int64" for c in signature.inputs}
+    near: dict[str, list[float]] = {}
+    share = max(1, limit // 2 // len(by_column) // 8)
+    for name, values in by_column.items():
+        distinct = np.unique([v for v in values if math.isfinite(v)])
+        chosen = distinct if len(distinct) <= share else rng.choice(distinct, share, replace=False)
+        near[name] = [v for t in chosen for v in (_whole(t) if whole[name] else _around(float(t)))]
+    for name, values in near.items():
+        for value in values:
+            yield {name: int(value) if whole[name] else value}
+    usable = {name: values for name, values in near.items() if values}
+    for _ in range(limit // 2 if usable else 0):
+        drawn = {name: values[int(rng.integers(len(values)))] for name, values in usable.items()}
+        yield {name: int(value) if whole[name] else value for name, value in drawn.items()}
+
+
+def _whole(threshold: float) -> list[float]:
+    if abs(threshold) >= 2.0**62:
+        return []
+    return [float(math.floor(threshold)), float(math.ceil(threshold)), float(math.floor(threshold) + 1)]
+
+
+def _around(threshold: float) -> list[float]:
+    """The threshold, its float64 neighbours, its float32 neighbours, and where rounding to float32 changes sides."""
+    with np.errstate(over="ignore"):
+        single = np.float32(threshold)
+        low, high = (
+            float(np.nextafter(single, np.float32(-np.inf))),
+            float(np.nextafter(single, np.float32(np.inf))),
+        )
+    middle = (float(single) + (high if threshold >= float(single) else low)) / 2
+    values = [
+        threshold,
+        math.nextafter(threshold, -math.inf),
+        math.nextafter(threshold, math.inf),
+        float(single),
+        low,
+        high,
+        math.nextafter(middle, -math.inf),
+        math.nextafter(middle, math.inf),
+    ]
+    return [v for v in values if math.isfinite(v)]
+
+
+def _trees(estimator: Any, steps: _Steps) -> Iterator[tuple[_Steps, list[tuple[int, float]]]]:
+    """Each tree model inside ``estimator``: the steps before it, and (feature, threshold) of its splits."""
+    kind = type(estimator).__name__
+    if kind == "Pipeline":
+        parts = [part for _, part in estimator.steps[:-1] if part is not None and part != "passthrough"]
+        yield from _trees(estimator.steps[-1][1], steps + parts)
+    elif kind == "CalibratedClassifierCV":
+        for one in estimator.calibrated_classifiers_:
+            yield from _trees(one.estimator, steps)
+    elif kind == "FrozenEstimator":
+        yield from _trees(estimator.estimator, steps)
+    elif kind.startswith(("Voting", "Stacking")):
+        for one in estimator.estimators_:
+            yield from _trees(one, steps)
+    elif kind.startswith("HistGradientBoosting"):
+        yield steps, _hist_splits(estimator)
+    elif hasattr(estimator, "tree_"):
+        yield steps, _tree_splits(estimator.tree_)
+    elif hasattr(estimator, "estimators_") and not kind.startswith("Bagging"):
+        found: list[tuple[int, float]] = []
+        for one in np.ravel(np.asarray(estimator.estimators_, dtype=object)):
+            if hasattr(one, "tree_"):
+                found += _tree_splits(one.tree_)
+        yield steps, found
+
+
+def _tree_splits(tree: Any) -> list[tuple[int, float]]:
+    inner = tree.children_left >= 0
+    return list(zip(tree.feature[inner].tolist(), tree.threshold[inner].tolist(), strict=True))
+
+
+def _hist_splits(estimator: Any) -> list[tuple[int, float]]:
+    order = np.arange(estimator.n_features_in_)
+    if estimator._preprocessor is not None:  # noqa: SLF001 - categories come first inside
+        flags = np.asarray(estimator.is_categorical_)
+        order = np.concatenate([np.flatnonzero(flags), np.flatnonzero(~flags)])
+    found: list[tuple[int, float]] = []
+    for stage in estimator._predictors:  # noqa: SLF001 - the trees themselves
+        for predictor in stage:
+            nodes = predictor.nodes
+            inner = (nodes["is_leaf"] == 0) & (nodes["is_categorical"] == 0)
+            features = order[nodes["feature_idx"][inner]].tolist()
+            found += zip(features, nodes["num_threshold"][inner].tolist(), strict=True)
+    return found
+
+
+def _in_columns(
+    estimator: Any,
+    steps: _Steps,
+    splits: list[tuple[int, float]],
+    signature: Signature,
+    base: dict[str, list[Any]],
+    null_text: NullText,
+) -> dict[str, list[float]]:
+    """Thresholds by input column, in the column's own unit."""
+    see = _seer(estimator, steps, signature, null_text)
+    row = {name: next((v for v in values if not is_null(v)), values[0]) for name, values in base.items()}
+    out: dict[str, list[float]] = {}
+    for column in signature.inputs:
+        if column.type not in ("float64", "int64"):
+            continue
+        pool = sorted({float(v) for v in base[column.name] if not is_null(v)})
+        if len(pool) < 2:
+            continue
+        at = [pool[0], pool[-1], pool[len(pool) // 2]]
+        if column.type == "int64":
+            at = [float(int(v)) for v in at]
+        given = {name: [value] * 3 for name, value in row.items()}
+        given[column.name] = [int(v) if column.type == "int64" else v for v in at]
+        features = see(given)
+        slope = (features[1] - features[0]) / (at[1] - at[0])
+        line = features[0] + slope * (at[2] - at[0])
+        affine = (slope != 0) & np.isclose(features[2], line, rtol=1e-6, atol=1e-9)
+        out[column.name] = [
+            at[0] + (threshold - float(features[0][f])) / float(slope[f])
+            if slope[f] != 1 or features[0][f] != at[0]
+            else threshold
+            for f, threshold in splits
+            if affine[f]
+        ]
+    return out
+
+
+def _seer(
+    estimator: Any, steps: _Steps, signature: Signature, null_text: NullText
+) -> Callable[[dict[str, list[Any]]], Any]:
+    def see(given: dict[str, list[Any]]) -> Any:
+        seen = estimator_input(estimator, given, signature, null_text)
+        for step in steps:
+            seen = step.transform(seen)
+        if hasattr(seen, "toarray"):
+            seen = seen.toarray()
+        table = np.asarray(seen)
+        if table.dtype == object:  # numbers beside texts: what is no number has no threshold
+            table = np.array([[v if isinstance(v, int | float) else np.nan for v in r] for r in table])
+        return table.astype(np.float64)
+
+    return see
