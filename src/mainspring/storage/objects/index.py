@@ -144,8 +144,11 @@ class Index:
         for file in files:
             self.files[file.name] = file
             if file.rows <= _SMALL and len(self._hashed) + file.rows <= _HASHED_ROWS:
+                hashed = self._hashed
                 for digest, entry in file:
-                    self._hashed[digest] = joined(self._hashed.get(digest), entry)
+                    known = hashed.setdefault(digest, entry)
+                    if known is not entry:
+                        hashed[digest] = joined(known, entry)
             else:
                 self._large.append(file)
 
@@ -187,7 +190,8 @@ def joined(one: Entry | None, other: Entry) -> Entry:
     if one is None:
         return other
     newer = other if other.pack > one.pack else one
-    return newer._replace(kind=newer.kind | ((one.kind | other.kind) & TREE))
+    kind = newer.kind | ((one.kind | other.kind) & TREE)
+    return newer if kind == newer.kind else newer._replace(kind=kind)
 
 
 def load_index(store: ByteStore, known: Index) -> Index:

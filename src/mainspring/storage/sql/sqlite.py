@@ -26,11 +26,20 @@ declare("sql.locked", "sql.before_commit", "sql.after_commit", "sql.before_check
 
 _WAIT_S = 60.0
 _BUSY_MS = 30_000
+_QUEUE_S, _NEXT_S = 0.002, 0.0003
+"""How often to look for the queue, and, being the next, for the lock: seconds."""
+_TURN_S = 0.02
+"""For so long after its turn a process need not queue again."""
 _CHECKPOINT_BYTES = 4 << 20
 
 
 class WriteLock:
-    """The workspace's one write lock: a file lock between processes, a thread lock within this one."""
+    """The workspace's one write lock: a file lock between processes, a thread lock within this one.
+
+    Whoever wants it first takes the queue, a second file lock, and gives that back once it holds the first. So a process that
+    writes without pause cannot take the lock from those who wait, and only the next in turn looks often. Having had its turn it may
+    come back without queueing for a moment, while the next one wakes up: else the lock would lie idle between any two writes.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -38,6 +47,8 @@ class WriteLock:
         self._thread = threading.RLock()
         self._depth = 0
         self._fd = -1
+        self._queue = -1
+        self._turn_ends = 0.0
 
     def __enter__(self) -> Self:
         if not self._thread.acquire(timeout=_WAIT_S):
@@ -60,23 +71,29 @@ class WriteLock:
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
+            os.close(self._queue)
+            self._fd = self._queue = -1
 
     def _lock_file(self) -> None:
         if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + _WAIT_S
-        pause = 0.0005
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise self._busy() from None
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.02)
-            else:
-                return
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._queue = os.open(self._path.with_suffix(".queue"), flags, 0o600)
+            self._fd = os.open(self._path, flags, 0o600)
+        began = time.monotonic()
+        if began < self._turn_ends and _try(self._fd):
+            return
+        self._take(self._queue, began + _WAIT_S, pause=_QUEUE_S)
+        try:
+            self._take(self._fd, began + _WAIT_S, pause=_NEXT_S)
+        finally:
+            fcntl.flock(self._queue, fcntl.LOCK_UN)
+        self._turn_ends = time.monotonic() + _TURN_S
+
+    def _take(self, fd: int, deadline: float, *, pause: float) -> None:
+        while not _try(fd):
+            if time.monotonic() > deadline:
+                raise self._busy()
+            time.sleep(pause)
 
     def _busy(self) -> Unavailable:
         return Unavailable(
@@ -84,6 +101,14 @@ class WriteLock:
             place=str(self._path),
             next_step="Try again; 'mainspring doctor' names the holder.",
         )
+
+
+def _try(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Session:
