@@ -16,7 +16,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-EPSILON = 1e-7
+EPSILON = sys.float_info.epsilon  # as scikit-learn clips float64 probabilities
 SERIES = {"frozen": "frozen", "monthly": "monthly"}  # report's name: name of the shadow in the log
 
 # Only rows that the loop answered and both shadows scored: all three figures are about the same requests.

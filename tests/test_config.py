@@ -48,8 +48,11 @@ def test_a_whole_policy_is_typed() -> None:
         (GOOD.replace(b'model = "price"', b'model = "prise"'), "Did you mean 'price'"),
         (GOOD.replace(b"[monitor.price]", b"[monitor.prize]"), "a monitor names a deployment"),
         (GOOD.replace(b"pipelines/train.py:train", b"../train.py:train"), "file.py:function"),
-        (GOOD.replace(b'"7d"', b'"7 days"'), "wrong value"),
-        (GOOD.replace(b"min_requests = 10", b'min_requests = "ten"'), "wrong value"),
+        (
+            GOOD.replace(b'"7d"', b'"7 days"'),
+            "not a duration; got 7 days; in mainspring.toml, monitor.price.cooldown",
+        ),
+        (GOOD.replace(b"min_requests = 10", b'min_requests = "ten"'), "deploy.price.stages[0].min_requests"),
         (GOOD + b"[retrain.price]\ncooldown = '1d'\n", "no section"),
         (GOOD + b"[deploy.price\n", "not valid TOML"),
         (GOOD[: len(GOOD) // 2], "not valid TOML"),

@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from mainspring.api import run
     from mainspring.errors import MainspringError
     from mainspring.pipelines.context import current
-    from mainspring.pipelines.step import pipeline, step
+    from mainspring.pipelines.step import dataset, pipeline, step
     from mainspring.workspace import Workspace
 
 __version__ = "0.1.0"
 
-__all__ = ["MainspringError", "Workspace", "current", "open", "pipeline", "run", "step"]
+__all__ = ["MainspringError", "Workspace", "current", "dataset", "open", "pipeline", "run", "step"]
 
 _WHERE = {
     "MainspringError": "mainspring.errors",
     "Workspace": "mainspring.workspace",
     "current": "mainspring.pipelines.context",
+    "dataset": "mainspring.pipelines.step",
     "open": "mainspring.api",
     "pipeline": "mainspring.pipelines.step",
     "run": "mainspring.api",

@@ -46,3 +46,16 @@ def run(experiment: str = "default", **options: Any) -> Any:
     Options are those of ``workspace.tracking.run``. The workspace stays open until the run ends.
     """
     return open().tracking.run(experiment=experiment, **options)
+
+
+def read_dataset(name: str, version: str = "latest") -> Any:
+    """The table of a dataset version from the nearest workspace; of a version of files, a temporary folder that holds them."""
+    import tempfile
+
+    with open() as workspace:
+        found = workspace.data.version(name, version)
+        if found.kind == "table":
+            return workspace.data.table(name, found.id)
+        folder = Path(tempfile.mkdtemp(prefix="mainspring-dataset-")) / name
+        workspace.data.checkout(name, found.id, folder)
+        return folder

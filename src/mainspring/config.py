@@ -15,11 +15,13 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import ConfigError, NotFound, near
-from mainspring.records.base import Record, check_name, to_json
+from mainspring import policy
+from mainspring.errors import ConfigError, InvalidInput, NotFound, near
+from mainspring.records.base import Duration, Record, check_name, seconds, to_json
 from mainspring.records.data import CheckRule
 from mainspring.records.loop import DeployPolicy, ModelPolicy, RetrainPolicy
 from mainspring.records.monitoring import MonitorPolicy
+from mainspring.records.reading import Reading
 
 FILE = "mainspring.toml"
 HOME = ".mainspring"
@@ -82,9 +84,10 @@ class ServingSection(Record, frozen=True):
 
 
 class DataPolicy(Record, frozen=True):
-    """``[data.<dataset>]``: where it comes from and what must hold before a version becomes visible."""
+    """``[data.<dataset>]``: where it comes from, how it is read, and what must hold before a version becomes visible."""
 
     source: str | None = None
+    reading: Reading = Reading()
     checks: list[CheckRule] = []
 
 
@@ -198,6 +201,15 @@ def parse(text: bytes, *, place: str = FILE) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"wrong value: {error}", place=place) from None
     _check_names(config, place)
+    _check_settings(config, place)
+    policy.check(
+        models=config.model,
+        deployments=config.deploy,
+        monitors=config.monitor,
+        retrains=config.retrain,
+        rules={name: list(data.checks) for name, data in config.data.items()},
+        place=place,
+    )
     return config
 
 
@@ -311,6 +323,48 @@ def _split_monitor(raw: dict[str, Any], place: str) -> None:
         del raw["retrain"]
 
 
+def _check_settings(config: Config, place: str) -> None:
+    clocks = ("system", "manual")
+    if config.storage.clock not in clocks:
+        raise ConfigError(
+            "no such clock",
+            value=config.storage.clock,
+            place=f"{place}, storage.clock",
+            next_step=near(config.storage.clock, clocks, what="clock"),
+        )
+    for name, section in (("server", config.server), ("serving", config.serving)):
+        if not 0 <= section.port <= 65535:
+            raise ConfigError(
+                "not a port", value=section.port, place=f"{place}, {name}.port", next_step="Write 1 to 65535."
+            )
+
+
+def _said(path: str) -> str:
+    """A path as it stands in the file: reactions are written beside the facts."""
+    return f"monitor.{path.removeprefix('retrain.')}" if path.startswith("retrain.") else path
+
+
+def _check_value(value: Any, kind: Any, path: str, place: str) -> None:
+    """A single value: words out of a few and lengths of time with near ones, others by their type."""
+    import types
+    import typing
+
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in {typing.Union, types.UnionType} else (kind,)
+    words = [a for k in kinds if typing.get_origin(k) is typing.Literal for a in typing.get_args(k)]
+    where = f"{place}, {path}"
+    if words and isinstance(value, str) and value not in words:
+        raise ConfigError("unknown word", value=value, place=where, next_step=near(value, words, what="word"))
+    if Duration in kinds and isinstance(value, str):
+        try:
+            seconds(value)
+        except InvalidInput as error:
+            raise ConfigError(error.message, value=value, place=where, next_step=error.next_step) from None
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"wrong value: {error}", value=value, place=where) from None
+
+
 def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
     """Unknown keys, with the nearest known one: msgspec's own message does not say which were possible."""
     import types
@@ -326,7 +380,7 @@ def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
         for number, item in enumerate(value):
             _check_keys(item, typing.get_args(kind)[0], f"{path}[{number}]", place)
     elif isinstance(kind, type) and issubclass(kind, Record) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         known = set(kind.__struct_fields__)
         tag = kind.__struct_config__.tag_field
         for key, item in value.items():
@@ -337,10 +391,17 @@ def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
                 raise ConfigError(
                     "unknown key",
                     value=key,
-                    place=f"{place}, [{path}]" if path else place,
+                    place=f"{place}, [{_said(path)}]" if path else place,
                     next_step=near(key, shown, what="key"),
                 )
             _check_keys(item, hints.get(key), f"{path}.{key}" if path else key, place)
+        missing = [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in value]
+        if missing:
+            raise ConfigError(
+                f"{missing[0]!r} is missing", place=f"{place}, {_said(path)}", next_step="Add it."
+            )
+    elif kind is not None:
+        _check_value(value, kind, _said(path), place)
 
 
 def _tagged(value: dict[str, Any], kinds: list[type[Record]], path: str, place: str) -> type[Record] | None:

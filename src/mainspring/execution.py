@@ -69,7 +69,7 @@ class Execution:
     def _recording(self, on_event: OnEvent | None, params: Mapping[str, Any]) -> OnEvent:
         def tell(event: PipelineEvent) -> None:
             if event.kind == "started":
-                self._begin(event.run, event.detail, params)
+                self._begin(event.run, event.detail, params, event.files)
             elif event.kind == "ended":
                 self._end(event.run)
             if on_event is not None:
@@ -77,19 +77,29 @@ class Execution:
 
         return tell
 
-    def _begin(self, run: str, pipeline: str, params: Mapping[str, Any]) -> None:
+    def _begin(self, run: str, pipeline: str, params: Mapping[str, Any], files: list[str]) -> None:
         from mainspring.tracking.capture import capture
 
         shown = {k: v if isinstance(v, str) else to_json(v).decode() for k, v in params.items()}
         self._tracking.create_run(
             experiment="pipelines", name=pipeline, id=run, params=shown, tags={"pipeline": pipeline}
         )
-        found = capture(root=self._root)
+        found = capture(root=self._root, files=files)
         self._tracking.record_capture(
-            run=run, code=found.code, environment=found.environment, source=found.source
+            run=run,
+            code=found.code,
+            environment=found.environment,
+            source=found.source,
+            files=found.files,
         )
 
     def _end(self, run: str) -> None:
+        for one in self._pipelines.effects(run=run):
+            if one.reused and one.effect.kind == "artifact":
+                kept = one.effect.data
+                self._tracking.log_artifact(
+                    run=run, path=kept["path"], digest=kept["digest"], size=kept["size"]
+                )
         points = [
             Point.of(f"{s.step}.{name}", float(value))
             for s in self._pipelines.steps(run=run)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from msgspec import convert
+
 from mainspring.errors import MainspringError
+from mainspring.loop.state import audit_verdicts
+from mainspring.models import standing
+from mainspring.records.base import from_json
+from mainspring.records.tracking import CodeState, EnvironmentState
 
 if TYPE_CHECKING:
     from mainspring.lineage import Lineage
@@ -24,9 +30,16 @@ def introduce(lineage: Lineage, workspace: Workspace) -> None:
         effects=monitoring._version_effects,  # noqa: SLF001
         facts=_safe(lambda i: _model_version(workspace, i)),
     )
+    told("model", auditor=lambda tx: standing.audit(tx, workspace.base))
+    told("code", facts=_safe(lambda i: _code(workspace, i)))
+    told("environment", facts=_safe(lambda i: _environment(workspace, i)))
     told("dataset_version", facts=_safe(lambda i: _dataset_version(workspace, i)))
     told("run", facts=_safe(lambda i: _run(workspace, i)))
-    told("verdict", facts=_safe(lambda i: _verdict(workspace, i)))
+    told(
+        "verdict",
+        facts=_safe(lambda i: _verdict(workspace, i)),
+        auditor=lambda tx: audit_verdicts(tx, workspace.base.project),
+    )
     told("deployment", facts=_safe(lambda i: _deployment(workspace, i)))
 
 
@@ -65,6 +78,38 @@ def _dataset_version(workspace: Workspace, ident: str) -> Facts:
         message=found.message,
         created=found.created_at.isoformat(),
     )
+
+
+def _code(workspace: Workspace, ident: str) -> Facts:
+    """A code record (what a run was captured with), or the definitions that a step is made of."""
+    from mainspring.lineage.uploads import owned_size
+
+    owned_size(workspace.base, ident)
+    document: dict[str, Any] = from_json(workspace.base.objects.read(ident), dict[str, Any])
+    if "files" not in document and "missing" not in document:
+        files = sorted({label.rpartition(":")[0] for label in document} - {""})
+        return _given(definitions=len(document), files=_few(files))
+    found: CodeState = convert(document, CodeState)
+    return _given(
+        commit=found.commit,
+        dirty=found.dirty if found.commit else None,
+        files=_few([f.path for f in found.files if f.digest]),
+        missing="; ".join(found.missing),
+    )
+
+
+def _environment(workspace: Workspace, ident: str) -> Facts:
+    from mainspring.lineage.uploads import owned_size
+
+    owned_size(workspace.base, ident)
+    found: EnvironmentState = from_json(workspace.base.objects.read(ident), EnvironmentState)
+    return _given(
+        python=found.python, platform=f"{found.platform} {found.machine}", packages=len(found.packages)
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _run(workspace: Workspace, ident: str) -> Facts:

@@ -12,6 +12,9 @@ methods are all operations::
 
 Parameters are keyword-only and typed with what msgspec can convert; results are records (or lists of them). A
 project never appears as a parameter: a room object is bound to one project, and every query carries it.
+
+**Authority is checked here and nowhere else** (docs/design/authority.md): each call asks whether the principal that acts
+has the declared role in the project of the room object. Edges (HTTP, pages, command line, loop) only say who acts.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ import enum
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from mainspring.errors import NotFound, PermissionDenied, Unauthenticated
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,17 +102,47 @@ class Settlement:
     answer: bytes | None = None
 
 
+EVERY_PROJECT = "*"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who acts, as an edge has authenticated them, with a role by project (``*``: in every project).
+
+    ``user``: a person or program with a token. ``service``: a part of the product, such as the loop. ``local``: whoever runs
+    this process on a workspace of their own. ``anonymous``: nobody has proven anything.
+    """
+
+    name: str
+    roles: Mapping[str, Role]
+    kind: Literal["user", "service", "local", "anonymous"] = "user"
+
+    def role_in(self, project: str) -> Role | None:
+        """The highest role in ``project``; None: no part of it."""
+        return max((r for p, r in self.roles.items() if p in {project, EVERY_PROJECT}), default=None)
+
+
+LOCAL = Principal("local", {EVERY_PROJECT: Role.ADMIN}, kind="local")
+"""Acts where nobody is named: the files of an embedded workspace are the caller's own anyway. Never in a server."""
+
+ANONYMOUS = Principal("anonymous", {}, kind="anonymous")
+
+
 @dataclass(frozen=True)
 class Invocation:
     """Who runs which operation right now; read by the ledger when a decision commits."""
 
-    actor: str
-    role: Role
+    principal: Principal
     operation: str = ""
     key: str | None = None
     """Idempotency key: a retry with the same key and arguments returns the first result."""
     arguments: dict[str, Any] = field(default_factory=dict)
     settlement: Settlement = field(default_factory=Settlement)
+
+    @property
+    def actor(self) -> str:
+        """The name that events carry."""
+        return self.principal.name
 
 
 _current: ContextVar[Invocation | None] = ContextVar("mainspring_invocation", default=None)
@@ -118,17 +153,77 @@ def current() -> Invocation | None:
 
 
 @contextlib.contextmanager
-def acting(actor: str, *, role: Role, key: str | None = None) -> Iterator[Settlement]:
-    """Run what follows as ``actor``: the server does so per request, a runner per run.
+def acting(who: Principal | str, *, role: Role | None = None, key: str | None = None) -> Iterator[Settlement]:
+    """Run what follows as ``who``: the server does so per request, the loop per round.
 
-    Yields what a decision stored under ``key``; whoever passed the key stores the answer if no decision did.
+    A name with a ``role`` is a service of this process. Yields what a decision stored under ``key``; whoever passed the key
+    stores the answer if no decision did.
     """
-    invocation = Invocation(actor=actor, role=role, key=key)
+    if isinstance(who, str):
+        who = Principal(who, {EVERY_PROJECT: role} if role else {}, kind="service")
+    invocation = Invocation(principal=who, key=key)
     token = _current.set(invocation)
     try:
         yield invocation.settlement
     finally:
         _current.reset(token)
+
+
+_servers = 0
+
+
+@contextlib.contextmanager
+def named_only() -> Iterator[None]:
+    """While this holds, nothing in this process acts as :data:`LOCAL`: an operation that nobody is named for is refused.
+
+    For the whole process, not for a thread: what a server forgets to name must be refused wherever it runs.
+    """
+    global _servers  # noqa: PLW0603 - a property of the process
+    _servers += 1
+    try:
+        yield
+    finally:
+        _servers -= 1
+
+
+def acts() -> Principal:
+    """Who acts here: named by :func:`acting`, else the local user, and in a server nobody."""
+    call = _current.get()
+    if call is not None:
+        return call.principal
+    return ANONYMOUS if _servers else LOCAL
+
+
+def authorise(room: object, operation_id: str, role: Role) -> Principal:
+    """Who acts, if they have ``role`` in the project that ``room`` is bound to.
+
+    Raises :class:`Unauthenticated` for nobody, :class:`NotFound` without any role in the project (whether it exists is not
+    told), :class:`PermissionDenied` for too low a role. A room that is bound to no project needs the role in all of them.
+    """
+    who = acts()
+    project = getattr(getattr(room, "_base", None), "project", EVERY_PROJECT)
+    held = who.role_in(project)
+    if who.kind == "anonymous":
+        raise Unauthenticated(
+            "nobody is named who calls this",
+            place=operation_id,
+            next_step="Send 'Authorization: Bearer <token>'; 'mainspring env --token' prints it.",
+        )
+    if held is None:
+        raise no_project(project)
+    if held < role:
+        raise PermissionDenied(
+            f"{operation_id} needs the role {role.name.lower()}",
+            value=held.name.lower(),
+            place=f"project {project!r}",
+            next_step="Ask an administrator of the project.",
+        )
+    return who
+
+
+def no_project(project: str) -> NotFound:
+    """The one answer for a project that is not there and for one that the caller has no part in."""
+    return NotFound("no such project", value=project)
 
 
 def operation(
@@ -149,23 +244,19 @@ def operation(
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            outer = _current.get()
-            if outer is not None and outer.operation:
-                # Called by another operation, as a part of it: its result is not the answer to the caller's key.
-                inner = _current.set(replace(outer, key=None))
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    _current.reset(inner)
-            outer = outer or Invocation(actor="local", role=Role.ADMIN)
-            room = getattr(args[0], "room", "?") if args else "?"
-            token = _current.set(
-                replace(
-                    outer,
-                    operation=f"{room}.{function.__name__}",
-                    arguments={k: v for k, v in kwargs.items() if k != "body"},
+            room = args[0] if args else None
+            name = f"{getattr(room, 'room', '?')}.{function.__name__}"
+            who = authorise(room, name, role)
+            outer = _current.get() or Invocation(principal=who)
+            if outer.operation:
+                # Called by another operation, as a part of it: its result is not the answer to the caller's key. It acts
+                # with the caller's authority and not with that of the operation around it, so nothing is lent.
+                inner = replace(outer, key=None)
+            else:
+                inner = replace(
+                    outer, operation=name, arguments={k: v for k, v in kwargs.items() if k != "body"}
                 )
-            )
+            token = _current.set(inner)
             try:
                 return function(*args, **kwargs)
             finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -14,9 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mainspring import config as configuration
-from mainspring.clock import Clock, SystemClock, from_us
+from mainspring.clock import Clock, SystemClock, from_us, to_us
 from mainspring.config import Settings
-from mainspring.errors import Conflict, InvalidInput
+from mainspring.errors import Conflict, Corrupt, InvalidInput
 from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.rooms import Namespaces
 from mainspring.storage.leases import Leases
@@ -24,6 +23,7 @@ from mainspring.storage.sql import Store, open_store
 
 if TYPE_CHECKING:
     from mainspring.execution import Execution
+    from mainspring.storage.objects import ByteStore
 
 FORMAT = 1
 _MARKER = "workspace.json"
@@ -50,43 +50,9 @@ class Workspace(Namespaces):
     def __init__(self, settings: Settings, *, project: str | None = None, clock: Clock | None = None) -> None:
         self.settings = settings
         self.project = project or settings.config.project.name
-        home = settings.home
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _mark(home, settings)
-        store = open_store(settings.config.storage.database, home=home)
-        try:
-            self.base = self._found(store, clock)
-        except BaseException:
-            store.close()
-            raise
+        self.base = _open(settings, self.project, clock)
         self._rooms: dict[str, Any] = {}
         self._lock = threading.RLock()
-
-    def _found(self, store: Store, clock: Clock | None) -> Foundation:
-        from mainspring.storage.objects import open_objects
-
-        settings = self.settings
-        if clock is None:
-            clock = (
-                StoredClock(store, self.project)
-                if settings.config.storage.clock == "manual"
-                else SystemClock()
-            )
-        leases = Leases(store)
-        return Foundation(
-            project=self.project,
-            home=settings.home,
-            store=store,
-            objects=open_objects(
-                settings.config.storage.objects,
-                home=settings.home,
-                leases=leases,
-                options=configuration.object_options(settings),
-            ),
-            ledger=Ledger(store, project=self.project, clock=clock),
-            leases=leases,
-            clock=clock,
-        )
 
     def room(self, name: str) -> Any:
         with self._lock:
@@ -145,8 +111,9 @@ def _lineage(workspace: Workspace) -> Lineage:
 
 def _deploy(workspace: Workspace) -> Any:
     from mainspring.deploy import Deploy
+    from mainspring.deploy.trial import try_package
 
-    return Deploy(workspace.base, workspace.room("models"))
+    return Deploy(workspace.base, workspace.room("models"), trial=try_package)
 
 
 def _monitoring(workspace: Workspace) -> Any:
@@ -175,10 +142,104 @@ _BUILDERS: dict[str, Callable[[Workspace], Any]] = {
 }
 
 
-def _mark(home: Path, settings: Settings) -> None:
+# --- opening -----------------------------------------------------------------------------------------------------------
+
+
+def repair(settings: Settings) -> list[str]:
+    """Write again what the object store has lost and the database still knows; returns the names of the files."""
+    from mainspring.storage.objects.owner import restore
+
+    if not (settings.home / _MARKER).exists():
+        return []
+    store = _open_database(settings, _mark(settings.home, settings))
+    try:
+        return restore(store, _bytes_of(settings))
+    finally:
+        store.close()
+
+
+def start_anew(settings: Settings) -> list[str]:
+    """Begin a new database beside objects whose own is lost. The old files are set aside; returns their new names.
+
+    Raises :class:`Conflict` if the workspace opens as it is.
+    """
+    try:
+        Workspace(settings).close()
+    except (Conflict, Corrupt):
+        pass
+    else:
+        raise Conflict(
+            "this workspace opens as it is: there is no need to start anew", place=str(settings.home)
+        )
+    home, aside = settings.home, []
+    for suffix in ("", "-wal", "-shm") if settings.config.storage.database == "sqlite" else ():
+        file = home / f"meta.db{suffix}"
+        if file.exists():
+            aside.append(f"{file.name}.lost-{to_us(SystemClock().now())}")
+            file.rename(home / aside[-1])
+    (home / _MARKER).unlink(missing_ok=True)
+    _open(settings, settings.config.project.name, None, anew=True).store.close()
+    return aside
+
+
+def _open(settings: Settings, project: str, clock: Clock | None, *, anew: bool = False) -> Foundation:
+    from mainspring.storage.objects import open_objects
+
+    home, storage = settings.home, settings.config.storage
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    marked = _mark(home, settings)
+    store = _open_database(settings, marked, anew=anew)
+    try:
+        if clock is None:
+            clock = StoredClock(store, project) if storage.clock == "manual" else SystemClock()
+        leases = Leases(store)
+        objects = open_objects(
+            storage.objects,
+            home=home,
+            leases=leases,
+            options=configuration.object_options(settings),
+            anew=anew,
+        )
+        _sign(home, marked, database=str(objects.owner))
+        return Foundation(
+            project=project,
+            home=home,
+            store=store,
+            objects=objects,
+            ledger=Ledger(store, project=project, clock=clock),
+            leases=leases,
+            clock=clock,
+        )
+    except BaseException:
+        store.close()
+        raise
+
+
+def _open_database(settings: Settings, marked: dict[str, Any], *, anew: bool = False) -> Store:
+    def lost() -> str | None:
+        from mainspring.storage.objects.owner import has_packs, owner_of
+
+        if marked.get("id"):
+            return f"{_MARKER} names it: {marked['id']}"
+        store = _bytes_of(settings)
+        return "there are objects" if has_packs(store) or owner_of(store) is not None else None
+
+    url = settings.config.storage.database
+    return open_store(url, home=settings.home) if anew else open_store(url, home=settings.home, lost=lost)
+
+
+def _bytes_of(settings: Settings) -> ByteStore:
+    from mainspring.storage.objects.opening import open_bytes
+
+    return open_bytes(
+        settings.config.storage.objects, home=settings.home, options=configuration.object_options(settings)
+    )
+
+
+def _mark(home: Path, settings: Settings) -> dict[str, Any]:
     """Write or check the marker that says what this directory is and where its database and objects are."""
     path = home / _MARKER
-    wanted = {
+    wanted: dict[str, Any] = {
         "format": FORMAT,
         "database": "sqlite" if settings.config.storage.database == "sqlite" else "postgresql",
         "objects": settings.config.storage.objects,
@@ -186,17 +247,17 @@ def _mark(home: Path, settings: Settings) -> None:
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
-        temporary = path.with_name(f"{_MARKER}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(wanted))
-        temporary.chmod(0o600)
-        with contextlib.suppress(FileExistsError):
-            temporary.replace(path)
-        return
+        _write_marker(path, wanted)
+        return wanted
     except ValueError:
-        raise Conflict(
-            "this is not a mainspring workspace", place=str(path), next_step="Restore the file from a backup."
-        ) from None
-    if found.get("format", 0) > FORMAT:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+        raise Corrupt(
+            "this is not a mainspring workspace, or its marker is damaged",
+            place=str(path),
+            next_step="Restore the file from a backup, or remove it: it is written again.",
+        )
+    if found["format"] > FORMAT:
         raise Conflict(
             f"the workspace has format {found['format']}, this program knows {FORMAT}",
             place=str(home),
@@ -210,3 +271,25 @@ def _mark(home: Path, settings: Settings) -> None:
                 place=str(path),
                 next_step=f"It was made with {found.get(key)!r}; use that, or another home.",
             )
+    return found
+
+
+def _sign(home: Path, marked: dict[str, Any], *, database: str) -> None:
+    """Note in the marker which database this workspace has: an empty one beside it is refused from now on."""
+    if marked.get("id") == database:
+        return
+    if marked.get("id"):
+        raise Conflict(
+            "this is the database of another workspace",
+            value=database,
+            place=str(home / _MARKER),
+            next_step=f"The one of this workspace has the id {marked['id']}: restore it from a backup.",
+        )
+    _write_marker(home / _MARKER, marked | {"id": database})
+
+
+def _write_marker(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{_MARKER}.{os.getpid()}.{threading.get_ident()}.tmp")
+    temporary.write_text(json.dumps(content))
+    temporary.chmod(0o600)
+    temporary.replace(path)

@@ -46,7 +46,7 @@ PREDICT, INFER, FEEDBACK = "/v1/deployments/d/predict", "/v2/models/d/infer", "/
 GOOD = {
     PREDICT: '{"rows":[{"x0":%s,"x1":2}]}',
     INFER: '{"inputs":[{"name":"x0","shape":[1],"datatype":"FP64","data":[%s]},{"name":"x1","shape":[1],"datatype":"FP64","data":[2]}]}',
-    FEEDBACK: '[{"prediction_id":"p","value":%s}]',
+    FEEDBACK: '[{"prediction_id":"01900000-0000-7000-8000-000000000000","value":%s}]',
 }
 
 VALUES = {

@@ -221,3 +221,148 @@ def test_m05_no_data_makes_a_check_raise(data: st.DataObject, rows: int) -> None
         assert 0 <= finding.failing <= max(rows, 1)
         assert len(finding.sample) <= 10
         to_json(finding)
+
+
+BERLIN = "Europe/Berlin"
+
+
+def zoned(*times: str, zone: str = BERLIN, unit: str = "us") -> pa.Array:
+    return pa.array([dt.datetime.fromisoformat(t) for t in times], pa.timestamp(unit, zone))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([dt.datetime.fromisoformat("2013-01-09T12:00:00+00:00")] * 3 + [dt.datetime.fromisoformat("2099-01-01T00:00:00+00:00")], pa.timestamp("ms", "UTC")),
+        pa.array([dt.date(2013, 1, 9)] * 3 + [dt.date(2099, 1, 1)]),
+        pa.array([1_357_700_000 * 10**9] * 3 + [2**63 - 1], pa.timestamp("ns")),
+        pa.array([1_357_700_000] * 3 + [2**50], pa.timestamp("s")),
+    ],
+    ids=lambda c: str(c.type),
+)  # fmt: skip
+def test_a_row_of_the_future_makes_nothing_fresh(column: pa.Array) -> None:
+    """Seen red: one row of 2099 among rows of 2020 passed any max_age."""
+    fresh = one({"t": column}, FreshnessRule(column="t", max_age="2d"))
+    assert (fresh.passed, fresh.failing, [r.row for r in fresh.sample]) == (False, 1, [3])
+    assert "1 rows are of the future" in fresh.reason
+    assert "older" not in fresh.reason
+    stale = one({"t": column}, FreshnessRule(column="t", max_age="1h"))
+    assert "older than 1h" in stale.reason
+    assert stale.value is not None
+    assert stale.value < NOW.timestamp()
+    to_json(stale)
+
+
+def test_clocks_and_zones_may_be_ahead_a_little() -> None:
+    def passed(column: pa.Array, **options: Any) -> bool:
+        return one({"t": column}, FreshnessRule(column="t", max_age="1d", **options)).passed
+
+    assert passed(zoned("2013-01-10T00:04:00+00:00"))
+    assert not passed(zoned("2013-01-10T00:06:00+00:00"))
+    assert passed(pa.array([dt.date(2013, 1, 10)]))
+    assert passed(pa.array([dt.datetime.fromisoformat("2013-01-10T13:00")], pa.timestamp("us")))
+    assert not passed(pa.array([dt.datetime.fromisoformat("2013-01-10T15:00")], pa.timestamp("us")))
+    assert not passed(zoned("2013-01-10T00:04:00+00:00"), tolerance="1m")
+    assert passed(zoned("2013-01-12T00:00:00+00:00"), tolerance="3d")
+
+
+def test_a_day_is_a_day_of_the_columns_zone() -> None:
+    """Seen red: half past midnight of 2 June in Berlin was judged as 1 June."""
+    rule = LabelRateRule(column="y", low=0, high=0.5, period="t", min_rows=1)
+    at = zoned("2024-06-02T00:30:00+02:00", "2024-06-30T23:30:00+02:00", "2024-07-01T00:30:00+02:00")
+    assert [g["period"] for g in one({"y": [1, 1, 1], "t": at}, rule).groups] == ["2024-06-02T00:00:00", "2024-06-30T00:00:00", "2024-07-01T00:00:00"]  # fmt: skip
+    months = msgspec.structs.replace(rule, per="month")
+    assert [(g["period"], g["rows"]) for g in one({"y": [1, 1, 1], "t": at}, months).groups] == [("2024-06-01T00:00:00", 2), ("2024-07-01T00:00:00", 1)]  # fmt: skip
+    hours = msgspec.structs.replace(rule, per="hour")
+    twice = zoned("2024-10-27T02:15:00+02:00", "2024-10-27T02:45:00+02:00", "2024-10-27T02:15:00+01:00")
+    assert [(g["period"], g["rows"]) for g in one({"y": [1, 1, 1], "t": twice}, hours).groups] == [("2024-10-27T02:00:00+01:00", 1), ("2024-10-27T02:00:00+02:00", 2)]  # fmt: skip
+    kathmandu = zoned("2024-06-02T00:05:00+05:45", "2024-06-02T00:50:00+05:45", zone="Asia/Kathmandu")
+    assert [g["rows"] for g in one({"y": [1, 1], "t": kathmandu}, hours).groups] == [2]
+    before = pa.array([dt.date(1969, 12, 31), dt.date(1970, 1, 1)])
+    assert [g["period"] for g in one({"y": [1, 1], "t": before}, rule).groups] == ["1969-12-31T00:00:00", "1970-01-01T00:00:00"]  # fmt: skip
+
+
+def test_rows_without_a_group_or_with_nan_are_groups_of_their_own() -> None:
+    rule = LabelRateRule(column="y", low=0, high=0.5, by="g", min_rows=1)
+    finding = one({"y": [1] * 5, "g": [NAN, NAN, None, -0.0, 0.0]}, rule)
+    assert {str(g["group"]): g["rows"] for g in finding.groups} == {"nan": 2, "None": 1, "-0.0": 2}
+    fine = one({"y": [1, 1], "g": pa.array([1, 2], pa.timestamp("ns", "UTC"))}, rule)
+    assert [g["rows"] for g in fine.groups] == [1, 1]
+    assert fine.groups[0]["group"].endswith("00.000000001")
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule", "rows"),
+    [
+        ({"i": [2**53 + 1]}, RangeRule(column="i", max=2**53), [0]),
+        ({"i": [2**53]}, RangeRule(column="i", min=2**53 + 1), [0]),
+        ({"i": pa.array([2**64 - 1, 2**64 - 2], pa.uint64())}, RangeRule(column="i", max=2**64 - 2), [0]),
+        ({"i": pa.array([5], pa.int8())}, RangeRule(column="i", max=4.5), [0]),
+        ({"i": pa.array([5], pa.uint8())}, RangeRule(column="i", min=1e300), [0]),
+        ({"d": [Decimal("100.00000000000000000001")]}, RangeRule(column="d", max=100), [0]),
+        ({"d": pa.array([Decimal(10**45), None], pa.decimal256(60, 2))}, RangeRule(column="d", max=1), [0]),
+        (
+            {"d": pa.array([Decimal(10**45), Decimal(1)], pa.decimal256(60, 2))},
+            SetRule(column="d", allowed=[1]),
+            [0],
+        ),
+        ({"d": pa.array([Decimal(10**45)] * 2, pa.decimal256(60, 2))}, UniqueRule(columns=["d"]), [0, 1]),
+        ({"i": [2**53 + 1]}, SetRule(column="i", allowed=[float(2**53)]), [0]),
+        ({"f": [float(2**53)]}, SetRule(column="f", allowed=[2**53 + 1]), [0]),
+        ({"f": [0.0, -0.0, 1.0]}, UniqueRule(columns=["f"]), [0, 1]),
+        ({"f": [NAN, NAN, 1.0]}, UniqueRule(columns=["f"]), [0, 1]),
+    ],
+    ids=lambda v: repr(v)[:60],
+)
+def test_values_are_compared_exactly(columns: dict[str, Any], rule: CheckRule, rows: list[int]) -> None:
+    """Seen red: bounds became floats, and decimals of more than 38 digits ended in the engine's own exception."""
+    finding = one(columns, rule)
+    assert not finding.passed
+    assert [r.row for r in finding.sample] == rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule"),
+    [
+        ({"t": pa.array([1, 2], pa.timestamp("ns", "UTC"))}, UniqueRule(columns=["t"])),
+        ({"t": pa.array([1, 2], pa.time64("ns"))}, UniqueRule(columns=["t"])),
+        ({"t": pa.array([1, 2], pa.duration("ns"))}, UniqueRule(columns=["t"])),
+        ({"f": pa.array([0.1, 2.5], pa.float32())}, SetRule(column="f", allowed=[0.1, 2.5])),
+        ({"d": [Decimal("0.10"), None]}, SetRule(column="d", allowed=[0.1])),
+        ({"d": [Decimal("0.10"), None]}, RangeRule(column="d", min=0.1, max=0.1)),
+        ({"i": [5, None]}, RangeRule(column="i", min=4.5, max=5.5)),
+        ({"i": [5, None]}, RangeRule(column="i", min=-1e300, max=float("inf"))),
+    ],
+    ids=lambda v: repr(v)[:60],
+)
+def test_values_that_differ_little_or_only_in_their_type_pass(
+    columns: dict[str, Any], rule: CheckRule
+) -> None:
+    """Seen red: the engine cuts nanoseconds, and 0.1 is not the float32 of 0.1."""
+    assert one(columns, rule).passed
+
+
+def test_values_that_python_cannot_hold_are_shown_all_the_same() -> None:
+    finding = one({"x": [NAN], "t": pa.array([2**62], pa.timestamp("us")), "n": pa.array([1], pa.timestamp("ns"))}, NotNullRule(column="x"))  # fmt: skip
+    assert isinstance(finding.sample[0].values["t"], str)
+    to_json(finding)
+
+
+@pytest.mark.parametrize(
+    ("values", "positive", "rate"),
+    [([1.0, 2.0] * 20, 1, 0.5), ([1, 2] * 20, 1.0, 0.5), (["1", "2"] * 20, 1, 0.5), ([True, False] * 20, 1, 0.5), ([1, 0] * 20, True, 0.5),
+     ([1.0, 0.0] * 20, True, 0.5), ([0, 0] * 20, True, 0.0), (["no"] * 40, "yes", 0.0)],
+)  # fmt: skip
+def test_label_rate_matches_the_positive_by_value(values: list[Any], positive: Any, rate: float) -> None:
+    finding = one({"y": values}, LabelRateRule(column="y", low=0.0, high=1.0, positive=positive))
+    assert (finding.passed, finding.value) == (True, rate)
+
+
+@pytest.mark.parametrize(
+    ("values", "positive"), [([1, 2] * 20, True), (["no", "yes"] * 20, True), ([1, 2] * 20, "one")]
+)
+def test_label_rate_refuses_a_positive_that_is_no_class(values: list[Any], positive: Any) -> None:
+    """Seen red against 0.1 for the classes 1 and 2: true was taken for 1."""
+    finding = one({"y": values}, LabelRateRule(column="y", low=0.0, high=1.0, positive=positive))
+    assert not finding.passed
+    assert f"never {positive!r}" in finding.reason

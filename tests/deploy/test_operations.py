@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mainspring.deploy import Deploy, bundle
+from mainspring.deploy.trial import try_package
 from mainspring.errors import Conflict, InvalidInput, NotFound
 from mainspring.lineage import Foundation, Lineage
 from mainspring.operations import Role, acting, operations_of
@@ -29,7 +30,14 @@ class Registry:
         self._base = base
         self._versions: dict[int, ModelVersion] = {}
 
-    def add(self, version: int, *, inputs: list[Column] | None = None) -> ModelVersion:
+    def add(
+        self,
+        version: int,
+        *,
+        inputs: list[Column] | None = None,
+        task: Task = Task.BINARY,
+        classes: tuple[str, ...] = ("0", "1"),
+    ) -> ModelVersion:
         with self._base.objects.writing() as writer:
             tree = writer.tree(
                 {
@@ -39,7 +47,7 @@ class Registry:
             )
         self._versions[version] = ModelVersion(
             model="m", version=version, package=tree.digest, format="onnx", created_at=datetime(2013, 1, 1, tzinfo=UTC), created_by="t",
-            signature=Signature(inputs=inputs or [X], task=Task.BINARY, classes=["0", "1"]),
+            signature=Signature(inputs=inputs or [X], task=task, classes=list(classes)),
         )  # fmt: skip
         return self._versions[version]
 
@@ -164,6 +172,113 @@ def test_routes_that_cannot_be_right_are_refused(
         room.set_routes(deployment="delay", targets=targets, shadows=shadows, reason="r")
     assert room.deployments() == []
     assert not (base.home / "bundle" / "routes.json").exists()
+
+
+OTHERS = {
+    "regression": ({"task": Task.REGRESSION, "classes": ()}, "its task is regression, not binary"),
+    "order": ({"classes": ("1", "0")}, r"its classes are \['1', '0'\], not \['0', '1'\]"),
+    "more": ({"task": Task.MULTICLASS, "classes": ("0", "1", "2")}, "its task is multiclass, not binary"),
+}
+
+
+@pytest.mark.parametrize("other", list(OTHERS))
+def test_a_deployment_goes_on_answering_the_same_question(
+    base: Foundation, room: Deploy, registry: Registry, other: str
+) -> None:
+    """Seen red without ``_check_same_question``: a regression model took over a binary deployment. The difference is named, and nothing
+    changes."""
+    options, difference = OTHERS[other]
+    registry.add(9, **options)  # type: ignore[arg-type]
+    room.deploy(deployment="delay", model="m", version=1, reason="r")
+    before, number = room.deployment(name="delay"), table(base).number
+    for attempt in (
+        lambda: room.deploy(deployment="delay", model="m", version=9, reason="r"),
+        lambda: room.set_routes(deployment="delay", targets=[registry.target(9)], reason="r"),
+        lambda: room.set_routes(
+            deployment="delay",
+            targets=[registry.target(1, weight=0.9), registry.target(9, weight=0.1, role="canary")],
+            reason="r",
+        ),
+        lambda: room.set_routes(
+            deployment="delay", targets=[registry.target(1)], shadows=[registry.shadow(9, "s")], reason="r"
+        ),
+    ):
+        with pytest.raises(InvalidInput, match=difference) as caught:
+            attempt()
+        assert caught.value.next_step
+    assert room.deployment(name="delay") == before
+    assert table(base).number == number
+    room.deploy(deployment="another", model="m", version=9, reason="a name of its own")
+
+
+def test_shadows_that_do_not_fit_the_new_champion_end(room: Deploy, registry: Registry) -> None:
+    """Seen red with shadows kept unseen: the server then refused the whole deployment."""
+    wide = [X, Column(name="y", type="float64")]
+    for version in (7, 8):
+        registry.add(version, inputs=wide)
+    shadows = [registry.shadow(8, "wide"), registry.shadow(2, "narrow")]
+    room.set_routes(deployment="delay", targets=[registry.target(7)], shadows=shadows, reason="r")
+    assert [s.name for s in room.deploy(deployment="delay", model="m", version=1, reason="r").shadows] == [
+        "narrow"
+    ]
+
+
+@pytest.mark.parametrize("damage", ["byte", "shorter", "missing", "extra", "link"])
+def test_publishing_again_mends_a_damaged_package(
+    base: Foundation, room: Deploy, registry: Registry, damage: str
+) -> None:
+    """And shows the route table anew, so that servers try again. Seen red with a folder that is there taken for good."""
+    room.deploy(deployment="delay", model="m", version=1, reason="r")
+    package = base.home / "bundle" / "packages" / registry.version(model="m", selector="1").package
+    payload = package / "model.onnx"
+    if damage == "byte":
+        payload.write_bytes(b"Payload 1")
+    elif damage == "shorter":
+        payload.write_bytes(b"")
+    elif damage == "missing":
+        payload.unlink()
+    elif damage == "extra":
+        (package / "more").write_bytes(b"x")
+    else:
+        payload.rename(base.home / "elsewhere")
+        payload.symlink_to(base.home / "elsewhere")
+    before = (base.home / "bundle" / "routes.json").stat()
+    assert room.publish().written
+    assert payload.read_bytes() == b"payload 1"
+    assert not payload.is_symlink()
+    assert {p.name for p in package.iterdir()} == {"model.json", "model.onnx"}
+    after = (base.home / "bundle" / "routes.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns)
+    assert {p.name for p in package.parent.iterdir()} == {package.name}
+    assert not room.publish().written
+
+
+def test_a_version_that_a_server_cannot_load_is_refused_before_anything_is_decided(
+    base: Foundation, registry: Registry
+) -> None:
+    """The package is opened in a process as a server's. Seen red without ``_try``: routes were decided that no server took."""
+    room = Deploy(base, registry, trial=try_package)
+    for attempt in (
+        lambda: room.deploy(deployment="delay", model="m", version=1, reason="r"),
+        lambda: room.set_routes(deployment="delay", targets=[registry.target(1)], reason="r"),
+    ):
+        with pytest.raises(
+            InvalidInput, match=r"a server cannot load this version, so nothing was changed: model.json"
+        ):
+            attempt()
+    assert room.deployments() == []
+    assert not (base.home / "bundle" / "routes.json").exists()
+
+
+def test_a_version_that_a_server_loads_is_tried_once(base: Foundation, registry: Registry) -> None:
+    tried: list[Path] = []
+    room = Deploy(base, registry, trial=tried.append)
+    room.deploy(deployment="a", model="m", version=1, reason="r")
+    room.deploy(deployment="b", model="m", version=1, reason="r")
+    assert tried == [base.home / "bundle" / "packages" / registry.version(model="m", selector="1").package]
+    with base.ledger.decision():
+        room.deploy(deployment="a", model="m", version=2, reason="within a larger decision")
+    assert len(tried) == 1, "it would hold the writer's lock"
 
 
 def test_unknown_names_are_not_found_with_near_ones(room: Deploy) -> None:

@@ -468,7 +468,7 @@ def test_o05_packs_of_the_wrong_length_or_place(home: Path, reopen: Callable[[],
         == {
             "truncate": {"wrong_size", "corrupt"},
             "empty": {"wrong_size", "corrupt"},
-            "extend": {"wrong_size"},
+            "extend": {"wrong_size", "corrupt"},
             "delete": {"missing"},
             "swap": {"corrupt"},
         }[how]
@@ -503,7 +503,7 @@ def test_o05_subsets_together_read_everything(reopen: Callable[[], Objects]) -> 
             w.put(noise(1000, seed=seed))
     whole = reopen().fsck(read_data=True).bytes_read
     parts = [reopen().fsck(read_data=True, subset=(n, 3)).bytes_read for n in (1, 2, 3)]
-    assert sum(parts) == whole == 6000
+    assert sum(parts) == whole == reopen().stats().stored_bytes > 6000
     assert max(parts) < whole
 
 
@@ -718,5 +718,8 @@ def test_o01_failpoints_of_this_room_are_all_proven() -> None:
     """A new failpoint without a test fails here."""
     import mainspring.storage.objects.gc  # noqa: F401 - declares its points
 
+    elsewhere = {  # tests/storage/objects/test_repair.py, tests/storage/test_belonging.py
+        "objects.repair.packs", "objects.repair.index", "objects.repair.deleted", "objects.bind.identified", "objects.bind.owned",
+    }  # fmt: skip
     ours = {name for name in failpoints.declared() if name.startswith("objects.")}
-    assert ours == set(ADD_POINTS) | set(GC_POINTS)
+    assert ours == set(ADD_POINTS) | set(GC_POINTS) | elsewhere

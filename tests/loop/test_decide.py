@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.loop.decide import breached, decide
+from mainspring.loop.facts import difference
 from mainspring.records.loop import (
     AlertFact,
     DeployPolicy,
@@ -27,6 +28,7 @@ from mainspring.records.loop import (
     Stage,
     Verdict,
 )
+from mainspring.records.monitoring import Paired
 
 NOW = datetime(2013, 6, 1, tzinfo=UTC)
 STAGES = [
@@ -134,15 +136,77 @@ def test_one_retrain_at_a_time(state: JobState) -> None:
     assert decide(facts(alerts=[ALERT], job=job(state, days_ago=30), handled=False), DEPLOY, RETRAIN) == []
 
 
+def test_a_new_champion_is_left_alone_for_a_cooldown() -> None:
+    """Seen red with the cooldown of a champion that no job made ignored."""
+    fresh = facts(alerts=[ALERT], champion_since=NOW - timedelta(days=6))
+    assert decide(fresh, DEPLOY, RETRAIN) == []
+    assert actions(msgspec.structs.replace(fresh, now=NOW + timedelta(days=1)), DEPLOY, RETRAIN) == [
+        "retrain"
+    ]
+
+
 def test_the_cooldown_counts_from_the_last_request() -> None:
     assert actions(facts(alerts=[ALERT], job=job(days_ago=6)), DEPLOY, RETRAIN) == []
     assert actions(facts(alerts=[ALERT], job=job(days_ago=8)), DEPLOY, RETRAIN) == ["retrain"]
 
 
+def waits(policy: RetrainPolicy, failures: int) -> timedelta:
+    """How long after the last job ended the next retrain is asked for, found by asking every minute (at most 200 days)."""
+    ended = msgspec.structs.replace(job(), finished_at=NOW)
+    low, high = 0, 200 * 24 * 60
+    while low < high:
+        middle = (low + high) // 2
+        asked = facts(alerts=[ALERT], job=ended, failures=failures, now=NOW + timedelta(minutes=middle))
+        low, high = (low, middle) if actions(asked, DEPLOY, policy) else (middle + 1, high)
+    return timedelta(minutes=low)
+
+
 def test_failures_stretch_the_cooldown() -> None:
     """C02."""
-    assert actions(facts(alerts=[ALERT], job=job(days_ago=8), failures=1), DEPLOY, RETRAIN) == []
+    assert actions(facts(alerts=[ALERT], job=job(days_ago=13), failures=1), DEPLOY, RETRAIN) == []
     assert actions(facts(alerts=[ALERT], job=job(days_ago=15), failures=1), DEPLOY, RETRAIN) == ["retrain"]
+
+
+@pytest.mark.parametrize(
+    ("most", "days"), [(0, [7, 7, 7, 7]), (1, [7, 14, 14, 14]), (3, [7, 14, 28, 56, 56, 56])]
+)
+def test_the_wait_doubles_with_each_failure_up_to_max_failures_times(most: int, days: list[int]) -> None:
+    """C02: as RetrainPolicy says. Seen red with the cap one larger, with no cap, and with the wait not growing."""
+    policy = msgspec.structs.replace(RETRAIN, max_failures=most)
+    assert [waits(policy, failures).days for failures in range(len(days))] == days
+
+
+def test_the_cap_is_what_the_policy_says_however_large() -> None:
+    """Seen red on 0.1: a cap of 16 cooldowns that no documentation named."""
+    policy = RetrainPolicy(retrain_on=["drift"], cooldown="1d", max_failures=7)
+    assert [waits(policy, failures).days for failures in (4, 5, 6, 7, 8, 20)] == [16, 32, 64, 128, 128, 128]
+
+
+@pytest.mark.parametrize("cooldown", ["0s", "1s", "10s"])
+def test_a_retrain_that_fails_at_once_is_not_repeated_in_every_round(cooldown: str) -> None:
+    """Seen red on 0.1: with a cooldown of 0 s it was repeated in all 18 rounds of three minutes."""
+    policy = RetrainPolicy(retrain_on=["drift"], cooldown=cooldown)
+    last, failures, runs = None, 0, []
+    for second in range(0, 3600, 10):
+        now = NOW + timedelta(seconds=second)
+        if actions(facts(now=now, alerts=[ALERT], job=last, failures=failures), DEPLOY, policy):
+            runs.append(second)
+            failed = job(JobState.FAILED)
+            last = msgspec.structs.replace(failed, requested_at=now, finished_at=now + timedelta(seconds=5))
+            failures += 1
+    assert sum(second < 180 for second in runs) == 2
+    assert len(runs) <= 9, "after the third failure: every eight minutes"
+
+
+def test_the_wait_after_a_failure_counts_from_its_end() -> None:
+    """A job that takes longer than the cooldown before it fails is not started anew at once. Seen red on 0.1."""
+    long = msgspec.structs.replace(job(JobState.FAILED, days_ago=20), finished_at=NOW)
+    assert actions(facts(alerts=[ALERT], job=long, failures=1), DEPLOY, RETRAIN) == []
+
+
+def test_the_longest_wait_is_no_overflow() -> None:
+    policy = RetrainPolicy(retrain_on=["drift"], cooldown="99999999w", max_failures=60)
+    assert actions(facts(alerts=[ALERT], job=job(), failures=20), DEPLOY, policy) == []
 
 
 def test_a_spent_budget_asks_a_human() -> None:
@@ -263,3 +327,23 @@ def test_flapping_alerts_stay_within_the_budget() -> None:
                 retrains += 1
                 last = msgspec.structs.replace(job(), id=f"j{day}", requested_at=now)
     assert retrains == RETRAIN.budget
+
+
+def test_a_paired_rule_without_an_interval_lets_nothing_pass() -> None:
+    """Two days of labels tell nothing about days. Seen red against 0.1, where rows then counted one by one."""
+    day = 86_400_000_000
+    few = Paired(
+        a="2", b="shadow:champion", loss="log_loss", rows=400, labelled=400, errors_a=0, errors_b=0, score_shift=0.0,
+        at_us=[(i % 2) * day for i in range(400)], loss_a=[0.9] * 400, loss_b=[0.5 + (i % 7) / 100 for i in range(400)],
+    )  # fmt: skip
+    found = difference(few)
+    assert (found.low, found.high, found.rows) == (None, None, 400)
+    assert found.reason == "insufficient: 2 blocks, 3 are needed"
+    evidence = Evidence(requests=500, labels=400, paired={"log_loss": found})
+    assert actions(facts(rollout=rollout(1), evidence=evidence), DEPLOY, RETRAIN) == []
+    (given_up,) = decide(facts(rollout=rollout(1, days=14), evidence=evidence), DEPLOY, RETRAIN)
+    assert given_up.action == "abandon"
+    assert "log_loss cannot be compared yet: insufficient" in given_up.reason
+    more = msgspec.structs.replace(few, at_us=[(i % 4) * day for i in range(400)])
+    evidence = Evidence(requests=500, labels=400, paired={"log_loss": difference(more)})
+    assert actions(facts(rollout=rollout(1), evidence=evidence), DEPLOY, RETRAIN) == ["rollback"]

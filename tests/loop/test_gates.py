@@ -25,8 +25,9 @@ class Recorded:
         self, column: str, *, task: Task = Task.BINARY, classes: tuple[str, ...] = ("no", "yes")
     ) -> None:
         self.signature = Signature(
-            inputs=[Column(name=column, type="float64")], task=task, classes=list(classes)
-        )
+            inputs=[Column(name=column, type="float64")], task=task, classes=list(classes),
+            class_type="bool", class_values=["False", "True"],
+        )  # fmt: skip
         self._column = column
 
     def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
@@ -110,7 +111,9 @@ def test_the_same_model_is_not_inferior_within_a_margin_but_not_shown_better() -
 
 def test_too_few_days_show_nothing() -> None:
     rule = GateRule(metric="log_loss", versus="champion", max_worse=0.02, test="paired")
-    assert not one(rule, "good", "good", rows(20)).passed
+    found = one(rule, "good", "good", rows(20))
+    assert not found.passed
+    assert "insufficient: 1 blocks, 3 are needed" in found.reason
 
 
 def test_without_a_champion_there_is_nothing_to_lose_against() -> None:
@@ -136,11 +139,25 @@ def test_a_missing_label_column_is_named() -> None:
 
 
 def test_labels_of_each_task() -> None:
-    table = pa.table({"b": [True, False], "c": ["yes", "no"], "m": ["b", "a"], "r": [1.5, 2.0]})
-    binary = Signature(inputs=[], task=Task.BINARY, classes=["no", "yes"])
-    assert label_array(table, "b", binary).tolist() == [1.0, 0.0]
-    assert label_array(table, "c", binary).tolist() == [1.0, 0.0]
+    table = pa.table(
+        {"b": [True, False], "c": ["yes", "no"], "m": ["b", "a"], "r": [1.5, 2.0], "k": [2.0, 1.0]}
+    )
+    named = Signature(
+        inputs=[], task=Task.BINARY, classes=["no", "yes"], class_type="bool", class_values=["False", "True"]
+    )
+    assert label_array(table, "b", named).tolist() == [1.0, 0.0]
+    assert label_array(table, "c", named).tolist() == [1.0, 0.0]
     assert label_array(
         table, "m", Signature(inputs=[], task=Task.MULTICLASS, classes=["a", "b"])
     ).tolist() == [1.0, 0.0]
     assert label_array(table, "r", Signature(inputs=[], task=Task.REGRESSION)).tolist() == [1.5, 2.0]
+    numbered = Signature(inputs=[], task=Task.BINARY, classes=["1", "2"])
+    assert label_array(table, "k", numbered).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("values", [["yes", None], ["yes", "maybe"], [True, False]])
+def test_a_holdout_label_that_is_no_class_is_refused_with_its_row(values: list[Any]) -> None:
+    signature = Signature(inputs=[], task=Task.BINARY, classes=["no", "yes"])
+    with pytest.raises(InvalidInput, match="classes: no, yes") as caught:
+        label_array(pa.table({"y": values}), "y", signature)
+    assert "column 'y'" in (caught.value.place or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,81 @@ def test_rollback_by_hand_puts_the_previous_champion_back(workspace: Workspace) 
     assert champion(workspace) == 1
     assert [t.version for t in workspace.deploy.deployment(name="buy").targets] == [1]
     assert workspace.lineage.events(kind="loop.rollback").items[0].data["reason"] == "it is wrong"
+
+
+def second_champion(workspace: Workspace) -> int:
+    """Champion 1, then 2, both routed."""
+    start_first(workspace)
+    second = register(workspace, 5.0)
+    workspace.models.ops.set_alias(model="buy", alias="champion", version=second, reason="by hand")
+    workspace.deploy.deploy(deployment="buy", model="buy", version=second, reason="by hand")
+    return second
+
+
+def test_rollback_by_hand_goes_one_champion_back_and_no_further(workspace: Workspace) -> None:
+    """Seen red with the champion before the previous one as the target."""
+    second = second_champion(workspace)
+    third = register(workspace, 9.0)
+    workspace.models.ops.set_alias(model="buy", alias="champion", version=third, reason="by hand")
+    workspace.deploy.deploy(deployment="buy", model="buy", version=third, reason="by hand")
+    workspace.loop.rollback(deployment="buy", reason="it is wrong")
+    assert champion(workspace) == second
+    assert [t.version for t in workspace.deploy.deployment(name="buy").targets] == [second]
+    told = workspace.lineage.events(kind="loop.rollback").items[0].data
+    assert (told["from"], told["to"]) == (third, second)
+
+
+def test_a_withdrawn_candidate_leaves_the_champion_of_now(workspace: Workspace) -> None:
+    """Seen red with the champion before this one put back by Applier._restore."""
+    second = second_champion(workspace)
+    job = workspace.loop.request_retrain(deployment="buy", reason="again")
+    finish(workspace, job, version=register(workspace, 9.0))
+    assert [d.action for d in workspace.loop.tick().decisions] == ["gate_pass", "start"]
+    workspace.loop.rollback(deployment="buy", reason="its answers are odd")
+    deployment = workspace.deploy.deployment(name="buy")
+    assert ([t.version for t in deployment.targets], deployment.shadows) == ([second], [])
+    assert champion(workspace) == second
+    assert workspace.loop.rollouts()[0].state.value == "rolled_back"
+
+
+def test_a_decision_with_a_known_key_does_nothing(workspace: Workspace) -> None:
+    """Seen red with the early return in Applier.apply removed: a second job of the same decision."""
+    from mainspring.loop.apply import Applier
+    from mainspring.records.loop import Facts, LoopDecision
+
+    start_first(workspace)
+    config = workspace.settings.config
+    decision = LoopDecision(action="retrain", key="retrain:buy:first:a1", reason="drift of x")
+    facts = Facts(deployment="buy", now=workspace.loop.now(), champion=1, champion_since=None)
+    loop = workspace.loop
+    applier = Applier(
+        workspace.base, loop._rooms, deployment="buy", deploy=config.deploy["buy"], model=config.model["buy"]
+    )
+    before = len(loop.jobs())
+    assert [applier.apply(decision, facts) for _ in range(3)] == [True, False, False]
+    assert len(loop.jobs()) == before + 1
+    assert len(workspace.lineage.events(kind="loop.retrain").items) == before + 1
+
+
+def test_the_cooldown_holds_in_the_real_loop(workspace: Workspace) -> None:
+    """A retrain that was gated out is followed by the next one two cooldowns later, not by the next round.
+
+    Seen red with the comparison with _earliest removed from decide.
+    """
+    from datetime import timedelta
+
+    from mainspring.records.loop import RetrainPolicy
+
+    start_first(workspace)
+    policy = RetrainPolicy(retrain_on=["schedule"], every="1h", cooldown="1d")
+    workspace.loop._config.retrain["buy"] = policy
+    asked: list[int] = []
+    for step in range(1, 16):
+        workspace.loop.set_clock(now=workspace.loop.now() + timedelta(hours=12))
+        if any(d.action == "retrain" for d in workspace.loop.tick().decisions):
+            asked.append(step)
+            finish(workspace, workspace.loop.jobs(limit=1)[0], version=1, passed=False)
+    assert [b - a for a, b in pairwise(asked)] == [4, 8], "in half days"
 
 
 def test_an_altered_verdict_is_refused(workspace: Workspace) -> None:

@@ -23,13 +23,14 @@ def test_a_card_tells_origin_metrics_parity_gate_and_aliases(
     )
     with foundation.ledger.decision() as d:
         d.event("gate.stopped", "model_version:delay@1", {"failed": ["auc 0.55 below 0.60"]})
-    ops.set_alias(model="delay", alias="champion", version=1, reason="only one we have")
+    ops.set_alias(model="delay", alias="champion", version=1, reason="only one we have", override=True)
     ops.approve(model="delay", version=1, reason="read the slices")
     card = ops.card(model="delay", version=1)
     for text in (card.markdown.replace("\\", ""), card.html):
         for said in [
             "Warn travellers.", "not recorded", "run-1", made.package, "0.75 to 0.85", "auc 0.55 below 0.60", "only one we have",
-            "read the slices", "nothing → 1", "fine, late", "temp", "rows compared", "onnxruntime", "tolerance 1e-06", "made from the signature",
+            "read the slices", "nothing → 1", "OVERRIDE of: the gate stopped it", "fine, late", "temp", "rows compared", "onnxruntime", "tolerance 1e-06",
+            "made from the signature",
         ]:  # fmt: skip
             assert said in text, said
         assert "auc_low" not in text.replace("\\", "")

@@ -46,7 +46,7 @@ class World:
         self.base, self.clock, self.policy = base, clock, policy
         self.registry = Registry()
         self.monitoring = Monitoring(base, policies={"delay": policy}, models=self.registry)
-        self.labels = Labels(base)
+        self.labels = Labels(base, models=self.registry)
         self.rng = np.random.default_rng(seed)
         self.folder = base.home / "bundle" / "log"
         self.writer = JournalWriter(self.folder, prefix=LOG_PREFIX)
@@ -78,6 +78,8 @@ class World:
             inputs=[Column(name=n, type=kinds.get(n, "float64")) for n in NAMES],  # type: ignore[arg-type]
             task=task,
             classes={Task.BINARY: ["no", "yes"], Task.MULTICLASS: ["a", "b", "c"]}.get(task, []),
+            class_type="bool" if task is Task.BINARY else "string",
+            class_values=["False", "True"] if task is Task.BINARY else [],
         )
         self.registry.versions["delay", str(number)] = ModelVersion(
             model="delay", version=number, package="0" * 64, format="onnx", signature=signature,

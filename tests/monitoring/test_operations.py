@@ -10,6 +10,7 @@ import sys
 from datetime import timedelta
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ from mainspring.errors import NotFound
 from mainspring.monitoring import Monitoring
 from mainspring.records.base import new_id, to_json
 from mainspring.records.models import Task
-from mainspring.records.monitoring import Verdict
+from mainspring.records.monitoring import IngestReport, Verdict
 from mainspring.records.serving import LOG_PREFIX, LoggedPrediction
 from mainspring.storage import failpoints
 from mainspring.storage.journal import JournalReader
@@ -584,3 +585,91 @@ def test_day_by_day_the_same_weather_alarms(make_world: Any) -> None:
         world.send(day, 130, shift=float(world.rng.normal(0, 8)))
         world.turn(day + 1)
     assert world.monitoring.alerts(deployment="delay", kind="drift")
+
+
+def test_a_log_longer_than_one_reading_says_that_more_is_left(make_world: Any) -> None:
+    """One call reads about 8 MiB. Seen red against 0.1: it said "no more" with most of the log unread."""
+    world = make_world()
+    columns = {"note": ["x" * 1_000_000]}
+    ids = [world.send(0, 1, columns=columns)[0] for _ in range(20)]
+    first = world.monitoring.ingest()
+    assert first.more
+    assert 0 < first.requests < len(ids)
+    total, calls, more = first.requests, 1, first.more
+    while more:
+        got = world.monitoring.ingest()
+        total, calls, more = total + got.requests, calls + 1, got.more
+    assert (total, world.monitoring.counts().requests) == (len(ids), len(ids))
+    assert calls <= 4
+    assert world.monitoring.ingest() == IngestReport()
+
+
+def test_a_log_of_exactly_the_limit_is_no_more(make_world: Any) -> None:
+    world = make_world()
+    world.send(0, 10)
+    assert not world.monitoring.ingest(limit=10).more
+    world.send(0, 11)
+    assert world.monitoring.ingest(limit=10).more
+    assert not world.monitoring.ingest(limit=10).more
+
+
+def test_windows_that_wait_for_their_grace_are_no_reason_to_be_called_again(make_world: Any) -> None:
+    """Seen red against 0.1: 64 of them said "more" for ever, and a caller that loops never came back."""
+    world = make_world(window="1h", grace="3d")
+    for hour in range(70):
+        world.send(hour / 24, 1)
+    world.to_day(3)
+    world.monitoring.ingest()
+    report = world.monitoring.evaluate()
+    assert (report.closed, report.more) == ([], False)
+    world.to_day(7)
+    report = world.monitoring.evaluate()
+    assert (len(report.closed), report.more) == (64, True)
+    report = world.monitoring.evaluate()
+    assert (len(report.closed), report.more) == (6, False)
+
+
+def test_classes_that_are_numbers_are_matched_by_value(make_world: Any) -> None:
+    """Seen red against 0.1: labels 1.0 to 3.0 of the classes 1 to 3 were taken for positions; accuracy 0, 44 invalid."""
+    world = make_world()
+    world.register(task=Task.MULTICLASS)
+    known = world.registry.versions["delay", "1"]
+    signature = msgspec.structs.replace(known.signature, classes=["1", "2", "3"], class_type="int64")
+    world.registry.versions["delay", "1"] = msgspec.structs.replace(known, signature=signature)
+    truth = world.rng.integers(0, 3, 150)
+    ids = world.send(0, 150, scores=[[0.8 if k == t else 0.1 for k in range(3)] for t in truth])
+    world.label(ids, [float(t + 1) for t in truth])
+    world.turn(1)
+    (performance,) = world.monitoring.windows(deployment="delay")[0].performance
+    assert (performance.labelled, performance.invalid) == (150, 0)
+    assert performance.metrics["accuracy"].value == 1.0
+    assert performance.metrics["log_loss"].value == pytest.approx(-math.log(0.8))
+
+
+@pytest.mark.parametrize("metric", ["auc", "f1", "accuracy"])
+def test_decay_of_any_metric_is_found(make_world: Any, metric: str) -> None:
+    world = make_world(lookback="7d", metric=metric, reference=0.75, tolerance=0.05, min_labels=50)
+    world.register()
+    for day in range(8):
+        scores = world.rng.random(120)
+        good = world.rng.random(120) < np.where(scores > 0.5, 0.9, 0.1)
+        ids = world.send(day, 120, scores=scores)
+        world.to_day(day + 1)
+        world.monitoring.ingest()
+        world.label(ids, [bool(t) for t in ~good])
+        world.monitoring.evaluate()
+    verdicts = [report_of(world, day).decay.verdict for day in range(8)]
+    assert verdicts[:2] == [Verdict.INSUFFICIENT_DATA] * 2, "two windows of a lookback of seven tell nothing"
+    assert verdicts[-1] is Verdict.DECAY
+
+
+def test_scores_that_are_no_probabilities_are_said_to_be(make_world: Any) -> None:
+    world = make_world()
+    world.register()
+    ids = world.send(0, 150, scores=world.rng.normal(3, 1, 150))
+    world.label(ids, [i % 2 == 0 for i in range(150)])
+    world.turn(1)
+    (performance,) = world.monitoring.windows(deployment="delay")[0].performance
+    assert performance.metrics["log_loss"].value is None
+    assert "no probabilities" in performance.metrics["log_loss"].reason
+    assert performance.metrics["auc"].value is not None

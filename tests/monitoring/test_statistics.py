@@ -13,7 +13,7 @@ from mainspring.data.profile import ProfileBuilder
 from mainspring.monitoring import statistics as s
 from mainspring.monitoring.bins import Reference
 from mainspring.monitoring.drift import drift_report
-from mainspring.monitoring.performance import auc, losses, metrics_of, truth
+from mainspring.monitoring.performance import losses, metrics_of
 from mainspring.records.models import Task
 from mainspring.records.monitoring import MonitorPolicy, Verdict
 
@@ -209,23 +209,6 @@ def test_m10_a_known_shift_is_found_soon(shift: float, latest: int) -> None:
     assert report.columns[0].column == "c3"
 
 
-def test_auc_and_its_interval() -> None:
-    scores, y = np.array([0.1, 0.4, 0.35, 0.8]), np.array([0.0, 0.0, 1.0, 1.0])
-    found = auc(scores, y)
-    assert found is not None
-    assert found[0] == pytest.approx(0.75)
-    assert auc(scores, np.zeros(4)) is None
-    rng = np.random.default_rng(6)
-    inside = 0
-    true = 0.5 * math.erfc(-1 / 2)  # P(N(1,1) > N(0,1)) = Phi(1 / sqrt 2)
-    for _ in range(300):
-        value, error = auc(
-            np.r_[rng.normal(size=150), rng.normal(1, 1, 60)], np.r_[np.zeros(150), np.ones(60)]
-        ) or (0, 0)
-        inside += abs(value - true) < 1.96 * error
-    assert 0.91 < inside / 300 < 0.985
-
-
 def test_metrics_by_hand() -> None:
     scores, y = np.array([0.9, 0.2, 0.6]), np.array([1.0, 0.0, 0.0])
     metrics, sums = metrics_of(scores, y, Task.BINARY)
@@ -263,25 +246,3 @@ def test_m07_regression_of_any_magnitude_stays_finite(pairs: list[tuple[float, f
 
 def test_certain_and_wrong_is_a_large_finite_loss() -> None:
     assert math.isfinite(losses(np.array([0.0, 1.0]), np.array([1.0, 0.0]), Task.BINARY)["log_loss"].sum())
-
-
-@pytest.mark.parametrize(
-    ("value", "task", "classes", "expected"),
-    [
-        (True, Task.BINARY, ["no", "yes"], 1.0),
-        ("yes", Task.BINARY, ["no", "yes"], 1.0),
-        ("1", Task.BINARY, ["0", "1"], 1.0),
-        (0, Task.BINARY, [], 0.0),
-        (2, Task.BINARY, [], None),
-        ("late", Task.BINARY, ["no", "yes"], None),
-        ("b", Task.MULTICLASS, ["a", "b"], 1.0),
-        (5, Task.MULTICLASS, ["a", "b"], None),
-        (True, Task.REGRESSION, [], None),
-        (3, Task.REGRESSION, [], 3.0),
-        ("3", Task.REGRESSION, [], None),
-    ],
-)
-def test_labels_as_truth(
-    value: bool | int | str, task: Task, classes: list[str], expected: float | None
-) -> None:
-    assert truth(value, task, classes) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def all_kinds(folder: Path = Path("raw")):
     assert pack.metrics == {"loss": "nan"}
     (project / "raw" / "a.txt").write_text("abcd")
     assert [w.hit for w in runner.plan("kinds.py:all_kinds")] == [False, None, None, None]
-    assert "folder" in runner.plan("kinds.py:all_kinds")[0].reason
+    assert runner.plan("kinds.py:all_kinds")[0].reason == "file raw changed"
 
 
 def test_a_step_that_fails_skips_what_depends_on_it_and_nothing_else(
@@ -305,6 +306,45 @@ def go():
         runner.run("n.py:go")
 
 
+def test_what_a_step_asks_the_run_for_counts(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    """Seen red on 0.1: a hit, with the result of the other parameter."""
+    write(
+        "p.py",
+        """
+import mainspring as ms
+
+@step
+def asks(x: int) -> int:
+    return x * int(ms.current().params["by"])
+
+@step
+def does_not(x: int) -> int:
+    ms.current().log_metric("x", x)
+    return x
+
+@step
+def when() -> str:
+    return ms.current().at
+
+@pipeline
+def work(by: int = 2):
+    asks(3)
+    does_not(3)
+    when()
+""",
+    )
+    runner.run("p.py:work")
+    run = runner.run("p.py:work", {"by": 5})
+    assert value_of(foundation, ops, run.id, "asks") == 15
+    assert states(ops, run.id) == {"asks": "finished", "does_not": "cached", "when": "cached"}
+    foundation.clock.advance(timedelta(days=1))  # type: ignore[attr-defined]
+    run = runner.run("p.py:work", {"by": 5})
+    assert states(ops, run.id) == {"asks": "cached", "does_not": "cached", "when": "finished"}
+    assert value_of(foundation, ops, run.id, "when") == foundation.clock.now().isoformat()
+
+
 def test_runs_resume_and_cancel_on_each_engine(
     foundation_on_each_engine: Foundation, project: Path, write: Write
 ) -> None:
@@ -340,4 +380,6 @@ def go(folder: str):
         ("first", "finished"), ("second", "failed"), ("second", "finished"),
     ]  # fmt: skip
     assert ops.runs(limit=1).next is None
-    assert sorted(operations_of(Pipelines)) == ["cancel", "log", "run", "runs", "steps", "why"]
+    assert sorted(operations_of(Pipelines)) == [
+        "cancel", "effects", "log", "run", "runs", "steps", "why",
+    ]  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +21,7 @@ from mainspring.records.models import Column, Signature, Task
 from mainspring.records.serving import LOG_PREFIX, LoggedPrediction, encode_log
 from mainspring.records.tracking import Point
 from mainspring.storage.journal import JournalWriter
+from mainspring.testing.server import running_server
 from mainspring.workspace import Workspace, open_workspace
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -216,22 +215,6 @@ def shop_workspace(shop: Shop) -> Iterator[Workspace]:
 @pytest.fixture(scope="session")
 def shop_server(shop_workspace: Workspace) -> Iterator[str]:
     """The control plane on a real socket."""
-    import uvicorn
-
-    from mainspring.server.access import access_for
-    from mainspring.server.app import build_app
-    from mainspring.server.pages import page_routes
-    from mainspring.server.run import listen
-
-    access = access_for(TOKEN, host="127.0.0.1", hosts=[])
-    listener = listen("127.0.0.1", 0)
-    app = build_app(shop_workspace, access, pages=page_routes)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
-    listener.close()
+    (shop_workspace.settings.home / "token").write_text(TOKEN)
+    with running_server(shop_workspace) as running:
+        yield running.url

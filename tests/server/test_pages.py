@@ -216,18 +216,6 @@ def test_a_form_needs_a_reason_and_changes_only_by_post(
     assert shop_workspace.deploy.deployment(name="buy").targets[0].version == 1
 
 
-def test_an_action_refuses_a_caller_below_the_declared_role(shop_workspace: Workspace) -> None:
-    from mainspring.errors import PermissionDenied
-    from mainspring.operations import Role
-    from mainspring.server.gate import Principal
-    from mainspring.server.pages.rendering import Caller
-
-    with pytest.raises(PermissionDenied, match="operator"):
-        Caller(Principal("viewer", Role.EDITOR)).call(
-            shop_workspace.loop.rollback, deployment="buy", reason="x"
-        )
-
-
 def test_pages_refuse_a_large_form(client: httpx2.Client) -> None:
     assert client.post("/deployments/buy/rollback", data={"reason": "x" * 70_000}).status_code == 413
 

@@ -21,6 +21,8 @@ SIGNATURE = Signature(
     inputs=[Column(name="x0", type="float64"), Column(name="x1", type="float64")],
     task=Task.BINARY,
     classes=["no", "yes"],
+    class_type="int64",
+    class_values=["0", "1"],
 )
 
 
@@ -165,8 +167,14 @@ class Server:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, env=env)
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
+        try:
+            line = self.process.stdout.readline()
+            assert line, self.errors.read_text()
+        except BaseException:
+            self.process.kill()
+            self.process.wait(30)
+            self.process.stdout.close()
+            raise
         self.ready: dict[str, Any] = json.loads(line)
         self.port: int = self.ready["port"]
         self._clients: list[Client] = []
@@ -182,7 +190,7 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(30)
+            return self.process.wait(120)
         finally:
             if self.process.stdout is not None:
                 self.process.stdout.close()

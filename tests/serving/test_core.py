@@ -20,7 +20,6 @@ from mainspring.records.serving import (
     Deployment,
     LoggedPrediction,
     LoggedShadow,
-    RouteTable,
     Shadow,
     Target,
     decode_log,
@@ -30,7 +29,7 @@ from mainspring.serving.core import Core
 from mainspring.serving.log import PredictionLog
 from mainspring.serving.metrics import MAX_SERIES, Metrics
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.table import Version, build
+from mainspring.serving.table import LiveTable, Version, build
 from mainspring.storage.journal import JournalReader
 
 SIGNATURE = Signature(inputs=[Column(name="x0", type="float64")], task=Task.BINARY, classes=["no", "yes"])
@@ -66,17 +65,14 @@ class Rig:
         self.core = Core(self.options, metrics=metrics, log=self.log)
         self.app = App(self.core)
         versions = {
-            d: Version(package=d, predictor=p, inline_rows=1000 if inline else 0, single_us=1.0)
+            d: Version(
+                package=d, signature=SIGNATURE, predictor=p, inline_rows=1000 if inline else 0, single_us=1.0
+            )
             for d, (p, inline) in predictors.items()
         }
-        self.app.switch(
-            build(
-                RouteTable(number=1, created_us=0, deployments=[routes]),
-                versions,
-                options=self.options,
-                metrics=metrics,
-            )
-        )
+        live, refused = build([routes], versions, {}, options=self.options, metrics=metrics)
+        assert not refused
+        self.app.switch(LiveTable(number=1, deployments=live))
         config = uvicorn.Config(
             self.app, port=0, http="httptools", lifespan="off", log_config=None, access_log=False
         )

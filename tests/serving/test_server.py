@@ -240,8 +240,32 @@ def test_feedback_is_relayed_through_the_journal(bundle, start) -> None:
     assert client.call("POST", "/v1/feedback", b'[{"prediction_id":"x","value":1,"value":2}]')[0] == 400
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"value": "late"}, "no (0), yes (1)"),
+        ({"value": 2}, "no (0), yes (1)"),
+        ({"value": 0.5}, "no (0), yes (1)"),
+        ({"prediction_id": "nonsense"}, "no prediction can have this id"),
+        ({"prediction_id": "3f2b8c1e-0000-4000-8000-000000000000/0"}, "no prediction can have this id"),
+    ],
+)
+def test_feedback_that_cannot_be_true_is_refused(bundle, start, change, said) -> None:
+    """Taken with 202 in 0.1. The whole batch is refused, its place named."""
+    bundle.route(bundle.target(1, 0.75))
+    client = start(bundle).client()
+    ident = client.json("POST", PATH, ROW)["prediction_id"]
+    items = [{"prediction_id": ident, "value": v} for v in (1, 0.0, True, "yes", "1")]
+    status, _, body = client.call("POST", "/v1/feedback", [*items, {**items[0], **change}])
+    assert status == 422
+    assert said in body.decode()
+    assert "feedback[5]" in body.decode()
+    assert logged(bundle, FEEDBACK_PREFIX) == []
+    assert client.call("POST", "/v1/feedback", items)[0] == 202
+
+
 def test_b_hosts_and_origins_that_are_not_ours_are_refused(bundle, start) -> None:
-    """B01, B02. Seen red with ``Gate.check`` returning at once."""
+    """B01, B02, an origin with its port. Seen red with ``Gate.check`` returning at once, and with ports not compared."""
     bundle.route(bundle.target(1, 0.75))
     client = start(bundle).client()
     for headers in (
@@ -250,10 +274,21 @@ def test_b_hosts_and_origins_that_are_not_ours_are_refused(bundle, start) -> Non
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://localhost:3000"},
+        {"Host": "localhost:8710", "Origin": "http://localhost:3000"},
+        {"Host": "localhost:8710", "Origin": "http://localhost"},
+        {"Host": "localhost:8710", "Origin": "http://127.0.0.1:8710"},
+        {"Host": "localhost:8710", "Origin": "ftp://localhost:8710"},
     ):
         assert client.call("POST", PATH, ROW, headers)[0] == 403, headers
     assert client.call("GET", "/v2/health/live", headers={"Host": "10.0.0.7:8710"})[0] == 200
-    for headers in ({"Host": "LOCALHOST:1"}, {"Host": "[::1]"}, {"Origin": "http://localhost:3000"}):
+    for headers in (
+        {"Host": "LOCALHOST:1"},
+        {"Host": "[::1]"},
+        {"Host": "localhost:8710", "Origin": "http://localhost:8710"},
+        {"Host": "[::1]:8710", "Origin": "http://[::1]:8710"},
+        {"Host": "localhost", "Origin": "http://localhost:80"},
+    ):
         status, sent, _ = client.call("POST", PATH, ROW, headers)
         assert status == 200
         assert sent["x-content-type-options"] == "nosniff"

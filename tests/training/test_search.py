@@ -95,3 +95,10 @@ def test_impossible_searches_are_refused_before_work_starts() -> None:
         search([LINE], Y, FOLDS, task=Task.BINARY, name="auc", trials=1)
     with pytest.raises(InvalidInput, match="dimension"):
         search([Family("x", line, {}, {"shrnk": 1})], Y, FOLDS, task=Task.REGRESSION, name="mae", trials=1)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "auc"])
+def test_only_a_loss_is_minimised(name: str) -> None:
+    """Seen red against 0.1, which took accuracy for a loss and looked for the least accurate model."""
+    with pytest.raises(InvalidInput, match="a search needs a loss"):
+        search([LINE], [0.0, 1.0] * 20, FOLDS, task=Task.BINARY, trials=1, name=name)

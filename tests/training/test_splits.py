@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from mainspring.errors import InvalidInput
@@ -96,3 +98,57 @@ def test_classes_keep_their_share() -> None:
     assert any(
         (a != b).any() for (_, a), (_, b) in zip(folds, stratified_folds(y, folds=5, seed=4), strict=True)
     )
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("keys", "row"),
+    [
+        (np.array([1.0, NAN, 2.0, NAN, 1.0, 2.0]), 1),
+        (["a", "b", None, "a", "b", "c"], 2),
+        (["a", "b", "c", NAN, "b", "c"], 3),
+        (np.array(["a", None, "b", "a", "b", "c"], dtype=object), 1),
+        (np.array(["2024-01-01", "NaT", "2024-01-03", "2024-01-01", "NaT", "NaT"], dtype="datetime64[D]"), 1),
+        (np.ma.array([1, 2, 3, 1, 2, 3], mask=[0, 0, 1, 0, 0, 0]), 2),
+        (pa.chunked_array([["a", "b"], [None, "a", "b", "c"]]), 2),
+        (pd.Series([1, 2, None, 1, 2, 3], dtype="Int64"), 2),
+        (pd.Series(["a", "b", None, "a", "b", "c"]), 2),
+    ],
+    ids=lambda v: type(v).__name__ if not isinstance(v, int) else "",
+)
+def test_a_row_without_a_group_or_a_class_is_refused(keys, row) -> None:
+    """Seen red: all rows with NaN were one group of one fold, and all of them fell into fold 0 as a class."""
+    for function, what in ((group_folds, "group"), (stratified_folds, "class")):
+        with pytest.raises(InvalidInput, match=rf"rows have no {what}; got first at row {row}"):
+            function(keys, folds=2)
+
+
+def test_keys_of_several_types_are_not_made_text() -> None:
+    keys = [1, "1", 2, "2", 1, "1", 2, "2"]
+    folds = group_folds(keys, folds=4)
+    assert sorted(len(v) for _, v in folds) == [2, 2, 2, 2]
+    for _, validation in folds:
+        assert len({(type(keys[i]), keys[i]) for i in validation}) == 1
+    with pytest.raises(InvalidInput, match="shape"):
+        group_folds(np.zeros((3, 2)), folds=2)
+
+
+@pytest.mark.parametrize(
+    "make", [list, np.asarray, pd.Series, pa.array], ids=["list", "numpy", "pandas", "arrow"]
+)
+def test_folds_do_not_depend_on_what_holds_the_keys(make) -> None:
+    for keys in (list(range(10, 0, -1)) * 2, [f"g{i % 7}" for i in range(40)], [0.5, 1.5] * 10):
+        for function in (group_folds, stratified_folds):
+            folds = min(3, len(set(keys)))
+            expected = function(np.asarray(keys), folds=folds, seed=5)
+            found = function(make(keys), folds=folds, seed=5)
+            assert all((a == b).all() for (_, a), (_, b) in zip(expected, found, strict=True))
+
+
+def test_times_beyond_64_bits_do_not_wrap_into_unlabelled_rows() -> None:
+    labels = NEXT_DAY.astype(np.uint64)
+    labels[0] = 2**64 - 1
+    with pytest.raises(InvalidInput, match="beyond 64 bits"):
+        time_split(DAYS, labels, cutoff_us=40 * DAY_US, holdout_us=DAY_US)

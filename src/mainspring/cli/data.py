@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,7 +21,47 @@ from mainspring.cli.output import (
 
 if TYPE_CHECKING:
     from mainspring.records.data import CheckReport, CheckRule
+    from mainspring.records.reading import Reading, ReadReport
     from mainspring.workspace import Workspace
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MAX_SHOWN = 40
+
+
+_READING = (
+    click.option("--encoding", help="Its encoding, e.g. utf-8, cp1252."),
+    click.option("--delimiter", help="What separates fields; \\t for a tab."),
+    click.option("--quote", help="What quotes a field; empty for nothing."),
+    click.option("--header/--no-header", default=None, help="Whether the first line names the columns."),
+    click.option("--skip-lines", type=click.IntRange(min=0), help="Lines before the header."),
+    click.option("--columns", help="Names of the columns instead of those in the file, separated by commas."),
+    click.option(
+        "--type",
+        "types",
+        multiple=True,
+        metavar="COLUMN=TYPE",
+        help="The type of a column, e.g. zip=string; repeat.",
+    ),
+    click.option(
+        "--null", "nulls", multiple=True, help="A word that means null in every column; repeat for more."
+    ),
+    click.option("--date", "dates", multiple=True, help="A format of dates, e.g. %d.%m.%Y; repeat for more."),
+    click.option("--decimal", type=click.Choice([".", ","]), help="What marks fractions."),
+    click.option("--thousands", help="What groups thousands."),
+    click.option(
+        "--lossy",
+        is_flag=True,
+        default=None,
+        help="Lose what cannot be kept as declared, instead of refusing.",
+    ),
+)
+
+
+def reading_options(command: F) -> F:
+    """Adds the options that declare how a CSV is read."""
+    for option in reversed(_READING):
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -35,6 +76,7 @@ def data() -> None:
 @click.option("--tag", "tags", multiple=True, help="A tag for it; repeat for more.")
 @click.option("--files", "as_files", is_flag=True, help="Keep the exact bytes instead of making a table.")
 @click.option("--no-checks", is_flag=True, help="Skip the checks of [data.DATASET] in mainspring.toml.")
+@reading_options
 @json_option
 @with_workspace
 def commit(
@@ -46,15 +88,28 @@ def commit(
     as_files: bool,
     no_checks: bool,
     as_json: bool,
+    **declared: Any,
 ) -> None:
-    """Make a version of DATASET from SOURCE: a CSV or Parquet file (a table), or any file or directory."""
+    """Make a version of DATASET from SOURCE: a CSV or Parquet file (a table), or any file or directory.
+
+    How a CSV is read stands in [data.DATASET.reading] of mainspring.toml, and the options here go before it. What nobody
+    declared is decided from the whole file; how, is printed for each column.
+    """
     rules = [] if no_checks or as_files else _rules(dataset)
     version = workspace.data.commit(
-        dataset, source, message=message, tags=tags, checks=rules, kind="files" if as_files else None
+        dataset,
+        source,
+        message=message,
+        tags=tags,
+        checks=rules,
+        kind="files" if as_files else None,
+        reading=_reading(dataset, declared),
     )
     if as_json:
         emit(version)
         return
+    if version.reading is not None:
+        _show_reading(version.reading)
     facts(
         [
             ("dataset", dataset),
@@ -202,6 +257,57 @@ def profile(workspace: Workspace, dataset: str, selector: str, as_json: bool) ->
         frequent = ", ".join(f"{k} {n}" for k, n in sorted(c.counts.items(), key=lambda item: -item[1])[:3])
         rows.append((c.name, c.type, c.nulls, c.low, c.mean, c.high, frequent or None))
     table(("column", "type", "nulls", "low", "mean", "high", "most frequent"), rows)
+
+
+def _reading(dataset: str, options: dict[str, Any]) -> Reading:
+    """What the options declare, over what the policy file says of the dataset."""
+    from msgspec.structs import replace
+
+    from mainspring.errors import InvalidInput
+    from mainspring.records.reading import Reading
+
+    policy = local_settings().config.data.get(dataset)
+    base = policy.reading if policy is not None else Reading()
+    said: dict[str, Any] = {k: v for k, v in options.items() if v is not None and v != ()}
+    if said.get("delimiter") == "\\t":
+        said["delimiter"] = "\t"
+    if "columns" in said:
+        said["columns"] = said["columns"].split(",")
+    if "types" in said:
+        pairs = [item.rpartition("=") for item in said["types"]]
+        wrong = next(
+            (item for item, (name, _, _) in zip(said["types"], pairs, strict=True) if not name), None
+        )
+        if wrong is not None:
+            raise InvalidInput(
+                "not COLUMN=TYPE", value=wrong, place="--type", next_step="For example --type zip=string."
+            )
+        said["types"] = base.types | {name: kind for name, _, kind in pairs}
+    return replace(base, **{k: list(v) if isinstance(v, tuple) else v for k, v in said.items()})
+
+
+def _show_reading(report: ReadReport) -> None:
+    """How the source was read, to stderr: every column of a narrow CSV, else those with something to say."""
+    if report.source == "csv":
+        mark = {"\t": "tab"}.get(report.delimiter or "", repr(report.delimiter))
+        say(
+            f"read as {report.encoding}, fields separated by {mark}"
+            + ("" if report.header else ", without a header")
+        )
+    for note in report.notes:
+        say(f"  {note}")
+    wide = len(report.columns) > _MAX_SHOWN
+    shown = [c for c in report.columns if not wide or c.notes or c.lost][:_MAX_SHOWN]
+    for column in shown:
+        words = ", ".join(f"{w!r} ({n})" for w, n in column.null_words.items())
+        parts = [column.format or "", f"null: {words}" if words else "", *column.notes]
+        how = " (declared)" if column.how == "declared" else ""
+        said = "; ".join(p for p in parts if p)
+        say(f"  {column.name}: {column.type}{how}" + (f"; {said}" if said else ""))
+    if len(report.columns) > len(shown):
+        say(f"  and {len(report.columns) - len(shown)} more columns (--json shows all)")
+    if report.lost:
+        say(f"  {report.lost} cells could not be kept")
 
 
 def _rules(dataset: str) -> list[CheckRule]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -43,6 +48,25 @@ def demo(once: bool, directory: Path | None, as_json: bool, seed: int, without: 
             next_step="Name a new one with --dir; nothing was written.",
         )
     place.mkdir(parents=True, exist_ok=True)
-    found = Story(Choices(directory=place, seed=seed, without=without, once=once), Teller()).run()
+    with _ending_in_order():
+        found = Story(Choices(directory=place, seed=seed, without=without, once=once), Teller()).run()
     if as_json:
         click.echo(as_line(found))
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that the servers and clients of the demo end with it."""
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _BATCH = 10_000
 
+_COUNTS = ("accepted", "duplicate", "revised", "parked", "rejected")
+
 
 @click.command()
 @click.argument("prediction", required=False)
@@ -53,13 +55,11 @@ def label(
     total = FeedbackCounts()
     for start in range(0, len(items), _BATCH):
         counts = workspace.labels.feedback(items=items[start : start + _BATCH])
-        total = FeedbackCounts(
-            **{k: getattr(total, k) + getattr(counts, k) for k in FeedbackCounts.__struct_fields__}
-        )
+        total = FeedbackCounts(**{k: getattr(total, k) + getattr(counts, k) for k in _COUNTS})
     if as_json:
         emit(total)
         return
-    facts((k, getattr(total, k)) for k in FeedbackCounts.__struct_fields__)
+    facts((k, getattr(total, k)) for k in _COUNTS)
 
 
 def _value(text: str) -> LabelValue:

@@ -11,6 +11,7 @@ from mainspring.cli.output import brief, emit, facts, json_option, say, table, w
 
 if TYPE_CHECKING:
     from mainspring.records.lineage import Graph, Node
+    from mainspring.verification import Verification
     from mainspring.workspace import Workspace
 
 
@@ -18,21 +19,63 @@ if TYPE_CHECKING:
 @click.argument("ref")
 @click.option("--depth", default=20, show_default=True, help="Steps to go back.")
 @click.option(
-    "--verify/--no-verify", default=True, help="Read the training data again and compare its digest."
+    "--verify/--no-verify",
+    default=True,
+    help="Read all bytes again (data, package, code, environment), and hold the edges against the chain.",
 )
 @json_option
 @with_workspace
 def explain_origin(workspace: Workspace, ref: str, depth: int, verify: bool, as_json: bool) -> int:
-    """Everything that led to REF: a prediction id, or kind:id such as model_version:delay@3."""
+    """Everything that led to REF (a prediction id, or kind:id such as model_version:delay@3), and who decided about it."""
     graph = workspace.lineage.origin(ref=_ref(ref), depth=depth)
-    checked = _verified(workspace, graph) if verify else {}
+    if not verify:
+        emit({"graph": graph}) if as_json else _show(graph, forward=False)
+        return 0
+    from mainspring.verification import verify as read_again
+
+    found = read_again(workspace, graph)
     if as_json:
-        emit({"graph": graph, "verified": checked})
+        emit(
+            {
+                "graph": graph,
+                "verified": {c.what: c.ok for c in found.checked},
+                "checked": found.checked,
+                "decided": found.decided,
+                "edges": found.edges,
+                "ok": found.ok,
+            }
+        )
     else:
         _show(graph, forward=False)
-        for name, good in checked.items():
-            click.echo(f"{name}: bytes read again, digest {'as recorded' if good else 'DIFFERS'}")
-    return 0 if all(checked.values()) else 1
+        _show_verification(found)
+    return 0 if found.ok else 1
+
+
+def _show_verification(found: Verification) -> None:
+    if found.decided:
+        click.echo()
+        table(
+            ("decided about", "what", "at", "by", "why"),
+            [(d.ref.partition(":")[2], d.what, d.at, d.by, d.detail) for d in found.decided],
+        )
+    click.echo()
+    for c in found.checked:
+        detail = f" ({c.detail})" if c.detail else ""
+        read = "bytes read again, digest " if c.outcome in {"as recorded", "DIFFERS"} else ""
+        click.echo(f"{c.what}: {read}{c.outcome}{detail}")
+    for title, edges in (("FORGED", found.edges.forged), ("MISSING", found.edges.missing)):
+        for e in edges:
+            said = (
+                "no event of the chain recorded it" if title == "FORGED" else "recorded, but taken away since"
+            )
+            click.echo(f"edge {e.source} → {e.target} ({e.kind}): {title}, {said}")
+    for problem in found.edges.problems:
+        click.echo(f"edges: {problem}")
+    old = len(found.edges.before_version_2)
+    if old:
+        click.echo(f"edges: {old} recorded before version 2, outside the chain")
+    if not (found.edges.forged or found.edges.missing or found.edges.problems):
+        click.echo("edges: as the chain recorded them")
 
 
 @click.command("blast-radius")
@@ -70,7 +113,8 @@ def audit() -> None:
 @json_option
 @with_workspace
 def verify(workspace: Workspace, anchor: str | None, as_json: bool) -> int:
-    """Walk the whole chain; exits 1 and names the first event that does not fit."""
+    """Walk the whole chain, with the edges, verdicts, aliases and approvals that hang on it; exits 1 and names all that does
+    not fit."""
     report = workspace.lineage.verify(anchor=anchor)
     if as_json:
         emit(report)
@@ -81,8 +125,12 @@ def verify(workspace: Workspace, anchor: str | None, as_json: bool) -> int:
                 ("events", report.events),
                 ("first bad", report.first_bad),
                 ("why", report.reason),
+                ("edges", report.edges),
+                ("edges recorded before version 2", report.edges_of_version_1 or None),
             ]
         )
+        for problem in report.problems:
+            click.echo(problem)
     return 0 if report.ok else 1
 
 
@@ -116,27 +164,6 @@ def _show_tree(node: Node, children: dict[str, list[Node]], roles: dict[str, str
 
 def _ref(text: str) -> str:
     return text if ":" in text else f"prediction:{text}"
-
-
-def _verified(workspace: Workspace, graph: Graph) -> dict[str, bool]:
-    """Read every dataset version of the graph again and compare the content with its id."""
-    from mainspring.data.tables import content_digest
-    from mainspring.errors import Corrupt
-
-    found = {}
-    for node in graph.nodes:
-        if node.kind != "dataset_version":
-            continue
-        version = workspace.data.by_id(node.ref.partition(":")[2])
-        if version.kind != "table":
-            continue
-        try:
-            found[f"{version.dataset} version {version.number}"] = (
-                content_digest(workspace.data.table(version.dataset, version.id)) == version.id
-            )
-        except Corrupt:
-            found[f"{version.dataset} version {version.number}"] = False
-    return found
 
 
 def _show(graph: Graph, *, forward: bool) -> None:

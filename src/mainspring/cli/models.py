@@ -10,6 +10,7 @@ import click
 from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
 
 if TYPE_CHECKING:
+    from mainspring.records.models import ModelInfo
     from mainspring.workspace import Workspace
 
 
@@ -28,10 +29,13 @@ def list_(workspace: Workspace, as_json: bool) -> None:
         emit(found)
         return
     rows = [
-        (m.name, m.versions, ", ".join(f"{a}={v}" for a, v in sorted(m.aliases.items())), m.created_at)
-        for m in found
+        (m.name, m.versions, ", ".join(_alias(m, a) for a in sorted(m.aliases)), m.created_at) for m in found
     ]
     table(("model", "versions", "aliases", "created"), rows, empty="no model yet: mainspring run PIPELINE")
+
+
+def _alias(model: ModelInfo, alias: str) -> str:
+    return f"{alias}={model.aliases[alias]}" + (" (override)" if alias in model.overridden else "")
 
 
 @models.command()
@@ -102,8 +106,8 @@ def history(workspace: Workspace, model: str, alias: str | None, as_json: bool) 
         emit(found)
         return
     table(
-        ("at", "alias", "from", "to", "by", "why"),
-        [(e.at, e.alias, e.previous, e.version, e.actor, e.reason) for e in found],
+        ("at", "alias", "from", "to", "by", "why", "in spite of"),
+        [(e.at, e.alias, e.previous, e.version, e.actor, e.reason, "; ".join(e.overridden)) for e in found],
     )
 
 
@@ -127,12 +131,21 @@ def card(workspace: Workspace, model: str, version: str, html: bool, as_json: bo
 @click.argument("model")
 @click.argument("version")
 @click.option("--reason", required=True, help="Why; it is recorded.")
+@click.option(
+    "--override",
+    is_flag=True,
+    help="Although the gate or a person refused it, or its data is gone; admins only, and shown wherever the champion is.",
+)
 @json_option
 @with_workspace
-def promote(workspace: Workspace, model: str, version: str, reason: str, as_json: bool) -> None:
-    """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. Gate and rollout are passed by."""
+def promote(
+    workspace: Workspace, model: str, version: str, reason: str, override: bool, as_json: bool
+) -> None:
+    """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. The rollout is passed by."""
     number = workspace.models.ops.version(model=model, selector=version).version
-    moved = workspace.models.ops.set_alias(model=model, alias="champion", version=number, reason=reason)
+    moved = workspace.models.ops.set_alias(
+        model=model, alias="champion", version=number, reason=reason, override=override
+    )
     names = _deploy_everywhere(workspace, model, number, reason)
     if as_json:
         emit({"alias": moved, "deployments": names})
@@ -141,6 +154,7 @@ def promote(workspace: Workspace, model: str, version: str, reason: str, as_json
         [
             ("champion", f"{model} version {number}"),
             ("before", moved.previous),
+            ("in spite of", "; ".join(moved.overridden) or None),
             ("deployed to", ", ".join(names) or "nothing"),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -125,6 +126,52 @@ def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
         [(n, *(v.get(n) for v in values)) for n in differing],
         empty="nothing differs",
     )
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("path", required=False)
+@click.option(
+    "--to", type=click.Path(path_type=Path, file_okay=False), help="Write all files below this new folder."
+)
+@json_option
+@with_workspace
+def code(workspace: Workspace, run: str, path: str | None, to: Path | None, as_json: bool) -> None:
+    """The source files that RUN was made of, kept with it; with PATH the text of one."""
+    tracking = workspace.tracking.operations
+    _take_in(workspace)
+    if path is not None:
+        for chunk in tracking.code_file(run=run, path=path).chunks:
+            sys.stdout.buffer.write(chunk)
+        return
+    found = tracking.code(run=run)
+    if to is not None:
+        _write_files(workspace, run, [f.path for f in found.files if f.digest], to)
+    if as_json:
+        emit(found)
+        return
+    facts(
+        [
+            ("commit", found.commit or "none"),
+            ("dirty", found.dirty if found.commit else None),
+            ("written to", to),
+            ("not captured", "; ".join(found.missing) or None),
+        ]
+    )
+    table(
+        ("file", "bytes", "digest"),
+        [(f.path, f.size, f.skipped or short(f.digest or "")) for f in found.files],
+    )
+
+
+def _write_files(workspace: Workspace, run: str, paths: list[str], to: Path) -> None:
+    from mainspring.storage.materialise import SafeFolder, check_target
+
+    target = check_target(to)
+    target.mkdir(parents=True, exist_ok=True)
+    with SafeFolder(target) as folder:
+        for path in paths:
+            folder.write(path, workspace.tracking.operations.code_file(run=run, path=path).chunks)
 
 
 @runs.command()

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds between rounds of the loop; 0: only when asked.",
 )
+@click.option(
+    "--auth",
+    type=click.Choice(["token"]),
+    help="Beyond loopback: 'token' lets other machines in with the workspace's token. Put TLS in front.",
+)
 @click.option("--serving/--no-serving", default=True, help="Start the inference server too.")
 @click.option(
     "--serving-port", type=int, help="The inference server's port (default: 8710, or [serving] port)."
@@ -49,6 +53,7 @@ def up(
     host: str | None,
     port: int | None,
     tick_s: float,
+    auth: str | None,
     serving: bool,
     serving_port: int | None,
     poll_s: float,
@@ -63,6 +68,7 @@ def up(
         host=host or config.server.host,
         port=config.server.port if port is None else port,
         tick_s=tick_s if tick_s > 0 else None,
+        auth=auth,
     )
     bundle = workspace.settings.home / "bundle"
     bundle.mkdir(exist_ok=True, mode=0o700)
@@ -72,7 +78,7 @@ def up(
         inference = None
         if serving:
             process, inference = _start_serving(
-                str(bundle),
+                str(bundle.absolute()),
                 config.serving.host,
                 config.serving.port if serving_port is None else serving_port,
                 poll_s,
@@ -215,11 +221,10 @@ def _ask(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, An
 def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[subprocess.Popen[str], str]:
     """The inference server as a child; ends with us. Returns it and its address, once it answers."""
     from mainspring.errors import Unavailable
+    from mainspring.serving import isolation
 
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
+        isolation.command(
             "mainspring.serving",
             "--bundle",
             bundle,
@@ -229,10 +234,12 @@ def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[su
             str(port),
             "--poll",
             str(poll_s),
-        ],
+        ),
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,
+        cwd=isolation.NEUTRAL,
+        env=isolation.environment(),
     )
     assert process.stdout is not None  # noqa: S101 - asked for above
     line = process.stdout.readline()

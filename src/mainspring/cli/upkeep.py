@@ -13,9 +13,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, size, table, with_workspace
+from mainspring.cli.output import (
+    emit,
+    facts,
+    json_option,
+    local_settings,
+    say,
+    size,
+    table,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
+    from mainspring.config import Settings
     from mainspring.workspace import Workspace
 
 
@@ -34,6 +44,7 @@ def doctor(as_json: bool) -> int:
         _fsync(settings.root),
         _landlock(),
         _server(settings.home),
+        _workspace(settings),
         _chromium(),
     ]
     if as_json:
@@ -51,28 +62,55 @@ def doctor(as_json: bool) -> int:
 
 @click.command()
 @click.option("--read-data", is_flag=True, help="Read every stored byte, not only the indexes.")
+@click.option("--repair", is_flag=True, help="First make again what can be made from what is left.")
+@click.option(
+    "--start-anew",
+    is_flag=True,
+    help="The database is lost for good: begin a new one beside the old objects. Removes nothing.",
+)
 @json_option
-@with_workspace
-def fsck(workspace: Workspace, read_data: bool, as_json: bool) -> int:
+def fsck(read_data: bool, repair: bool, start_anew: bool, as_json: bool) -> int:
     """Check every stored object; exits 1 if something is missing or corrupt."""
-    report = _base(workspace).objects.fsck(read_data=read_data)
+    from mainspring import workspace as opening
+
+    mended: list[str] = []
+    if start_anew:
+        aside = opening.start_anew(_here())
+        say(f"a new database was begun; set aside: {', '.join(aside) or 'nothing'}")
+    if repair:
+        mended = opening.repair(_here())
+    return int(_fsck(mended, read_data=read_data, repair=repair, as_json=as_json))
+
+
+@with_workspace
+def _fsck(workspace: Workspace, mended: list[str], *, read_data: bool, repair: bool, as_json: bool) -> int:
+    import msgspec
+
+    objects = _base(workspace).objects
+    if repair:
+        mended = [*mended, *objects.repair()]
+    report = msgspec.structs.replace(objects.fsck(read_data=read_data), repaired=tuple(mended))
     if as_json:
         emit(report)
-    else:
-        facts(
-            [
-                ("objects", report.objects),
-                ("packs", report.packs),
-                ("read", size(report.bytes_read)),
-                ("orphaned packs", len(report.orphaned_packs)),
-                ("left over", len(report.leftover_temp)),
-            ]
-        )
-        table(
-            ("problem", "subject", "place", "detail"),
-            [(p.kind, p.subject, p.place, p.detail) for p in report.problems],
-            empty="no problems",
-        )
+        return 0 if report.ok else 1
+    for key in mended:
+        say(f"repaired: {key}")
+    facts(
+        [
+            ("objects", report.objects),
+            ("packs", report.packs),
+            ("read", size(report.bytes_read) if read_data else "nothing: --read-data reads every byte"),
+            ("orphaned packs", len(report.orphaned_packs)),
+            ("left over", len(report.leftover_temp)),
+        ]
+    )
+    table(
+        ("problem", "subject", "place", "detail"),
+        [(p.kind, p.subject, p.place, p.detail) for p in report.problems],
+        empty="no problems",
+    )
+    if report.problems and not repair:
+        say("next: mainspring fsck --repair; what it cannot mend must come from a backup or another copy")
     return 0 if report.ok else 1
 
 
@@ -86,11 +124,17 @@ def fsck(workspace: Workspace, read_data: bool, as_json: bool) -> int:
     show_default=True,
     help="Leave packs alone that are younger, in seconds.",
 )
+@click.option(
+    "--even-if-younger",
+    is_flag=True,
+    help="Also when the database is younger than stored packs, and so cannot know whether they are needed.",
+)
 @json_option
 @with_workspace
-def gc(workspace: Workspace, yes: bool, grace_s: float, as_json: bool) -> None:
+def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, as_json: bool) -> None:
     """Remove stored objects that nothing refers to. Shows what would go unless --yes."""
-    report = _base(workspace).objects.gc(dry_run=not yes, grace_s=grace_s)
+    objects = _base(workspace).objects
+    report = objects.gc(dry_run=not yes, grace_s=grace_s, even_if_younger=even_if_younger)
     if as_json:
         emit(report)
         return
@@ -105,8 +149,23 @@ def gc(workspace: Workspace, yes: bool, grace_s: float, as_json: bool) -> None:
             ("packs rewritten", report.packs_rewritten),
         ]
     )
+    for kind, found in (("missing", report.missing), ("corrupt", report.corrupt)):
+        if found:
+            say(f"{kind}: {len(found)} objects that are still referred to; see mainspring fsck")
     if not yes:
         say("nothing was removed; give --yes to do it")
+
+
+def _here() -> Settings:
+    """The settings of the workspace on this machine."""
+    from mainspring.errors import InvalidInput
+
+    settings = local_settings()
+    if settings.url is not None:
+        raise InvalidInput(
+            "this needs the workspace itself", next_step="Run it on the machine that has it, without --url."
+        )
+    return settings
 
 
 def _base(workspace: Workspace):  # type: ignore[no-untyped-def]
@@ -177,6 +236,21 @@ def _server(home: Path) -> Check:
         except BlockingIOError:
             return "server", True, f"running, pid {file.read(32).strip()}"
     return "server", True, "none is running"
+
+
+def _workspace(settings: Settings) -> Check:
+    """Whether database and objects are there and belong together. Makes none where there is none."""
+    from mainspring.errors import MainspringError
+    from mainspring.workspace import Workspace
+
+    if not settings.home.exists():
+        return "workspace", True, f"none yet in {settings.root}"
+    try:
+        with Workspace(settings) as workspace:
+            stats = workspace.base.objects.stats()
+    except MainspringError as error:
+        return "workspace", False, str(error)
+    return "workspace", True, f"{stats.objects} objects, {size(stats.stored_bytes)}"
 
 
 def _chromium() -> Check:

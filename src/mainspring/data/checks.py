@@ -8,25 +8,32 @@ failed read rows a second time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 import duckdb
 import narwhals as nw
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
 from msgspec.structs import replace
 
 from mainspring.data.engine import connection
+from mainspring.data.periods import freshness, period_keys, period_label
 from mainspring.data.profile import arrow_kind
+from mainspring.data.shown import MAX_SAMPLE, plain_rows, plain_values
+from mainspring.data.values import engine_column, row_numbers
 from mainspring.errors import InvalidInput, near
 from mainspring.records.base import seconds
+from mainspring.records.classes import LabelReader
 from mainspring.records.data import (
     CheckRule,
     FailedRow,
@@ -41,13 +48,19 @@ from mainspring.records.data import (
     TypeRule,
     UniqueRule,
 )
+from mainspring.records.models import ClassType, Task
 
-MAX_SAMPLE = 10
 _MAX_COLUMNS_SHOWN = 40
 _MAX_GROUPS = 50
+_MAX_CLASSES = 1_000
+_CLASS_TYPES: dict[str, ClassType] = {
+    "string": "string",
+    "bool": "bool",
+    "int64": "int64",
+    "float64": "float64",
+}
 _ROW = "__row"
 _N = "__n"
-_TRUNCATE = {"hour": "1h", "day": "1d", "month": "1mo"}
 _SPELLS_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 Mask = Any  # a Narwhals expression of type boolean
@@ -61,6 +74,7 @@ class _Plan:
     mask: Mask | None = None
     reason: str = ""
     verdict: bool | None = None
+    number: int = 0
 
 
 def run_checks(table: pa.Table, rules: Sequence[CheckRule], *, now: datetime) -> list[Finding]:
@@ -71,15 +85,17 @@ def run_checks(table: pa.Table, rules: Sequence[CheckRule], *, now: datetime) ->
     validate(rules, table.column_names)
     if not rules:
         return []
-    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way.
+    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way. What it sees are values to
+    # count and compare (``values``); what is shown of a row is taken from the table by the row's number.
     names = {name: f"c{i}" for i, name in enumerate(table.column_names)}
     inner = table.rename_columns(list(names.values()))
+    seen = {name: engine_column(inner.column(name)) for name in inner.column_names}
+    renamed = [_renamed(rule, names) for rule in rules]
+    seen |= _decimal_masks(renamed, inner) | _periods(renamed, inner)
     with connection() as engine:
         _check_patterns(engine, rules)
-        frame = nw.from_native(
-            engine.from_arrow(inner.append_column(_ROW, pa.array(range(table.num_rows), pa.int64())))
-        )
-        plans = [_plan(_renamed(rule, names), inner.schema) for rule in rules]
+        frame = nw.from_native(engine.from_arrow(pa.table(seen | {_ROW: row_numbers(table.num_rows)})))
+        plans = [_plan(rule, inner.schema, i) for i, rule in enumerate(renamed)]
         counts = _count(frame, plans)
         findings = [_finding(frame, plan, counts.get(i), inner, now) for i, plan in enumerate(plans)]
     back = {alias: name for name, alias in names.items()}
@@ -168,10 +184,12 @@ def _whole(pattern: str) -> str:
 # --- from rules to expressions ---------------------------------------------------------------------------------------
 
 
-def _plan(rule: CheckRule, schema: pa.Schema) -> _Plan:
+def _plan(rule: CheckRule, schema: pa.Schema, number: int) -> _Plan:
     if isinstance(rule, RowCountRule | UniqueRule | FreshnessRule | LabelRateRule):
-        return _Plan(rule)
+        return _Plan(rule, number=number)
     kind = schema.field(rule.column).type
+    if isinstance(rule, RangeRule | SetRule) and pt.is_decimal(kind):
+        return _Plan(rule, nw.col(f"m{number}"))
     plan: _Plan = _PLANNERS[type(rule)](rule, kind)
     return plan
 
@@ -197,21 +215,86 @@ def _plan_range(rule: RangeRule, kind: pa.DataType) -> _Plan:
     if not _is_number(kind):
         return _Plan(rule, reason=f"the column holds {kind}, which has no numeric range", verdict=False)
     column = nw.col(rule.column)
+    if pt.is_integer(kind):
+        return _Plan(rule, _outside_whole(column, rule, kind))
     parts = [column < rule.min] if rule.min is not None else []
     parts += [column > rule.max] if rule.max is not None else []
-    parts += [column.is_nan()] if pt.is_floating(kind) else []
+    parts += [column.is_nan()]
     return _Plan(rule, functools.reduce(operator.or_, parts))
+
+
+def _outside_whole(column: Any, rule: RangeRule, kind: pa.DataType) -> Mask:
+    """Whole numbers are compared with whole bounds: as floats, those beyond 2^53 would be rounded first."""
+    signed = pt.is_signed_integer(kind)
+    least, most = (
+        (-(1 << (kind.bit_width - 1)), (1 << (kind.bit_width - 1)) - 1)
+        if signed
+        else (0, (1 << kind.bit_width) - 1)
+    )
+    low = (
+        least
+        if rule.min is None or rule.min <= least
+        else math.ceil(rule.min)
+        if rule.min <= most
+        else most + 1
+    )
+    high = (
+        most
+        if rule.max is None or rule.max >= most
+        else math.floor(rule.max)
+        if rule.max >= least
+        else least - 1
+    )
+    if low > most or high < least:
+        return ~column.is_null()
+    mask = column < low if low > least else None
+    if high < most:
+        mask = column > high if mask is None else mask | (column > high)
+    return mask if mask is not None else column.is_null() & ~column.is_null()
 
 
 def _plan_set(rule: SetRule, kind: pa.DataType) -> _Plan:
     if pt.is_null(kind):
         return _Plan(rule, verdict=True)
     column = nw.col(rule.column)
-    wanted = _comparable(kind)
-    allowed = [v for v in rule.allowed if wanted is not None and type(v) in wanted]
+    allowed = _allowed(rule, kind)
     if not allowed:
         return _Plan(rule, ~column.is_null(), f"no allowed value has the column's type, {kind}")
     return _Plan(rule, ~column.is_in(allowed))
+
+
+def _allowed(rule: SetRule, kind: pa.DataType) -> list[Any]:
+    """The allowed values that a value of this column can equal, as it holds them."""
+    wanted = _comparable(kind)
+    allowed: list[Any] = [v for v in rule.allowed if wanted is not None and type(v) in wanted]
+    if pt.is_integer(kind):
+        return [int(v) for v in allowed if not isinstance(v, float) or v.is_integer()]
+    if pt.is_floating(kind):
+        held = np.float32 if kind.bit_width < 64 else np.float64
+        return [float(held(v)) for v in allowed if isinstance(v, float) or int(float(v)) == v]
+    return allowed
+
+
+def _decimal_masks(rules: Sequence[CheckRule], table: pa.Table) -> dict[str, pa.Array]:
+    """Where decimals break a rule on numbers, told exactly: the engine would make floats of them."""
+    masks = {}
+    for number, rule in enumerate(rules):
+        if not isinstance(rule, RangeRule | SetRule) or not pt.is_decimal(
+            table.schema.field(rule.column).type
+        ):
+            continue
+        if isinstance(rule, SetRule):
+            allowed = {
+                Decimal(repr(v))
+                for v in rule.allowed
+                if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
+            }
+            bad = [v is not None and v not in allowed for v in table.column(rule.column).to_pylist()]
+        else:
+            low, high = (Decimal("-Infinity") if rule.min is None else Decimal(repr(rule.min)), Decimal("Infinity") if rule.max is None else Decimal(repr(rule.max)))  # fmt: skip
+            bad = [v is not None and not low <= v <= high for v in table.column(rule.column).to_pylist()]
+        masks[f"m{number}"] = pa.array(bad, pa.bool_())
+    return masks
 
 
 def _plan_regex(rule: RegexRule, kind: pa.DataType) -> _Plan:
@@ -280,9 +363,9 @@ def _finding(frame: Any, plan: _Plan, failing: int | None, table: pa.Table, now:
     if isinstance(rule, UniqueRule):
         return _unique(frame, rule, table)
     if isinstance(rule, FreshnessRule):
-        return _freshness(frame, rule, table, now)
+        return freshness(rule, table, now)
     if isinstance(rule, LabelRateRule):
-        return _label_rate(frame, rule, table)
+        return _label_rate(frame, rule, plan, table)
     if plan.verdict is not None:
         if plan.verdict:
             return Finding(rule=rule, passed=True, rows=rows)
@@ -328,48 +411,11 @@ def _unique(frame: Any, rule: UniqueRule, table: pa.Table) -> Finding:
     )
 
 
-def _freshness(frame: Any, rule: FreshnessRule, table: pa.Table, now: datetime) -> Finding:
-    kind = table.schema.field(rule.column).type
-    if not (pt.is_timestamp(kind) or pt.is_date(kind)):
-        return Finding(
-            rule=rule,
-            passed=False,
-            rows=table.num_rows,
-            failing=1,
-            reason=f"the column holds {kind}, not a time",
-        )
-    newest = frame.select(nw.col(rule.column).max()).collect("pyarrow").to_native().column(0)[0].as_py()
-    if newest is None:
-        return Finding(
-            rule=rule, passed=False, rows=table.num_rows, failing=1, reason="the column holds no time at all"
-        )
-    at = _moment(newest)
-    age = (now - at).total_seconds()
-    passed = age <= seconds(rule.max_age)
-    reason = "" if passed else f"the newest row is of {at.isoformat()}, older than {rule.max_age}"
-    return Finding(
-        rule=rule,
-        passed=passed,
-        rows=table.num_rows,
-        failing=int(not passed),
-        value=at.timestamp(),
-        reason=reason,
-    )
-
-
-def _label_rate(frame: Any, rule: LabelRateRule, table: pa.Table) -> Finding:
+def _label_rate(frame: Any, rule: LabelRateRule, plan: _Plan, table: pa.Table) -> Finding:
     kind, rows = table.schema.field(rule.column).type, table.num_rows
-    positive: Any = rule.positive
-    if _is_number(kind) and isinstance(positive, bool):
-        positive = int(positive)
-    if type(positive) not in (_comparable(kind) or set()):
-        return Finding(
-            rule=rule,
-            passed=False,
-            rows=rows,
-            failing=rows,
-            reason=f"the column holds {kind}, which is never {positive!r}",
-        )
+    positive, problem = _positive(rule, table)
+    if problem:
+        return Finding(rule=rule, passed=False, rows=rows, failing=rows, reason=problem)
     if rule.period and not (pt.is_timestamp(p := table.schema.field(rule.period).type) or pt.is_date(p)):
         return Finding(
             rule=rule,
@@ -379,32 +425,76 @@ def _label_rate(frame: Any, rule: LabelRateRule, table: pa.Table) -> Finding:
             reason=f"the period column holds {p}, not a time",
         )
     column = nw.col(rule.column)
+    if pt.is_decimal(kind):
+        frame = frame.with_columns(column.cast(nw.Float64()).alias(rule.column))
     known = frame.filter(~column.is_null() & ~column.is_nan() if pt.is_floating(kind) else ~column.is_null())
-    keys, known = _group_keys(known, rule)
+    keys = [k for k in (f"p{plan.number}" if rule.period else None, rule.by) if k is not None]
+    if rule.period and keys[0] not in frame.columns:
+        reason = "the period column holds times that its zone does not know"
+        return Finding(rule=rule, passed=False, rows=rows, failing=rows, reason=reason)
     hit = _fails(column == positive).cast(nw.Int64).sum().cast(nw.Int64).alias("positives")
-    counted = (
-        known.group_by(*keys).agg(nw.len().cast(nw.Int64).alias(_N), hit)
-        if keys
-        else known.select(nw.len().cast(nw.Int64).alias(_N), hit)
-    )
+    size, first = nw.len().cast(nw.Int64).alias(_N), nw.col(_ROW).min().cast(nw.Int64).alias(_ROW)
+    counted = known.group_by(*keys).agg(size, hit, first) if keys else known.select(size, hit, first)
     groups = counted.collect("pyarrow").to_native().to_pylist()
-    return _judge_rates(rule, keys, groups, rows)
+    return _judge_rates(rule, _labelled(rule, keys, groups, table), rows)
 
 
-def _group_keys(frame: Any, rule: LabelRateRule) -> tuple[list[str], Any]:
-    keys = []
-    if rule.period:
-        frame = frame.with_columns(
-            nw.col(rule.period).cast(nw.Datetime("us")).dt.truncate(_TRUNCATE[rule.per]).alias("period")
-        )
-        keys.append("period")
+def _positive(rule: LabelRateRule, table: pa.Table) -> tuple[Any, str]:
+    """The column's value that ``rule.positive`` names (records.classes), or why there is none."""
+    kind = table.schema.field(rule.column).type
+    own = pc.unique(table[rule.column]).drop_null().slice(0, _MAX_CLASSES).to_pylist()
+    own = [v for v in own if not (isinstance(v, float) and math.isnan(v))]
+    class_type: ClassType | None = _CLASS_TYPES.get(arrow_kind(kind))
+    if class_type is None:
+        return None, f"the column holds {kind}, which is never {rule.positive!r}"
+    if class_type == "bool":
+        own = [False, True]
+    reader = LabelReader(Task.MULTICLASS, [str(v) for v in own], class_type)
+    index = reader.read(rule.positive)
+    if index is not None:
+        named = own[int(index)]
+        return (float(named) if isinstance(named, Decimal) else named), ""
+    # It may just not occur: a rate of 0. A truth value is a number only where the column holds nothing but 0 and 1.
+    if type(rule.positive) in (_comparable(kind) or set()):
+        return rule.positive, ""
+    if class_type != "string" and isinstance(rule.positive, bool) and set(own) <= {0, 1}:
+        return int(rule.positive), ""
+    return None, f"the column holds {kind} ({reader.named()}), which is never {rule.positive!r}"
+
+
+def _periods(rules: Sequence[CheckRule], table: pa.Table) -> dict[str, pa.Array]:
+    """The period of each row, for each rule that has periods."""
+    found = {}
+    for number, rule in enumerate(rules):
+        if not isinstance(rule, LabelRateRule) or rule.period is None:
+            continue
+        kind = table.schema.field(rule.period).type
+        if pt.is_timestamp(kind) or pt.is_date(kind):
+            with contextlib.suppress(pa.ArrowException):
+                found[f"p{number}"] = period_keys(table.column(rule.period), rule.per)
+    return found
+
+
+def _labelled(
+    rule: LabelRateRule, keys: list[str], groups: list[dict[str, Any]], table: pa.Table
+) -> list[dict[str, Any]]:
+    """The groups under the names that are shown: a period by its start, a group by the value of its first row."""
+    labelled = []
+    values = None
     if rule.by:
-        frame = frame.with_columns(nw.col(rule.by).alias("group"))
-        keys.append("group")
-    return keys, frame
+        first = [g[_ROW] for g in groups]
+        values = plain_values(table.column(rule.by).take(pa.array(first, pa.int64())))
+    for number, group in enumerate(groups):
+        shown: dict[str, Any] = {}
+        if rule.period:
+            shown["period"] = period_label(group[keys[0]], table.schema.field(rule.period).type, rule.per)
+        if values is not None:
+            shown["group"] = values[number]
+        labelled.append({"shown": shown, _N: group[_N], "positives": group["positives"]})
+    return labelled
 
 
-def _judge_rates(rule: LabelRateRule, keys: list[str], groups: list[dict[str, Any]], rows: int) -> Finding:
+def _judge_rates(rule: LabelRateRule, groups: list[dict[str, Any]], rows: int) -> Finding:
     judged = [g for g in groups if g[_N] >= max(1, rule.min_rows)]
     total = sum(g[_N] for g in groups)
     rate = sum(g["positives"] or 0 for g in groups) / total if total else None
@@ -416,8 +506,8 @@ def _judge_rates(rule: LabelRateRule, keys: list[str], groups: list[dict[str, An
         for g in judged
         if not rule.low <= g["positives"] / g[_N] <= rule.high
     ]
-    bad.sort(key=lambda g: [str(g[k]) for k in keys])
-    shown = [{k: plain(g[k]) for k in keys} | {"rows": g[_N], "rate": g["rate"]} for g in bad[:_MAX_GROUPS]]
+    bad.sort(key=lambda g: [str(v) for v in g["shown"].values()])
+    shown = [g["shown"] | {"rows": g[_N], "rate": g["rate"]} for g in bad[:_MAX_GROUPS]]
     reason = f"{len(bad)} of {len(judged)} groups outside {_between(rule.low, rule.high)}" if bad else ""
     return Finding(
         rule=rule,
@@ -438,31 +528,16 @@ def _sample(frame: Any, mask: Mask | None, rule: CheckRule, table: pa.Table) -> 
     first = columns_of_rule(rule)
     names = [*first, *(n for n in table.column_names if n not in first)][:_MAX_COLUMNS_SHOWN]
     bad = frame if mask is None else frame.filter(mask)
-    found = bad.sort(_ROW).head(MAX_SAMPLE).select(_ROW, *names).collect("pyarrow").to_native().to_pylist()
-    return [FailedRow(row=r[_ROW], values={n: plain(r[n]) for n in names}) for r in found]
-
-
-def plain(value: Any) -> Any:
-    """A value of a table as JSON can carry it: times as ISO 8601, decimals, non-finite numbers and long text as (cut) text."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    text = value.hex() if isinstance(value, bytes) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _moment(value: date | datetime) -> datetime:
-    if not isinstance(value, datetime):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC)
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    found = bad.sort(_ROW).head(MAX_SAMPLE).select(_ROW).collect("pyarrow").to_native().column(0).to_pylist()
+    rows = plain_rows(table.select(names).take(pa.array(found, pa.int64())))
+    return [FailedRow(row=number, values=row) for number, row in zip(found, rows, strict=True)]
 
 
 def _between(low: float | None, high: float | None) -> str:
     if low is None:
-        return f"at most {high:g}"
-    return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+        return f"at most {_shown(high)}"
+    return f"at least {_shown(low)}" if high is None else f"{_shown(low)} to {_shown(high)}"
+
+
+def _shown(bound: float | None) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec.structs import replace
+
 from mainspring.errors import InvalidInput
+from mainspring.records.base import to_json
 from mainspring.records.data import (
     CheckReport,
     CheckRule,
@@ -20,6 +23,7 @@ from mainspring.records.data import (
 )
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
+from mainspring.records.reading import Reading, ReadReport
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,14 +55,18 @@ class DataClient:
         tags: Iterable[str] = (),
         checks: Sequence[CheckRule] = (),
         kind: Literal["table", "files"] | None = None,
+        reading: Reading | Mapping[str, Any] | None = None,
     ) -> DatasetVersion:
         """Make a version of ``dataset`` from a table or from files; equal content returns the version there is.
 
         ``source``: a pandas, Polars or Arrow table, a DuckDB relation, a list of dicts, a dict of columns, or a path. A CSV or
         Parquet path becomes a table (``kind="files"`` keeps its exact bytes); any other file or a directory becomes files.
         ``inputs`` are references (``run:<id>``, ``dataset_version:<id>``). ``checks`` (tables only) run before anything is
-        visible. Raises CheckFailed, InvalidInput, NotFound.
+        visible. ``reading`` declares how a CSV or a frame is read (a :class:`~mainspring.records.reading.Reading` or a dict of
+        its fields); what it leaves open is decided from the data, and the version's ``reading`` says how. A reading that loses
+        values is refused, unless it says ``lossy``. Raises CheckFailed, InvalidInput, NotFound.
         """
+        declared = _declared(reading)
         common: dict[str, Any] = {
             "dataset": dataset,
             "message": message or "",
@@ -80,20 +88,29 @@ class DataClient:
                 return self._commit_files(path, common)
         elif kind == "files":
             raise InvalidInput("files come from a path", value=type(source).__name__)
-        return self._commit_table(source, list(checks), common)
+        return self._commit_table(source, list(checks), common, declared)
 
     def _commit_table(
-        self, source: object, checks: list[CheckRule], common: dict[str, Any]
+        self, source: object, checks: list[CheckRule], common: dict[str, Any], reading: Reading
     ) -> DatasetVersion:
-        from mainspring.data.sources import table_of
-        from mainspring.data.tables import write_table
+        from mainspring.data.sources import opened_source
+        from mainspring.data.tables import write_batches
 
         place = str(source) if isinstance(source, str | Path) else f"dataset {common['dataset']!r}"
-        table = table_of(source, place=place)
+        report: ReadReport | None = None
+
+        def told() -> bytes | None:
+            nonlocal report
+            report = read.report()
+            return to_json(report) if report is not None else None
+
         with tempfile.TemporaryDirectory(prefix="mainspring-") as folder:
             file = Path(folder) / "table.parquet"
-            write_table(file, table, place=place)
-            return self.operations.commit_table(body=_pieces(file), checks=checks or None, **common)
+            with opened_source(source, reading, place=place) as read:
+                write_batches(file, read.schema, read.batches, place=place, reading=told)
+            version = self.operations.commit_table(body=_pieces(file), checks=checks or None, **common)
+        # Of content that was there already the record tells the first reading; the caller asks about this one.
+        return replace(version, reading=report)
 
     def _commit_files(self, path: Path, common: dict[str, Any]) -> DatasetVersion:
         from mainspring.data.intake import frame_files
@@ -230,6 +247,22 @@ class DataClient:
     def delete(self, dataset: str, selector: Selector, *, reason: str, force: bool = False) -> DatasetVersion:
         """Take a version away."""
         return self.operations.delete(dataset=dataset, selector=str(selector), reason=reason, force=force)
+
+
+def _declared(reading: Reading | Mapping[str, Any] | None) -> Reading:
+    """The declaration as a record; a misspelt field is refused."""
+    import msgspec
+
+    if reading is None or isinstance(reading, Reading):
+        return reading or Reading()
+    try:
+        return msgspec.convert(dict(reading), Reading)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(
+            f"not a declaration of how to read: {error}",
+            place="reading",
+            next_step=f"Its fields: {', '.join(Reading.__struct_fields__)}.",
+        ) from None
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

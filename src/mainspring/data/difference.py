@@ -1,6 +1,7 @@
 """What changed between two versions: files, columns, rows.
 
-Rows are compared by DuckDB over the columns that both sides have, null equal to null and NaN to NaN. With key columns a
+Rows are compared by DuckDB over the columns that both sides have, null equal to null and NaN to NaN, and by value: a column
+that changed its type is a change of the columns, and of the rows only where the values differ (``values``). With key columns a
 full join tells added, removed and changed rows apart; without, the tables are bags and a changed row is one removed and one
 added. Counts are exact, samples bounded. Imports pyarrow and duckdb; import it lazily.
 """
@@ -8,19 +9,22 @@ added. Counts are exact, samples bounded. Imports pyarrow and duckdb; import it 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from mainspring.data.checks import MAX_SAMPLE, plain
 from mainspring.data.engine import connection
+from mainspring.data.shown import MAX_SAMPLE, plain_rows
+from mainspring.data.tables import content_digest
+from mainspring.data.values import engine_columns, row_numbers
 from mainspring.errors import InvalidInput, near
 from mainspring.records.data import ChangedRow, ColumnChange, FileDiff, RowDiff, TableColumn
 from mainspring.records.objects import ObjectRef
 
 _MAX_PATHS = 1000
-_Names = dict[str, str]  # from the engine's names of columns to ours
+ROW = "__row"
 
 
 def tree_difference(before: Mapping[str, ObjectRef], after: Mapping[str, ObjectRef]) -> FileDiff:
@@ -57,68 +61,66 @@ def row_difference(before: pa.Table, after: pa.Table, key: Sequence[str]) -> Row
             )
     if not shared:
         return RowDiff(key=[], added=after.num_rows, removed=before.num_rows, changed=0, unchanged=0)
-    old, new = _comparable(before.select(shared), after.select(shared))
-    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way.
     names = [f"c{i}" for i in range(len(shared))]
+    pairs = [engine_columns(before.column(n), after.column(n)) for n in shared]
+    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way. What it sees are values
+    # to compare; what is shown of a row is taken from the table by the row's number.
+    old = pa.table(
+        {n: one for n, (one, _) in zip(names, pairs, strict=True)} | {ROW: row_numbers(before.num_rows)}
+    )
+    new = pa.table(
+        {n: two for n, (_, two) in zip(names, pairs, strict=True)} | {ROW: row_numbers(after.num_rows)}
+    )
+    sides = _Sides(before.select(shared), after.select(shared), dict(zip(names, shared, strict=True)))
     with connection() as engine:
-        engine.register("a", old.rename_columns(names))
-        engine.register("b", new.rename_columns(names))
-        shown = dict(zip(names, shared, strict=True))
-        return (
-            _keyed(engine, shown, [names[shared.index(k)] for k in key])
-            if key
-            else _bags(engine, shown, old, new)
-        )
+        engine.register("a", old)
+        engine.register("b", new)
+        if key:
+            return _keyed(engine, sides, [names[shared.index(k)] for k in key])
+        return _bags(engine, sides, old, new)
 
 
-def _comparable(before: pa.Table, after: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Columns of different types are compared as text."""
-    for i, (one, two) in enumerate(zip(before.schema, after.schema, strict=True)):
-        if one.type != two.type:
-            before = before.set_column(i, one.name, _as_text(before.column(i)))
-            after = after.set_column(i, two.name, _as_text(after.column(i)))
-    return before, after
+@dataclass(frozen=True)
+class _Sides:
+    """Both tables as they are shown, and our names of the engine's columns."""
+
+    before: pa.Table
+    after: pa.Table
+    shown: Mapping[str, str]
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return column.cast(pa.string())
-    except pa.ArrowException:
-        return pa.chunked_array(
-            [pa.array([None if v is None else str(plain(v)) for v in column.to_pylist()], pa.string())]
-        )
-
-
-def _bags(engine: duckdb.DuckDBPyConnection, shown: _Names, old: pa.Table, new: pa.Table) -> RowDiff:
-    removed, removed_sample = _counted(engine, "SELECT * FROM a EXCEPT ALL SELECT * FROM b", shown)
-    added, added_sample = _counted(engine, "SELECT * FROM b EXCEPT ALL SELECT * FROM a", shown)
+def _bags(engine: duckdb.DuckDBPyConnection, sides: _Sides, old: pa.Table, new: pa.Table) -> RowDiff:
+    names = ", ".join(sides.shown)
+    only = "SELECT {row} FROM (SELECT *, row_number() OVER (PARTITION BY {names} ORDER BY {row}) AS nth FROM {one}) AS x ANTI JOIN (SELECT *, row_number() OVER (PARTITION BY {names}) AS nth FROM {two}) AS y ON x.nth = y.nth AND {same}"
+    same = " AND ".join(f"x.{c} IS NOT DISTINCT FROM y.{c}" for c in sides.shown)
+    removed, removed_rows = _counted(engine, only.format(row=ROW, names=names, one="a", two="b", same=same))
+    added, added_rows = _counted(engine, only.format(row=ROW, names=names, one="b", two="a", same=same))
     return RowDiff(
         key=[],
         added=added,
         removed=removed,
         changed=0,
         unchanged=old.num_rows - removed,
-        reordered=not added and not removed and not old.equals(new),
-        added_sample=added_sample,
-        removed_sample=removed_sample,
+        reordered=not added and not removed and content_digest(old) != content_digest(new),
+        added_sample=_rows(sides.after, added_rows),
+        removed_sample=_rows(sides.before, removed_rows),
     )
 
 
-def _counted(
-    engine: duckdb.DuckDBPyConnection, query: str, shown: _Names
-) -> tuple[int, list[dict[str, Any]]]:
-    found = (
-        engine.execute(f"SELECT *, COUNT(*) OVER () AS n FROM ({query}) LIMIT {MAX_SAMPLE}")
-        .to_arrow_table()
-        .to_pylist()
-    )
-    return (int(found[0]["n"]) if found else 0), [
-        {name: plain(row[c]) for c, name in shown.items()} for row in found
-    ]
+def _counted(engine: duckdb.DuckDBPyConnection, query: str) -> tuple[int, list[int]]:
+    """How many rows a query has, and the numbers of the first ones."""
+    found = engine.execute(
+        f"SELECT {ROW}, COUNT(*) OVER () AS n FROM ({query}) ORDER BY {ROW} LIMIT {MAX_SAMPLE}"
+    ).fetchall()
+    return (int(found[0][1]) if found else 0), [int(row) for row, _ in found]
 
 
-def _keyed(engine: duckdb.DuckDBPyConnection, shown: _Names, key: list[str]) -> RowDiff:
-    keys = ", ".join(key)
+def _rows(table: pa.Table, numbers: list[int]) -> list[dict[str, Any]]:
+    return plain_rows(table.take(pa.array(numbers, pa.int64())))
+
+
+def _keyed(engine: duckdb.DuckDBPyConnection, sides: _Sides, key: list[str]) -> RowDiff:
+    keys, shown = ", ".join(key), sides.shown
     for side, what in (("a", "before"), ("b", "after")):
         twice = _scalar(
             engine, f"SELECT COUNT(*) FROM (SELECT 1 FROM {side} GROUP BY {keys} HAVING COUNT(*) > 1)"
@@ -136,37 +138,40 @@ def _keyed(engine: duckdb.DuckDBPyConnection, shown: _Names, key: list[str]) -> 
     match = f"a JOIN b ON {on}"
     matched = _scalar(engine, f"SELECT COUNT(*) FROM {match}")
     changed = _scalar(engine, f"SELECT COUNT(*) FROM {match} WHERE {differs}")
-    added, added_sample = _counted(engine, f"SELECT b.* FROM b ANTI JOIN a ON {on}", shown)
-    removed, removed_sample = _counted(engine, f"SELECT a.* FROM a ANTI JOIN b ON {on}", shown)
+    added, added_rows = _counted(engine, f"SELECT b.{ROW} FROM b ANTI JOIN a ON {on}")
+    removed, removed_rows = _counted(engine, f"SELECT a.{ROW} FROM a ANTI JOIN b ON {on}")
     return RowDiff(
         key=[shown[k] for k in key],
         added=added,
         removed=removed,
         changed=changed,
         unchanged=matched - changed,
-        added_sample=added_sample,
-        removed_sample=removed_sample,
-        changed_sample=_changed(engine, f"FROM {match} WHERE {differs} LIMIT {MAX_SAMPLE}", shown, key, rest)
-        if changed
-        else [],
+        added_sample=_rows(sides.after, added_rows),
+        removed_sample=_rows(sides.before, removed_rows),
+        changed_sample=_changed(engine, f"FROM {match} WHERE {differs}", sides, key, rest) if changed else [],
     )
 
 
 def _changed(
-    engine: duckdb.DuckDBPyConnection, tail: str, shown: _Names, key: list[str], rest: list[str]
+    engine: duckdb.DuckDBPyConnection, tail: str, sides: _Sides, key: list[str], rest: list[str]
 ) -> list[ChangedRow]:
-    columns = [f"a.{k} AS k_{k}" for k in key] + [f"a.{c} AS a_{c}, b.{c} AS b_{c}" for c in rest]
-    found = []
-    for row in engine.execute(f"SELECT {', '.join(columns)} {tail}").to_arrow_table().to_pylist():
-        pairs = [(shown[c], plain(row[f"a_{c}"]), plain(row[f"b_{c}"])) for c in rest]
-        found.append(
+    flags = "".join(f", a.{c} IS DISTINCT FROM b.{c}" for c in rest)
+    found = engine.execute(
+        f"SELECT a.{ROW}, b.{ROW}{flags} {tail} ORDER BY a.{ROW} LIMIT {MAX_SAMPLE}"
+    ).fetchall()
+    before, after = (_rows(t, [int(r[i]) for r in found]) for i, t in enumerate((sides.before, sides.after)))
+    shown = sides.shown
+    changes = []
+    for (_, _, *differ), one, two in zip(found, before, after, strict=True):
+        names = [shown[c] for c, different in zip(rest, differ, strict=True) if different]
+        changes.append(
             ChangedRow(
-                key={shown[k]: plain(row[f"k_{k}"]) for k in key},
-                before={n: x for n, x, y in pairs if x != y},
-                after={n: y for n, x, y in pairs if x != y},
+                key={shown[k]: one[shown[k]] for k in key},
+                before={n: one[n] for n in names},
+                after={n: two[n] for n in names},
             )
         )
-    return found
+    return changes
 
 
 def _scalar(engine: duckdb.DuckDBPyConnection, query: str) -> int:

@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mainspring.data.tables import (
     BATCH_ROWS,
+    READING_KEY,
     ContentDigest,
     TableWriter,
+    check_names,
+    checked_batches,
     columns_of,
     is_ours,
     opened,
@@ -31,8 +35,11 @@ from mainspring.data.tables import (
 )
 from mainspring.errors import InvalidInput, StorageFull, TooLarge
 from mainspring.lineage.uploads import BodyStream
+from mainspring.records.base import from_json
 from mainspring.records.data import TableColumn
+from mainspring.records.reading import ReadReport
 
+MAX_READING = 8 << 20
 MAX_TABLE = 64 << 30
 """Bytes of one uploaded Parquet file."""
 _STALE_S = 2 * 86400
@@ -47,6 +54,7 @@ class StagedTable:
     rows: int
     columns: list[TableColumn]
     schema: pa.Schema
+    reading: ReadReport | None = None
 
 
 @contextlib.contextmanager
@@ -74,12 +82,15 @@ def receive_table(body: Iterable[bytes], folder: Path, *, place: str) -> StagedT
     _spool(body, raw)
     with opened(raw, place=place) as file:
         schema = plain_schema(file.schema_arrow, place=place)
+        check_names(schema, place=place)
+        reading = _reading_of(file, place)
         keep = is_ours(file, schema)
         digest = ContentDigest(schema)
         target = folder / "table.parquet"
         writer = None if keep else TableWriter(target, schema)
         try:
-            for batch in plain_batches(file.iter_batches(batch_size=BATCH_ROWS), schema, place=place):
+            plain = plain_batches(file.iter_batches(batch_size=BATCH_ROWS), schema, place=place)
+            for batch in checked_batches(plain, place=place):
                 digest.update(batch)
                 if writer is not None:
                     writer.write(batch)
@@ -88,8 +99,24 @@ def receive_table(body: Iterable[bytes], folder: Path, *, place: str) -> StagedT
                 writer.close()
     path = raw if keep else target
     return StagedTable(
-        path=path, digest=digest.hexdigest(), rows=digest.rows, columns=columns_of(schema), schema=schema
+        path=path,
+        digest=digest.hexdigest(),
+        rows=digest.rows,
+        columns=columns_of(schema),
+        schema=schema,
+        reading=reading,
     )
+
+
+def _reading_of(file: pq.ParquetFile, place: str) -> ReadReport | None:
+    """What the sender says of how the table was read; it is shown and kept, and decides nothing."""
+    told = (file.metadata.metadata or {}).get(READING_KEY)
+    if told is None:
+        return None
+    if len(told) > MAX_READING:
+        raise TooLarge("the report of how the table was read is too large", value=len(told), place=place)
+    report: ReadReport = from_json(told, ReadReport)
+    return report
 
 
 def _spool(body: Iterable[bytes], target: Path) -> None:

@@ -185,6 +185,7 @@ class Data:
                 new = NewVersion(
                     dataset=dataset, id=staged.digest, kind="table", tree=tree.digest, objects=[stored.digest], rows=staged.rows,
                     columns=staged.columns, bytes=stored.size, message=message, inputs=inputs or [], tags=tags or [],
+                    reading=staged.reading,
                 )  # fmt: skip
                 return self._add(new, findings)
 
@@ -355,7 +356,7 @@ class Data:
         base = self._base
         if not reason.strip():
             raise InvalidInput("say why", place="reason", next_step="The reason is kept in the audit log.")
-        with base.ledger.decision() as decision:
+        with base.store.freeing(), base.ledger.decision() as decision:
             tx = decision.tx
             row = versions.find(tx, base.project, dataset, selector)
             here = ref("dataset_version", row["id"])

@@ -18,8 +18,9 @@ This module imports pyarrow and numpy; import it lazily.
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 FORMAT = "mainspring-table-1"
 LAYOUT_KEY = b"mainspring.layout"
 LAYOUT = b"1"
+READING_KEY = b"mainspring.reading"
+"""In the Parquet's own metadata: how the table was read, as JSON. It is no part of the content."""
 MIN_ROWS, MAX_ROWS = 1 << 17, 1 << 19
 PAGE_MIN, PAGE_MAX = 8 << 10, 32 << 10
 MAX_COLUMNS = 10_000
@@ -125,6 +128,71 @@ def plain_schema(schema: pa.Schema, *, place: str) -> pa.Schema:
             )
         fields.append(pa.field(name, kind))
     return pa.schema(fields)
+
+
+def check_names(schema: pa.Schema, *, place: str) -> None:
+    """What a new version may not have, though an old one may: names that look alike and differ only in their encoding."""
+    seen: dict[str, str] = {}
+    for name in schema.names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise InvalidInput(
+                "two column names are the same text in different encodings (Unicode NFC and NFD)",
+                value=f"{other!a} and {name!a}",
+                place=place,
+                next_step="Rename one of them.",
+            )
+
+
+def checked_batches(batches: Iterable[pa.RecordBatch], *, place: str) -> Iterator[pa.RecordBatch]:
+    """The batches, each proven to hold what its types say: text is UTF-8, decimals have their digits."""
+    row = 0
+    for batch in batches:
+        try:
+            batch.validate(full=True)
+        except pa.ArrowException:
+            raise _invalid(batch, row, place) from None
+        row += batch.num_rows
+        yield batch
+
+
+def _invalid(batch: pa.RecordBatch, start: int, place: str) -> InvalidInput:
+    """Which cell is not what its type says."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        low, high = 0, len(column)
+        why = _flaw(column)
+        if why is None:
+            continue
+        while low + 1 < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if _flaw(column.slice(low, middle - low)) else (middle, high)
+        shown = column.slice(low, 1).view(pa.binary())[0].as_py()[:40] if pt.is_string(column.type) else None
+        text = (
+            "text that is not UTF-8"
+            if pt.is_string(column.type)
+            else f"a value that is no {column.type}: {why}"
+        )
+        return InvalidInput(
+            f"column {name!r} holds {text}",
+            value=shown,
+            place=f"{place}, row {start + low}",
+            next_step="Decode it as what it is, or commit the column as binary.",
+        )
+    return InvalidInput("the table is malformed", place=place)
+
+
+def _flaw(column: pa.Array) -> str | None:
+    # A copy, since validation looks at whole buffers: the flaw of a neighbour is not this slice's.
+    piece = (
+        pa.concat_arrays([column])
+        if not column.offset
+        else column.take(pa.array(range(len(column)), pa.int64()))
+    )
+    try:
+        piece.validate(full=True)
+    except pa.ArrowException as error:
+        return _short(error)
+    return None
 
 
 def type_name(kind: pa.DataType) -> str:
@@ -281,6 +349,10 @@ class TableWriter:
             if end is not None:
                 self._flush()
 
+    def annotate(self, key: bytes, value: bytes) -> None:
+        """Keep a word about the table in the file, outside of its content."""
+        self._writer.add_key_value_metadata({key: value})
+
     def close(self) -> None:
         """Write what is left and the footer."""
         if self._pending:
@@ -324,11 +396,29 @@ def _boundaries(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 def write_table(sink: Path | BinaryIO, table: pa.Table, *, place: str = "table") -> None:
     """Write a table as our Parquet."""
-    schema = plain_schema(table.schema, place=place)
-    writer = TableWriter(sink, schema)
+    write_batches(sink, table.schema, table.to_batches(max_chunksize=BATCH_ROWS), place=place)
+
+
+def write_batches(
+    sink: Path | BinaryIO,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    *,
+    place: str,
+    reading: Callable[[], bytes | None] = lambda: None,
+) -> None:
+    """Write batches of one schema as our Parquet; ``reading`` is asked when they are through, and kept beside them.
+
+    Raises :class:`InvalidInput` for a column or a value that no version can have.
+    """
+    kept = plain_schema(schema, place=place)
+    check_names(kept, place=place)
+    writer = TableWriter(sink, kept)
     try:
-        for batch in plain_batches(table.to_batches(max_chunksize=BATCH_ROWS), schema, place=place):
+        for batch in checked_batches(plain_batches(batches, kept, place=place), place=place):
             writer.write(batch)
+        if (told := reading()) is not None:
+            writer.annotate(READING_KEY, told)
     finally:
         writer.close()
 

@@ -15,6 +15,7 @@ from mainspring.operations import current
 from mainspring.records.base import check_name, from_json, to_json
 from mainspring.records.data import DatasetVersion, TableColumn
 from mainspring.records.lineage import ref, split_ref
+from mainspring.records.reading import ReadReport
 from mainspring.storage.sql import Reader, Row
 
 LATEST = "latest"
@@ -42,6 +43,7 @@ class NewVersion:
     message: str
     inputs: list[str]
     tags: list[str]
+    reading: ReadReport | None = None
 
 
 def check_commit(dataset: str, message: str, inputs: Iterable[str], tags: Iterable[str]) -> None:
@@ -104,6 +106,12 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
         new.id,
     )
     fresh = row is None or row["deleted_us"] is not None
+    # Content has one origin: who commits bytes that were here before, in whichever dataset, is not their cause.
+    first = fresh and not tx.first(
+        "SELECT 1 AS one FROM dataset_versions WHERE project = ? AND id = ? AND deleted_us IS NULL LIMIT 1",
+        base.project,
+        new.id,
+    )
     if fresh:
         number = tx.all(
             "UPDATE datasets SET next_number = next_number + 1 WHERE project = ? AND name = ? RETURNING next_number - 1 AS n",
@@ -112,7 +120,7 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
         )[0]["n"]
         _insert(base, decision, new, number=int(number), now=now)
     here = ref("dataset_version", new.id)
-    for cause in new.inputs:
+    for cause in new.inputs if first else ():
         if cause != here:
             decision.edge(cause, here, "input")
     for tag in new.tags:
@@ -128,8 +136,20 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
             "message": new.message,
             "inputs": new.inputs,
         }
+        if new.reading is not None:
+            facts["reading"] = _told(new.reading)
         decision.event("dataset.committed", here, facts)
     return version, fresh
+
+
+def _told(reading: ReadReport) -> dict[str, object]:
+    """The reading as the event keeps it: what was lost, and how many columns have something to say; the version has it all."""
+    return {
+        "source": reading.source,
+        "encoding": reading.encoding,
+        "lost": reading.lost,
+        "remarks": len(reading.notes) + sum(bool(c.notes) for c in reading.columns),
+    }
 
 
 def _insert(base: Foundation, decision: Decision, new: NewVersion, *, number: int, now: int) -> None:
@@ -141,13 +161,13 @@ def _insert(base: Foundation, decision: Decision, new: NewVersion, *, number: in
         new.id,
     )
     decision.tx.execute(
-        "INSERT INTO dataset_versions (project, dataset, id, number, kind, tree, row_count, bytes, file_count, columns, message, created_us, created_by) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO dataset_versions (project, dataset, id, number, kind, tree, row_count, bytes, file_count, columns, message, created_us, created_by, reading) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         base.project, new.dataset, new.id, number, new.kind, new.tree, new.rows, new.bytes, len(new.objects), to_json(new.columns).decode(),
-        new.message, now, call.actor if call else "local",
+        new.message, now, call.actor if call else "local", to_json(new.reading).decode() if new.reading is not None else None,
     )  # fmt: skip
     owner = owner_of(new.dataset, new.id)
-    decision.refer(new.tree, owner)
+    decision.refer(new.tree, owner, tree=True)
     if (
         len(new.objects) <= _MAX_DIRECT_REFS
     ):  # gc follows the tree anyway; this makes a small version's files quick to authorise
@@ -270,6 +290,7 @@ def record(row: Row, tags: list[str]) -> DatasetVersion:
         created_at=_time(row["created_us"]),
         created_by=row["created_by"],
         tags=tags,
+        reading=None if row["reading"] is None else from_json(row["reading"], ReadReport),
     )
 
 

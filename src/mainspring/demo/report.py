@@ -58,7 +58,7 @@ def scores(workspace: Workspace) -> Scores:
 
 def monthly(found: Scores) -> list[dict[str, Any]]:
     """Log-loss and AUC by month, for the three."""
-    from mainspring.training.metrics import measure
+    from mainspring.metrics.registry import measure
 
     report = []
     for month in sorted(set(found.month.tolist())):
@@ -75,7 +75,7 @@ def monthly(found: Scores) -> list[dict[str, Any]]:
 
 def difference(found: Scores, other: str) -> dict[str, Any]:
     """Mean per-row log-loss of the loop minus another's, with a 95 % interval clustered by day."""
-    from mainspring.training.compare import compare
+    from mainspring.metrics.compare import compare
 
     if not len(found.truth):
         return {"mean": None, "low": None, "high": None, "n": 0}

@@ -11,11 +11,14 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import blake3
 
 from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import from_json, to_json
+from mainspring.records.objects import ObjectRef
 from mainspring.records.serving import ROUTES_FILE, RouteTable
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.objects import Objects
@@ -62,15 +65,18 @@ def served_number(bundle: Path) -> int:
     return 0
 
 
-def write(bundle: Path, table: RouteTable, objects: Objects) -> None:
-    """Bring ``bundle`` to ``table``. Call it under :func:`locked`. Idempotent."""
-    for digest in sorted(packages_of(table)):
-        _materialise(bundle / PACKAGES, digest, objects)
+def write(bundle: Path, table: RouteTable, objects: Objects) -> bool:
+    """Bring ``bundle`` to ``table``; whether anything had to be written. Call it under :func:`locked`. Idempotent.
+
+    A package that is there is compared with the object store, byte by byte, and made anew if it is damaged; the route table is then
+    written again too, so that servers look at once.
+    """
+    changed = [materialise(bundle, digest, objects) for digest in sorted(packages_of(table))]
     data = to_json(table)
     path = bundle / ROUTES_FILE
     with contextlib.suppress(FileNotFoundError):
-        if path.read_bytes() == data:
-            return
+        if path.read_bytes() == data and not any(changed):
+            return False
     temporary = bundle / f".{ROUTES_FILE}.tmp"
     with temporary.open("wb") as file:
         file.write(data)
@@ -80,6 +86,7 @@ def write(bundle: Path, table: RouteTable, objects: Objects) -> None:
     temporary.replace(path)
     failpoint("deploy.routes.renamed")
     sync_folder(bundle)
+    return True
 
 
 def prune(bundle: Path, keep: set[str], *, grace_s: float = GRACE_S) -> list[str]:
@@ -121,10 +128,12 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _materialise(packages: Path, digest: str, objects: Objects) -> None:
+def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
+    """Have package ``digest`` whole and sound in ``bundle``; whether it had to be written. Call it under :func:`locked`."""
+    packages = bundle / PACKAGES
     target = packages / digest
-    if target.is_dir():
-        return
+    if target.is_dir() and _sound(target, objects.tree(digest)):
+        return False
     temporary = packages / f".tmp-{digest}"
     shutil.rmtree(temporary, ignore_errors=True)  # what a crash left behind
     objects.materialise(digest, temporary, internal=True)
@@ -133,9 +142,29 @@ def _materialise(packages: Path, digest: str, objects: Objects) -> None:
             _sync_file(Path(folder) / name)
         sync_folder(Path(folder))
     failpoint("deploy.package.written")
+    if target.exists():  # damaged: out of the way by rename, so that a reader finds all of one or nothing
+        doomed = packages / f".gone-{digest}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        target.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
     temporary.rename(target)
     failpoint("deploy.package.renamed")
     sync_folder(packages)
+    return True
+
+
+def _sound(folder: Path, entries: Mapping[str, ObjectRef]) -> bool:
+    """Whether ``folder`` holds exactly the files of a tree, byte by byte."""
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
+    if found != set(entries):
+        return False
+    for path, ref in entries.items():
+        file = folder / path
+        if file.is_symlink() or not file.is_file() or file.stat().st_size != ref.size:
+            return False
+        if blake3.blake3().update_mmap(file).hexdigest() != ref.digest:
+            return False
+    return True
 
 
 def _sync_file(path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from mainspring.clock import from_us, to_us
 from mainspring.deploy import bundle
@@ -16,7 +18,16 @@ from mainspring.operations import Role, current, operation
 from mainspring.records.base import check_name, from_json, to_json
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelVersion, Signature
-from mainspring.records.serving import Deployment, Published, RouteChange, RouteTable, Shadow, Target, sealed
+from mainspring.records.serving import (
+    Deployment,
+    Published,
+    RouteChange,
+    RouteTable,
+    Shadow,
+    Target,
+    misfit,
+    sealed,
+)
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("deploy.committed")
@@ -39,9 +50,14 @@ class Deploy:
 
     room = "deploy"
 
-    def __init__(self, base: Foundation, models: ModelRegistry) -> None:
+    def __init__(
+        self, base: Foundation, models: ModelRegistry, *, trial: Callable[[Path], None] | None = None
+    ) -> None:
+        """``trial`` opens a package as a server would and raises if that fails; None: packages are not tried."""
         self._base = base
         self._models = models
+        self._trial = trial
+        self._tried: set[str] = set()
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=120.0)
     def deploy(
@@ -50,17 +66,15 @@ class Deploy:
         """Let one version answer all requests to ``deployment``, made if it is new.
 
         ``version`` is a number, an alias or ``latest``. Canaries and the shadows of a rollout end; other shadows stay as long
-        as they can answer the same requests. Raises :class:`NotFound` for an unknown version.
+        as they can answer the same requests. Raises :class:`NotFound` for an unknown version, :class:`InvalidInput` for one that
+        answers another question than the deployment did, and what loading its package raises: then nothing has changed.
         """
         found = self._models.version(model=model, selector=str(version))
+        self._try([found.package])
         target = Target(model=model, version=found.version, package=found.package)
         with self._base.ledger.decision() as d:
             before = self._find(deployment)
-            shadows = (
-                [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
-                if before
-                else []
-            )
+            shadows = self._staying(before, found.signature)
             result = d.done(
                 self._route(
                     d, deployment, [target], shadows, reason, signature=found.signature, before=before
@@ -79,6 +93,7 @@ class Deploy:
         Raises :class:`InvalidInput` for routes that cannot be right, :class:`NotFound` for an unknown version.
         """
         signature = self._check(targets, shadows or [])
+        self._try([route.package for route in _all(targets, shadows or [])])
         with self._base.ledger.decision() as d:
             result = d.done(
                 self._route(
@@ -156,7 +171,7 @@ class Deploy:
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=120.0)
     def publish(self) -> Published:
-        """Write the newest decided route table to the bundle, if it is not there yet.
+        """Write the newest decided route table to the bundle, if it is not there yet, and mend packages that are damaged there.
 
         Idempotent: call it after a commit that set routes within a larger decision, and at start-up to repair what a crash left
         undone. Raises :class:`Conflict` inside an open decision, since what is not committed must not be served.
@@ -171,8 +186,7 @@ class Deploy:
             table = self._newest(folder)
             if table is None:
                 return Published(number=0, written=False)
-            written = bundle.served_number(folder) != table.number
-            bundle.write(folder, table, self._base.objects)
+            written = bundle.write(folder, table, self._base.objects)
             with self._base.store.read() as tx:
                 pending = tx.scalar(
                     "SELECT count(*) AS n FROM bundles WHERE project = ? AND published_us IS NULL",
@@ -188,6 +202,29 @@ class Deploy:
         return Published(number=table.number, written=written)
 
     # --- pieces ----------------------------------------------------------------------------------------------------
+
+    def _try(self, digests: list[str]) -> None:
+        """Open each package once as the server will, before anything is decided.
+
+        Not within a larger decision, which holds the writer's lock: there the server alone tells.
+        """
+        missing = sorted(set(digests) - self._tried)
+        if self._trial is None or not missing or self._base.store.in_transaction:
+            return
+        folder = self._base.home / bundle.FOLDER
+        for digest in missing:
+            with bundle.locked(folder, project=self._base.project):
+                bundle.materialise(folder, digest, self._base.objects)
+            self._trial(folder / bundle.PACKAGES / digest)
+            self._tried.add(digest)
+
+    def _staying(self, before: Deployment | None, signature: Signature) -> list[Shadow]:
+        """Shadows that outlive a change of the champion: those of no rollout that can answer the same requests."""
+        if before is None:
+            return []
+        kept = [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
+        found = [self._models.version(model=s.model, selector=str(s.version)).signature for s in kept]
+        return [s for s, own in zip(kept, found, strict=True) if misfit(signature, own) is None]
 
     def _publish_after_commit(self) -> None:
         failpoint("deploy.committed")
@@ -229,7 +266,13 @@ class Deploy:
                     value=route.package,
                     place=f"{route.model}@{route.version}",
                 )
-            _check_compatible(champion.signature, found.signature, what=f"{route.model}@{route.version}")
+            _check_fits(
+                champion.signature,
+                found.signature,
+                what=f"{route.model}@{route.version}",
+                other="the champion",
+                next_step="Deploy it under a name of its own.",
+            )
         return champion.signature
 
     def _route(
@@ -244,6 +287,7 @@ class Deploy:
         before: Deployment | None,
     ) -> Deployment:
         check_name(name, what="deployment")
+        _check_same_question(before, signature, name)
         for shadow in shadows:
             check_name(shadow.name, what="shadow")
         after = Deployment(name=name, signature=signature, targets=targets, shadows=shadows)
@@ -262,7 +306,7 @@ class Deploy:
         owner = ref("deployment", name)
         d.unrefer(owner)
         for digest in sorted({r.package for r in _all(targets, shadows)}):
-            d.refer(digest, owner)
+            d.refer(digest, owner, tree=True)
         self._decide_bundle(d, number)
         return after
 
@@ -344,18 +388,21 @@ def _all(targets: Sequence[Target], shadows: Sequence[Shadow]) -> list[Target | 
     return [*targets, *shadows]
 
 
-def _check_compatible(outer: Signature, inner: Signature, *, what: str) -> None:
-    sent = {c.name: c for c in outer.inputs}
-    for column in inner.inputs:
-        given = sent.get(column.name)
-        if given is None or given.type != column.type or (given.nullable and not column.nullable):
-            raise InvalidInput(
-                f"{what} needs a column that the champion's requests do not have", value=f"{column.name}:{column.type}",
-                next_step="Deploy it under a name of its own.",
-            )  # fmt: skip
-    if (outer.task, outer.classes) != (inner.task, inner.classes):
+def _check_fits(outer: Signature, inner: Signature, *, what: str, other: str, next_step: str) -> None:
+    if (why := misfit(outer, inner)) is not None:
+        raise InvalidInput(f"{what} cannot stand beside {other}: {why}", value=what, next_step=next_step)
+
+
+def _check_same_question(before: Deployment | None, signature: Signature, name: str) -> None:
+    """Who calls a deployment reads its answers in one way: a label with a score, or a number."""
+    if before is None:
+        return
+    was = msgspec.structs.replace(before.signature, inputs=signature.inputs)
+    if (why := misfit(was, signature)) is not None:
         raise InvalidInput(
-            f"{what} answers another question than the champion", value=f"{inner.task} {inner.classes}"
+            f"this version answers another question than deployment {name!r} did: {why}",
+            value=name,
+            next_step="Use another deployment name, or remove this deployment first.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, cast
@@ -12,10 +12,13 @@ import blake3
 
 from mainspring.errors import InvalidInput
 from mainspring.records.base import from_json, to_json
-from mainspring.records.labels import LabelValue
+from mainspring.records.classes import LabelReader
+from mainspring.records.labels import LabelValue, is_issued_id
 from mainspring.storage.sql import Reader, Row, Writer
 
 Key = tuple[str, int]
+Readers = Callable[[str, int], LabelReader | None]
+"""How labels of a model version are read; None for a version that the registry does not know."""
 _CHUNK = 400
 
 
@@ -71,9 +74,10 @@ class Said:
 class Book:
     """Reads and writes labels in one transaction of a project."""
 
-    def __init__(self, tx: Reader, project: str) -> None:
+    def __init__(self, tx: Reader, project: str, readers: Readers | None = None) -> None:
         self._tx = tx
         self._project = project
+        self._readers = readers
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -115,12 +119,17 @@ class Book:
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def record(self, said: list[Said], *, expires_us: int, room: int) -> dict[str, int]:
-        """Write a batch; returns how many were accepted, duplicate, revised, parked or rejected for lack of room."""
+    def record(self, said: list[Said], *, expires_us: int, room: int, refuse: bool = False) -> dict[str, int]:
+        """Write a batch; returns how many were accepted, duplicate, revised, parked or rejected.
+
+        Rejected are labels about a row or a class that cannot be, and those for which there is no room; with ``refuse`` the
+        first of the former raises :class:`InvalidInput` instead, and nothing is written.
+        """
         # The counter's row lock comes first: two batches about one prediction take turns on every engine.
         seq = self._reserve(len(said))
         requests = {s.request for s in said}
-        known = {(r["request"], r["row_no"]) for r in self._of("known_predictions", requests)}
+        answered = self._answered(requests)
+        known = {key for key in answered if key[1] >= 0}
         current = self.standing(requests)
         contents = {(r["request"], r["row_no"], r["content"]) for r in self._of("label_revisions", requests)}
         parked = (
@@ -137,9 +146,15 @@ class Book:
         tally: Counter[str] = Counter()
         fresh: list[Any] = []
         waiting: list[Any] = []
-        for one in said:
+        for place, one in enumerate(said):
             seq += 1
             mark = (*one.key, one.content)
+            wrong = self._wrong(one, answered, f"items[{place}]")
+            if wrong is not None:
+                if refuse:
+                    raise wrong
+                tally["rejected"] += 1
+                continue
             if one.key not in known:
                 outcome = "duplicate" if mark in parked else "parked" if len(waiting) < free else "rejected"
                 if outcome == "parked":
@@ -198,6 +213,40 @@ class Book:
         self._ensure()
         self._writer.execute("UPDATE label_counters SET cursor = ? WHERE project = ?", cursor, self._project)
 
+    def _answered(self, requests: Iterable[str]) -> dict[Key, tuple[str, int]]:
+        """(model, version) of each answered row; and under row -1, that the request is known."""
+        found: dict[Key, tuple[str, int]] = {}
+        for r in self._of("predictions", requests, "request, row_no, model, version, status"):
+            if r["status"] == "ok":
+                found[r["request"], r["row_no"]] = found[r["request"], -1] = (r["model"], int(r["version"]))
+        return found
+
+    def _wrong(self, one: Said, answered: dict[Key, tuple[str, int]], place: str) -> InvalidInput | None:
+        """Why a label cannot be true of its prediction, if that is known."""
+        version = answered.get(one.key)
+        if version is not None:
+            reader = self._readers(*version) if self._readers is not None else None
+            value: LabelValue = from_json(one.value)
+            if reader is None or reader.read(value) is not None:
+                return None
+            return reader.refusal(value, place=place)
+        if (one.request, -1) in answered:
+            rows = sum(1 for request, row in answered if request == one.request and row >= 0)
+            return InvalidInput(
+                "the prediction has no such row",
+                value=f"{one.request}/{one.row}",
+                place=place,
+                next_step=f"It has {rows} rows, counted from 0.",
+            )
+        if not is_issued_id(one.request):
+            return InvalidInput(
+                "no prediction can have this id",
+                value=one.request,
+                place=place,
+                next_step="Use the prediction_id of the response.",
+            )
+        return None
+
     # --- inside ------------------------------------------------------------------------------------------------------
 
     @property
@@ -217,12 +266,14 @@ class Book:
         )[0]["seq"]
         return int(last) - n
 
-    def _of(self, table: str, requests: Iterable[str]) -> Iterator[Row]:
+    def _of(self, table: str, requests: Iterable[str], columns: str = "*") -> Iterator[Row]:
         todo = iter(sorted(requests))
         while chunk := list(islice(todo, _CHUNK)):
             marks = ",".join("?" * len(chunk))
             yield from self._tx.all(
-                f"SELECT * FROM {table} WHERE project = ? AND request IN ({marks})", self._project, *chunk
+                f"SELECT {columns} FROM {table} WHERE project = ? AND request IN ({marks})",
+                self._project,
+                *chunk,
             )
 
     def _write(self, fresh: list[tuple[Said, int, int]], waiting: list[Any]) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
 from mainspring.clock import from_us, to_us
-from mainspring.errors import InvalidInput, NotFound
+from mainspring.errors import InvalidInput, MainspringError, NotFound
 from mainspring.labels.book import Book, Said, parse_id
 from mainspring.lineage import Foundation
 from mainspring.operations import MIB, Role, operation
 from mainspring.records.base import from_json, new_id, seconds
+from mainspring.records.classes import LabelReader
 from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport
 from mainspring.records.lineage import ref
+from mainspring.records.models import ModelVersion
 from mainspring.records.serving import FEEDBACK_PREFIX, LoggedFeedback, decode_log
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.journal import JournalReader
@@ -25,6 +27,13 @@ declare("labels.recorded")
 MAX_BATCH = 10_000
 _MAX_TEXT = 256
 _MAX_LOOKUP = 1_000
+_MAX_READERS = 256
+
+
+class Versions(Protocol):
+    """What labels ask of the models room."""
+
+    def version(self, *, model: str, selector: str) -> ModelVersion: ...
 
 
 class Labels:
@@ -37,8 +46,17 @@ class Labels:
 
     room = "labels"
 
-    def __init__(self, base: Foundation, *, park_for: str = "7d", max_parked: int = 100_000) -> None:
+    def __init__(
+        self,
+        base: Foundation,
+        *,
+        park_for: str = "7d",
+        max_parked: int = 100_000,
+        models: Versions | None = None,
+    ) -> None:
         self._base = base
+        self._models = models
+        self._readers: dict[tuple[str, int], LabelReader] = {}
         self._park_us = int(seconds(park_for) * 1_000_000)
         self._max_parked = max_parked
 
@@ -46,6 +64,8 @@ class Labels:
     def feedback(self, *, items: list[Feedback]) -> FeedbackCounts:
         """Record a batch of at most 10,000 labels in one decision; every item is counted in exactly one field.
 
+        A label is matched to the classes of the version that predicted, by value; one that names none of them, a row that the
+        prediction does not have, or an id that no server gives is refused. A well-formed id that is not known yet is parked.
         Raises :class:`InvalidInput` naming the first bad item; then nothing of the batch was recorded.
         """
         if len(items) > MAX_BATCH:
@@ -64,18 +84,20 @@ class Labels:
                     place=f"items[{i}]",
                 )
             said.append(self._said(item))
-        return self._record(said, rejected=0)
+        return self._record(said, rejected=0, refuse=True)
 
     @operation(role=Role.OPERATOR, changes=True)
     def ingest_relayed(self, *, limit: int = MAX_BATCH) -> FeedbackCounts:
         """Record the feedback that inference servers relayed through the bundle's journal, exactly once.
 
-        Malformed records and items are counted as ``rejected``. Also settles parked labels.
+        Malformed records and items, and labels about a row or class that cannot be, are counted as ``rejected``. Also settles
+        parked labels. ``more`` says to call again.
         """
         reader = JournalReader(self._base.home / "bundle" / "log", FEEDBACK_PREFIX)
         with self._base.store.write() as tx:
-            book = Book(tx, self._base.project)
+            book = Book(tx, self._base.project, self._reader)
             records, cursor = reader.read(book.cursor(), max_records=max(1, min(limit, MAX_BATCH)))
+            more = bool(reader.read(cursor, max_records=1)[0])  # it stops at a number of bytes, too
             items, bad = _relayed(records)
             good = [item for item in items if not _problem(item)]
             bad += len(items) - len(good)
@@ -91,7 +113,7 @@ class Labels:
             self.settle()
         done = reader.behind(cursor)
         reader.remove(done)
-        return counts
+        return msgspec.structs.replace(counts, more=more)
 
     @operation(role=Role.OPERATOR, changes=True)
     def settle(self, *, limit: int = 10_000) -> SettleReport:
@@ -103,7 +125,7 @@ class Labels:
             ):
                 return SettleReport()
         with self._base.ledger.decision() as d:
-            book = Book(d.tx, self._base.project)
+            book = Book(d.tx, self._base.project, self._reader)
             joinable = book.joinable(limit)
             tally = book.record(joinable, expires_us=now, room=0) if joinable else {}
             book.unpark(joinable)
@@ -111,7 +133,13 @@ class Labels:
             waiting = int(
                 d.tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", self._base.project)
             )
-            report = SettleReport(joined=len(joinable), expired=expired, waiting=waiting)
+            report = SettleReport(
+                joined=len(joinable),
+                expired=expired,
+                waiting=waiting,
+                rejected=tally.get("rejected", 0),
+                more=len(joinable) >= limit,
+            )
             if joinable or expired:
                 d.event(
                     "feedback.settled",
@@ -203,22 +231,42 @@ class Labels:
             source=item.source,
         )
 
-    def _record(self, said: list[Said], *, rejected: int) -> FeedbackCounts:
+    def _reader(self, model: str, version: int) -> LabelReader | None:
+        """How labels of a version are read; None if the registry does not know it."""
+        key = (model, version)
+        if key not in self._readers:
+            if self._models is None:
+                from mainspring.models import Models
+
+                self._models = Models(self._base)
+            try:
+                found = self._models.version(model=model, selector=str(version))
+            except MainspringError:
+                return None
+            if len(self._readers) >= _MAX_READERS:
+                self._readers.clear()
+            self._readers[key] = LabelReader.of(found.signature)
+        return self._readers[key]
+
+    def _record(self, said: list[Said], *, rejected: int, refuse: bool = False) -> FeedbackCounts:
         now = to_us(self._base.clock.now())
         with self._base.ledger.decision() as d:
-            book = Book(d.tx, self._base.project)
+            book = Book(d.tx, self._base.project, self._reader)
             early = book.waiting_for(said)
             if early:  # what came first is recorded first, or an old label would overrule a new one
                 book.record(early, expires_us=now, room=0)
                 book.unpark(early)
-            tally = book.record(said, expires_us=now + self._park_us, room=self._max_parked) if said else {}
+            expires = now + self._park_us
+            tally = (
+                book.record(said, expires_us=expires, room=self._max_parked, refuse=refuse) if said else {}
+            )
             if rejected:
                 book.count(rejected=rejected)
                 tally["rejected"] = tally.get("rejected", 0) + rejected
             failpoint("labels.recorded")
             if tally:
                 d.event("feedback.received", ref("feedback", new_id()), dict(tally))
-            return d.done(FeedbackCounts(**tally))
+            return d.done(_counts(tally))
 
 
 def _problem(item: Feedback) -> str | None:
@@ -263,10 +311,16 @@ def _relayed(records: Iterable[bytes]) -> tuple[list[Feedback], int]:
     return items, bad
 
 
+_COUNTED = ("accepted", "duplicate", "revised", "parked", "rejected")
+
+
+def _counts(tally: Mapping[str, int]) -> FeedbackCounts:
+    given = {name: tally.get(name, 0) for name in _COUNTED}
+    return msgspec.convert(given, FeedbackCounts)
+
+
 def _sum(a: FeedbackCounts, b: FeedbackCounts) -> FeedbackCounts:
-    return FeedbackCounts(
-        **{name: getattr(a, name) + getattr(b, name) for name in FeedbackCounts.__struct_fields__}
-    )
+    return _counts({name: getattr(a, name) + getattr(b, name) for name in _COUNTED})
 
 
 def _label(row: dict[str, Any], request: str, number: int) -> Label:

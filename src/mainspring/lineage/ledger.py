@@ -11,31 +11,55 @@ import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import blake3
+import msgspec
 
 from mainspring.clock import Clock, from_us, to_us
 from mainspring.errors import Conflict, KeyTaken
+from mainspring.lineage import audit
+from mainspring.lineage.audit import EDGES, GENESIS, event_of, row_hash
+from mainspring.observation import observer
 from mainspring.operations import Invocation, Settlement, current
-from mainspring.records.base import from_json, new_id, to_json
-from mainspring.records.lineage import AuditReport, Event
+from mainspring.records.base import new_id, to_json
+from mainspring.records.lineage import AuditReport, EdgeReport, Event
 from mainspring.storage.failpoints import declare, failpoint
-from mainspring.storage.sql import Reader, Row, Store, Writer
+from mainspring.storage.sql import Store, Writer
+
+__all__ = ["GENESIS", "Decision", "Ledger", "event_of"]
 
 T = TypeVar("T")
 
-GENESIS = "0" * 64
-
 declare("ledger.event", "ledger.done")
+
+
+class _Trace:
+    """What one transaction has recorded so far in one project: the new edges, and the last event, which will name them."""
+
+    def __init__(self) -> None:
+        self.edges: list[tuple[str, str, str]] = []
+        self.last: Event | None = None
+
+
+_traces: WeakKeyDictionary[Writer, dict[str, _Trace]] = WeakKeyDictionary()
 
 
 class Decision:
     """An open decision: its transaction, and what will be recorded with it."""
 
     def __init__(
-        self, tx: Writer, *, project: str, clock: Clock, invocation: Invocation | None, outermost: bool
+        self,
+        tx: Writer,
+        *,
+        project: str,
+        clock: Clock,
+        invocation: Invocation | None,
+        outermost: bool,
+        trace: _Trace,
     ) -> None:
         self.tx = tx
+        self._trace = trace
         self._project = project
         self._clock = clock
         self._invocation = invocation
@@ -74,20 +98,58 @@ class Decision:
         )  # fmt: skip
         failpoint("ledger.event")
         tx.execute("UPDATE chain_heads SET hash = ? WHERE project = ?", digest, project)
-        return _with_hash(event, digest)
+        self._trace.last = msgspec.structs.replace(event, hash=digest)
+        return self._trace.last
 
     def edge(self, source: str, target: str, kind: str) -> None:
-        """Record that ``source`` led to ``target``; recording it again changes nothing."""
-        self.tx.execute(
+        """Record that ``source`` led to ``target``; recording it again changes nothing.
+
+        The last event of the transaction names the edge, so that an edge nobody decided, or one taken away, shows.
+        """
+        if self.tx.execute(
             "INSERT INTO edges (project, source, target, kind, at_us) VALUES (?, ?, ?, ?, ?) ON CONFLICT (project, source, target, kind) DO NOTHING",
             self._project, source, target, kind, to_us(self._clock.now()),
-        )  # fmt: skip
+        ):  # fmt: skip
+            if not self._trace.edges:
+                self.tx.before_commit(self._name_edges)
+            self._trace.edges.append((source, target, kind))
 
-    def refer(self, digest: str, owner: str) -> None:
-        """``owner`` needs the object ``digest``: gc keeps it (and what it refers to) while the reference stands."""
+    def _name_edges(self) -> None:
+        """Write the transaction's new edges into its last event: nothing of it is committed yet."""
+        tx, project, trace = self.tx, self._project, self._trace
+        audit.seal_edges_of_version_1(
+            tx, project, trace.edges, lambda kind, data: self.event(kind, f"project:{project}", data)
+        )
+        if trace.last is None:
+            self.event("lineage.recorded", trace.edges[0][1])
+        assert trace.last is not None  # noqa: S101 - event() has just set it
+        named = [list(edge) for edge in trace.edges]
+        event = msgspec.structs.replace(trace.last, data={**trace.last.data, EDGES: named}, hash="")
+        digest = chain_hash(project, event)
+        tx.execute(
+            "UPDATE events SET data = ?, hash = ? WHERE project = ? AND seq = ?",
+            to_json(event.data).decode(),
+            digest,
+            project,
+            event.seq,
+        )
+        tx.execute("UPDATE chain_heads SET hash = ? WHERE project = ?", digest, project)
+        tx.many(
+            "UPDATE edges SET event = ? WHERE project = ? AND source = ? AND target = ? AND kind = ?",
+            [(event.seq, project, *edge) for edge in trace.edges],
+        )
+        trace.edges, trace.last = [], None
+
+    def refer(self, digest: str, owner: str, *, tree: bool = False) -> None:
+        """``owner`` needs the object ``digest``: gc keeps it (and what it refers to) while the reference stands.
+
+        From now on the project may read the object, so its digest comes from a writer of this process or has been checked
+        (``lineage.uploads``: :func:`check_owned`, :func:`owned_tree`). ``tree``: it is a tree, and the same holds for its files.
+        """
         self.tx.execute(
-            "INSERT INTO object_refs (digest, owner, project) VALUES (?, ?, ?) ON CONFLICT (digest, project, owner) DO NOTHING",
-            digest, owner, self._project,
+            "INSERT INTO object_refs (digest, owner, project, tree) VALUES (?, ?, ?, ?) ON CONFLICT (digest, project, owner) "
+            "DO UPDATE SET tree = CASE WHEN excluded.tree = 1 THEN 1 ELSE object_refs.tree END",
+            digest, owner, self._project, int(tree),
         )  # fmt: skip
 
     def unrefer(self, owner: str) -> None:
@@ -100,6 +162,9 @@ class Decision:
         Raises :class:`KeyTaken`, and nothing of this decision stays, if another call with this key was first.
         """
         call = self._invocation
+        told = observer()
+        if told is not None and call is not None:
+            told(call.operation, call.arguments, result)
         if self._outermost and call is not None and call.key is not None:
             answer = to_json(result)
             _remember(
@@ -123,7 +188,12 @@ class Ledger:
         outermost = not self._store.in_transaction
         with self._store.write() as tx:
             yield Decision(
-                tx, project=self._project, clock=self._clock, invocation=current(), outermost=outermost
+                tx,
+                project=self._project,
+                clock=self._clock,
+                invocation=current(),
+                outermost=outermost,
+                trace=_traces.setdefault(tx, {}).setdefault(self._project, _Trace()),
             )
 
     def replay(self, *, key: str, operation: str, arguments: dict[str, Any]) -> bytes | None:
@@ -160,43 +230,14 @@ class Ledger:
             _remember(tx, self._project, key, operation, arguments, answer, settlement)
 
     def verify(self, *, anchor: tuple[int, str] | None = None) -> AuditReport:
-        """Walk the whole chain. ``anchor`` is an earlier ``(seq, hash)`` kept elsewhere: it catches truncation."""
-        expected, previous = 1, GENESIS
-        anchored = anchor is None or anchor[0] == 0
+        """Walk the whole chain and hold the edges against it. ``anchor``: see :func:`mainspring.lineage.audit.walk`."""
         with self._store.read() as tx:
-            head = tx.first("SELECT seq, hash FROM chain_heads WHERE project = ?", self._project)
-            for row in _all_events(tx, self._project):
-                reason = None
-                if row["seq"] != expected:
-                    reason = f"sequence number {expected} is missing"
-                elif row["prev"] != previous or _row_hash(self._project, row) != row["hash"]:
-                    reason = "the row does not match its hash"
-                if reason:
-                    return AuditReport(
-                        ok=False, events=expected - 1, head=previous, first_bad=expected, reason=reason
-                    )
-                anchored = anchored or anchor == (row["seq"], row["hash"])
-                previous, expected = str(row["hash"]), expected + 1
-        count = expected - 1
-        if (head["seq"], head["hash"]) != (count, previous) if head is not None else count:
-            return AuditReport(
-                ok=False,
-                events=count,
-                head=previous,
-                first_bad=expected,
-                reason="events are missing at the end"
-                if head is not None
-                else "the head of the chain is missing",
-            )
-        if not anchored:
-            return AuditReport(
-                ok=False,
-                events=count,
-                head=previous,
-                first_bad=anchor[0] if anchor else None,
-                reason="the anchored event is missing or changed",
-            )
-        return AuditReport(ok=True, events=count, head=previous)
+            return audit.walk(tx, self._project, anchor=anchor)
+
+    def verify_edges(self, refs: set[str]) -> EdgeReport:
+        """Hold the edges that touch ``refs`` against the chain."""
+        with self._store.read() as tx:
+            return audit.edges_of(tx, self._project, refs)
 
 
 def _remember(
@@ -234,7 +275,7 @@ def arguments_digest(arguments: dict[str, Any]) -> str:
 
 def chain_hash(project: str, event: Event) -> str:
     """BLAKE3 over the canonical JSON of every field but the hash itself; ``prev`` makes it a chain."""
-    return _row_hash(
+    return row_hash(
         project,
         {
             "seq": event.seq, "id": event.id, "at_us": to_us(event.at), "wall_us": to_us(event.wall), "kind": event.kind,
@@ -242,43 +283,3 @@ def chain_hash(project: str, event: Event) -> str:
             "data": to_json(event.data).decode(), "prev": event.prev,
         },
     )  # fmt: skip
-
-
-def _row_hash(project: str, row: Row) -> str:
-    # Over the stored text of ``data``, not over what it decodes to: a row fits or not, whatever a decoder makes of it.
-    names = ("seq", "id", "at_us", "wall_us", "kind", "subject", "actor", "operation", "data", "prev")
-    try:
-        return blake3.blake3(to_json([project, *(row[name] for name in names)])).hexdigest()
-    except (TypeError, ValueError, OverflowError):  # a value of a type that no event has
-        return ""
-
-
-def event_of(row: Row) -> Event:
-    return Event(
-        seq=int(row["seq"]),
-        id=row["id"],
-        at=from_us(row["at_us"]),
-        wall=from_us(row["wall_us"]),
-        kind=row["kind"],
-        subject=row["subject"],
-        actor=row["actor"],
-        operation=row["operation"],
-        data=from_json(row["data"]),
-        prev=row["prev"],
-        hash=row["hash"],
-    )
-
-
-def _with_hash(event: Event, digest: str) -> Event:
-    import msgspec
-
-    return msgspec.structs.replace(event, hash=digest)
-
-
-def _all_events(tx: Reader, project: str, batch: int = 2000) -> Iterator[Row]:
-    last = -(1 << 63)  # a row slipped in before the first is seen too
-    while rows := tx.all(
-        "SELECT * FROM events WHERE project = ? AND seq > ? ORDER BY seq LIMIT ?", project, last, batch
-    ):
-        yield from rows
-        last = rows[-1]["seq"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from mainspring.clock import from_us
 from mainspring.errors import InvalidInput, NotFound
+from mainspring.lineage.audit import MAX_PROBLEMS, event_of, rows_of
 from mainspring.lineage.foundation import Foundation
-from mainspring.lineage.ledger import event_of
-from mainspring.operations import Role, operation
-from mainspring.records.lineage import AuditReport, Edge, EventPage, Graph, Node, split_ref
+from mainspring.operations import MIB, Role, operation
+from mainspring.records.lineage import AuditReport, Edge, EdgeReport, EventPage, Graph, Node, split_ref
+from mainspring.storage.sql import Reader
 
 EdgeSource = Callable[[str], Iterable[Edge]]
 """Edges into (causes) or out of (effects) a reference that are known by rule rather than stored one by one."""
@@ -18,7 +21,11 @@ EdgeSource = Callable[[str], Iterable[Edge]]
 FactSource = Callable[[str], dict[str, object] | None]
 """What is known of the thing with this id: short facts, or None if it does not exist."""
 
+Auditor = Callable[[Reader], Iterable[str]]
+"""A room holds its decisions against the chain: a sentence for each that does not fit."""
+
 _MAX_NODES = 2000
+_MAX_REFS = 5000
 
 
 class Lineage:
@@ -31,6 +38,7 @@ class Lineage:
         self._causes: dict[str, EdgeSource] = {}
         self._effects: dict[str, EdgeSource] = {}
         self._facts: dict[str, FactSource] = {}
+        self._auditors: dict[str, Auditor] = {}
 
     def _introduce(
         self,
@@ -39,6 +47,7 @@ class Lineage:
         causes: EdgeSource | None = None,
         effects: EdgeSource | None = None,
         facts: FactSource | None = None,
+        auditor: Auditor | None = None,
     ) -> None:
         """A room tells what it knows of things of ``kind`` (the workspace calls this; nobody else).
 
@@ -50,6 +59,8 @@ class Lineage:
             self._effects[kind] = effects
         if facts:
             self._facts[kind] = facts
+        if auditor:
+            self._auditors[kind] = auditor
 
     @operation(role=Role.VIEWER)
     def origin(self, *, ref: str, depth: int = 20) -> Graph:
@@ -90,29 +101,42 @@ class Lineage:
             bound.append(after)
         order = "DESC" if newest_first else "ASC"
         with self._base.store.read() as tx:
-            rows = tx.all(
-                f"SELECT * FROM events WHERE {' AND '.join(where)} ORDER BY seq {order} LIMIT ?",
-                *values,
-                *bound,
-                limit + 1,
+            rows = rows_of(
+                tx, " AND ".join(where), [*values, *bound], f"ORDER BY seq {order} LIMIT {limit + 1}"
             )
         items = [event_of(row) for row in rows[:limit]]
         return EventPage(items=items, next=items[-1].seq if len(rows) > limit else None)
 
     @operation(role=Role.VIEWER)
     def verify(self, *, anchor: str | None = None) -> AuditReport:
-        """Check the whole event chain of this project.
+        """Check the whole event chain of this project, and the edges, verdicts, aliases and approvals that hang on it.
 
-        ``anchor`` (``<seq>:<hash>``, kept elsewhere) shows whether events were cut off at the end since then.
+        Everything that does not fit is named; nothing stops the walk. ``anchor`` (``<seq>:<hash>``, kept elsewhere) shows
+        whether events were cut off at the end since then.
         """
         if anchor is None:
-            return self._base.ledger.verify()
+            return self._audited(self._base.ledger.verify())
         seq, colon, digest = anchor.partition(":")
         if not colon or not seq.isdigit() or len(digest) != 64:
             raise InvalidInput(
                 "an anchor is <seq>:<hash>", value=anchor, next_step="'mainspring audit anchor' prints one."
             )
-        return self._base.ledger.verify(anchor=(int(seq), digest))
+        return self._audited(self._base.ledger.verify(anchor=(int(seq), digest)))
+
+    @operation(role=Role.VIEWER, max_body=4 * MIB)
+    def verify_edges(self, *, refs: list[str]) -> EdgeReport:
+        """Hold the edges that touch these things (at most 5,000) against the events that recorded them."""
+        if len(refs) > _MAX_REFS:
+            raise InvalidInput("too many references", value=len(refs), next_step=f"At most {_MAX_REFS}.")
+        return self._base.ledger.verify_edges(set(refs))
+
+    def _audited(self, report: AuditReport) -> AuditReport:
+        with self._base.store.read() as tx:
+            found = [p for auditor in self._auditors.values() for p in auditor(tx)]
+        problems = [*report.problems, *found][:MAX_PROBLEMS]
+        return msgspec.structs.replace(
+            report, ok=not problems, problems=problems, reason=problems[0] if problems else None
+        )
 
     def _walk(self, root: str, depth: int, *, forward: bool) -> Graph:
         facts = self._facts_of(root)
@@ -150,19 +174,31 @@ class Lineage:
 
     def _edges(self, here: str, *, forward: bool) -> list[Edge]:
         column = "source" if forward else "target"
+        kind, ident = split_ref(here)
         with self._base.store.read() as tx:
             rows = tx.all(
-                f"SELECT source, target, kind, at_us FROM edges WHERE project = ? AND {column} = ? LIMIT ?",
+                f"SELECT source, target, kind, at_us, event FROM edges WHERE project = ? AND {column} = ? LIMIT ?",
                 self._base.project,
                 here,
                 _MAX_NODES,
             )
+            if not forward and kind == "dataset_version" and any(r["event"] is None for r in rows):
+                since = self._committed_us(tx, here)
+                rows = [r for r in rows if r["event"] is not None or int(r["at_us"]) <= since]
         found = [
             Edge(source=r["source"], target=r["target"], kind=r["kind"], at=from_us(r["at_us"])) for r in rows
         ]
-        kind, ident = split_ref(here)
         known = (self._effects if forward else self._causes).get(kind)
         return found + list(known(ident)) if known else found
+
+    def _committed_us(self, tx: Reader, version: str) -> int:
+        """When the content was committed first, with the second that one decision may take: version 1 also recorded who
+        committed equal content later, which is no cause of it."""
+        first = tx.scalar(
+            "SELECT at_us FROM events WHERE project = ? AND subject = ? AND kind = 'dataset.committed' ORDER BY seq LIMIT 1",
+            self._base.project, version,
+        )  # fmt: skip
+        return 1 << 62 if first is None else int(first) + 1_000_000
 
     def _facts_of(self, reference: str) -> dict[str, object] | None:
         kind, ident = split_ref(reference)

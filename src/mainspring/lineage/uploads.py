@@ -1,7 +1,9 @@
 """Objects put and read on their own: how clients hand over bytes before something refers to them.
 
-The bytes of all projects share one store, so a digest alone opens nothing: an object is readable only where this project
-refers to it, directly or through a tree that it refers to.
+The bytes of all projects share one store, so a digest alone opens nothing: an object is this project's only where it has put
+the bytes, or refers to the object, directly or through a tree whose files were this project's when it was made. **This is the one
+place where a digest that comes from outside is judged**: :func:`check_owned`, :func:`owned_size`, :func:`owned_tree`. Bytes that
+only look like a tree open nothing (docs/design/authority.md).
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ class Uploads:
         with base.objects.writing() as writer:
             ref = writer.tree(files)
             writer.flush()
-            return self._keep(ref)
+            return self._keep(ref, tree=True)
 
-    def _keep(self, ref: ObjectRef) -> ObjectRef:
+    def _keep(self, ref: ObjectRef, *, tree: bool = False) -> ObjectRef:
         base = self._base
         with base.ledger.decision() as decision:
             decision.tx.execute(
@@ -58,7 +60,7 @@ class Uploads:
                 "ON CONFLICT (project, digest) DO UPDATE SET created_us = excluded.created_us",
                 base.project, ref.digest, ref.size, time.time_ns() // 1000,
             )  # fmt: skip
-            decision.refer(ref.digest, _PREFIX + ref.digest)
+            decision.refer(ref.digest, _PREFIX + ref.digest, tree=tree)
             return decision.done(ref)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD, deadline_s=3600)
@@ -103,7 +105,9 @@ def check_owned(base: Foundation, refs: Iterable[ObjectRef], *, place: str) -> N
         if digest not in known:
             raise _not_here(digest, place)
         actual = known[digest]
-        if actual is not None and actual != size:
+        if actual is None:
+            actual = base.objects.size(digest)
+        if actual != size:
             raise InvalidInput(
                 "the object has another size",
                 value=size,
@@ -122,6 +126,24 @@ def owned_size(base: Foundation, digest: str) -> int | None:
     return known[digest]
 
 
+def owned_tree(base: Foundation, digest: str, *, place: str) -> dict[str, ObjectRef]:
+    """The files of a tree that this project may name: the tree is its own, and so is each file. Raises :class:`NotFound`.
+
+    Anybody can put bytes that list the digests of others: such a tree is refused as if the files did not exist.
+    """
+    owned_size(base, digest)
+    files = base.objects.tree(digest)
+    with base.store.read() as tx:
+        proven = tx.first(
+            "SELECT 1 AS one FROM object_refs WHERE project = ? AND digest = ? AND tree = 1",
+            base.project,
+            digest,
+        )
+    if proven is None:
+        check_owned(base, files.values(), place=place)
+    return files
+
+
 def _sizes(base: Foundation, digests: list[str]) -> dict[str, int | None]:
     """Those of ``digests`` that this project refers to, with their sizes where known."""
     found: dict[str, int | None] = {}
@@ -136,7 +158,7 @@ def _sizes(base: Foundation, digests: list[str]) -> dict[str, int | None]:
             )  # fmt: skip
             found |= {str(row["digest"]): None if row["size"] is None else int(row["size"]) for row in rows}
         rest = set(digests) - set(found)
-        roots = _other_roots(tx, base.project) if rest else []
+        roots = _trees(tx, base.project) if rest else []
     for root in roots:
         for ref in _tree(base, root):
             if ref.digest in rest:
@@ -156,13 +178,9 @@ def _not_here(digest: str, place: str) -> NotFound:
     )
 
 
-def _other_roots(tx: Reader, project: str) -> list[str]:
-    """Referred objects that may be trees. Plain uploads are left out: their bytes are the caller's own claim."""
-    rows = tx.all(
-        "SELECT DISTINCT digest FROM object_refs WHERE project = ? AND owner NOT LIKE ?",
-        project,
-        f"{_PREFIX}%",
-    )
+def _trees(tx: Reader, project: str) -> list[str]:
+    """Trees whose files are this project's. What else may look like a tree is the claim of whoever made the bytes."""
+    rows = tx.all("SELECT DISTINCT digest FROM object_refs WHERE project = ? AND tree = 1", project)
     return [str(row["digest"]) for row in rows]
 
 
@@ -170,7 +188,7 @@ def _tree(base: Foundation, digest: str) -> Iterator[ObjectRef]:
     try:
         yield from base.objects.tree(digest).values()
     except (InvalidInput, NotFound, Corrupt):
-        return  # not a tree
+        return  # it was damaged or collected: it opens nothing
 
 
 class BodyStream(io.RawIOBase):

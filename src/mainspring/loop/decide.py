@@ -89,8 +89,7 @@ def _retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
     if trigger is None:
         return []
     kind, reason, ident = trigger
-    last = job.requested_at if job is not None else facts.champion_since
-    if last is not None and facts.now < last + _cooldown(policy, facts.failures):
+    if facts.now < _earliest(facts, policy):
         return []
     if facts.retrains_in_budget >= policy.budget:
         return [
@@ -132,10 +131,21 @@ def _describe(alert: AlertFact) -> str:
     return f"{alert.kind} of {alert.subject}" + (f": {alert.detail}" if alert.detail else "")
 
 
-def _cooldown(policy: RetrainPolicy, failures: int) -> timedelta:
-    # Exponential backoff while retrains keep failing to help, capped so that the loop never goes silent for ever.
-    factor: int = 2 ** min(failures, policy.max_failures, 4)
-    return timedelta(seconds=seconds(policy.cooldown)) * factor
+_FLOOR_S = 60.0
+"""What doubles after a failure, if the cooldown is shorter: without it a cooldown of 0 s would fail in every round."""
+_LONGEST_S = 10 * 365 * 86_400.0
+
+
+def _earliest(facts: Facts, policy: RetrainPolicy) -> datetime:
+    """When the next retrain may be asked for: a cooldown after the last was, and longer while they fail in a row."""
+    job, cooldown = facts.job, seconds(policy.cooldown)
+    last = job.requested_at if job is not None else facts.champion_since
+    if last is None:
+        return facts.now
+    if job is None or not facts.failures:
+        return last + timedelta(seconds=min(cooldown, _LONGEST_S))
+    wait = max(cooldown, _FLOOR_S) * 2 ** min(facts.failures, policy.max_failures)
+    return max(last, job.finished_at or last) + timedelta(seconds=min(wait, _LONGEST_S))
 
 
 # --- rollout ---------------------------------------------------------------------------------------------------------
@@ -160,12 +170,19 @@ def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datet
                         },
                     )
                 ]
-    if evidence.requests >= stage.min_requests and evidence.labels >= stage.min_labels:
+    open_question = None if stage.shadow else _undecided(policy, evidence)
+    if (
+        evidence.requests >= stage.min_requests
+        and evidence.labels >= stage.min_labels
+        and open_question is None
+    ):
         return [_forward(rollout, evidence)]
     if stage.max_for is not None and now >= rollout.stage_started_at + timedelta(
         seconds=seconds(stage.max_for)
     ):
         seen = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
+        if open_question is not None:
+            seen += f"; {open_question}"
         return [
             LoopDecision(
                 action="abandon",
@@ -175,6 +192,15 @@ def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datet
             )
         ]
     return []
+
+
+def _undecided(policy: DeployPolicy, evidence: Evidence) -> str | None:
+    """A paired rule that could not have been broken yet, since its evidence has no interval: it does not let pass either."""
+    for rule in policy.rollback:
+        result = evidence.paired.get(rule.metric)
+        if rule.test == "paired" and result is not None and result.low is None:
+            return f"{rule.metric} cannot be compared yet: {result.reason}"
+    return None
 
 
 def _overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from mainspring.clock import from_us, to_us
@@ -18,6 +19,7 @@ from mainspring.records.loop import (
     Evidence,
     Facts,
     RetrainPolicy,
+    RollbackRule,
     Rollout,
     RuleResult,
 )
@@ -67,15 +69,20 @@ def gather(
         verdict=verdict,
         handled=handled,
         rollout=rollout,
-        evidence=evidence(rooms, rollout, now) if rollout is not None else None,
+        evidence=evidence(rooms, rollout, now, deploy.rollback) if rollout is not None else None,
         frozen_until=from_us(int(frozen)) if frozen is not None else None,
         retrains_in_budget=int(spent),
         failures=failures,
     )
 
 
-def evidence(rooms: LoopRooms, rollout: Rollout, now: datetime) -> Evidence:
-    """Candidate against champion on the rows that both scored since the stage began."""
+def evidence(
+    rooms: LoopRooms, rollout: Rollout, now: datetime, rules: Sequence[RollbackRule] = ()
+) -> Evidence:
+    """Candidate against champion on the rows that both scored since the stage began.
+
+    The interval of the difference has the confidence that the rules about it ask for (the highest, if several do).
+    """
     stage = rollout.stages[rollout.stage]
     if rollout.champion is None or stage.full:
         return Evidence()
@@ -86,24 +93,24 @@ def evidence(rooms: LoopRooms, rollout: Rollout, now: datetime) -> Evidence:
     paired = rooms.monitoring.paired(
         deployment=rollout.deployment, a=candidate, b=champion, since=rollout.stage_started_at, until=now
     )
+    asked = [r.confidence for r in rules if r.metric == paired.loss]
+    found = difference(paired, confidence=max(asked, default=0.95)) if paired.labelled else None
     return Evidence(
         requests=paired.rows + paired.errors_a,
         labels=paired.labelled,
         errors=paired.errors_a,
         score_shift=paired.score_shift,
-        paired={paired.loss: difference(paired)} if paired.labelled else {},
+        paired={paired.loss: found} if found is not None else {},
     )
 
 
 def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
-    """Mean per-row loss of the candidate minus the champion's, its interval clustered by day."""
-    from mainspring.training.compare import paired_difference
+    """Mean per-row loss of the candidate minus the champion's, days as blocks; no interval below three of them."""
+    from mainspring.metrics.compare import paired_difference
 
     differences = [a - b for a, b in zip(paired.loss_a, paired.loss_b, strict=True)]
     days = [us // _DAY_US for us in paired.at_us]
-    # With few days the days themselves cannot carry an interval; rows then count one by one.
-    blocks = days if len(set(days)) >= 5 else None
-    found = paired_difference(differences, blocks=blocks, confidence=confidence, name=paired.loss).worse_by
+    found = paired_difference(differences, blocks=days, confidence=confidence, name=paired.loss).worse_by
     return RuleResult(
         rule={"metric": paired.loss},
         passed=True,
@@ -111,7 +118,7 @@ def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
         low=found.low,
         high=found.high,
         rows=found.n,
-        reason=f"{found.method}, {found.blocks} blocks",
+        reason=found.reason or f"{found.method}, {found.blocks} days",
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mainspring.errors import InvalidInput, MainspringError
+from mainspring.records.classes import LabelReader
 from mainspring.records.loop import GateRule, RuleResult
 from mainspring.records.models import Signature, Task
 
@@ -64,15 +65,15 @@ def judge(
 
 
 def label_array(rows: pa.Table, label: str, signature: Signature) -> NDArray[np.float64]:
-    """Labels as numbers: 0/1 for binary, class index for multiclass."""
+    """Labels as numbers: 0/1 for binary, class index for multiclass. InvalidInput for one that names no class."""
     import numpy as np
 
+    reader = LabelReader.of(signature)
     values = rows.column(label).to_pylist()
-    if signature.task is Task.REGRESSION:
-        return np.asarray(values, dtype=np.float64)
-    index = {name: i for i, name in enumerate(signature.classes)}
-    known = {True: 1.0, False: 0.0} if signature.task is Task.BINARY else {}
-    found = [float(index[str(v)]) if str(v) in index else known.get(v, math.nan) for v in values]
+    found = [reader.read(v) for v in values]
+    if None in found:
+        bad = found.index(None)
+        raise reader.refusal(values[bad], place=f"row {bad} of column {label!r} of the hold-out")
     return np.asarray(found, dtype=np.float64)
 
 
@@ -125,7 +126,7 @@ def _rule(
         slowest = sorted(candidate.latencies_s)
         value = slowest[min(len(slowest) - 1, int(len(slowest) * 0.99))] * 1000 if slowest else None
         return _limits(rule, described, value, len(slowest))
-    from mainspring.training.metrics import metric
+    from mainspring.metrics.registry import metric
 
     if rule.versus is None:
         return _limits(rule, described, metric(rule.metric, task)(truth, candidate.scores), len(truth))
@@ -186,7 +187,7 @@ def _versus(
     candidate: Judged,
     champion: Judged,
 ) -> RuleResult:
-    from mainspring.training.compare import compare
+    from mainspring.metrics.compare import compare
 
     margin = rule.max_worse or 0.0
     found = compare(
@@ -210,7 +211,9 @@ def _versus(
         )
     passed = found.non_inferior if rule.test == "paired" else worse.value <= margin
     interval = (
-        f" [{worse.low:+.4f}, {worse.high:+.4f}]" if worse.low is not None and worse.high is not None else ""
+        f" [{worse.low:+.4f}, {worse.high:+.4f}]"
+        if worse.low is not None and worse.high is not None
+        else f" ({worse.reason})"
     )
     verb = "shown to be at most" if rule.test == "paired" else "at most"
     return RuleResult(

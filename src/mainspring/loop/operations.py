@@ -19,6 +19,7 @@ from mainspring.loop.decide import decide
 from mainspring.loop.facts import gather
 from mainspring.loop.rooms import LoopRooms
 from mainspring.operations import Role, operation
+from mainspring.policy import check_retrain
 from mainspring.records.base import new_id
 from mainspring.records.lineage import ref
 from mainspring.records.loop import (
@@ -113,8 +114,10 @@ class Loop:
             while monitoring.ingest().more:
                 pass
         with _noting(problems, "labels"):
-            labels.ingest_relayed()
-            labels.settle()
+            while labels.ingest_relayed().more:
+                pass
+            while labels.settle().more:
+                pass
         with _noting(problems, "windows"):
             while monitoring.evaluate().more:
                 pass
@@ -292,7 +295,11 @@ class Loop:
             d.event(
                 "gate.passed" if verdict.passed else "gate.stopped",
                 subject,
-                {"verdict": verdict.id, "failed": [r.reason for r in rules if not r.passed]},
+                {
+                    "verdict": verdict.id,
+                    "failed": [r.reason for r in rules if not r.passed],
+                    "digest": state.verdict_digest(self._base.project, verdict),
+                },
             )
             d.edge(subject, ref("verdict", verdict.id), "judged")
             if found.holdout:
@@ -359,6 +366,7 @@ class Loop:
             retrain = msgspec.convert(policy, RetrainPolicy)
         except msgspec.ValidationError as error:
             raise InvalidInput(f"not a policy: {error}", place="policy") from None
+        check_retrain(retrain, place="policy", path=f"monitor.{deployment}")
         self._policies(deployment)
         return replay.replay(self._base, deployment=deployment, retrain=retrain)
 

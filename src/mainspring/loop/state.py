@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 
 import blake3
 
 from mainspring.clock import from_us, to_us
 from mainspring.errors import Corrupt, NotFound
+from mainspring.lineage.audit import event_of, rows_of
 from mainspring.records.base import from_json, to_json
 from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage, Verdict
 from mainspring.storage.sql import Reader, Row, Writer
@@ -77,6 +79,35 @@ def verdict(tx: Reader, project: str, ident: str) -> Verdict:
             next_step="Run 'mainspring audit verify'.",
         )
     return from_json(record, Verdict)
+
+
+def verdict_digest(project: str, verdict: Verdict) -> str:
+    """What the event that records a verdict says of it."""
+    return _digest(project, to_json(verdict))
+
+
+def audit_verdicts(tx: Reader, project: str) -> Iterator[str]:
+    """Verdicts held against the events that gave them: a sentence for each that does not fit.
+
+    Version 1 named a verdict in its event, but not what it said.
+    """
+    given: dict[str, tuple[str, str | None]] = {}
+    for row in rows_of(tx, "project = ? AND kind IN ('gate.passed', 'gate.stopped')", [project], ""):
+        event = event_of(row)
+        given[str(event.data.get("verdict"))] = (event.kind, event.data.get("digest"))
+    for row in tx.all(
+        "SELECT id, model, version, passed, record, digest FROM verdicts WHERE project = ?", project
+    ):
+        name = f"verdict {row['id']} of {row['model']}@{row['version']}"
+        kind, digest = given.pop(str(row["id"]), ("", None))
+        if not kind:
+            yield f"{name}: no event of the chain gave it"
+        elif _digest(project, str(row["record"]).encode()) != (digest or row["digest"]):
+            yield f"{name}: it is not what the event that gave it says"
+        elif (kind == "gate.passed") != bool(row["passed"]):
+            yield f"{name}: its event says {kind.partition('.')[2]}"
+    for ident in given:
+        yield f"verdict {ident}: an event gave it, but it is not there any more"
 
 
 def _digest(project: str, record: bytes) -> str:

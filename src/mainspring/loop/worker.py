@@ -82,10 +82,15 @@ def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
 
 
 def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
-    """The version of ``model`` that the run registered."""
+    """The version of ``model`` that the run registered, or whose registration by an earlier run it took from the cache."""
     for found in workspace.models.ops.versions(model=model, limit=50).items:
         if found.run == run:
             return found
+    for one in reversed(workspace.pipelines.effects(run=run)):
+        if one.effect.kind == "model_version":
+            name, _, number = one.effect.ref.partition(":")[2].rpartition("@")
+            if name == model:
+                return workspace.models.ops.version(model=model, selector=number)
     raise StepFailed(
         "the pipeline registered no version of the model",
         value=model,
@@ -113,7 +118,8 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
         place = Path(scratch)
         loaded = {}
         for found in (candidate, champion):
-            if found is not None:
+            # A retrain that found everything as it was may have the champion itself as its version.
+            if found is not None and found.version not in loaded:
                 folder = place / str(found.version)
                 workspace.models.package(found.model, str(found.version), folder)
                 loaded[found.version] = load(folder)

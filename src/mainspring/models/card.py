@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mainspring.lineage import Foundation
-from mainspring.lineage.ledger import event_of
+from mainspring.lineage.audit import event_of, rows_of
 from mainspring.records.lineage import ref
 from mainspring.records.models import AliasEvent, Approval, Card, ModelVersion, Package, Parity, Task
 
@@ -139,10 +139,12 @@ def _verdicts(base: Foundation, version: ModelVersion) -> Section:
     """What gates said, read from the event log: the card needs no knowledge of the room that decides."""
     subject = ref("model_version", f"{version.model}@{version.version}")
     with base.store.read() as tx:
-        found = tx.all(
-            "SELECT * FROM events WHERE project = ? AND subject = ? AND kind >= 'gate.' AND kind < 'gate/' ORDER BY seq DESC LIMIT ?",
-            base.project, subject, _MAX_EVENTS,
-        )  # fmt: skip
+        found = rows_of(
+            tx,
+            "project = ? AND subject = ? AND kind >= 'gate.' AND kind < 'gate/'",
+            [base.project, subject],
+            f"ORDER BY seq DESC LIMIT {_MAX_EVENTS}",
+        )
     rows = []
     for event in map(event_of, found):
         failed = event.data.get("failed") or []
@@ -154,12 +156,22 @@ def _verdicts(base: Foundation, version: ModelVersion) -> Section:
 def _aliases(version: ModelVersion, aliases: Sequence[AliasEvent]) -> Section:
     touching = [e for e in aliases if version.version in (e.version, e.previous)][-_MAX_EVENTS:]
     rows = [
-        (_when(e.at), e.alias, f"{e.previous or 'nothing'} → {e.version or 'nothing'}", e.actor, e.reason)
+        (
+            _when(e.at),
+            e.alias,
+            f"{e.previous or 'nothing'} → {e.version or 'nothing'}",
+            e.actor,
+            e.reason + _overridden(e),
+        )
         for e in reversed(touching)
     ]
     return Section(
         "Aliases", ("when", "alias", "move", "by", "why"), rows, empty="no alias ever pointed here"
     )
+
+
+def _overridden(event: AliasEvent) -> str:
+    return f" (OVERRIDE of: {'; '.join(event.overridden)})" if event.overridden else ""
 
 
 def _other_tags(version: ModelVersion) -> Section:

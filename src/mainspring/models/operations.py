@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from mainspring.clock import from_us, to_us
-from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring.errors import Conflict, InvalidInput, NotFound, PermissionDenied, near
 from mainspring.lineage import Decision, Foundation
-from mainspring.lineage.uploads import owned_size
-from mainspring.models import rows
+from mainspring.lineage.uploads import owned_size, owned_tree
+from mainspring.models import rows, standing
 from mainspring.models.formats.package import check_package
-from mainspring.operations import Role, current, operation
+from mainspring.operations import Role, acts, operation
 from mainspring.records.base import Digest, check_name
 from mainspring.records.lineage import ref
 from mainspring.records.models import (
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 declare("models.registered", "models.alias_moved")
 
 LATEST = "latest"
+CHAMPION = "champion"
+"""The alias that answers where the policy deploys the model; it takes more than another to move."""
+
 _MAX_TAGS, _MAX_TEXT = 200, 20_000
 
 
@@ -106,13 +110,11 @@ class Models:
                     name=row["name"],
                     created_at=from_us(row["created_us"]),
                     versions=row["versions"],
-                    aliases={
-                        e.alias: e.version
-                        for e in rows.newest(tx, self._base, row["name"])
-                        if e.version is not None
-                    },
+                    aliases={e.alias: e.version for e in aliases if e.version is not None},
+                    overridden={e.alias: e.overridden for e in aliases if e.overridden},
                 )
                 for row in found
+                for aliases in [rows.newest(tx, self._base, row["name"])]
             ]
 
     @operation(role=Role.VIEWER)
@@ -178,24 +180,54 @@ class Models:
 
     @operation(role=Role.OPERATOR, changes=True)
     def set_alias(
-        self, *, model: str, alias: str, version: int, reason: str, expected: int | None = None
+        self,
+        *,
+        model: str,
+        alias: str,
+        version: int,
+        reason: str,
+        expected: int | None = None,
+        override: bool = False,
     ) -> AliasEvent:
         """Point ``alias`` at ``version``. With ``expected`` only if it points there now (0: at nothing), else Conflict.
 
-        Pointing it where it already points changes nothing and returns the event that did it.
+        Pointing it where it already points changes nothing and returns the event that did it. ``champion`` is refused to a
+        version that a gate or a person refused last, or whose package or data is gone (Conflict, naming which), unless an
+        admin says ``override``: then the move records what it overrode.
         """
         _check_alias(alias)
         _check_reason(reason)
+        if override and (acts().role_in(self._base.project) or 0) < Role.ADMIN:
+            raise PermissionDenied(
+                "only an admin may override what speaks against a version",
+                value=acts().name,
+                place=f"alias {alias!r} of model {model!r}",
+                next_step="Ask an admin, or choose another version.",
+            )
         with self._base.ledger.decision() as d:
             rows.lock_model(d.tx, self._base, model, create=False)
-            self._select(d.tx, model, str(version))
+            chosen = self._select(d.tx, model, str(version))
             now = rows.newest_of(d.tx, self._base, model, alias)
             held = now.version if now else None
             if expected is not None and (held or 0) != expected:
                 raise _moved(model, alias, held, expected)
             if now is not None and held == version:
                 return d.done(now)
-            return d.done(self._move(d, model, alias, version, held, reason, kind="set"))
+            against = standing.objections(d.tx, self._base, chosen) if alias == CHAMPION else []
+            if against and not override:
+                raise Conflict(
+                    f"this version may not be {CHAMPION}: {'; '.join(against)}",
+                    value=f"{model}@{version}",
+                    place=f"alias {alias!r} of model {model!r}",
+                    next_step=f"Choose another version; an admin may insist: mainspring models promote {model} {version} --override --reason ...",
+                )
+            return d.done(self._move(d, model, alias, version, held, reason, kind="set", overridden=against))
+
+    @operation(role=Role.VIEWER)
+    def objections(self, *, model: str, version: int) -> builtins.list[str]:
+        """What speaks against making the version champion: a refusal by gate or person, a package or data that is gone."""
+        with self._base.store.read() as tx:
+            return standing.objections(tx, self._base, self._select(tx, model, str(version)))
 
     @operation(role=Role.OPERATOR, changes=True)
     def remove_alias(self, *, model: str, alias: str, reason: str) -> AliasEvent:
@@ -269,9 +301,7 @@ class Models:
 
     def _verified(self, digest: str, *, parse: bool = True) -> Package:
         """The manifest of a package in the object store, after its bytes (and with ``parse`` its structure) were checked."""
-        owned_size(self._base, digest)
-        objects = self._base.objects
-        tree = objects.tree(digest)
+        tree = owned_tree(self._base, digest, place="package")
         package, payloads = check_package(
             {path: entry.size for path, entry in tree.items()},
             lambda path, _: _bounded(self._base, tree[path]),
@@ -286,7 +316,7 @@ class Models:
     def _trace(self, d: Decision, version: ModelVersion) -> None:
         """References that keep its bytes, edges from everything that led to it, the event."""
         here = _version_ref(version.model, version.version)
-        d.refer(version.package, here)
+        d.refer(version.package, here, tree=True)
         if version.profile is not None:
             d.refer(version.profile, here)
         causes = {
@@ -316,6 +346,7 @@ class Models:
         reason: str,
         *,
         kind: str,
+        overridden: Sequence[str] = (),
     ) -> AliasEvent:
         what = "model.alias_removed" if version is None else "model.alias_set"
         data = {
@@ -324,6 +355,7 @@ class Models:
             "previous": previous,
             "reason": reason,
             "rollback": kind == "rollback",
+            **({"override": True, "overridden": builtins.list(overridden)} if overridden else {}),
         }
         event = d.event(what, ref("model", model), data)
         made = AliasEvent(
@@ -335,6 +367,7 @@ class Models:
             actor=event.actor,
             reason=reason,
             event=event.id,
+            overridden=builtins.list(overridden),
         )
         rows.insert_alias_event(d.tx, self._base, made, kind=kind)
         failpoint("models.alias_moved")
@@ -398,8 +431,7 @@ def _version_ref(model: str, version: int) -> str:
 
 
 def _actor() -> str:
-    call = current()
-    return call.actor if call else "local"
+    return acts().name
 
 
 def _number(text: str) -> int:

@@ -7,68 +7,79 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from mainspring.monitoring.bins import BinnedColumn, Reference
+from mainspring.monitoring.bins import BinnedColumn, Cells, Reference
 from mainspring.monitoring.statistics import (
-    Floats,
     OnlineControl,
     benjamini_hochberg,
     design_effect,
     design_spread,
     homogeneity,
     js_distance,
+    pool,
+    pooled_bins,
     psi,
     psi_bias,
+    sparse_effect,
+    sparse_homogeneity,
 )
 from mainspring.records.monitoring import ColumnDrift, DriftReport, MonitorPolicy, Verdict
 from mainspring.records.profile import Profile
 
 
 def compare_column(
-    binned: BinnedColumn, parts: Sequence[Floats], *, threshold: float, min_rows: int, min_windows: int = 1
+    binned: BinnedColumn, parts: Sequence[Cells], *, threshold: float, min_rows: int, min_windows: int = 1
 ) -> ColumnDrift:
-    """One column over one or several windows (counts per bin each). The verdict here is provisional: OK, insufficient or
+    """One column over one or several windows (what was counted in each). The verdict here is provisional: OK, insufficient or
     not computable; :func:`judge` turns OK into DRIFT where effect and evidence agree."""
-    current = np.sum(parts, axis=0) if len(parts) else np.zeros_like(binned.reference)
-    reference = binned.reference
+    base = ColumnDrift(column=binned.name, verdict=Verdict.OK, threshold=threshold)
+    labels, reference, counted, worth_reference, worth, fine = binned.align(parts)
+    current = np.sum(counted, axis=0) if counted else np.zeros_like(reference)
     n, m = float(current.sum()), float(reference.sum())
-    base = ColumnDrift(
-        column=binned.name, verdict=Verdict.OK, n=round(n), n_reference=round(m), threshold=threshold
-    )
+    base = msgspec.structs.replace(base, n=round(n), n_reference=round(m))
     if binned.reason:
-        return msgspec.structs.replace(base, verdict=Verdict.NOT_COMPUTABLE, reason=binned.reason)
-    if n < min_rows or m < min_rows:
-        short = "window" if n < min_rows else "reference"
         return msgspec.structs.replace(
-            base,
-            verdict=Verdict.INSUFFICIENT_DATA,
-            reason=f"{round(min(n, m))} rows in the {short}, {min_rows} are needed",
+            base, verdict=Verdict.NOT_COMPUTABLE, reason=binned.reason, n_reference=binned.profile.rows
         )
-    if len(parts) < min_windows:
-        return msgspec.structs.replace(
-            base,
-            verdict=Verdict.INSUFFICIENT_DATA,
-            reason=f"{len(parts)} windows; {min_windows} are needed to know how much windows differ by themselves",
-        )
-    used = (current + reference) > 0
-    cur, ref = current[used], reference[used]
-    table = np.stack([p[used] for p in parts])
+    short = _too_few(n, m, len(parts), min_rows, min_windows)
+    if short:
+        return msgspec.structs.replace(base, verdict=Verdict.INSUFFICIENT_DATA, reason=short)
+    # Effect and evidence are of the same bins: those with rows enough for both.
+    groups = pooled_bins(np.stack([current, reference]))
+    cur, ref = pool(current, groups), pool(reference, groups)
+    table = np.stack([pool(p, groups) for p in counted])
     effect, spread = (design_effect(table), design_spread(table)) if len(parts) > 1 else (1.0, 1.0)
-    bias = psi_bias(int(used.sum()), n, m, effect)
+    bias = psi_bias(len(groups), n, m, effect)
     raw = psi(cur, ref)
-    p = homogeneity(cur, ref, effect, spread)
+    p = homogeneity(pool(worth, groups), pool(worth_reference, groups), effect, spread)
+    corrected = max(0.0, raw - bias)
+    if fine is not None and np.count_nonzero(fine[0] + fine[1]) > len(groups):
+        # Bins of many categories dilute a change that makes some of them rarer and some more frequent.
+        corrected = max(corrected, sparse_effect(fine[1], fine[0], effect))
+        each = sparse_homogeneity(fine[1], fine[0], effect, spread)
+        found = [x for x in (p, each) if x is not None]
+        p = min(1.0, min(found) * len(found)) if found else None
     return msgspec.structs.replace(
         base,
         verdict=Verdict.OK if p is not None else Verdict.INSUFFICIENT_DATA,
         reason="" if p is not None else "too few rows per bin for a test",
-        psi=max(0.0, raw - bias),
+        psi=corrected,
         psi_raw=raw,
         js=js_distance(cur, ref, bias),
         p_value=p,
         design_effect=effect,
-        bins=[label for label, keep in zip(binned.labels, used, strict=True) if keep],
+        bins=[labels[g[0]] if len(g) == 1 else f"{len(g)} rare bins" for g in groups],
         current=[float(v) for v in cur / n],
         reference=[float(v) for v in ref / m],
     )
+
+
+def _too_few(n: float, m: float, windows: int, min_rows: int, min_windows: int) -> str:
+    if n < min_rows or m < min_rows:
+        short = "window" if n < min_rows else "reference"
+        return f"{round(min(n, m))} rows in the {short}, {min_rows} are needed"
+    if windows < min_windows:
+        return f"{windows} windows; {min_windows} are needed to know how much windows differ by themselves"
+    return ""
 
 
 def judge(
@@ -136,7 +147,7 @@ def judge(
 
 def drift_report(
     reference: Reference,
-    parts: Sequence[Mapping[str, Floats]],
+    parts: Sequence[Mapping[str, Cells]],
     *,
     rows: int,
     policy: MonitorPolicy,

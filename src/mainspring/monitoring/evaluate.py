@@ -14,13 +14,13 @@ from mainspring.data.profile import column_of, merge, quantiles
 from mainspring.lineage import Foundation
 from mainspring.lineage.ledger import Decision
 from mainspring.monitoring import alerts, scores
-from mainspring.monitoring.bins import BinnedColumn, Reference
+from mainspring.monitoring.bins import BinnedColumn, Cells, Reference
 from mainspring.monitoring.drift import compare_column, drift_report
 from mainspring.monitoring.ingest import LATENCY, PREDICTION
 from mainspring.monitoring.quality import Issue, issues
 from mainspring.monitoring.references import References
 from mainspring.monitoring.spans import Span, length_us, span_of
-from mainspring.monitoring.statistics import Floats, OnlineControl
+from mainspring.monitoring.statistics import OnlineControl
 from mainspring.records.base import from_json, seconds, to_json
 from mainspring.records.monitoring import (
     ColumnDrift,
@@ -135,23 +135,16 @@ class Evaluation:
     # --- closing -----------------------------------------------------------------------------------------------------
 
     def _due(self) -> list[Row]:
+        """Windows to judge now, stale ones first. Those that wait for their grace are no reason to be called again."""
         rows = self._tx.all(
-            "SELECT * FROM windows WHERE project = ? AND state = 'open' AND end_us <= ? ORDER BY end_us LIMIT ?",
-            self._project,
-            self._now,
-            _MAX_WINDOWS,
-        )
-        stale = self._tx.all(
-            "SELECT * FROM windows WHERE project = ? AND state = 'closed' AND stale = 1 ORDER BY end_us LIMIT ?",
-            self._project,
-            _MAX_WINDOWS,
-        )
-        self._out.more = self._out.more or len(rows) >= _MAX_WINDOWS
-        return [
-            r
-            for r in [*stale, *rows]
-            if r["end_us"] + seconds(self._policy(r["deployment"]).grace) * 1e6 <= self._now
+            "SELECT * FROM windows WHERE project = ? AND (state = 'open' OR stale = 1) AND end_us <= ? ORDER BY state, end_us, id",
+            self._project, self._now,
+        )  # fmt: skip
+        ready = [
+            r for r in rows if r["end_us"] + seconds(self._policy(r["deployment"]).grace) * 1e6 <= self._now
         ]
+        self._out.more = self._out.more or len(ready) > _MAX_WINDOWS
+        return ready[:_MAX_WINDOWS]
 
     def _close(self, row: Row, span: Span) -> None:
         policy = self._policy(span.deployment)
@@ -291,7 +284,7 @@ class Evaluation:
             " WHERE w.project = ? AND w.deployment = ? AND w.end_us > ? AND w.end_us <= ? AND w.start_us >= ? AND p.model = ? AND p.version = ? ORDER BY w.end_us DESC LIMIT ?",
             self._project, span.deployment, span.end_us - self._lookback(policy), span.end_us, baseline["until_us"] if baseline else 0, model, version, _MAX_LOOKBACK,
         )  # fmt: skip
-        per_window: defaultdict[str, Floats] = defaultdict(lambda: binned.reference * 0.0)
+        per_window: defaultdict[str, Cells] = defaultdict(lambda: binned.count(None))
         for row in rows:
             per_window[row["id"]] = per_window[row["id"]] + binned.count(
                 column_of(from_json(row["vitals"], Profile), PREDICTION)

@@ -10,13 +10,15 @@ import numpy as np
 from mainspring.clock import from_us
 from mainspring.errors import InvalidInput, MainspringError, NotFound
 from mainspring.lineage import Foundation
+from mainspring.metrics.metric import Floats
 from mainspring.monitoring.bins import BinnedColumn
 from mainspring.monitoring.drift import compare_column
 from mainspring.monitoring.ingest import PREDICTION, journal_records, log_folder, segment_records
 from mainspring.monitoring.performance import losses
 from mainspring.monitoring.references import References
-from mainspring.monitoring.scores import Scored, readable, score_array, task_of
+from mainspring.monitoring.scores import Scored, readable, reader_of, score_array
 from mainspring.records.base import from_json
+from mainspring.records.classes import LabelReader
 from mainspring.records.lineage import Edge, ref
 from mainspring.records.models import Task
 from mainspring.records.monitoring import BlastRadius, Paired, PredictionRecord
@@ -237,25 +239,39 @@ def paired(
     both = sorted(one.keys() & two.keys(), key=lambda k: (one[k]["at_us"], k))
     answered = [k for k in both if _has_score(one[k]) and _has_score(two[k])]
     truncated = len(one) >= _MAX_PAIRS or len(two) >= _MAX_PAIRS
-    task, classes = Task.BINARY, list[str]()
+    reader = LabelReader(Task.BINARY)
     if answered:
         sample = [dict(one[k], value=labels.get(k, "0")) for k in answered[:200]]
-        task, classes = task_of(references, Scored(sample[0]["model"], sample[0]["version"], sample))
+        reader = reader_of(references, Scored(sample[0]["model"], sample[0]["version"], sample))
+    task = reader.task
     rows_a = [dict(one[k], value=labels[k], key=k) for k in answered if k in labels]
-    good, y, _ = readable(rows_a, task, classes)
+    good, y, _ = readable(rows_a, reader)
     scores_a = score_array(good) if good else None
     scores_b = score_array([two[r["key"]] for r in good]) if good else None
     loss = "squared_error" if task is Task.REGRESSION else "log_loss"
     name = "mse" if task is Task.REGRESSION else "log_loss"
     usable = scores_a is not None and scores_b is not None and scores_a.shape == scores_b.shape
-    loss_a = losses(scores_a, y, task)[name].tolist() if usable and scores_a is not None else []
-    loss_b = losses(scores_b, y, task)[name].tolist() if usable and scores_b is not None else []
+    loss_a = _losses(scores_a, y, task, name) if usable else []
+    loss_b = _losses(scores_b, y, task, name) if usable else []
+    usable = bool(loss_a) and bool(loss_b)
+    if not usable:
+        loss_a = loss_b = []
     return Paired(
         a=a, b=b, loss=loss, rows=len(answered), labelled=len(loss_a),
         errors_a=_errors(one), errors_b=_errors(two),
         score_shift=_shift([two[k] for k in answered], [one[k] for k in answered], min_rows),
         at_us=[r["at_us"] for r in good] if usable else [], loss_a=loss_a, loss_b=loss_b, truncated=truncated,
     )  # fmt: skip
+
+
+def _losses(scores: Floats | None, y: Floats, task: Task, name: str) -> list[float]:
+    """Loss per row, finite: an error too large for a number counts as 1e300. Nothing for scores that are none of this task."""
+    if scores is None:
+        return []
+    try:
+        return [min(v, 1e300) for v in losses(scores, y, task)[name].tolist()]
+    except InvalidInput:
+        return []
 
 
 def _errors(rows: dict[tuple[str, int], Row]) -> int:

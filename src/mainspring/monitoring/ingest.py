@@ -59,6 +59,8 @@ def ingest(base: Foundation, policy_of: Callable[[str], MonitorPolicy], *, limit
         records, cursor = reader.read(before, max_records=limit)
         batch = _decode(records)
         batch.counts["torn"] = reader.torn
+        # The reader stops at a number of records or of bytes, whichever comes first: only looking tells what is left.
+        more = bool(reader.read(cursor, max_records=1)[0])
         if records or cursor != before:
             _store(base, tx, batch, policy_of)
             kept = {
@@ -74,7 +76,7 @@ def ingest(base: Foundation, policy_of: Callable[[str], MonitorPolicy], *, limit
             failpoint("monitoring.ingested")
     _archive(base, reader, cursor)
     names = set(IngestReport.__struct_fields__) - {"more"}
-    return IngestReport(**{k: v for k, v in batch.counts.items() if k in names}, more=len(records) >= limit)
+    return IngestReport(**{k: v for k, v in batch.counts.items() if k in names}, more=more)
 
 
 def _decode(records: Iterable[bytes]) -> _Batch:

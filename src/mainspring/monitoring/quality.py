@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+from mainspring.data.categories import EVERY, Tally
 from mainspring.data.profile import CATEGORICAL, NUMERIC, finite, histogram
-from mainspring.monitoring.bins import Reference
-from mainspring.monitoring.statistics import normal_sf
+from mainspring.monitoring.bins import BinnedColumn, Reference, range_of, usual_share
+from mainspring.monitoring.statistics import binomial_sf, normal_sf
 from mainspring.records.monitoring import MonitorPolicy
 from mainspring.records.profile import ColumnProfile, Profile
+
+_FEW = 500
 
 
 class Issue(NamedTuple):
@@ -29,7 +32,7 @@ def issues(
 ) -> list[Issue]:
     """Everything wrong with the window's columns. Below ``min_rows`` only what needs no statistics is reported.
 
-    A share counts as grown when it exceeds the reference's by the policy's margin and a two-proportion z-test agrees at
+    A share counts as grown when it exceeds what the reference says of it by the policy's margin and a z-test agrees at
     ``level`` (shared over columns: Bonferroni).
     """
     present = {c.name: c for c in window.columns}
@@ -46,10 +49,11 @@ def issues(
                 what = "the column is missing" if column is None else "every value is null"
                 found.append(Issue(name, "missing", "warning", what, 1.0, policy.null_share))
             continue
-        found.extend(_type(column, binned.profile))
+        unread = 0.0 if binned.reason else binned.unread(binned.count(column))
+        found.extend(_type(column, binned.profile, unread))
         if window.rows >= policy.min_rows:
-            found.extend(_shares(column, binned.profile, policy, share))
-            found.extend(_constant(column, binned.profile))
+            found.extend(_shares(column, binned, unread, policy, share))
+            found.extend(_constant(column, binned.profile, share))
     extra = sorted(name for name in present if name not in reference.columns and name not in policy.ignore)
     found.extend(
         Issue(name, "extra_column", "info", "the reference has no such column") for name in extra[:20]
@@ -57,63 +61,59 @@ def issues(
     return found
 
 
-def _type(column: ColumnProfile, reference: ColumnProfile) -> Iterator[Issue]:
+def _type(column: ColumnProfile, reference: ColumnProfile, unread: float) -> Iterator[Issue]:
     both_numeric = column.type in NUMERIC and reference.type in NUMERIC
-    if column.type not in {reference.type, "null"} and not both_numeric and reference.type != "null":
-        yield Issue(
-            column.name, "type", "warning", f"values are {column.type}, the reference has {reference.type}"
-        )
+    if column.type in {reference.type, "null"} or both_numeric or reference.type == "null":
+        return
+    text = f"values are {column.type}, the reference has {reference.type}"
+    if not unread and finite(column) and {column.type, reference.type} <= NUMERIC | CATEGORICAL:
+        yield Issue(column.name, "type", "info", f"{text}; all of them read as that")
+    else:
+        yield Issue(column.name, "type", "warning", text)
+
+
+class _Share(NamedTuple):
+    """A share now, what the reference says of it (``error``: of that figure), and how much more is too much."""
+
+    code: str
+    now: float
+    before: float
+    error: float
+    margin: float
+    text: str
+    rows: int | None = None
+    """Of how many rows ``now`` is a share, if not of all."""
+    cases: tuple[int, int] | None = None
+    """How many now and in the reference, where both are plain counts."""
+    shown: tuple[float, float] | None = None
+    """``now`` and ``before`` as shares of all rows, if they are of some."""
 
 
 def _shares(
-    column: ColumnProfile, reference: ColumnProfile, policy: MonitorPolicy, level: float
+    column: ColumnProfile, binned: BinnedColumn, unread: float, policy: MonitorPolicy, level: float
 ) -> Iterator[Issue]:
+    reference = binned.profile
     n, m = column.rows, reference.rows
-    checks: list[tuple[str, float, float, float, str]] = [
-        ("nulls", column.nulls / n, reference.nulls / max(1, m), policy.null_share, "of the values are null"),
-        (
-            "invalid",
-            column.invalid / n,
-            reference.invalid / max(1, m),
-            policy.invalid_share,
-            "of the values have a wrong type or are not finite",
+    invalid = "of the values have a wrong type or are not finite"
+    checks = [
+        _rate("nulls", column.nulls, n, reference.nulls, m, policy.null_share, "of the values are null"),
+        _rate(
+            "invalid", round(column.invalid + unread), n, reference.invalid, m, policy.invalid_share, invalid
         ),
+        _unseen(column, reference, policy.unseen_share),
+        _outside(column, reference, policy.outside_share),
     ]
-    values = finite(column)
-    if values > 0 and reference.counts and column.type in CATEGORICAL and not reference.other:
-        known = sum(count for key, count in column.counts.items() if key in reference.counts)
-        checks.append(
-            (
-                "unseen",
-                (values - known) / n,
-                0.0,
-                policy.unseen_share,
-                "of the values are categories never seen in the reference",
-            )
-        )
-    if values > 0 and column.kll is not None and reference.low is not None and reference.high is not None:
-        checks.append(
-            (
-                "outside",
-                _outside(column, reference.low, reference.high) / n,
-                0.0,
-                policy.outside_share,
-                "of the values lie outside the range of the reference",
-            )
-        )
-    for code, now, before, margin, text in checks:
-        if now - before > margin and _grew(now, n, before, m) <= level:
-            yield Issue(
-                column.name,
-                code,
-                "warning",
-                f"{now:.1%} {text} (reference {before:.1%})",
-                now,
-                before + margin,
-            )
+    for check in checks:
+        if check is None:
+            continue
+        code, margin = check.code, check.margin
+        now, before = check.shown or (check.now, check.before)
+        shown = f"{now:.1%} {check.text} (reference {before:.1%})"
+        if now - before > margin and _grew(check, check.rows or n, m) <= level:
+            yield Issue(column.name, code, "warning", shown, now, before + margin)
         elif code in {"unseen", "outside"} and now > 0.001:
-            yield Issue(column.name, code, "info", f"{now:.1%} {text}", now, margin)
-    if column.nulls and before_is_zero(reference) and column.nulls / n <= policy.null_share:
+            yield Issue(column.name, code, "info", shown, now, before + margin)
+    if column.nulls and reference.nulls == 0 and column.nulls / n <= policy.null_share:
         yield Issue(
             column.name,
             "nulls",
@@ -124,34 +124,80 @@ def _shares(
         )
 
 
-def before_is_zero(reference: ColumnProfile) -> bool:
-    return reference.nulls == 0
+def _rate(code: str, now: int, n: int, before: int, m: int, margin: float, text: str) -> _Share:
+    m = max(1, m)
+    # Agresti and Coull: one case of each kind more, so that a rate of 0 in a small reference is not taken for certain.
+    smoothed = (before + 1) / (m + 2)
+    error = math.sqrt(smoothed * (1 - smoothed) / (m + 2))
+    return _Share(code, now / n, before / m, error, margin, text, cases=(now, before))
 
 
-def _outside(column: ColumnProfile, low: float, high: float) -> float:
-    after = math.nextafter(high, math.inf)
-    cuts = [c for c in (low, after) if math.isfinite(c)]
-    counts = histogram(column, cuts if len(cuts) < 2 or cuts[0] < cuts[1] else cuts[:1])
-    return counts[0] + (counts[-1] if math.isfinite(after) else 0.0)
+def _unseen(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _Share | None:
+    """Values in categories that the reference does not hold, against the rate that it predicts itself.
+
+    The chance that the next value is new is the share of the categories seen once (I. J. Good, *Biometrika* 40, 1953);
+    the square of its error is about ``(n1 + 2 n2) / m^2`` for n1, n2 categories seen once and twice (W. Esty, *Ann.
+    Statist.* 11, 1983). Where a profile dropped categories the same is done on those of small hash: whole on both sides.
+    """
+    m = finite(reference)
+    if reference.type != column.type or column.type not in CATEGORICAL or m <= 0 or finite(column) <= 0:
+        return None
+    mine, theirs = Tally.of(column), Tally.of(reference)
+    if not (mine.known and theirs.known):
+        return None  # made by an older version: which categories it dropped is not known
+    below = min(mine.below, theirs.below)
+    now = {h: n for h, n in mine.sampled().items() if h < below}
+    before = {h: n for h, n in theirs.sampled().items() if h < below}
+    n, m = sum(now.values()), sum(before.values())
+    if not n or not m:
+        return None
+    new = sum(count for key, count in now.items() if key not in before)
+    once, twice = (sum(1 for count in before.values() if count == times) for times in (1, 2))
+    # The number seen once as both sides together say it: the reference's own, if low by chance, would claim to be sure.
+    expected = m * (once + new) / (m + n)
+    error = math.sqrt(max(once, expected) + 2 * twice + 1) / m
+    text = "of the values are categories never seen in the reference"
+    # Of all values, not of those of the sampled categories: these are as many as their share of all hashes.
+    part = below / EVERY
+    shown = min(1.0, new / part / column.rows), min(1.0, once / part / finite(reference))
+    return _Share("unseen", new / n, once / m, error, margin, text, rows=n, shown=shown)
 
 
-def _constant(column: ColumnProfile, reference: ColumnProfile) -> Iterator[Issue]:
-    if finite(column) <= 1:
+def _outside(column: ColumnProfile, reference: ColumnProfile, margin: float) -> _Share | None:
+    """Values beyond the reference's extremes; the next value is with a chance of ``2 / (m + 1)``."""
+    m = finite(reference)
+    if column.kll is None or reference.low is None or reference.high is None or m <= 0:
+        return None
+    low, high = range_of(reference)
+    cuts = [c for c in (low, high) if math.isfinite(c)]
+    counts = histogram(column, cuts)
+    beyond = counts[0] + (counts[-1] if math.isfinite(high) else 0.0)
+    expected = 2 / (m + 1)
+    text = "of the values lie outside the range of the reference"
+    return _Share("outside", beyond / column.rows, expected, expected, margin, text)
+
+
+def _constant(column: ColumnProfile, reference: ColumnProfile, level: float) -> Iterator[Issue]:
+    n = finite(column)
+    if n <= 1:
         return
-    one = (
-        column.low == column.high if column.kll is not None else len(column.counts) == 1 and not column.other
-    )
-    varied = (reference.low != reference.high) if reference.kll is not None else len(reference.counts) > 1
-    # A rare second value may be absent by chance: constant is news only if the reference varies enough to notice.
-    usual = max(reference.counts.values(), default=0) / max(1, finite(reference))
-    if one and varied and usual < 0.95:
+    numeric = column.kll is not None
+    one = column.low == column.high if numeric else len(column.counts) == 1 and not column.other
+    if not one:
+        return
+    # The most frequent value may be all that a window shows by chance: news only if that is unlikely.
+    usual = usual_share(reference)
+    if usual < 1 and usual**n <= level:
         yield Issue(column.name, "constant", "warning", "every value is the same; in the reference they vary")
 
 
-def _grew(now: float, n: int, before: float, m: int) -> float:
-    """One-sided p-value that a share grew (pooled two-proportion z, half a case of continuity)."""
-    pooled = (now * n + before * m) / (n + m)
-    spread = math.sqrt(max(pooled * (1 - pooled), 0.0) * (1 / n + 1 / max(1, m)))
+def _grew(share: _Share, n: int, m: int) -> float:
+    """One-sided p-value that a share grew: normal, both sides' errors, half a case of continuity; of few cases, exact."""
+    if share.cases is not None and sum(share.cases) <= _FEW:
+        return binomial_sf(share.cases[0], sum(share.cases), n / (n + max(1, m)))
+    now, before = share.now, share.before
+    pooled = min(1.0, (now + before) / 2)
+    spread = math.sqrt(max(pooled * (1 - pooled), 0.0) / n + share.error**2)
     gap = now - before - 0.5 / n
     if spread == 0:
         return 1.0 if gap <= 0 else 0.0

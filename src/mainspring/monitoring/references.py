@@ -6,8 +6,7 @@ from typing import Protocol
 
 from mainspring.errors import MainspringError
 from mainspring.lineage import Foundation
-from mainspring.monitoring.bins import Reference
-from mainspring.monitoring.statistics import Floats
+from mainspring.monitoring.bins import Cells, Reference
 from mainspring.records.base import from_json
 from mainspring.records.models import ModelVersion, Task
 from mainspring.records.monitoring import MonitorPolicy
@@ -32,7 +31,7 @@ class References:
         self._versions = versions
         self._known: dict[tuple[str, int], ModelVersion] = {}
         self._binned: dict[tuple[object, ...], Reference] = {}
-        self._counts: dict[tuple[object, ...], dict[str, Floats]] = {}
+        self._counts: dict[tuple[object, ...], dict[str, Cells]] = {}
 
     def version(self, model: str, number: int) -> ModelVersion | None:
         """The registered version, or None if the registry does not know it (monitoring goes on without)."""
@@ -66,13 +65,18 @@ class References:
                 profile: Profile = from_json(self._base.objects.read(found.profile), Profile)
             except MainspringError as error:
                 return f"the training profile cannot be read: {error.message}"
-            only = {c.name for c in found.signature.inputs}
+            types = {c.name: str(c.type) for c in found.signature.inputs}
             _bounded(self._binned, _CACHE)[key] = Reference(
-                profile, name=f"{model}@{number}", bins=policy.bins, only=only, ignore=policy.ignore
+                profile,
+                name=f"{model}@{number}",
+                bins=policy.bins,
+                only=types,
+                ignore=policy.ignore,
+                types=types,
             )
         return self._binned[key]
 
-    def counts(self, tx: Reader, window: str, rows: int, reference: Reference) -> dict[str, Floats]:
+    def counts(self, tx: Reader, window: str, rows: int, reference: Reference) -> dict[str, Cells]:
         """A window's counts in the reference's bins; remembered as long as the window has the same number of rows."""
         key = (window, rows, id(reference))
         if key not in self._counts:

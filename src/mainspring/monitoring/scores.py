@@ -8,23 +8,26 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mainspring.monitoring.performance import (
-    LOWER_IS_BETTER,
-    auc,
-    clustered_effect,
-    from_sums,
-    metrics_of,
-    truth,
-)
+from mainspring.errors import InvalidInput
+from mainspring.metrics.intervals import MIN_BLOCKS, Estimate, estimate
+from mainspring.metrics.metric import Metric as Formula
+from mainspring.monitoring.performance import as_metric, formula_of, from_windows, metrics_of
 from mainspring.monitoring.references import References
-from mainspring.monitoring.spans import Span
-from mainspring.monitoring.statistics import Floats, OnlineControl, normal_sf
+from mainspring.monitoring.spans import Span, length_us, span_of
+from mainspring.monitoring.statistics import Floats, OnlineControl
 from mainspring.records.base import from_json, to_json
+from mainspring.records.classes import LabelReader
 from mainspring.records.models import Task
-from mainspring.records.monitoring import DecayReport, Metric, MonitorPolicy, Performance, Verdict
+from mainspring.records.monitoring import DecayReport, MonitorPolicy, Performance, Verdict
 from mainspring.storage.sql import Reader, Row, Writer
 
-_MAX_ROWS = 200_000
+MAX_ROWS = 200_000
+"""Most labelled rows of a window that are read, newest first; a window with more says so (``Performance.truncated``)."""
+
+
+WINDOWS_AS_BLOCKS = 7
+"""A lookback of at least this many windows tells how much windows differ by themselves: they are the blocks of its estimate then.
+A shorter one cannot; its estimate is about these windows only, rows counting one by one."""
 
 
 @dataclass
@@ -34,6 +37,7 @@ class Scored:
     model: str
     version: int
     rows: list[Row] = field(default_factory=list)
+    truncated: bool = False
 
 
 def scorer_of(row: Row) -> str:
@@ -51,13 +55,13 @@ def score_array(rows: list[Row]) -> Floats | None:
     return np.array(values, dtype=np.float64)
 
 
-def readable(rows: list[Row], task: Task, classes: list[str]) -> tuple[list[Row], Floats, int]:
+def readable(rows: list[Row], reader: LabelReader) -> tuple[list[Row], Floats, int]:
     """Rows with a score and a label of this task, their truth, and how many labels were unreadable."""
     good, ys, invalid = [], [], 0
     for row in rows:
         if row["score"] is None and not row["scores"]:
             continue
-        y = truth(from_json(row["value"]), task, classes)
+        y = reader.read(from_json(row["value"]))
         if y is None:
             invalid += 1
         else:
@@ -66,16 +70,17 @@ def readable(rows: list[Row], task: Task, classes: list[str]) -> tuple[list[Row]
     return good, np.array(ys, dtype=np.float64), invalid
 
 
-def task_of(references: References, scored: Scored) -> tuple[Task, list[str]]:
-    """The task as registered; for an unregistered version guessed from the scores."""
-    known = references.task(scored.model, scored.version)
+def reader_of(references: References, scored: Scored) -> LabelReader:
+    """How labels are read: as registered; for an unregistered version the task is guessed from the scores."""
+    known = references.version(scored.model, scored.version)
     if known is not None:
-        return known
+        return LabelReader.of(known.signature)
     if any(r["scores"] for r in scored.rows):
-        return Task.MULTICLASS, []
+        return LabelReader(Task.MULTICLASS)  # of unknown classes: no label can be matched
     unit = all(r["score"] is None or 0 <= r["score"] <= 1 for r in scored.rows)
-    zero_one = all(from_json(r["value"]) in (0, 1) for r in scored.rows)
-    return (Task.BINARY if unit and zero_one else Task.REGRESSION), []
+    binary = LabelReader(Task.BINARY)
+    zero_one = all(binary.read(from_json(r["value"])) is not None for r in scored.rows)
+    return binary if unit and zero_one else LabelReader(Task.REGRESSION)
 
 
 def revise(tx: Writer, project: str, span: Span, references: References) -> list[Performance]:
@@ -83,20 +88,18 @@ def revise(tx: Writer, project: str, span: Span, references: References) -> list
     where = "project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
     values = (project, span.deployment, span.start_us, span.end_us)
     groups: dict[str, Scored] = {}
-    columns = "model, version, score, scores, value"
-    for row in [
-        *tx.all(
-            f"SELECT {columns} FROM labelled_predictions WHERE {where} ORDER BY at_us LIMIT ?",
+    for view, columns in (("labelled_predictions", ""), ("labelled_shadows", "name, ")):
+        rows = tx.all(
+            f"SELECT {columns}model, version, score, scores, value FROM {view} WHERE {where} ORDER BY at_us DESC, request, row_no LIMIT ?",
             *values,
-            _MAX_ROWS,
-        ),
-        *tx.all(
-            f"SELECT name, {columns} FROM labelled_shadows WHERE {where} ORDER BY at_us LIMIT ?",
-            *values,
-            _MAX_ROWS,
-        ),
-    ]:
-        groups.setdefault(scorer_of(row), Scored(row["model"], row["version"])).rows.append(row)
+            MAX_ROWS + 1,
+        )
+        truncated = len(rows) > MAX_ROWS
+        for row in rows[:MAX_ROWS]:
+            scored = groups.setdefault(
+                scorer_of(row), Scored(row["model"], row["version"], truncated=truncated)
+            )
+            scored.rows.append(row)
     totals: dict[str, int] = {
         str(r["version"]): int(r["n"])
         for r in tx.all(
@@ -149,8 +152,9 @@ def _numbered(report: Performance, revision: int) -> Performance:
 def _performance(
     scorer: str, scored: Scored, total: int, references: References, revision: int
 ) -> Performance:
-    task, classes = task_of(references, scored)
-    good, y, invalid = readable(scored.rows, task, classes)
+    reader = reader_of(references, scored)
+    task = reader.task
+    good, y, invalid = readable(scored.rows, reader)
     scores = score_array(good)
     fits = scores is not None and scores.ndim == (2 if task is Task.MULTICLASS else 1)
     metrics, sums = metrics_of(scores, y, task) if fits and scores is not None else ({}, {})
@@ -161,11 +165,12 @@ def _performance(
         task=task,
         rows=total,
         labelled=len(good),
-        unlabelled=max(0, total - len(scored.rows)),
+        unlabelled=0 if scored.truncated else max(0, total - len(scored.rows)),
         invalid=invalid,
         revision=revision,
         metrics=metrics,
         sums=sums,
+        truncated=scored.truncated,
     )
 
 
@@ -182,85 +187,100 @@ def decay(
     """The champion's performance over the lookback that ends with ``span``, against its reference level."""
     model, version = champion
     task = (references.task(model, version) or (Task.BINARY, []))[0]
-    metric = policy.metric or ("rmse" if task is Task.REGRESSION else "log_loss")
+    name = policy.metric or ("rmse" if task is Task.REGRESSION else "log_loss")
     rows = tx.all(
         "SELECT p.report FROM window_performance p JOIN windows w ON w.project = p.project AND w.id = p.window_id"
         " WHERE p.project = ? AND w.deployment = ? AND w.end_us > ? AND w.end_us <= ? AND p.scorer = ? ORDER BY w.end_us",
         project, span.deployment, span.end_us - lookback_us, span.end_us, str(version),
     )  # fmt: skip
     every: list[Performance] = [from_json(row["report"], Performance) for row in rows]
-    reports = [r for r in every if r.model == model]
+    reports = [r for r in every if r.model == model and r.labelled]
     n = sum(r.labelled for r in reports)
-    reference = references.level(model, version, metric, policy)
+    reference = references.level(model, version, name, policy)
     base: dict[str, Any] = {
-        "metric": metric,
+        "metric": name,
         "version": version,
         "n": n,
         "reference": reference,
         "tolerance": policy.tolerance,
     }
+
+    def said(verdict: Verdict, reason: str, **numbers: Any) -> DecayReport:
+        return DecayReport(verdict=verdict, reason=reason, **numbers, **base)
+
     if n < policy.min_labels:
-        return DecayReport(
-            verdict=Verdict.INSUFFICIENT_DATA,
-            reason=f"{n} labelled rows, {policy.min_labels} are needed",
-            **base,
-        )
-    if metric == "auc":
-        got = _auc(tx, project, span, champion, references, lookback_us)
-    else:
-        got = _pooled(reports, metric, n)
+        return said(Verdict.INSUFFICIENT_DATA, f"{n} labelled rows, {policy.min_labels} are needed")
+    blocks = lookback_us // length_us(policy.window) >= WINDOWS_AS_BLOCKS
+    if blocks and len(reports) < MIN_BLOCKS:
+        return said(Verdict.INSUFFICIENT_DATA, f"{len(reports)} labelled windows, {MIN_BLOCKS} are needed")
+    formula = formula_of(name, task)
+    if formula is None:
+        return said(Verdict.NOT_COMPUTABLE, f"no {name} is computed for this task")
+    found = _pooled(reports, formula, n, blocks=blocks)
+    if found is None:
+        rows = _labelled(tx, project, span, champion, lookback_us)
+        found = _over_rows(rows, Scored(*champion, rows), span, references, policy, formula, blocks=blocks)
+    got = as_metric(formula, found)
     if got.value is None or got.low is None or got.high is None:
-        return DecayReport(
-            verdict=Verdict.NOT_COMPUTABLE,
-            reason=got.reason or f"no {metric} is computed for this task",
-            **base,
+        insufficient = got.reason.startswith("insufficient")
+        return said(
+            Verdict.INSUFFICIENT_DATA if insufficient else Verdict.NOT_COMPUTABLE,
+            got.reason or f"{name} cannot be computed",
         )
     numbers: dict[str, Any] = {"value": got.value, "low": got.low, "high": got.high}
     if reference is None:
-        return DecayReport(
-            verdict=Verdict.NOT_COMPUTABLE, reason="no reference level is recorded", **numbers, **base
-        )
-    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
-    half = (got.high - got.low) / 2
-    error = half / 1.959963984540054
-    gap = sign * (got.value - reference) - policy.tolerance
-    p = normal_sf(gap / error) if error > 0 else (0.0 if gap > 0 else 1.0)
+        return said(Verdict.NOT_COMPUTABLE, "no reference level is recorded", **numbers)
+    p = _p_worse(found, formula, reference, policy.tolerance)
     level = control.level() if control is not None else policy.alpha
-    found = control.test(p) if control is not None else p <= level
-    return DecayReport(
-        verdict=Verdict.DECAY if found else Verdict.OK, p_value=p, level=level, **numbers, **base
-    )
+    decayed = control.test(p) if control is not None else p <= level
+    return said(Verdict.DECAY if decayed else Verdict.OK, "", p_value=p, level=level, **numbers)
 
 
-def _pooled(reports: list[Performance], metric: str, n: int) -> Metric:
-    name = "mse" if metric == "rmse" else metric
-    parts = [(*r.sums[name], r.labelled) for r in reports if name in r.sums and r.labelled]
-    if not parts or sum(p[2] for p in parts) != n:
-        return Metric(value=None)
-    total, squares = sum(p[0] for p in parts), sum(p[1] for p in parts)
-    effect = clustered_effect([(p[0], p[1], int(p[2])) for p in parts])
-    return from_sums({name: [total, squares]}, n, effect)[metric]
+def _p_worse(found: Estimate, formula: Formula, reference: float, tolerance: float) -> float:
+    """P(a figure this bad or worse | the truth is at the tolerance)."""
+    toward = found.mirrored() if formula.higher_is_better else found
+    sign = -1.0 if formula.higher_is_better else 1.0
+    p = toward.p_above(sign * reference + tolerance)
+    return 1.0 if p is None or (found.error == 0 and p == 0.5) else p
 
 
-def _auc(
-    tx: Reader, project: str, span: Span, champion: tuple[str, int], references: References, lookback_us: int
-) -> Metric:
-    rows = tx.all(
-        "SELECT model, version, score, scores, value FROM labelled_predictions WHERE project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
+def _pooled(reports: list[Performance], formula: Formula, n: int, *, blocks: bool) -> Estimate | None:
+    """From the windows' sums; None if the metric is no mean over rows, or a window left no sums of it."""
+    if formula.row_loss is None:
+        return None
+    name = "mse" if formula.name == "rmse" else formula.name
+    parts = [(*r.sums[name], r.labelled) for r in reports if name in r.sums]
+    if sum(p[2] for p in parts) != n:
+        return None
+    return from_windows(formula, [(p[0], p[1], int(p[2])) for p in parts], blocks=blocks)
+
+
+def _labelled(tx: Reader, project: str, span: Span, champion: tuple[str, int], lookback_us: int) -> list[Row]:
+    return tx.all(
+        "SELECT model, version, score, scores, value, at_us FROM labelled_predictions WHERE project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
         " AND model = ? AND version = ? ORDER BY at_us DESC LIMIT ?",
-        project, span.deployment, span.end_us - lookback_us, span.end_us, *champion, _MAX_ROWS,
+        project, span.deployment, span.end_us - lookback_us, span.end_us, *champion, MAX_ROWS,
     )  # fmt: skip
-    scored = Scored(*champion, rows)
-    task, classes = task_of(references, scored)
-    good, y, _ = readable(rows, task, classes)
+
+
+def _over_rows(
+    rows: list[Row],
+    scored: Scored,
+    span: Span,
+    references: References,
+    policy: MonitorPolicy,
+    formula: Formula,
+    *,
+    blocks: bool,
+) -> Estimate:
+    """From the labelled rows themselves, for metrics that are no mean over rows."""
+    reader = reader_of(references, scored)
+    good, y, _ = readable(rows, reader)
     scores = score_array(good)
-    found = auc(scores, y) if task is Task.BINARY and scores is not None and scores.ndim == 1 else None
-    if found is None:
-        return Metric(value=None, reason="AUC needs labels of both classes")
-    value, error = found
-    return Metric(
-        value=value,
-        low=value - 1.959963984540054 * error,
-        high=value + 1.959963984540054 * error,
-        n=len(good),
-    )
+    if scores is None or scores.ndim != (2 if reader.task is Task.MULTICLASS else 1):
+        return Estimate(value=None, n=len(good), reason="the scores do not fit together")
+    starts = [span_of(span.deployment, int(r["at_us"]), policy.window).start_us for r in good]
+    try:
+        return estimate(formula, *formula.checked(y, scores), blocks=starts if blocks else None)
+    except InvalidInput as error:
+        return Estimate(value=None, n=len(good), reason=error.message)

@@ -25,6 +25,9 @@ Floats = npt.NDArray[np.float64]
 MIN_EXPECTED = 5.0
 """Cochran's rule: bins with a smaller expected count are pooled before a chi-square test."""
 
+MIN_REPEATS = 30
+"""Values beyond the first of their category that a sparse test needs: of values that are all different nothing can be said."""
+
 
 def chi2_sf(x: float, df: float) -> float:
     """P(chi-square with ``df`` degrees of freedom > ``x``): the regularised upper incomplete gamma function.
@@ -72,6 +75,24 @@ def normal_sf(z: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
+def binomial_sf(k: int, n: int, p: float) -> float:
+    """P(at least ``k`` of ``n``), each with chance ``p``; summed, so for ``n`` of up to thousands.
+
+    >>> round(binomial_sf(2, 2, 0.5), 3), binomial_sf(0, 5, 0.1)
+    (0.25, 1.0)
+    """
+    if k <= 0:
+        return 1.0
+    if not 0 < p < 1:
+        return 0.0 if p <= 0 else 1.0
+    head = math.lgamma(n + 1)
+    log = [
+        head - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * math.log(p) + (n - i) * math.log1p(-p)
+        for i in range(k, n + 1)
+    ]
+    return min(1.0, math.fsum(math.exp(v) for v in log))
+
+
 def shares(counts: Floats) -> Floats:
     """Counts as proportions, half a count added to each bin (Jeffreys' prior), so that no bin is empty."""
     return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * counts.size))
@@ -105,26 +126,39 @@ def js_distance(current: Floats, reference: Floats, bias_psi: float) -> float:
     return math.sqrt(max(0.0, jensen_shannon(current, reference) - bias_psi / (8 * math.log(2))))
 
 
-def pool_sparse(table: Floats, minimum: float = MIN_EXPECTED) -> Floats:
-    """Merge columns of a (samples, bins) table until every expected count is at least ``minimum``, if possible."""
+def pooled_bins(table: Floats, minimum: float = MIN_EXPECTED) -> list[npt.NDArray[np.int64]]:
+    """Which columns of a (samples, bins) table go together so that every expected count is at least ``minimum``, if possible.
+
+    The choice rests on column totals and sample sizes alone, so a test on the merged table is fair. Empty columns are dropped.
+    """
     totals, rows = table.sum(axis=0), table.sum(axis=1)
     n = rows.sum()
     if n <= 0:
-        return table[:, :0]
+        return []
     smallest = totals * (rows[rows > 0].min() / n)
     keep = smallest >= minimum
-    if keep.all():
-        return table
-    rest = table[:, ~keep].sum(axis=1, keepdims=True)
-    if rest.sum() == 0:
-        return table[:, keep]
-    merged = np.concatenate([table[:, keep], rest], axis=1)
-    if smallest[~keep].sum() >= minimum or merged.shape[1] < 2:
-        return merged
+    groups = [np.array([i]) for i in np.flatnonzero(keep)]
+    rest = np.flatnonzero(~keep & (totals > 0))
+    if not len(rest):
+        return groups
+    if smallest[rest].sum() >= minimum or not groups:
+        return [*groups, rest]
     # Even together they are too few: join the rarest of the kept bins.
-    rarest = int(np.argmin(merged[:, :-1].sum(axis=0)))
-    merged[:, rarest] += merged[:, -1]
-    return merged[:, :-1]
+    rarest = int(np.argmin([totals[g[0]] for g in groups]))
+    groups[rarest] = np.concatenate([groups[rarest], rest])
+    return groups
+
+
+def pool(counts: Floats, groups: Sequence[npt.NDArray[np.int64]]) -> Floats:
+    """Counts of the merged bins; the last axis is the bins'."""
+    if len(groups) == counts.shape[-1]:
+        return counts
+    return np.stack([counts[..., g].sum(axis=-1) for g in groups], axis=-1) if groups else counts[..., :0]
+
+
+def pool_sparse(table: Floats, minimum: float = MIN_EXPECTED) -> Floats:
+    """A (samples, bins) table with its sparse columns merged (:func:`pooled_bins`)."""
+    return pool(table, pooled_bins(table, minimum))
 
 
 def chi_square(table: Floats) -> tuple[float, int]:
@@ -181,8 +215,81 @@ def homogeneity(current: Floats, reference: Floats, effect: float = 1.0, spread:
         # Everything in one bin: equal as far as anyone can see, if there was enough to see.
         return 1.0 if min(current.sum(), reference.sum()) >= 2 * MIN_EXPECTED else None
     statistic, df = chi_square(table)
+    # With both margins given, the statistic's mean is df N / (N - 1), not df (the "N - 1" chi-square: Campbell 2007).
+    statistic *= 1 - 1 / max(2.0, float(table.sum()))
     spread = min(max(spread, 1.0), float(max(df, 1)))
     return chi2_sf(statistic / (max(effect, 1.0) * spread), df / spread)
+
+
+def sparse_homogeneity(
+    current: Floats, reference: Floats, effect: float = 1.0, spread: float = 1.0
+) -> float | None:
+    """P-value that both counts come from one distribution, for many cells with few rows each; None without evidence.
+
+    Pearson's statistic over all cells, none merged. Its mean and variance are those given both margins (each cell's
+    count binomial given the pooled one, corrected for the total: C. Morris, *Ann. Statist.* 3, 1975; exact moments:
+    J. Haldane, *Biometrika* 31, 1940), its tail that of the scaled chi-square with these moments. So it needs no smallest expected count.
+    """
+    n, m = float(current.sum()), float(reference.sum())
+    pooled = current + reference
+    keep = pooled > 0
+    cells, total = int(keep.sum()), n + m
+    if cells < 2 or n <= 0 or m <= 0 or total - cells < MIN_REPEATS:
+        return None
+    f = n / total
+    spread_of = pooled[keep] * f * (1 - f)
+    statistic = float(np.sum((current[keep] - pooled[keep] * f) ** 2 / spread_of))
+    mean = (cells - 1) * total / max(total - 1, 1.0)
+    variance = 2 * (cells - 1) + (1 - 6 * f * (1 - f)) * float(np.sum(1 / spread_of))
+    variance -= (cells * (1 - 2 * f)) ** 2 / (total * f * (1 - f))
+    if variance <= 1e-9 * mean:
+        return None
+    df = 2 * mean * mean / variance
+    spread = min(max(spread, 1.0), max(df, 1.0))
+    return chi2_sf(statistic * df / mean / (max(effect, 1.0) * spread), df / spread)
+
+
+def sparse_effect(current: Floats, reference: Floats, effect: float = 1.0) -> float:
+    """How far two distributions over many sparse cells are apart, on the scale of PSI, without the bias of small counts.
+
+    The triangular discrimination ``sum (p - q)^2 / ((p + q) / 2)`` (F. Topsoe, IEEE Trans. Inf. Theory 46, 2000): close to PSI for
+    small changes, at most 4. From each cell what it is expected to show by chance is taken off, by enumeration over
+    the binomial distribution of its count given the pooled one.
+    """
+    n, m = float(current.sum()), float(reference.sum())
+    if n <= 0 or m <= 0:
+        return 0.0
+    if n > m:  # symmetric; the enumeration below is short where the first is the smaller
+        current, reference, n, m = reference, current, m, n
+    pooled = np.round(current + reference)
+    keep = pooled > 0
+    a, c = current[keep], pooled[keep]
+    found = float(np.sum(_apart(a / n, (c - a) / m)))
+    sizes, times = np.unique(c, return_counts=True)
+    expected = 0.0
+    for size, often in zip(sizes.tolist(), times.tolist(), strict=True):
+        expected += often * _apart_by_chance(size, n, m)
+    return max(0.0, found - expected * max(effect, 1.0))
+
+
+def _apart(p: Floats, q: Floats) -> Floats:
+    both = p + q
+    return np.asarray(np.where(both > 0, 2 * (p - q) ** 2 / np.where(both > 0, both, 1.0), 0.0))
+
+
+def _apart_by_chance(size: float, n: float, m: float) -> float:
+    f = n / (n + m)
+    mean = size * f
+    if mean > 50:
+        return 1 / n + 1 / m  # Taylor: the next term is smaller by the factor 1 / mean
+    k = np.arange(0, min(size, math.ceil(mean + 12 * math.sqrt(mean) + 25)) + 1)
+    binomial = math.lgamma(size + 1) - _log_gamma(k + 1) - _log_gamma(size - k + 1)
+    weights = np.exp(binomial + k * math.log(f) + (size - k) * math.log1p(-f))
+    return float(np.sum(weights * _apart(k / n, (size - k) / m)))
+
+
+def _log_gamma(x: Floats) -> Floats:
+    return np.array([math.lgamma(v) for v in x.tolist()])
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:

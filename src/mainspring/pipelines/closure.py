@@ -14,18 +14,22 @@ computed name on anything but a module, ``importlib``), and files a step opens b
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import blake3
+import msgspec
 
 from mainspring.errors import InvalidInput
-from mainspring.records.base import to_json
+from mainspring.records.base import new_id, to_json
 
 _WHOLE = "*"
+_MAX_NAME = 300
 _NOT_PROJECT = frozenset({"site-packages", "dist-packages", ".venv", "venv", "__pypackages__", ".mainspring"})
 
 
@@ -35,6 +39,16 @@ class Closure:
 
     digest: str
     parts: dict[str, str]
+    files: frozenset[str] = frozenset()
+    """The project's files that hold them, relative to the project."""
+    texts: frozenset[str] = frozenset()
+    """Text constants in them: one that names a file is how most steps read a file that is no argument."""
+    asks: frozenset[str] = frozenset()
+    """What the code asks the context of the run for: ``params``, ``at``."""
+
+    def document(self) -> bytes:
+        """What ``digest`` is the digest of."""
+        return to_json(self.parts)
 
 
 @dataclass
@@ -74,17 +88,110 @@ class Closures:
             )
         parts: dict[str, str] = {}
         self._walk(file, name, parts)
-        cells = {
-            n: c.cell_contents
-            for n, c in zip(target.__code__.co_freevars, target.__closure__ or (), strict=True)
-            if isinstance(c.cell_contents, (str, int, float, bool, type(None)))
+        files = {self._show(file), *(label.rpartition(":")[0] for label in parts)}
+        self._made(function, parts, set())
+        self._computed(parts)
+        known = {f for f in files if (self._root / f).is_file()}
+        nodes = list(self._nodes(parts))
+        names = {
+            n.attr if isinstance(n, ast.Attribute) else n.id
+            for n in nodes
+            if isinstance(n, (ast.Attribute, ast.Name))
         }
-        if cells:  # a function made by another one: what it was made with
-            parts[f"{self._show(file)}:{target.__qualname__}<cells>"] = _hash(to_json(cells))
-        return self._finish(parts)
+        texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        return replace(
+            self._finish(parts),
+            files=frozenset(known),
+            texts=frozenset(t for t in texts if len(t) < _MAX_NAME),
+            asks=frozenset(names & {"params", "at"} if "current" in names else ()),
+        )
 
     def _finish(self, parts: dict[str, str]) -> Closure:
-        return Closure(digest=_hash(to_json(parts)), parts=dict(sorted(parts.items())))
+        ordered = dict(sorted(parts.items()))
+        return Closure(digest=_hash(to_json(ordered)), parts=ordered)
+
+    def _nodes(self, parts: dict[str, str]) -> Iterator[ast.AST]:
+        """The syntax trees of the definitions."""
+        for label in parts:
+            shown, _, name = label.rpartition(":")
+            file = self._root / shown
+            statements = self._module(file).bindings.get(name, []) if file in self._modules else []
+            for statement in statements:
+                yield from ast.walk(statement)
+
+    def _made(self, function: Any, parts: dict[str, str], seen: set[int]) -> None:
+        """What the function, and each function wrapped in it, was made with: cells of a closure and defaults.
+
+        They are values, made when the module was imported: the source alone does not tell them.
+        """
+        while inspect.isfunction(function) and id(function) not in seen:
+            seen.add(id(function))
+            file = Path(function.__code__.co_filename).resolve()
+            shown = self._show(file) if self._is_project(file) else file.name
+            label = f"{shown}:{function.__qualname__}"
+            cells: dict[str, Any] = {}
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                try:
+                    cells[name] = cell.cell_contents
+                except ValueError:  # an empty cell: nothing was put there yet
+                    continue
+            defaults = {str(n): v for n, v in enumerate(function.__defaults__ or ())}
+            for kind, values in (
+                ("cells", cells),
+                ("defaults", {**defaults, **(function.__kwdefaults__ or {})}),
+            ):
+                told = {n: self._value(v, parts, seen) for n, v in values.items()}
+                if kind == "defaults":  # the source stands for a default that cannot be compared
+                    told = {n: v for n, v in told.items() if v[0] != "object"}
+                if told:
+                    parts[f"{label}<{kind}>"] = _hash(to_json(told))
+            function = getattr(function, "__wrapped__", None)
+
+    def _value(self, value: Any, parts: dict[str, str], seen: set[int]) -> Any:
+        """A value as it counts in the key: plain data by content, functions and classes by their definition."""
+        if inspect.isfunction(value):
+            self._made(value, parts, seen)
+        if inspect.ismodule(value) or inspect.isclass(value) or callable(value):
+            name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+            if name is not None:
+                self._define(value, parts)
+                return ["name", getattr(value, "__module__", "") or "", name]
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            return ["value", type(value).__name__, msgspec.to_builtins(_sorted(value), enc_hook=_spelt)]
+        # Nothing tells whether two such objects are alike: then they are not.
+        return ["object", type(value).__name__, new_id()]
+
+    def _define(self, value: Any, parts: dict[str, str]) -> None:
+        """Follow a function or class that is reached by value to its definition in the project."""
+        with contextlib.suppress(TypeError, OSError):
+            file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").resolve()
+            name = str(getattr(value, "__qualname__", "")).split(".")[0]
+            if self._is_project(file) and file.is_file():
+                self._walk(file, name if name in self._module(file).bindings else _WHOLE, parts)
+
+    def _computed(self, parts: dict[str, str]) -> None:
+        """Names of modules whose value was computed at import (``SIZE = int(os.environ["SIZE"])``): the value counts too."""
+        loaded = {
+            getattr(m, "__file__", None): m
+            for m in list(sys.modules.values())
+            if getattr(m, "__file__", None)
+        }
+        for label in list(parts):
+            shown, _, name = label.rpartition(":")
+            module = loaded.get(str(self._root / shown))
+            if module is None or name not in vars(module) or not shown:
+                continue
+            value = vars(module)[name]
+            if _is_constant(value) and self._is_computed(self._root / shown, name):
+                parts[f"{label}<value>"] = _hash(repr(value).encode("utf-8", "surrogatepass"))
+
+    def _is_computed(self, file: Path, name: str) -> bool:
+        for statement in self._module(file).bindings.get(name, []):
+            try:
+                ast.literal_eval(getattr(statement, "value", None) or statement)
+            except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+                return True
+        return False
 
     def _walk(self, file: Path, name: str, parts: dict[str, str]) -> None:
         seen: set[tuple[Path, str]] = set()
@@ -228,6 +335,35 @@ class Closures:
             _note(module, statement)
         self._modules[file] = (stamp, module)
         return module
+
+
+def _is_constant(value: Any) -> bool:
+    """Plain data that cannot change under the name: a cache that fills up is not code."""
+    if value is None or isinstance(value, (str, int, float, bool, bytes)):
+        return True
+    return isinstance(value, (tuple, frozenset)) and all(_is_constant(v) for v in value)
+
+
+def _sorted(value: Any) -> Any:
+    """Sets in a fixed order, so that equal ones are told alike in every process."""
+    if isinstance(value, (set, frozenset)):
+        return ["set", *sorted((_sorted(v) for v in value), key=repr)]
+    if isinstance(value, (list, tuple)):
+        return [_sorted(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _sorted(v) for k, v in value.items()}
+    if isinstance(value, float):
+        return repr(value)
+    return value
+
+
+def _spelt(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, complex):
+        return repr(value)
+    msg = f"{type(value).__name__} is not plain data"
+    raise TypeError(msg)
 
 
 def _note(module: _Module, statement: ast.stmt) -> None:

@@ -78,6 +78,7 @@ class _Outcome:
     error: StepError | None
     outputs: list[Artifact]
     log: str | None
+    unfit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,10 @@ class Drive:
     def _advance(self, ended: list[tuple[_Attempt, Ended | Result]]) -> list[_Attempt]:
         if not ended and self._idle():
             return []
+        self._planner.moment += bool(ended)
+        self._planner.look(
+            n.step for n in self._nodes.values() if (self._is_ready(n) if ended else n.phase == "waiting")
+        )
         with contextlib.ExitStack() as stack:
             outcomes = []
             if ended:
@@ -302,7 +307,8 @@ class Drive:
         )
         state.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
         for artifact in entry.outputs:
-            d.refer(artifact.digest, f"step:{execution.id}")
+            d.refer(artifact.digest, f"step:{execution.id}", tree=artifact.kind == "tree")
+        state.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
     def _begin(self, d: Decision, node: _Node, judgement: Judgement) -> _Attempt:
         node.attempt += 1
@@ -429,7 +435,7 @@ class Drive:
             target = attempt.scratch / "in" / artifact.digest / (artifact.type or "data")
             target.parent.mkdir(parents=True, exist_ok=True)
             if artifact.kind == "tree":
-                objects.materialise(artifact.digest, target)
+                objects.materialise(artifact.digest, target, internal=True)
                 return target
         else:
             target = self._folder / "in" / artifact.digest
@@ -467,7 +473,11 @@ class Drive:
         attempt.log.close()
         path = attempt.log.path
         log = writer.put(path).digest if path.stat().st_size else None
-        return _Outcome(attempt, result, error, outputs if error is None else [], log)
+        if error is not None:
+            return _Outcome(attempt, result, error, [], log)
+        writer.put(self._planner.code_of(attempt.node.step.name))
+        unfit = self._planner.disturbed(attempt.node.step, attempt.judgement)
+        return _Outcome(attempt, result, None, outputs, log, unfit)
 
     def _put(self, writer: ObjectWriter, output: Output) -> Artifact:
         path = Path(output.path)
@@ -503,11 +513,12 @@ class Drive:
             outputs=outcome.outputs,
             log=outcome.log,
             error=error,
+            unfit=outcome.unfit,
         )
         seconds = time.monotonic() - attempt.began
         if error is None:
             state.record_finished(
-                d, execution, pipeline=self._run.pipeline, code=attempt.judgement.ingredients.code, environment=self._run.environment,
+                d, project, execution, pipeline=self._run.pipeline, code=attempt.judgement.ingredients.code, environment=self._run.environment,
                 result=outcome.result, outputs=outcome.outputs, log=outcome.log,
             )  # fmt: skip
             node.phase = "done"

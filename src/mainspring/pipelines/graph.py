@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from mainspring.errors import InvalidInput, near
-from mainspring.pipelines.step import Pipeline, StepOptions, recording
+from mainspring.pipelines.step import Dataset, Pipeline, StepOptions, recording
 from mainspring.records.base import check_name
 from mainspring.records.pipelines import Argument, Graph, GraphStep
 
@@ -122,10 +122,24 @@ class Builder:
             backoff_s=options.backoff_s,
             memory_bytes=options.memory_bytes,
             outputs=None if options.outputs is None else list(options.outputs),
+            paths=self._counted(options, bound, name),
         )
         self._functions[name] = function
         self._outputs[name] = declared_outputs(function, options)
         return Handle(name, None, self._outputs[name])
+
+    def _counted(self, options: StepOptions, bound: inspect.BoundArguments, place: str) -> bool | list[str]:
+        if isinstance(options.paths, bool):
+            return options.paths
+        for name in options.paths:
+            if name not in bound.signature.parameters:
+                raise InvalidInput(
+                    "the step has no argument of this name",
+                    value=name,
+                    place=f"@step(paths=...) of {place}",
+                    next_step=near(name, bound.signature.parameters, what="argument"),
+                )
+        return list(options.paths)
 
     def rename(self, handle: Handle, name: str) -> Handle:
         check_name(name, what="step")
@@ -187,6 +201,8 @@ class Builder:
             return Argument(kind="output", step=value._step, output=value._output)  # noqa: SLF001
         if isinstance(value, Path):
             return Argument(kind="path", value=str(value))
+        if isinstance(value, Dataset):
+            return Argument(kind="dataset", value=value.name, output=value.version)
         if isinstance(value, (list, tuple)) and _has_reference(value):
             return Argument(kind="list", items=[self._argument(v, place=place) for v in value])
         if isinstance(value, dict) and _has_reference(value):
@@ -195,7 +211,7 @@ class Builder:
                 kind="dict", keys=keys, items=[self._argument(v, place=place) for v in value.values()]
             )
         try:
-            plain = msgspec.to_builtins(value)
+            plain = msgspec.to_builtins(value, enc_hook=_plain)
             if not _all_finite(plain):
                 raise InvalidInput(
                     "NaN and infinity cannot be literal arguments",
@@ -283,7 +299,11 @@ def convert_params(pipeline: Pipeline[..., Any], given: Mapping[str, Any]) -> di
 
 def params_as_data(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as plain JSON data, for the record of a run."""
-    return {k: str(v) if isinstance(v, Path) else msgspec.to_builtins(v) for k, v in values.items()}
+    return {k: msgspec.to_builtins(_shown(v), enc_hook=_plain) for k, v in values.items()}
+
+
+def _shown(value: Any) -> Any:
+    return f"{value.name}@{value.version}" if isinstance(value, Dataset) else value
 
 
 def declared_outputs(function: Callable[..., Any], options: StepOptions) -> tuple[str, ...] | None:
@@ -324,8 +344,16 @@ def _upstream(step: GraphStep) -> set[str]:
     return found
 
 
+def _plain(value: Any) -> Any:
+    """A path inside a record is its text: the content of what it names counts all the same."""
+    if isinstance(value, Path):
+        return str(value)
+    msg = f"{type(value).__name__} is not plain data"
+    raise TypeError(msg)
+
+
 def _has_reference(value: object) -> bool:
-    if isinstance(value, (Handle, Path)):
+    if isinstance(value, (Handle, Path, Dataset)):
         return True
     if isinstance(value, (list, tuple)):
         return any(_has_reference(v) for v in value)
@@ -353,6 +381,8 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def _convert(value: Any, hint: Any, *, place: str) -> Any:
     if hint is Any:
+        return value
+    if isinstance(value, (Path, Dataset)):
         return value
     if hint is Path or (isinstance(hint, type) and issubclass(hint, Path)):
         return Path(value)

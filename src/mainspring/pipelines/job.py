@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mainspring.records.base import Record, from_json, to_json
-from mainspring.records.pipelines import Argument, Artifact, ArtifactKind, StepError
+from mainspring.records.pipelines import Argument, Artifact, ArtifactKind, Effect, StepError
 
 JOB = "job.json"
 RESULT = "result.json"
@@ -40,7 +40,7 @@ class Job(Record, frozen=True):
     scratch: str
     arguments: dict[str, Argument]
     sources: dict[str, Source]
-    """By step name; by ``path:<text>`` for paths from outside the graph."""
+    """By step name; by ``path:<text>`` and ``dataset:<name>@<selector>`` for what comes from outside the graph."""
     params: dict[str, object] = {}
     """The pipeline's parameters, for information."""
     at: str = ""
@@ -71,12 +71,15 @@ class Result(Record, frozen=True):
     metrics: dict[str, float | str] = {}
     used: list[str] = []
     produced: list[str] = []
+    effects: list[Effect] = []
     modules: list[str] = []
     """Installed modules that the attempt imported itself: worth loading before the next one."""
 
 
 def source_key(argument: Argument) -> str:
     """Where a job keeps what the argument refers to."""
+    if argument.kind == "dataset":
+        return f"dataset:{argument.value}@{argument.output}"
     return argument.step if argument.kind == "output" else f"path:{argument.value}"
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import blake3
 
 from mainspring.records.base import to_json
 from mainspring.records.pipelines import Argument, Artifact, Change, GraphStep, Ingredients, Why
 
-FORMAT = 1
+FORMAT = 2
 """Changes when the meaning of a key does: old entries are then missed, never misread."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An execution that a miss is compared with. ``unfit`` says why its result is never taken."""
+
+    id: str
+    key: str
+    ingredients: Ingredients
+    unfit: str | None = None
 
 
 def ingredients_of(
@@ -21,13 +32,19 @@ def ingredients_of(
     parts: Mapping[str, str],
     resolved: Mapping[str, Sequence[Artifact]],
     environment: str,
+    files: Mapping[str, str] = {},
+    asked: Mapping[str, object] = {},
 ) -> Ingredients:
-    """What the key of ``step`` is made of. ``resolved`` gives the artifacts behind each argument that refers to some."""
+    """What the key of ``step`` is made of. ``resolved`` gives the artifacts behind each argument that refers to some,
+    ``files`` the content of files that are named by text, ``asked`` what the code asks the run for."""
     inputs: dict[str, str] = {}
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = dict(asked)
+    paths: dict[str, str] = {}
     for name, argument in step.arguments.items():
         if name in resolved:
-            content = [[a.name, a.kind, a.digest, a.type] for a in resolved[name]]
+            if argument.kind in {"path", "dataset"}:
+                paths[name] = f"{'file' if argument.kind == 'path' else 'dataset'} {argument.value}"
+            content = [[a.name, a.kind, a.source or a.digest, a.type] for a in resolved[name]]
             inputs[name] = blake3.blake3(to_json([_form(argument), content])).hexdigest()
         else:
             params[name] = argument.value
@@ -38,6 +55,8 @@ def ingredients_of(
         params=params,
         environment=environment,
         version=step.version,
+        files=dict(files),
+        paths=paths,
     )
 
 
@@ -50,6 +69,7 @@ def key_of(ingredients: Ingredients) -> str:
         ingredients.params,
         ingredients.environment,
         ingredients.version,
+        ingredients.files,
     ]
     return blake3.blake3(to_json(fields)).hexdigest()
 
@@ -65,7 +85,13 @@ def changes(before: Ingredients, now: Ingredients) -> list[Change]:
     for name in sorted(before.inputs.keys() | now.inputs.keys()):
         was, now_is = _short(before.inputs.get(name)), _short(now.inputs.get(name))
         if was != now_is:
-            found += [Change(what="input", name=name, before=was, after=now_is)]
+            shown = now.paths.get(name) or before.paths.get(name) or f"input {name}"
+            what: Literal["file", "input"] = "file" if shown.startswith("file ") else "input"
+            found += [Change(what=what, name=shown.partition(" ")[2], before=was, after=now_is)]
+    for name in sorted(before.files.keys() | now.files.keys()):
+        was, now_is = _short(before.files.get(name)), _short(now.files.get(name))
+        if was != now_is:
+            found += [Change(what="file", name=name, before=was, after=now_is)]
     for name in sorted(before.params.keys() | now.params.keys()):
         old, new = before.params.get(name), now.params.get(name)
         if to_json(old) != to_json(new) or (name in before.params) != (name in now.params):
@@ -84,23 +110,20 @@ def changes(before: Ingredients, now: Ingredients) -> list[Change]:
     return found
 
 
-def explain_miss(
-    step: str, key: str, now: Ingredients, before: Ingredients | None, earlier: str | None
-) -> Why:
+def explain_miss(step: str, key: str, now: Ingredients, earlier: Earlier | None) -> Why:
     """Why there is no result to use: the first run, or what changed since the execution ``earlier``."""
-    if before is None:
+    if earlier is None:
         return Why(step=step, hit=False, reason="no earlier execution of this step", key=key)
-    found = changes(before, now)
+    found = changes(earlier.ingredients, now)
     if not found:
-        return Why(
-            step=step,
-            hit=False,
-            reason="the earlier execution gave no usable result",
-            compared_to=earlier,
-            key=key,
+        reason = earlier.unfit or (
+            "the earlier execution gave no usable result"
+            if earlier.key == key
+            else "an earlier version of Mainspring recorded the result, and did not know all that it depends on"
         )
+        return Why(step=step, hit=False, reason=reason, compared_to=earlier.id, key=key)
     said = "; ".join(_say(c) for c in found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
-    return Why(step=step, hit=False, reason=said, changes=found, compared_to=earlier, key=key)
+    return Why(step=step, hit=False, reason=said, changes=found, compared_to=earlier.id, key=key)
 
 
 def _say(change: Change) -> str:
@@ -117,6 +140,8 @@ def _form(argument: Argument) -> Any:
     """The shape in which artifacts make up an argument; step names do not matter, only what came from them."""
     if argument.kind in {"list", "dict"}:
         return [argument.kind, argument.keys, [_form(a) for a in argument.items]]
+    if argument.kind == "dataset":
+        return "dataset"  # which version it is stands in the artifact
     return argument.value if argument.kind == "value" else [argument.kind, argument.output]
 
 

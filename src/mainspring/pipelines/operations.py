@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.operations import Download, Kind, Role, operation
-from mainspring.pipelines import state
+from mainspring.pipelines import effects, state
 from mainspring.records.lineage import ref
-from mainspring.records.pipelines import PipelineRun, PipelineRunPage, StepExecution, Why
+from mainspring.records.pipelines import PipelineRun, PipelineRunPage, RunEffect, StepExecution, Why
 
 
 class Pipelines:
@@ -65,6 +65,12 @@ class Pipelines:
             message = execution.error.message if execution.error else "it has not been decided yet"
             return Why(step=step, hit=None, reason=message)
         return execution.why
+
+    @operation(role=Role.VIEWER)
+    def effects(self, *, run: str) -> list[RunEffect]:
+        """What the run's steps committed, registered and logged; also what an earlier run did whose results this one took."""
+        with self._base.store.read() as tx:
+            return effects.of_run(tx, self._base.project, run)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
     def log(self, *, run: str, step: str) -> Download:

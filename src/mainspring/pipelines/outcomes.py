@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 from mainspring.pipelines.executor import Ended
-from mainspring.pipelines.job import Result
+from mainspring.pipelines.job import Result, source_key
 from mainspring.pipelines.logs import CappedLog
 from mainspring.records.pipelines import GraphStep, StepError
 
@@ -86,6 +86,6 @@ def needed(step: GraphStep) -> set[str]:
         waiting += argument.items
         if argument.kind == "output":
             found.add(argument.step)
-        elif argument.kind == "path":
-            found.add(f"path:{argument.value}")
+        elif argument.kind in {"path", "dataset"}:
+            found.add(source_key(argument))
     return found

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from mainspring.data import versions
 from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.lineage import Foundation
-from mainspring.pipelines import keys, state
+from mainspring.pipelines import effects, keys, state
 from mainspring.pipelines.closure import Closure, Closures
+from mainspring.pipelines.files import Files, Fingerprint
 from mainspring.pipelines.graph import Built
 from mainspring.pipelines.job import source_key
+from mainspring.records.lineage import ref, split_ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.pipelines import (
     Argument,
     Artifact,
     ArtifactKind,
     Change,
+    Effect,
+    Graph,
     GraphStep,
     Ingredients,
     StepExecution,
@@ -54,15 +63,29 @@ class Planner:
     """Judges the steps of one graph, with one environment."""
 
     def __init__(
-        self, base: Foundation, built: Built, *, root: Path, environment: str, closures: Closures
+        self,
+        base: Foundation,
+        built: Built,
+        *,
+        root: Path,
+        environment: str,
+        closures: Closures,
+        context: Mapping[str, object],
     ) -> None:
+        """``context``: what a step can ask ``current()`` for, ``params`` and ``at``; it counts where a step's code does."""
+        self._context = context
         self._base = base
         self._built = built
         self._root = root
         self._environment = environment
+        self._files = Files(root, base.home)
+        self._prints: dict[str, tuple[int, dict[str, Fingerprint]]] = {}
+        self.moment = 0
+        """Grows whenever a step has run: what it may have written must be looked at again."""
         self._codes: dict[str, Closure] = {
             s.name: closures.of(built.functions[s.name]) for s in built.graph.steps
         }
+        self._defaults = {s.name: _defaults(built.functions[s.name]) for s in built.graph.steps}
 
     def modules(self) -> list[str]:
         """What the steps' code imports from outside the project, as ``module`` or ``module:name``: worth importing once for all."""
@@ -74,26 +97,102 @@ class Planner:
         }
         return sorted(named)
 
-    def has_paths(self) -> bool:
-        return bool(self._paths())
+    def source_files(self) -> list[str]:
+        """The project's files that the steps' code is made of, relative to the project."""
+        return sorted({f for c in self._codes.values() for f in c.files})
 
-    def take_paths(self, writer: ObjectWriter) -> dict[str, Done]:
-        """Put every file and directory that is an argument into the store; its bytes are the input, not its name."""
-        return {
-            k: Done("single", [self._take(writer, text, step)]) for k, (text, step) in self._paths().items()
-        }
+    def code_of(self, step: str) -> bytes:
+        """The document that the digest of a step's code names: its definitions with their digests."""
+        return self._codes[step].document()
 
-    def _paths(self) -> dict[str, tuple[str, str]]:
-        """Paths among the arguments, by source key: their text and a step that takes them."""
-        found: dict[str, tuple[str, str]] = {}
-        for step in self._built.graph.steps:
-            waiting = list(step.arguments.values())
-            while waiting:
-                argument = waiting.pop()
-                waiting += argument.items
-                if argument.kind == "path":
-                    found[source_key(argument)] = (str(argument.value), step.name)
+    def done(self) -> None:
+        """Nothing more will be asked: keep what was learnt of files for the next time."""
+        self._files.index.save()
+
+    # --- what comes from outside the graph ---------------------------------------------------------------------------
+
+    def take_sources(
+        self, writer: Callable[[], AbstractContextManager[ObjectWriter]], pinned: Mapping[str, str]
+    ) -> dict[str, Done]:
+        """Resolve datasets to versions, and put files and directories that are arguments into the store.
+
+        ``pinned``: versions that an interrupted run has been reading, by source key.
+        """
+        found = {k: self._version(a, pinned.get(k)) for k, a in self._sources("dataset").items()}
+        paths = self._sources("path")
+        if paths:
+            with writer() as opened:
+                found |= {k: Done("single", [self._take(opened, str(a.value))]) for k, a in paths.items()}
         return found
+
+    def _sources(self, kind: str) -> dict[str, Argument]:
+        """Arguments of a kind, by source key."""
+        found: dict[str, Argument] = {}
+        for step in self._built.graph.steps:
+            found |= {source_key(a): a for a in _flat(step) if a.kind == kind}
+        return found
+
+    def _version(self, argument: Argument, pinned: str | None) -> Done:
+        name, selector = str(argument.value), pinned or argument.output or versions.LATEST
+        base = self._base
+        try:
+            with base.store.read() as tx:
+                row = versions.find(tx, base.project, name, selector)
+        except NotFound as error:
+            raise NotFound(
+                error.message,
+                value=f"{name}@{selector}",
+                place=f"pipeline {self._built.graph.pipeline}",
+                next_step=f"Commit it first: mainspring data commit {name} FILE.",
+            ) from None
+        source, tree = ref("dataset_version", str(row["id"])), str(row["tree"])
+        if row["kind"] == "table":
+            file = next(iter(base.objects.tree(tree).values()))
+            return Done("single", [Artifact(name="value", kind="table", digest=file.digest, size=file.size, source=source)])  # fmt: skip
+        return Done("single", [Artifact(name="value", kind="tree", digest=tree, size=int(row["bytes"]), type=name, source=source)])  # fmt: skip
+
+    # --- files named by text -----------------------------------------------------------------------------------------
+
+    def look(self, steps: Iterable[GraphStep]) -> None:
+        """Read the file arguments of ``steps`` as they are now; done outside transactions where it can be."""
+        for step in steps:
+            self._prints[step.name] = (self.moment, self.fingerprints(step))
+
+    def fingerprints(self, step: GraphStep) -> dict[str, Fingerprint]:
+        """What the files hold that text among the arguments names, by their names in the project."""
+        places: dict[str, Path] = {}
+        for name, argument in step.arguments.items():
+            if step.paths is True or (step.paths is not False and name in step.paths):
+                for part in _flatten(argument):
+                    if part.kind == "value":
+                        places |= self._files.named(part.value)
+        if step.paths is not False:
+            places |= self._files.named([self._defaults[step.name][n] for n in self._left_out(step)])
+            places |= self._files.named_in_code(self._codes[step.name].texts)
+        return {shown: self._files.fingerprint(path) for shown, path in sorted(places.items())}
+
+    def _left_out(self, step: GraphStep) -> list[str]:
+        """Arguments that the call leaves to their defaults, where text in them counts."""
+        wanted = self._defaults[step.name].keys() - step.arguments.keys()
+        return sorted(n for n in wanted if step.paths is True or n in (step.paths or []))
+
+    def _looked(self, step: GraphStep) -> dict[str, Fingerprint]:
+        moment, found = self._prints.get(step.name, (-1, {}))
+        if moment != self.moment:
+            self.look([step])
+            found = self._prints[step.name][1]
+        return found
+
+    def disturbed(self, step: GraphStep, before: Judgement) -> str | None:
+        """Whether files among the arguments changed while the step ran: nobody knows then what it read."""
+        now = {name: p.digest for name, p in self.fingerprints(step).items()}
+        was = before.ingredients.files
+        for name in sorted(now.keys() | was.keys()):
+            if now.get(name) != was.get(name):
+                return f"file {name} changed while the step ran last"
+        return None
+
+    # --- judging -----------------------------------------------------------------------------------------------------
 
     def judge(
         self,
@@ -107,9 +206,15 @@ class Planner:
     ) -> Judgement:
         """The key of a step whose upstream is done, and the entry that can stand for running it."""
         resolved = {n: _resolve(a, done) for n, a in step.arguments.items() if _refers(a)}
-        code = self._codes[step.name]
+        code, files = self._codes[step.name], self._looked(step)
         ingredients = keys.ingredients_of(
-            step, code=code.digest, parts=code.parts, resolved=resolved, environment=self._environment
+            step,
+            code=code.digest,
+            parts=code.parts,
+            resolved=resolved,
+            environment=self._environment,
+            files={name: p.digest for name, p in files.items()},
+            asked={f"current().{name}": self._context[name] for name in sorted(code.asks)},
         )
         key = keys.key_of(ingredients)
         inputs = list({(a.name, a.digest): a for found in resolved.values() for a in found}.values())
@@ -117,44 +222,60 @@ class Planner:
         if entry is None and step.cache:
             entry = state.find_entry(tx, self._base.project, key)
         if entry is not None:
-            broken = next((a for a in entry.outputs if not self._usable(a, verified)), None)
-            origin = entry.cached_from or entry.id
-            if broken is None:
-                reason = (
-                    "everything it depends on is as it was"
-                    if entry.run != run
-                    else "it had finished in this run"
-                )
-                return Judgement(
-                    ingredients,
-                    inputs,
-                    Why(step=step.name, hit=True, reason=reason, compared_to=origin, key=key),
-                    entry,
-                    [],
-                )
-            change = Change(what="artifact", name=broken.name, before=broken.digest[:12])
-            why = Why(
-                step=step.name,
-                hit=False,
-                reason=f"artifact {broken.name} is gone or corrupt",
-                changes=[change],
-                compared_to=origin,
-                key=key,
-            )
-            return Judgement(ingredients, inputs, why, None, [entry.id, origin])
+            return self._judge_entry(tx, step, ingredients, inputs, entry, run=run, verified=verified)
+        problem = next((p for p in files.values() if p.problem), None)
         if not step.cache:
+            reason = "the step is declared cache=False"
+        elif problem is not None:
+            reason = f"file {problem.path} {problem.problem}, so nothing tells whether it changed"
+        else:
+            earlier = state.find_earlier(tx, self._base.project, pipeline, step.name)
             return Judgement(
-                ingredients,
-                inputs,
-                Why(step=step.name, hit=False, reason="the step is declared cache=False", key=key),
-                None,
-                [],
+                ingredients, inputs, keys.explain_miss(step.name, key, ingredients, earlier), None, []
             )
-        earlier = state.find_earlier(tx, self._base.project, pipeline, step.name)
-        why = keys.explain_miss(
-            step.name, key, ingredients, earlier[1] if earlier else None, earlier[0] if earlier else None
+        return Judgement(
+            ingredients, inputs, Why(step=step.name, hit=False, reason=reason, key=key), None, []
         )
-        return Judgement(ingredients, inputs, why, None, [])
+
+    def _judge_entry(
+        self,
+        tx: Reader,
+        step: GraphStep,
+        ingredients: Ingredients,
+        inputs: list[Artifact],
+        entry: StepExecution,
+        *,
+        run: str | None,
+        verified: set[str],
+    ) -> Judgement:
+        """Whether an entry with the right key can be taken: its artifacts are whole and its effects still there."""
+        key, origin = entry.key, entry.cached_from or entry.id
+        bad: list[str] = []
+        change: Change | None = None
+        broken = next((a for a in entry.outputs if not self._usable(a, verified)), None)
+        if broken is not None:
+            change = Change(what="artifact", name=broken.name, before=broken.digest[:12])
+            reason, bad = f"artifact {broken.name} is gone or corrupt", [entry.id, origin]
+        elif entry.run == run:  # its effects are this run's own
+            reason = "it had finished in this run"
+        else:
+            left = effects.of_execution(tx, self._base.project, origin)
+            missing = effects.gone(tx, self._base, left)
+            if missing is not None:
+                change = Change(what="effect", name=missing)
+                reason = missing
+            else:
+                reason = _as_it_was(ingredients, left)
+        hit = change is None
+        why = Why(
+            step=step.name,
+            hit=hit,
+            reason=reason,
+            changes=[] if change is None else [change],
+            compared_to=origin,
+            key=key,
+        )
+        return Judgement(ingredients, inputs, why, entry if hit else None, bad)
 
     def _usable(self, artifact: Artifact, verified: set[str]) -> bool:
         if artifact.digest in verified:
@@ -176,15 +297,44 @@ class Planner:
             verified.add(artifact.digest)
         return good
 
-    def _take(self, writer: ObjectWriter, text: str, step: str) -> Artifact:
+    def _take(self, writer: ObjectWriter, text: str) -> Artifact:
         path = (self._root / text).absolute()
         if not path.exists():
             raise NotFound(
-                "a path given to a step does not exist", value=text, place=f"{step}, relative to {self._root}"
+                "a path given to a step does not exist",
+                value=text,
+                place=f"pipeline {self._built.graph.pipeline}, relative to {self._root}",
             )
         kind: ArtifactKind = "tree" if path.is_dir() else "file"
         reference = put_path(writer, path)
         return Artifact(name="value", kind=kind, digest=reference.digest, size=reference.size, type=path.name)
+
+
+def pin(graph: Graph, sources: Mapping[str, Done]) -> Graph:
+    """The graph with the version in every argument that is a dataset."""
+
+    def pinned(argument: Argument) -> Argument:
+        if argument.kind == "dataset":
+            source = sources[source_key(argument)].outputs[0].source
+            return msgspec.structs.replace(argument, version=split_ref(source)[1])
+        return msgspec.structs.replace(argument, items=[pinned(a) for a in argument.items])
+
+    steps = [
+        msgspec.structs.replace(s, arguments={n: pinned(a) for n, a in s.arguments.items()})
+        for s in graph.steps
+    ]
+    return msgspec.structs.replace(graph, steps=steps)
+
+
+def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:
+    """Why an entry is taken: what was compared by content, and which things of other rooms it stands for."""
+    by_content = [f"file {name}" for name in ingredients.files] + list(ingredients.paths.values())
+    reason = "everything it depends on is as it was"
+    if by_content:
+        more = f" and {len(by_content) - 3} more" if len(by_content) > 3 else ""
+        reason += f", by content {', '.join(by_content[:3])}{more}"
+    kept = [e.ref for e in left if e.kind in {"dataset_version", "model_version"}]
+    return reason + (f"; takes {len(kept)} versions it made before" if kept else "")
 
 
 def put_path(writer: ObjectWriter, path: Path) -> ObjectRef:
@@ -204,12 +354,31 @@ def put_path(writer: ObjectWriter, path: Path) -> ObjectRef:
     return writer.tree(entries)
 
 
+def _defaults(function: Callable[..., object]) -> dict[str, object]:
+    """Defaults of a step's arguments, paths as text."""
+    found = {
+        n: p.default for n, p in inspect.signature(function).parameters.items() if p.default is not p.empty
+    }
+    return {n: str(v) if isinstance(v, Path) else v for n, v in found.items()}
+
+
 def _refers(argument: Argument) -> bool:
-    return argument.kind in {"output", "path", "list", "dict"}
+    return argument.kind in {"output", "path", "dataset", "list", "dict"}
+
+
+def _flatten(argument: Argument) -> Iterator[Argument]:
+    yield argument
+    for item in argument.items:
+        yield from _flatten(item)
+
+
+def _flat(step: GraphStep) -> Iterator[Argument]:
+    for argument in step.arguments.values():
+        yield from _flatten(argument)
 
 
 def _resolve(argument: Argument, done: Mapping[str, Done]) -> list[Artifact]:
-    if argument.kind in {"output", "path"}:
+    if argument.kind in {"output", "path", "dataset"}:
         found: Sequence[Artifact] = done[source_key(argument)].outputs
         wanted = argument.output if argument.kind == "output" else None
         chosen = [a for a in found if a.name == wanted]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from mainspring.pipelines.closure import Closures
 from mainspring.pipelines.drive import Drive, OnEvent, Settings
 from mainspring.pipelines.executor import LocalProcesses
 from mainspring.pipelines.graph import Built, build, convert_params, function_spec, params_as_data, upstream
+from mainspring.pipelines.job import source_key
 from mainspring.pipelines.loading import load_pipeline
 from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import folder_of
-from mainspring.pipelines.planning import Done, Planner
+from mainspring.pipelines.planning import Done, Planner, pin
 from mainspring.pipelines.step import Pipeline
 from mainspring.records.base import new_id
 from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
@@ -72,37 +74,40 @@ class Runner:
         :class:`StepFailed` is raised with the step, the reason and the run's id. Everything is recorded in any case.
         """
         built, loaded, values = self._build(pipeline, params or {})
-        planner = self._planner(built)
+        shown, at = params_as_data(values), self._base.clock.now()
+        planner = self._planner(built, shown, at)
         started = from_us(state.wall_us())
+        sources = planner.take_sources(self._base.objects.writing, {})
         run = PipelineRun(
             id=new_id(),
             pipeline=loaded.name,
             state="running",
-            params=params_as_data(values),
-            graph=built.graph,
+            params=shown,
+            graph=pin(built.graph, sources),
             source=function_spec(loaded.function, self._root),
             root=str(self._root),
             environment=self._environment,
             started=started,
-            at=self._base.clock.now(),
+            at=at,
         )
-        sources = self._sources(planner)
         lease = self._acquire(run.id)
         try:
             with self._base.ledger.decision() as d:
                 state.insert_run(d, self._base.project, run)
                 for done in sources.values():
                     for artifact in done.outputs:
-                        d.refer(artifact.digest, f"run:{run.id}")
+                        if not artifact.source:
+                            d.refer(artifact.digest, f"run:{run.id}", tree=artifact.kind == "tree")
             return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
         finally:
             self._base.leases.release(lease)
 
     def plan(self, pipeline: Pipeline[..., Any] | str, params: Mapping[str, Any] | None = None) -> list[Why]:
         """For each step whether its result would be taken, and why; nothing runs and nothing is recorded."""
-        built, loaded, _ = self._build(pipeline, params or {})
-        planner = self._planner(built)
-        done = self._sources(planner)
+        built, loaded, values = self._build(pipeline, params or {})
+        planner = self._planner(built, params_as_data(values), self._base.clock.now())
+        done = planner.take_sources(self._base.objects.writing, {})
+        planner.look(built.graph.steps)
         verified: set[str] = set()
         found: list[Why] = []
         with self._base.store.read() as tx:
@@ -119,6 +124,7 @@ class Runner:
                 found.append(judgement.why)
                 if judgement.entry is not None:
                     done[step.name] = Done(judgement.entry.shape, judgement.entry.outputs)
+        planner.done()
         return found
 
     def resume(self, run_id: str, *, on_event: OnEvent | None = None, check: bool = True) -> PipelineRun:
@@ -138,10 +144,9 @@ class Runner:
             loaded = load_pipeline(run.source, root=self._root)
             values = convert_params(loaded, run.params)
             built = build(loaded, values, root=self._root)
-            planner = Planner(
-                self._base, built, root=self._root, environment=run.environment, closures=Closures(self._root)
-            )
-            sources = self._sources(planner)
+            planner = self._planner(built, run.params, run.at or run.started, environment=run.environment)
+            pinned = {source_key(a): a.version for a in state.datasets_of(run.graph) if a.version}
+            sources = planner.take_sources(self._base.objects.writing, pinned)
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, lease)
                 state.reopen_run(d, self._base.project, run_id)
@@ -156,16 +161,17 @@ class Runner:
         values = convert_params(loaded, params)
         return build(loaded, values, root=self._root), loaded, values
 
-    def _planner(self, built: Built) -> Planner:
+    def _planner(
+        self, built: Built, params: Mapping[str, Any], at: datetime, *, environment: str | None = None
+    ) -> Planner:
         return Planner(
-            self._base, built, root=self._root, environment=self._environment, closures=Closures(self._root)
+            self._base,
+            built,
+            root=self._root,
+            environment=self._environment if environment is None else environment,
+            closures=Closures(self._root),
+            context={"params": dict(params), "at": at.isoformat()},
         )
-
-    def _sources(self, planner: Planner) -> dict[str, Done]:
-        if not planner.has_paths():
-            return {}
-        with self._base.objects.writing() as writer:
-            return planner.take_paths(writer)
 
     def _drive(
         self,
@@ -179,12 +185,15 @@ class Runner:
         check: bool,
     ) -> PipelineRun:
         tell: OnEvent = on_event or (lambda _: None)
-        tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline))
+        file = run.source.rpartition(":")[0]
+        files = sorted({*planner.source_files(), *([] if Path(file).is_absolute() else [file])})
+        tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline, files=files))
         executor = LocalProcesses(run=run.id, root=self._root, modules=planner.modules())
         folder_of(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
         Drive(
             self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources
         ).go()  # fmt: skip
+        planner.done()
         ended = self._ops.run(id=run.id)
         if check and ended.state != "finished":
             error = ended.error

@@ -8,10 +8,13 @@ from typing import Any
 
 from mainspring.clock import from_us, to_us
 from mainspring.lineage import Decision, Foundation
+from mainspring.pipelines import effects
 from mainspring.pipelines.job import Result
+from mainspring.pipelines.keys import Earlier
 from mainspring.records.base import from_json, new_id, to_json
 from mainspring.records.lineage import ref
 from mainspring.records.pipelines import (
+    Argument,
     Artifact,
     Graph,
     Ingredients,
@@ -45,6 +48,20 @@ def insert_run(d: Decision, project: str, run: PipelineRun) -> None:
     )
     if run.environment:
         d.edge(ref("environment", run.environment), ref("run", run.id), "environment")
+    for dataset in datasets_of(run.graph):
+        d.edge(ref("dataset_version", dataset.version), ref("run", run.id), "input")
+
+
+def datasets_of(graph: Graph) -> list[Argument]:
+    """The arguments that are versions of datasets, each once."""
+    found: dict[tuple[str, str | None], Argument] = {}
+    waiting = [a for step in graph.steps for a in step.arguments.values()]
+    while waiting:
+        argument = waiting.pop()
+        waiting += argument.items
+        if argument.kind == "dataset":
+            found[str(argument.value), argument.output] = argument
+    return [found[k] for k in sorted(found, key=str)]
 
 
 def end_run(
@@ -113,16 +130,18 @@ def end_execution(
     outputs: Sequence[Artifact],
     log: str | None,
     error: StepError | None,
+    unfit: str | None = None,
 ) -> None:
     tx.execute(
-        "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, ended_us = ? WHERE project = ? AND id = ?",
-        state, _text(list(outputs)), result.shape, _text(result.metrics), log, None if error is None else _text(error),
+        "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, unfit = ?, ended_us = ? WHERE project = ? AND id = ?",
+        state, _text(list(outputs)), result.shape, _text(result.metrics), log, None if error is None else _text(error), unfit,
         wall_us(), project, execution,
     )  # fmt: skip
 
 
 def record_finished(
     d: Decision,
+    project: str,
     execution: StepExecution,
     *,
     pipeline: str,
@@ -135,21 +154,32 @@ def record_finished(
     """The event, the edges and the references of a step that really ran and finished."""
     me = ref("step", execution.id)
     for artifact in execution.inputs:
-        d.edge(ref("object", artifact.digest), me, "input")
-        d.refer(artifact.digest, me)
+        d.edge(artifact.source or ref("object", artifact.digest), me, "input")
+        if (
+            not artifact.source
+        ):  # a dataset's version keeps its own bytes, and gives them up when it is deleted
+            d.refer(artifact.digest, me, tree=artifact.kind == "tree")
     for artifact in outputs:
         d.edge(me, ref("object", artifact.digest), "output")
-        d.refer(artifact.digest, me)
+        d.refer(artifact.digest, me, tree=artifact.kind == "tree")
     if log is not None:
         d.refer(log, me)
     d.edge(ref("run", execution.run), me, "step")
     d.edge(ref("code", code), me, "code")
+    d.refer(code, me)
     if environment:
         d.edge(ref("environment", environment), me, "environment")
     for reference in result.used:
         d.edge(reference, me, "used")
-    for reference in result.produced:
-        d.edge(me, reference, "produced")
+    effects.store(d.tx, project, execution.id, result.effects)
+    since = to_us(execution.started)
+    for effect in result.effects:
+        if effect.kind in {"alias", "action", "artifact"}:
+            continue
+        if effects.made_here(d.tx, project, effect.ref, since_us=since):
+            d.edge(me, effect.ref, "produced")
+        else:  # it was there before: whoever makes equal content again is not its cause
+            d.edge(effect.ref, me, "reused")
     d.event(
         "step.finished",
         me,
@@ -165,7 +195,7 @@ def record_finished(
 
 def find_entry(tx: Reader, project: str, key: str, *, run: str | None = None) -> StepExecution | None:
     """The newest usable execution with this key; with ``run``, only one of that run (cached ones too)."""
-    where, values = "state = 'finished'", [project, key]
+    where, values = "state = 'finished' AND unfit IS NULL", [project, key]
     if run is not None:
         where, values = "state IN ('finished', 'cached') AND run = ?", [project, key, run]
     row = tx.first(
@@ -175,14 +205,32 @@ def find_entry(tx: Reader, project: str, key: str, *, run: str | None = None) ->
     return None if row is None else execution_of(row)
 
 
-def find_earlier(tx: Reader, project: str, pipeline: str, step: str) -> tuple[str, Ingredients] | None:
+def find_earlier(tx: Reader, project: str, pipeline: str, step: str) -> Earlier | None:
     """The newest finished execution of a step with what it was made of: what a miss is compared with."""
     row = tx.first(
-        "SELECT id, ingredients FROM step_executions WHERE project = ? AND pipeline = ? AND step = ? AND state = 'finished' AND ingredients IS NOT NULL "
-        "ORDER BY id DESC LIMIT 1",
+        "SELECT id, cache_key, ingredients, unfit FROM step_executions WHERE project = ? AND pipeline = ? AND step = ? AND state = 'finished' "
+        "AND ingredients IS NOT NULL ORDER BY id DESC LIMIT 1",
         project, pipeline, step,
     )  # fmt: skip
-    return None if row is None else (str(row["id"]), from_json(row["ingredients"], Ingredients))
+    if row is None:
+        return None
+    ingredients: Ingredients = from_json(row["ingredients"], Ingredients)
+    return Earlier(str(row["id"]), str(row["cache_key"]), ingredients, row["unfit"])
+
+
+def record_reuse(d: Decision, project: str, execution: StepExecution, origin: str) -> bool:
+    """A result was taken that had effects: the new run and execution are led to by the same things. Whether it had any."""
+    found = effects.of_execution(d.tx, project, origin)
+    if not found:
+        return False
+    me, run = ref("step", execution.id), ref("run", execution.run)
+    d.edge(ref("step", origin), me, "cached")
+    d.edge(run, me, "step")
+    for effect in found:
+        if effect.kind not in {"alias", "action"}:
+            d.edge(effect.ref, me, "reused")
+            d.edge(effect.ref, run, "reused")
+    return True
 
 
 def distrust(tx: Writer, project: str, execution: str) -> None:

@@ -7,6 +7,7 @@ being recorded it returns a :class:`~mainspring.pipelines.graph.Handle` and noth
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +33,47 @@ class StepOptions:
     backoff_s: float = 1.0
     memory_bytes: int | None = None
     outputs: tuple[str, ...] | None = None
+    paths: bool | tuple[str, ...] = True
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A version of a dataset, to be read by a step: see :func:`dataset`."""
+
+    name: str
+    version: str = "latest"
+
+    def read(self) -> Any:
+        """The version's table (or, of a version of files, their folder), from the nearest workspace."""
+        from mainspring.pipelines.context import current
+
+        if current().execution:
+            raise InvalidInput(
+                "a step cannot read a dataset behind the cache's back",
+                value=self.name,
+                place=current().step,
+                next_step="Write dataset(...) in the pipeline's body, as an argument of the step.",
+            )
+        # By name, as a step's process opens its workspace: this room does not know what composes it.
+        return importlib.import_module("mainspring.api").read_dataset(self.name, self.version)
+
+
+def dataset(name: str, version: str | int = "latest") -> Any:
+    """In a pipeline body: a version of a dataset as an argument of a step.
+
+    ``version`` is ``latest``, a number, a tag, an id or its unique beginning; it is looked up when a run is planned, and the
+    run reads that one to its end. The step gets the table (a :class:`pyarrow.Table`), or a folder of its own with the
+    version's files. The version is part of the cache key and an input of the run in lineage. Outside a run, a step that is
+    called with it reads the same from the nearest workspace.
+    """
+    if not name or not isinstance(name, str):
+        raise InvalidInput(
+            "a dataset is given by its name",
+            value=name,
+            place="dataset(...)",
+            next_step='Write dataset("rents").',
+        )
+    return Dataset(name, str(version))
 
 
 class Recorder(Protocol):
@@ -62,6 +104,7 @@ def step(
     backoff: float = 1.0,
     memory_mb: int | None = None,
     outputs: tuple[str, ...] | None = None,
+    paths: bool | tuple[str, ...] = True,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 def step(
     function: Callable[..., Any] | None = None,
@@ -75,13 +118,16 @@ def step(
     backoff: float = 1.0,
     memory_mb: int | None = None,
     outputs: tuple[str, ...] | None = None,
+    paths: bool | tuple[str, ...] = True,
 ) -> Any:
     """Declare a function as a pipeline step.
 
     ``timeout`` and ``backoff`` are in seconds (the pause doubles with every retry, up to a minute), ``memory_mb`` is what
     the step may allocate beyond what it starts with, in MiB. ``version`` is a word of yours in the cache key, for what the
     code closure cannot see. ``outputs`` names the parts of a returned tuple or dict; a ``NamedTuple``, ``TypedDict`` or
-    fixed ``tuple[...]`` annotation does so by itself. ``isolation="inline"`` runs the step inside the runner: faster, and
+    fixed ``tuple[...]`` annotation does so by itself. Text among the arguments that names an existing file or folder of the
+    project counts by its content; ``paths=False`` takes it as mere text, ``paths=("source",)`` looks at these arguments only
+    (for the name of a folder that the step writes to). ``isolation="inline"`` runs the step inside the runner: faster, and
     without deadline, limit or protection from a crash. Raises :class:`InvalidInput` for an option that cannot be right.
 
     >>> @step
@@ -113,6 +159,12 @@ def step(
         not isinstance(outputs, tuple) or not outputs or len(set(outputs)) != len(outputs)
     ):
         raise InvalidInput("outputs must be different names in a tuple", value=outputs, place="@step")
+    if not isinstance(paths, bool) and not (
+        isinstance(paths, tuple) and all(isinstance(name, str) for name in paths)
+    ):
+        raise InvalidInput(
+            "paths is True, False or a tuple of the names of arguments", value=paths, place="@step"
+        )
     options = StepOptions(
         isolation=isolation,
         cache=cache,
@@ -122,6 +174,7 @@ def step(
         backoff_s=backoff,
         memory_bytes=None if memory_mb is None else memory_mb << 20,
         outputs=outputs,
+        paths=paths,
     )
 
     def declare(target: Callable[P, R]) -> Callable[P, R]:
@@ -129,7 +182,8 @@ def step(
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             recorder = recording.get()
             if recorder is None:
-                return target(*args, **kwargs)
+                given = [_read(a) for a in args]
+                return target(*given, **{k: _read(v) for k, v in kwargs.items()})
             noted: R = recorder.call(target, options, args, kwargs)
             return noted
 
@@ -137,6 +191,15 @@ def step(
         return call
 
     return declare if function is None else declare(function)
+
+
+def _read(value: Any) -> Any:
+    """What a plain call passes for a dataset: its content."""
+    if isinstance(value, Dataset):
+        return value.read()
+    if type(value) in {list, tuple} and any(isinstance(v, Dataset) for v in value):
+        return type(value)(_read(v) for v in value)
+    return value
 
 
 class Pipeline(Generic[P, R]):

@@ -17,7 +17,9 @@ from typing import Any
 import msgspec
 
 from mainspring.errors import InvalidInput, MainspringError
+from mainspring.observation import observing
 from mainspring.pipelines import artifacts, context
+from mainspring.pipelines.effects import Collector
 from mainspring.pipelines.graph import declared_outputs
 from mainspring.pipelines.job import Job, Output, Result, Source, read_job, source_key, write_result
 from mainspring.pipelines.loading import load_function
@@ -35,7 +37,7 @@ def main(job_file: Path) -> int:
     os.chdir(job.root)
     if job.memory_bytes is not None:
         _limit_memory(job.memory_bytes)
-    result = execute(job)
+    result = execute(job, alone=True)
     atexit._run_exitfuncs()  # noqa: SLF001 - a forked process ends by _exit: what the step registered must still run
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -45,8 +47,17 @@ def main(job_file: Path) -> int:
     return 0 if result.error is None else 1
 
 
-def execute(job: Job, function: Callable[..., Any] | None = None) -> Result:
-    """Call the step and save what it returns. Whatever goes wrong is in the result; nothing is raised."""
+def execute(job: Job, function: Callable[..., Any] | None = None, *, alone: bool = False) -> Result:
+    """Call the step and save what it returns. Whatever goes wrong is in the result; nothing is raised.
+
+    ``alone``: nothing else runs in this process, so what any of its threads decides is the step's.
+    """
+    effects = Collector()
+    with observing(effects, process=alone):
+        return _execute(job, function, effects)
+
+
+def _execute(job: Job, function: Callable[..., Any] | None, effects: Collector) -> Result:
     here = context.StepContext(
         project=job.project,
         run=job.run,
@@ -94,6 +105,7 @@ def execute(job: Job, function: Callable[..., Any] | None = None) -> Result:
         metrics=context.encode_metrics(here.metrics),
         used=here.references_used,
         produced=here.references_produced,
+        effects=effects.with_declared(here.references_produced),
     )
 
 
@@ -180,13 +192,21 @@ def _literal(value: Any, hint: Any, *, place: str) -> Any:
     if hint is None or hint is Any:
         return value
     try:
-        return msgspec.convert(value, hint)
+        return msgspec.convert(value, hint, dec_hook=_revive)
     except msgspec.ValidationError as error:
         raise InvalidInput(
             f"the argument does not fit its annotation: {error}", value=value, place=place
         ) from None
-    except TypeError:  # an annotation msgspec has no opinion on
+    except (TypeError, NotImplementedError):  # an annotation msgspec has no opinion on
         return value
+
+
+def _revive(kind: type, value: Any) -> Any:
+    """A path inside a record travels as text."""
+    if issubclass(kind, Path) and isinstance(value, str):
+        return kind(value)
+    msg = f"{kind.__name__} cannot be made of data"
+    raise NotImplementedError(msg)
 
 
 def _save(value: object, function: Callable[..., Any], job: Job) -> tuple[str, list[Output]]:
@@ -240,7 +260,7 @@ def _return_hint(source: Source, job: Job) -> Any:
 
 
 def _sources(argument: Argument, job: Job) -> list[Source]:
-    if argument.kind in {"output", "path"}:
+    if argument.kind in {"output", "path", "dataset"}:
         return [job.sources[source_key(argument)]]
     return [s for a in argument.items for s in _sources(a, job)]
 

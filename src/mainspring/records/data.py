@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from mainspring.records.base import Digest, Duration, Page, Record
+from mainspring.records.reading import ReadReport
 
 
 class TableColumn(Record, frozen=True):
@@ -44,7 +45,8 @@ class DatasetVersion(Record, frozen=True):
 
     For a table that is the canonical digest of schema and rows in order, independent of the file that carries them; for
     files it is the digest of their tree. ``number`` counts commits of this dataset, from 1. ``tree`` is the stored
-    tree object (path to object), ``bytes`` the size of what it names before deduplication.
+    tree object (path to object), ``bytes`` the size of what it names before deduplication. ``reading`` says how its source was
+    read when it was first committed (None: as it was given, or files).
     """
 
     id: Digest
@@ -61,6 +63,7 @@ class DatasetVersion(Record, frozen=True):
     created_at: datetime
     created_by: str
     tags: list[str] = []
+    reading: ReadReport | None = None
 
 
 class VersionPage(Page, frozen=True, kw_only=True):
@@ -99,11 +102,11 @@ class NotNullRule(Rule, frozen=True, kw_only=True, tag="not_null"):
 
 
 class RangeRule(Rule, frozen=True, kw_only=True, tag="range"):
-    """Every value that is not null lies in ``[min, max]``; NaN does not."""
+    """Every value that is not null lies in ``[min, max]``; NaN does not. Whole numbers and decimals are compared exactly."""
 
     column: str
-    min: float | None = None
-    max: float | None = None
+    min: int | float | None = None
+    max: int | float | None = None
 
 
 class SetRule(Rule, frozen=True, kw_only=True, tag="set"):
@@ -134,17 +137,22 @@ class RowCountRule(Rule, frozen=True, kw_only=True, tag="row_count"):
 
 
 class FreshnessRule(Rule, frozen=True, kw_only=True, tag="freshness"):
-    """The newest time in ``column`` is no older than ``max_age`` before policy time."""
+    """The newest time in ``column`` is no older than ``max_age`` before policy time, and no time is of the future.
+
+    A time may be ``tolerance`` ahead of policy time; by default 5 minutes if the column has a zone, else 14 hours more, since
+    dates and times without a zone are taken as of UTC and may be of a zone ahead of it.
+    """
 
     column: str
     max_age: Duration
+    tolerance: Duration | None = None
 
 
 class LabelRateRule(Rule, frozen=True, kw_only=True, tag="label_rate"):
     """The share of ``positive`` among the non-null values lies in ``[low, high]``.
 
-    With ``period`` (a time column) it must hold ``per`` hour, day or month; with ``by`` for every value of that column.
-    Groups of fewer than ``min_rows`` labelled rows are not judged.
+    With ``period`` (a time column) it must hold ``per`` hour, day or month, by the clock of the column's zone if it has one; with
+    ``by`` for every value of that column (rows without one are a group, and so are those with NaN). Groups of fewer than ``min_rows`` labelled rows are not judged.
     """
 
     column: str
@@ -179,7 +187,7 @@ class FailedRow(Record, frozen=True):
 
 
 class Finding(Record, frozen=True):
-    """How one rule came out. ``failing`` counts rows (for ``row_count`` and ``freshness``: 1 if breached).
+    """How one rule came out. ``failing`` counts rows (for ``row_count``, and for ``freshness`` without a row of the future: 1 if breached).
 
     ``value`` is what was measured (null share, row count, newest time in seconds since the epoch, rate); ``groups`` are
     the groups that broke a ``label_rate``; ``sample`` holds at most 10 failing rows.

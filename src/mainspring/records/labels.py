@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated
 
@@ -14,11 +15,18 @@ PredictionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}(/[0-9
 
 LabelValue = bool | int | float | str
 
+_ISSUED = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def is_issued_id(request: str) -> bool:
+    """Whether a server of ours could have given a request this id: all are UUIDv7 in canonical form."""
+    return _ISSUED.fullmatch(request) is not None
+
 
 class Feedback(Record, frozen=True):
     """What turned out to be true of one predicted row.
 
-    ``value``: a class (its name, or 0/1 and true/false for a binary model) or a number. ``at`` is when it became true in
+    ``value``: a class, matched by its value (records.classes: 1.0 is the class 1), or a number for regression. ``at`` is when it became true in
     the world (default: when it arrives here). Two items with equal prediction, value, ``at`` and source are one.
     """
 
@@ -33,7 +41,8 @@ class FeedbackCounts(Record, frozen=True):
 
     ``accepted`` first label of its prediction; ``duplicate`` said before, ignored; ``revised`` differs from the label that
     stood, which stays in the history; ``parked`` no such prediction is known yet, kept until it appears or
-    expires; ``rejected`` malformed (relayed items only: a direct call is refused whole), or no room left to park it.
+    expires; ``rejected`` malformed, or about a row or a class that cannot be (relayed items only: a direct call is refused
+    whole), or no room left to park it. ``more``: the relay holds further items for the next call.
     """
 
     accepted: int = 0
@@ -41,6 +50,7 @@ class FeedbackCounts(Record, frozen=True):
     revised: int = 0
     parked: int = 0
     rejected: int = 0
+    more: bool = False
 
 
 class Label(Record, frozen=True):
@@ -58,11 +68,16 @@ class Label(Record, frozen=True):
 
 
 class SettleReport(Record, frozen=True):
-    """Parked labels looked at again: ``joined`` found their prediction, ``expired`` waited too long, ``waiting`` remain."""
+    """Parked labels looked at again: ``joined`` found their prediction, ``expired`` waited too long, ``waiting`` remain.
+
+    ``rejected`` of the joined ones name no class of their model. ``more``: some that can be joined are left for the next call.
+    """
 
     joined: int = 0
     expired: int = 0
     waiting: int = 0
+    rejected: int = 0
+    more: bool = False
 
 
 class LabelStats(Record, frozen=True):

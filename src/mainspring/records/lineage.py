@@ -79,10 +79,29 @@ class Node(Record, frozen=True):
 
 
 class AuditReport(Record, frozen=True):
-    """Outcome of verifying the event chain. ``first_bad`` is the first sequence number that does not fit."""
+    """Outcome of verifying the event chain and what is derived from it. ``first_bad`` is the first sequence number that does
+    not fit; ``events`` and ``head`` tell how far the chain is whole, ``problems`` everything that was found (at most 200)."""
 
     ok: bool
     events: int
     head: str
     first_bad: int | None = None
     reason: str | None = None
+    problems: list[str] = []
+    edges: int = 0
+    """Edges that the chain names."""
+    edges_of_version_1: int = 0
+    """Edges that version 1 recorded beside the chain: they can be told from later ones, but not proven."""
+
+
+class EdgeReport(Record, frozen=True):
+    """Edges around some things, held against the chain. Each list holds edges as they stand in the table or in the event."""
+
+    forged: list[Edge] = []
+    """In the table, but no event of the chain recorded it."""
+    missing: list[Edge] = []
+    """An event recorded it, but it is not in the table any more."""
+    before_version_2: list[Edge] = []
+    """Recorded by version 1, outside the chain."""
+    problems: list[str] = []
+    """Events that vouch for an edge but do not match their own hash, and the like."""

@@ -17,9 +17,9 @@ class GateRule(Record, frozen=True):
     """One condition a candidate must meet on the locked hold-out.
 
     Absolute: ``min`` and/or ``max``. Against the champion: ``versus = "champion"`` with ``max_worse`` (in the metric's
-    own unit; 0 = must not be worse) and ``test``: ``paired`` demands that the one-sided confidence bound of the paired
-    difference on the same rows stays within ``max_worse`` (non-inferiority) unless ``strict``: then the candidate must
-    be better with that confidence. ``point`` compares the plain figures.
+    own unit; 0 = must not be worse) and ``test``: ``paired`` demands that the one-sided ``confidence`` bound of the paired
+    difference on the same rows stays within ``max_worse`` (non-inferiority). ``point`` compares the plain figures.
+    ``metric``: one that is computed on a hold-out for the model's task, or ``latency_p99_ms`` (absolute only).
     """
 
     metric: str
@@ -51,8 +51,9 @@ class RollbackRule(Record, frozen=True):
     """A breach withdraws the candidate at once, in any stage where it answers traffic.
 
     ``error_rate``: share of failed requests of the candidate. ``score_shift``: population stability index between the
-    scores of candidate and champion on the same rows. Any quality metric ``versus = "champion"``: paired difference on
-    the labelled rows; breached when even its favourable confidence bound is worse than ``max_worse``.
+    scores of candidate and champion on the same rows. ``log_loss`` (regression: ``squared_error``) with
+    ``versus = "champion"``: paired difference on the labelled rows; breached when even its favourable ``confidence``
+    bound is worse than ``max_worse``.
     """
 
     metric: str
@@ -95,7 +96,9 @@ class RetrainPolicy(Record, frozen=True):
     """Retrains allowed per ``budget_window``; then the loop stops and asks."""
     budget_window: Duration = "365d"
     max_failures: int = 3
-    """Consecutive failed or gated-out retrains before it backs off to ``max_failures`` times the cooldown."""
+    """Each retrain in a row that fails, is gated out or rolled back doubles the wait for the next one, at most this often: after
+    ``max_failures`` of them it stays at ``2 ** max_failures`` times the cooldown (0: it never grows). What doubles is the
+    cooldown, but at least a minute, counted from the end of the failed retrain."""
 
 
 # --- facts and decisions ---------------------------------------------------------------------------------------------

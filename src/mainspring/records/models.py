@@ -25,12 +25,21 @@ class Column(Record, frozen=True):
     nullable: bool = False
 
 
+ClassType = Literal["float64", "int64", "string", "bool"]
+
+
 class Signature(Record, frozen=True):
-    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive])."""
+    """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive]).
+
+    ``class_type`` is the type of the estimator's classes, by which labels are matched (records.classes); None in records of
+    before it was kept: inferred. ``class_values``: the estimator's own classes where ``classes`` gives them other names.
+    """
 
     inputs: list[Column]
     task: Task
     classes: list[str] = []
+    class_type: ClassType | None = None
+    class_values: list[str] = []
 
 
 class PackageFile(Record, frozen=True):
@@ -125,6 +134,8 @@ class AliasEvent(Record, frozen=True):
     actor: str
     reason: str
     event: str
+    overridden: list[str] = []
+    """What spoke against the move and was overridden by the actor; empty for every other move."""
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
@@ -134,6 +145,8 @@ class ModelInfo(Record, frozen=True, kw_only=True):
     created_at: datetime
     versions: int
     aliases: dict[str, int] = {}
+    overridden: dict[str, list[str]] = {}
+    """Of aliases that were moved in spite of something: what spoke against it."""
 
 
 class ModelVersionPage(Page, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ class MonitorPolicy(Record, frozen=True):
     Quality: a share (nulls, invalid, unseen categories, values outside the training range) that grew by more than
     ``null_share``, ``invalid_share``, ``unseen_share``, ``outside_share``; failed requests above ``error_rate``.
 
-    Performance: ``metric`` (log_loss, brier, accuracy, auc, mae, rmse) worse than ``reference`` by more than
+    Performance: ``metric`` (any that the task knows: docs/rooms/metrics.md) worse than ``reference`` by more than
     ``tolerance`` (in the metric's unit) with confidence. Without ``reference`` the model version's own recorded figure is
     used. ``label_delay``: how late labels usually are; ``label_horizon``: later ones no longer revise windows.
 
@@ -133,7 +133,8 @@ class Performance(Record, frozen=True):
     """How good the predictions of one scorer in one window were, as far as labels have arrived.
 
     ``scorer`` is a version number or ``shadow:<name>``. ``invalid`` labels could not be read as this task's truth.
-    ``sums`` holds, per additive metric, [sum, sum of squares] of the per-row losses: windows add up.
+    ``sums`` holds, per metric that is a mean over rows, [sum, sum of squares] of its values per row: windows add up.
+    ``truncated``: more rows are labelled than are read for one window; metrics and ``labelled`` are of the newest.
     """
 
     scorer: str
@@ -147,6 +148,7 @@ class Performance(Record, frozen=True):
     revision: int = 1
     metrics: dict[str, Metric] = {}
     sums: dict[str, list[float]] = {}
+    truncated: bool = False
 
 
 class DecayReport(Record, frozen=True):
@@ -237,7 +239,10 @@ class SeriesPoint(Record, frozen=True):
 
 
 class IngestReport(Record, frozen=True):
-    """What one reading of the prediction log did. ``duplicates`` were known already; ``bad`` could not be decoded."""
+    """What one reading of the prediction log did. ``duplicates`` were known already; ``bad`` could not be decoded.
+
+    ``more``: the log holds further records that this call left for the next one.
+    """
 
     requests: int = 0
     rows: int = 0

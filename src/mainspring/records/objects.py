@@ -40,6 +40,8 @@ class FsckReport(Record, frozen=True):
     bytes_read: int
     orphaned_packs: tuple[str, ...] = ()
     leftover_temp: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()
+    """Files that were damaged, and were made again before the check."""
 
 
 class GcReport(Record, frozen=True):

@@ -22,17 +22,22 @@ class Artifact(Record, frozen=True):
     size: int
     type: str = ""
     """For ``record``: the qualified name of its type; for ``file`` and ``tree``: the base name of the path."""
+    source: str = ""
+    """For an input that is a dataset version: its reference."""
 
 
 class Argument(Record, frozen=True):
-    """One argument of a step call: a literal, a path outside the graph, an earlier step's output, or a collection of these."""
+    """One argument of a step call: a literal, a path or a dataset outside the graph, an earlier step's output, or a
+    collection of these."""
 
-    kind: Literal["value", "path", "output", "list", "dict"]
+    kind: Literal["value", "path", "dataset", "output", "list", "dict"]
     value: Any = None
-    """``value``: plain JSON data. ``path``: its text; the bytes behind it are the input."""
+    """``value``: plain JSON data. ``path``: its text; the bytes behind it are the input. ``dataset``: its name."""
     step: str = ""
     output: str | None = None
-    """``output``: which one of ``step``; None means everything it returned."""
+    """``output``: which one of ``step``; None means everything it returned. ``dataset``: the selector of the version."""
+    version: str = ""
+    """``dataset``: the id of the version that the run reads."""
     items: list[Argument] = []
     keys: list[str] = []
 
@@ -54,6 +59,8 @@ class GraphStep(Record, frozen=True):
     memory_bytes: int | None = None
     outputs: list[str] | None = None
     """Names declared by ``@step(outputs=...)``."""
+    paths: bool | list[str] = True
+    """Whether text that names a file counts by the file's content; a list: in these arguments only."""
 
 
 class Graph(Record, frozen=True):
@@ -73,6 +80,10 @@ class Ingredients(Record, frozen=True):
     params: dict[str, Any]
     environment: str
     version: str = ""
+    files: dict[str, str] = {}
+    """Files and folders named by text among the arguments, with a digest of what they hold."""
+    paths: dict[str, str] = {}
+    """For words only: what each argument that is a path is called."""
 
 
 class StepError(Record, frozen=True):
@@ -87,9 +98,9 @@ class StepError(Record, frozen=True):
 
 
 class Change(Record, frozen=True):
-    """One ingredient that differs: ``what`` is ``code``, ``input``, ``param``, ``environment``, ``version`` or ``artifact``."""
+    """One thing that differs: an ingredient of the key, or what an earlier execution left behind."""
 
-    what: Literal["code", "input", "param", "environment", "version", "artifact"]
+    what: Literal["code", "input", "file", "param", "environment", "version", "artifact", "effect"]
     name: str
     before: Any = None
     after: Any = None
@@ -105,6 +116,24 @@ class Why(Record, frozen=True):
     compared_to: str | None = None
     """The earlier step execution it was compared with, or whose results it took."""
     key: str | None = None
+
+
+class Effect(Record, frozen=True):
+    """What a step left in another room. ``ref`` is a reference to it; for an ``action``, which no reference can stand for,
+    the operation it called."""
+
+    kind: Literal["dataset_version", "model_version", "alias", "artifact", "reference", "action"]
+    ref: str
+    operation: str = ""
+    data: dict[str, Any] = {}
+
+
+class RunEffect(Record, frozen=True):
+    """An effect of a step of a run. ``reused``: an earlier execution had it, and this run took that one's results."""
+
+    step: str
+    effect: Effect
+    reused: bool = False
 
 
 class StepExecution(Record, frozen=True):
@@ -164,3 +193,5 @@ class PipelineEvent(Record, frozen=True):
     step: str | None = None
     detail: str = ""
     seconds: float | None = None
+    files: list[str] = []
+    """``started``: the project's files that the steps' code is made of, relative to the project."""

@@ -161,6 +161,28 @@ def decode_log(payload: bytes) -> LogRecord | None:
     return record
 
 
+def misfit(outer: Signature, inner: Signature) -> str | None:
+    """Why a model of signature ``inner`` cannot answer in the place of one of ``outer``; None if it can.
+
+    Both answer the same question (task and classes, in their order), and each column that ``inner`` needs is among those sent, of its
+    type, and null only where ``inner`` takes null.
+    """
+    if outer.task != inner.task:
+        return f"its task is {inner.task.value}, not {outer.task.value}"
+    if outer.classes != inner.classes:
+        return f"its classes are {inner.classes}, not {outer.classes}"
+    sent = {c.name: c for c in outer.inputs}
+    for column in inner.inputs:
+        given = sent.get(column.name)
+        if given is None:
+            return f"it needs the column {column.name!r} ({column.type}), which requests do not have"
+        if given.type != column.type:
+            return f"its column {column.name!r} is {column.type}, not {given.type}"
+        if given.nullable and not column.nullable:
+            return f"its column {column.name!r} takes no null, and requests may hold one"
+    return None
+
+
 def sealed(table: RouteTable) -> RouteTable:
     """``table`` with its digest: BLAKE3 of the canonical JSON with an empty ``digest``."""
     return msgspec.structs.replace(table, digest=table_digest(table))

@@ -153,6 +153,8 @@ class CodeState(Record, frozen=True, kw_only=True):
     untracked: list[FileState] = []
     script: str | None = None
     missing: list[str] = []
+    files: list[FileState] = []
+    """Source files that are kept with the run, whether Git knows them or not: ``digest`` names their bytes."""
 
 
 class Package(Record, frozen=True, kw_only=True):

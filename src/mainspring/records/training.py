@@ -13,7 +13,8 @@ class Interval(Record, frozen=True, kw_only=True):
     """An estimate and its confidence interval, in the metric's own unit.
 
     ``value`` is None where the metric is undefined on these rows (AUC of one class); ``low``/``high`` are None where
-    there is too little evidence for an interval. ``n`` counts rows, ``blocks`` the independent groups they came in.
+    there is too little evidence for an interval, and ``reason`` says what is missing. ``n`` counts rows, ``blocks`` the
+    independent groups they came in.
     """
 
     value: float | None
@@ -23,6 +24,7 @@ class Interval(Record, frozen=True, kw_only=True):
     n: int = 0
     blocks: int = 0
     method: str = ""
+    reason: str = ""
 
 
 class SliceResult(Record, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -19,7 +19,8 @@ from starlette.staticfiles import StaticFiles
 from mainspring.errors import MainspringError, NotFound
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server import openapi
-from mainspring.server.gate import Access, App, Gate, MethodNotAllowed
+from mainspring.server.access import Access, Sessions
+from mainspring.server.gate import App, Gate, MethodNotAllowed
 from mainspring.server.routes import build_routes, error_response
 from mainspring.workspace import Workspace
 
@@ -30,10 +31,11 @@ def build_app(
     workspace: Workspace,
     access: Access,
     *,
-    pages: Callable[[Workspace, Access], list[BaseRoute]] | None = None,
+    pages: Callable[[Workspace, Sessions], list[BaseRoute]] | None = None,
 ) -> App:
     """The whole application behind its gate. Raises TypeError if any public room method declares no policy."""
     rooms = {name: room_class(name) for name in ROOMS}
+    sessions = Sessions(workspace.base.store, access)
 
     def find(project: str, room: str) -> object | None:
         return workspace.room(room) if project == workspace.project else None
@@ -45,13 +47,18 @@ def build_app(
         Route("/api/v1/version", about, methods=["GET"]),
         *build_routes(rooms, find, workspace.base.ledger),
         Mount("/static", StaticFiles(packages=[("mainspring.server", "static")]), name="static"),
-        *(pages(workspace, access) if pages else []),
+        *(pages(workspace, sessions) if pages else []),
     ]
     starlette = Starlette(
         routes=routes,
-        exception_handlers={HTTPException: _http_error, MainspringError: _our_error, Exception: _bug},
+        exception_handlers={
+            HTTPException: _http_error,
+            MainspringError: _our_error,
+            ClientDisconnect: _gone,
+            Exception: _bug,
+        },
     )
-    return Gate(starlette, access)
+    return Gate(starlette, access, sessions)
 
 
 async def live(_request: Request) -> Response:
@@ -94,6 +101,11 @@ def _http_error(_request: Request, error: Exception) -> Response:
 
 def _our_error(_request: Request, error: Exception) -> Response:
     return error_response(error if isinstance(error, MainspringError) else MainspringError("internal error"))
+
+
+def _gone(_request: Request, _error: Exception) -> Response:
+    """The client went away before its request was whole: nobody reads this answer, and nothing went wrong here."""
+    return Response(status_code=499)
 
 
 def _bug(_request: Request, _error: Exception) -> Response:

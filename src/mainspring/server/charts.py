@@ -434,7 +434,7 @@ def ensure_bundle() -> None:
 
 def _make_in_child() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "mainspring.server.charts"],
+        [sys.executable, "-P", "-m", "mainspring.server.charts"],
         capture_output=True,
         text=True,
         timeout=120,

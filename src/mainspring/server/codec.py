@@ -12,6 +12,8 @@ from mainspring.errors import InvalidInput
 MAX_INT = (1 << 63) - 1
 _MAX_DEPTH = 64
 _MAX_KEYS = 100_000
+_MAX_VALUES = 1_000_000
+"""Values of all kinds in a body: each takes some sixty bytes once it is decoded, an empty list two before."""
 
 
 class Malformed(InvalidInput):
@@ -23,12 +25,15 @@ def decode_object(body: bytes) -> dict[str, Any]:
     """A JSON object, or :class:`Malformed`.
 
     Refused beyond RFC 8259: NaN and infinities, numbers that overflow a double, integers beyond 64 bits signed, lone
-    surrogates, NUL, a byte order mark, duplicate keys, nesting deeper than 64, more than 100,000 keys in all.
+    surrogates, NUL, a byte order mark, duplicate keys, nesting deeper than 64, more than 100,000 keys or 1,000,000 values in
+    all.
     """
     try:
         msgspec.json.decode(
             body, type=dict[str, msgspec.Raw]
         )  # cheap: refuses most garbage before anything is built
+        if _values(body) > _MAX_VALUES:
+            raise Malformed("too many values", value=f"more than {_MAX_VALUES}")
         value = json.loads(body, object_pairs_hook=_pairs, parse_int=_integer)
         _measure(value)
     except InvalidInput:
@@ -39,6 +44,19 @@ def decode_object(body: bytes) -> dict[str, Any]:
         ) from None
     result: dict[str, Any] = value
     return result
+
+
+def _values(body: bytes) -> int:
+    """How many values the document holds, at most; counted outside of texts where they might matter."""
+    found = _marks(body)
+    if found > _MAX_VALUES:
+        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+        found = sum(_marks(outside) for outside in plain.split(b'"')[::2])
+    return found
+
+
+def _marks(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

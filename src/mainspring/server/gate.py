@@ -1,26 +1,33 @@
 """The one outermost layer: nothing is routed, read or logged before a request has passed it.
 
-Order: Host (parsed, exact) → Origin and Sec-Fetch-Site for anything that may change state → declared size → token. The
-decision about *what* a caller may do is made later, on the matched route object, never on a URL string
-(``server.routes``). Security headers go on every response, errors included.
+Order: Host (parsed, exact) → headers that stand twice → Origin and Sec-Fetch-Site for anything that may change state →
+encoding and declared size → token or session. It says *who* calls (``operations.acting``) for all that follows; *what* they may
+do is decided by the operation. Security headers go on every response, errors included.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
-import hmac
 import ipaddress
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
-from mainspring.errors import InvalidInput, MainspringError, PermissionDenied, TooLarge, Unauthenticated
-from mainspring.operations import MIB, Role
+import anyio
+import anyio.to_thread
+
+from mainspring.errors import (
+    InvalidInput,
+    MainspringError,
+    PermissionDenied,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMedia,
+)
+from mainspring.operations import ANONYMOUS, Principal, acting
 from mainspring.records.base import to_json
+from mainspring.server.access import Access, Sessions
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -28,6 +35,16 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "mainspring-session"
+"""The session's cookie over plain HTTP on loopback. Over TLS it is ``__Host-mainspring-session``, which browsers take from
+this very host only, with Secure and without Domain; the plain name is then not looked at."""
+
+ONCE = frozenset(
+    {b"authorization", b"content-encoding", b"content-type", b"idempotency-key", b"origin", b"sec-fetch-site"}
+)
+"""Headers that mean nothing if they stand twice: two readers would believe different ones."""
+
+SESSION_READERS = 8
+"""Look-ups of sessions at once: they have threads of their own, so that busy operations do not lock people out."""
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 METHODS = SAFE_METHODS | {"POST"}
 OPEN_PATHS = frozenset({"/live", "/ready", "/login"})
@@ -48,47 +65,14 @@ HEADERS: list[tuple[bytes, bytes]] = [
 ]
 
 
-@dataclass(frozen=True)
-class Principal:
-    """Who is calling."""
-
-    name: str
-    role: Role
-
-
-@dataclass(frozen=True)
-class Access:
-    """What the gate checks against. ``hosts`` are exact names or addresses, without port."""
-
-    token_digest: str
-    hosts: frozenset[str] = frozenset({"127.0.0.1", "::1", "localhost"})
-    origins: frozenset[str] = frozenset()
-    max_body: int = 8 * (1 << 30)
-    session_key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
-
-    def principal(self, token: str) -> Principal | None:
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
-        return Principal("token", Role.ADMIN) if hmac.compare_digest(digest, self.token_digest) else None
-
-    def session(self) -> str:
-        """A cookie value that proves a login, bound to this server's start and to the token."""
-        nonce = secrets.token_urlsafe(16)
-        return f"{nonce}.{self._sign(nonce)}"
-
-    def session_ok(self, value: str) -> bool:
-        nonce, _, signature = value.partition(".")
-        return hmac.compare_digest(signature.encode(), self._sign(nonce).encode())
-
-    def _sign(self, nonce: str) -> str:
-        return hmac.new(self.session_key, f"{nonce}.{self.token_digest}".encode(), hashlib.sha256).hexdigest()
-
-
 class Gate:
     """ASGI middleware: see the module."""
 
-    def __init__(self, app: App, access: Access) -> None:
+    def __init__(self, app: App, access: Access, sessions: Sessions | None = None) -> None:
         self._app = app
         self._access = access
+        self._sessions = sessions
+        self._readers = anyio.CapacityLimiter(SESSION_READERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -100,29 +84,39 @@ class Gate:
         guarded = _with_headers(send)
         try:
             self._check(scope)
+            principal = await self._identify(scope)
         except MainspringError as error:
             await answer(guarded, error, scope)
             return
-        await self._app(scope, _bounded(receive, self._access.max_body), guarded)
+        with acting(principal):
+            await self._app(scope, _bounded(receive, self._access.max_body), guarded)
 
     def _check(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        path: str = scope["path"]
-        if path not in {"/live", "/ready"}:
+        if scope["path"] not in {"/live", "/ready"}:
             self._check_host(headers)
         if scope["method"] not in METHODS:
             raise MethodNotAllowed(
                 "this method is not used here", value=scope["method"], next_step="Use GET or POST."
             )
+        _check_once(headers)
         if scope["method"] not in SAFE_METHODS:
             self._check_origin(headers)
+        _check_encoding(headers)
         self._check_size(headers)
-        scope["principal"] = self._principal(headers)
-        if scope["principal"] is None and not (path in OPEN_PATHS or path.startswith("/static/")):
+
+    async def _identify(self, scope: Scope) -> Principal:
+        """Who calls. Raises :class:`Unauthenticated` for nobody, where that is not enough."""
+        path: str = scope["path"]
+        if path in {"/live", "/ready"}:
+            return ANONYMOUS
+        principal = await self._principal(scope)
+        if principal is None and not (path in OPEN_PATHS or path.startswith("/static/")):
             raise Unauthenticated(
                 "a valid token is needed",
                 next_step="Send 'Authorization: Bearer <token>'; 'mainspring env --token' prints it.",
             )
+        return principal or ANONYMOUS
 
     def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
         values = [v for k, v in headers if k == b"host"]
@@ -149,24 +143,18 @@ class Gate:
         lengths = [v for k, v in headers if k == b"content-length"]
         if len(lengths) > 1 or any(not v.isdigit() for v in lengths):
             raise InvalidInput("malformed Content-Length", value=lengths[0].decode("latin-1"))
-        if lengths and int(lengths[0]) > self._access.max_body:
-            raise TooLarge("the body is too large", value=f"{int(lengths[0])} bytes")
+        if lengths and (len(lengths[0]) > 18 or int(lengths[0]) > self._access.max_body):
+            raise TooLarge("the body is too large", value=f"{lengths[0][:40].decode()} bytes")
 
-    def _principal(self, headers: list[tuple[bytes, bytes]]) -> Principal | None:
-        given = [v.decode("latin-1") for k, v in headers if k == b"authorization"]
-        if len(given) == 1:
+    async def _principal(self, scope: Scope) -> Principal | None:
+        given = [v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"]
+        if given:
             token = _token_of(given[0])
             return self._access.principal(token) if token else None
-        if given:
+        value = session_of(scope)
+        if value is None or self._sessions is None:
             return None
-        for value in (v.decode("latin-1") for k, v in headers if k == b"cookie"):
-            try:
-                cookie = SimpleCookie(value).get(COOKIE)
-            except CookieError:
-                continue
-            if cookie is not None and self._access.session_ok(cookie.value):
-                return Principal("browser", Role.ADMIN)
-        return None
+        return await anyio.to_thread.run_sync(self._sessions.find, value, limiter=self._readers)
 
 
 class Misdirected(MainspringError):
@@ -174,9 +162,51 @@ class Misdirected(MainspringError):
     status = 421
 
 
+class SlowRequest(MainspringError):
+    code = "slow_request"
+    status = 408
+
+
 class MethodNotAllowed(MainspringError):
     code = "method_not_allowed"
     status = 405
+
+
+def cookie_name(scope: Scope) -> str:
+    """The name of the session's cookie for a request over this scheme (a trusted proxy's word counts: uvicorn has set it)."""
+    return f"__Host-{COOKIE}" if scope.get("scheme") == "https" else COOKIE
+
+
+def session_of(scope: Scope) -> str | None:
+    """What the session's cookie says, if there is one."""
+    for value in (v.decode("latin-1") for k, v in scope["headers"] if k == b"cookie"):
+        try:
+            cookie = SimpleCookie(value).get(cookie_name(scope))
+        except CookieError:
+            continue
+        if cookie is not None:
+            return cookie.value
+    return None
+
+
+def _check_once(headers: list[tuple[bytes, bytes]]) -> None:
+    seen: set[bytes] = set()
+    for name, _ in headers:
+        if name in ONCE and name in seen:
+            raise InvalidInput("a header stands twice", value=name.decode("latin-1"))
+        seen.add(name)
+
+
+def _check_encoding(headers: list[tuple[bytes, bytes]]) -> None:
+    """Nothing here is unpacked: a body that says it is packed would be read as something it is not."""
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            raise UnsupportedMedia(
+                "bodies are taken as they are, not packed",
+                value=value.decode("latin-1"),
+                place="Content-Encoding",
+                next_step="Send the body without Content-Encoding.",
+            )
 
 
 def host_of(value: bytes) -> str | None:
@@ -246,7 +276,7 @@ def _bounded(receive: Receive, limit: int) -> Receive:
 async def answer(send: Send, error: MainspringError, scope: Scope) -> None:
     """Send an error as JSON, or as a redirect to the login page for a person without a session."""
     wants_page = any(k == b"accept" and b"text/html" in v for k, v in scope["headers"])
-    if isinstance(error, Unauthenticated) and wants_page and scope["method"] == "GET":
+    if isinstance(error, Unauthenticated) and wants_page and scope["method"] != "HEAD":
         await send(
             {
                 "type": "http.response.start",
@@ -262,6 +292,3 @@ async def answer(send: Send, error: MainspringError, scope: Scope) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-MAX_JSON = 8 * MIB

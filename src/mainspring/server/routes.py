@@ -28,17 +28,25 @@ from mainspring.errors import (
     InvalidInput,
     KeyTaken,
     MainspringError,
-    NotFound,
-    PermissionDenied,
     TooLarge,
     UnsupportedMedia,
     near,
 )
 from mainspring.lineage import Ledger
-from mainspring.operations import Download, Kind, Operation, acting, operations_of
+from mainspring.operations import (
+    MIB,
+    Download,
+    Kind,
+    Operation,
+    Principal,
+    acting,
+    authorise,
+    no_project,
+    operations_of,
+)
 from mainspring.records.base import to_json
 from mainspring.server.codec import decode_object
-from mainspring.server.gate import Principal
+from mainspring.server.gate import SlowRequest
 
 PREFIX = "/api/v1"
 log = logging.getLogger("mainspring.server")
@@ -50,6 +58,11 @@ UPLOADS = 16
 """Uploads that are stored at once; each holds a thread as long as its client sends."""
 IDLE_S = 60.0
 """How long an upload may stand still."""
+BODY_S = 120.0
+"""How long a JSON body may take to arrive."""
+LARGE = 1 * MIB
+"""JSON bodies above this many bytes are decoded :data:`LARGE_AT_ONCE` at a time."""
+LARGE_AT_ONCE = 2
 
 
 class Keys:
@@ -84,18 +97,20 @@ class OperationRoute:
         ledger: Ledger,
         keys: Keys,
         uploads: anyio.CapacityLimiter,
+        large: anyio.CapacityLimiter,
     ) -> None:
         self.operation = operation
         self._find = find
         self._ledger = ledger
         self._keys = keys
         self._uploads = uploads
+        self._large = large
 
     async def __call__(self, request: Request) -> Response:
         try:
             return await self._run(request)
         except ClientDisconnect:
-            return Response(status_code=499)
+            raise  # answered once for all routes (server.app)
         except MainspringError as error:
             return error_response(error)
         except Exception:
@@ -106,39 +121,63 @@ class OperationRoute:
 
     async def _run(self, request: Request) -> Response:
         operation = self.operation
-        principal: Principal = request.scope["principal"]
-        if principal.role < operation.policy.role:
-            raise PermissionDenied(
-                f"{operation.id} needs the role {operation.policy.role.name.lower()}",
-                value=principal.role.name.lower(),
-            )
         room = self._find(request.path_params["project"], operation.room)
         if room is None:
-            raise NotFound("no such project", value=request.path_params["project"])
+            raise no_project(request.path_params["project"])
+        # Before anything of the request is read, and before a stored answer is repeated: the operation's own question.
+        principal = authorise(room, operation.id, operation.policy.role)
         twice = next(
             (n for n, v in request.query_params.items() if request.query_params.getlist(n) != [v]), None
         )
         if twice is not None:
             raise InvalidInput("a query parameter stands twice", value=twice)
+        key = _idempotency_key(request) if operation.policy.changes else None
         if operation.policy.kind is Kind.UPLOAD:
-            return await self._upload(request, room, principal)
+            return await self._upload(request, room, principal, key)
         if operation.policy.changes:
-            arguments = convert_arguments(
-                operation, decode_object(await _json_body(request, operation.policy.max_body))
-            )
+            arguments = await self._arguments(await _json_body(request, operation.policy.max_body))
         else:
             arguments = query_arguments(operation, _query_of(request))
-        key = _idempotency_key(request) if operation.policy.changes else None
-        async with self._keys.hold(key):
-            return await anyio.to_thread.run_sync(
-                self._call, room, principal, arguments, key, abandon_on_cancel=False
+        return await self._within_deadline(room, principal, arguments, key)
+
+    async def _arguments(self, body: bytes) -> dict[str, Any]:
+        """The arguments in a body, decoded off the event loop; large ones a few at a time, since decoding multiplies their size."""
+
+        def convert() -> dict[str, Any]:
+            return convert_arguments(self.operation, decode_object(body))
+
+        limiter = self._large if len(body) > LARGE else None
+        return await anyio.to_thread.run_sync(convert, limiter=limiter)
+
+    async def _within_deadline(
+        self, room: Room, principal: Principal, arguments: dict[str, Any], key: str | None
+    ) -> Response:
+        """The answer, or after the operation's deadline an error: its thread cannot be stopped, but nobody waits for it.
+
+        The key stays held until the thread is done, so a retry meets its result and does not run beside it.
+        """
+
+        async def run() -> Response:
+            async with self._keys.hold(key):
+                return await anyio.to_thread.run_sync(self._call, room, principal, arguments, key)
+
+        limit = self.operation.policy.deadline_s
+        working = asyncio.create_task(run())
+        done, _ = await asyncio.wait({working}, timeout=limit)
+        if not done:
+            working.add_done_callback(_late(self.operation.id))
+            raise DeadlineExceeded(
+                f"{self.operation.id} takes longer than {limit:g} s",
+                next_step="It may still be done: repeat the call with the same idempotency key."
+                if key
+                else "Look whether it was done before you repeat it.",
             )
+        return working.result()
 
     def _call(self, room: Room, principal: Principal, arguments: dict[str, Any], key: str | None) -> Response:
         operation = getattr(room, self.operation.name)
         if key is None:
-            with acting(principal.name, role=principal.role):
-                result = operation(**arguments)
+            result = operation(**arguments)
             if isinstance(result, Download):
                 return _download(result)
             return Response(to_json(result), media_type="application/json")
@@ -147,7 +186,7 @@ class OperationRoute:
         if stored is not None:
             return _again(stored)
         try:
-            with acting(principal.name, role=principal.role, key=key) as settlement:
+            with acting(principal, key=key) as settlement:
                 answer = to_json(operation(**arguments))
             self._ledger.settle(
                 key=key, operation=self.operation.id, arguments=named, answer=answer, settlement=settlement
@@ -159,7 +198,7 @@ class OperationRoute:
             return _again(stored)
         return Response(answer, media_type="application/json")
 
-    async def _upload(self, request: Request, room: Room, principal: Principal) -> Response:
+    async def _upload(self, request: Request, room: Room, principal: Principal, key: str | None) -> Response:
         if (
             request.headers.get("content-type", "application/octet-stream").split(";")[0]
             != "application/octet-stream"
@@ -170,7 +209,6 @@ class OperationRoute:
                 next_step="Send application/octet-stream.",
             )
         arguments = query_arguments(self.operation, _query_of(request))
-        key = _idempotency_key(request)
         async with self._keys.hold(key):
             pipe = _Pipe(self.operation.policy.max_body, deadline_s=self.operation.policy.deadline_s)
             feeder = asyncio.create_task(pipe.feed(request))
@@ -180,6 +218,16 @@ class OperationRoute:
                 )
             finally:
                 feeder.cancel()
+
+
+def _late(operation: str) -> Callable[[asyncio.Task[Response]], None]:
+    """Takes note of how a call ended that nobody waits for any more."""
+
+    def note(task: asyncio.Task[Response]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("%s failed after its deadline: %s", operation, task.exception())
+
+    return note
 
 
 class _Pipe:
@@ -234,11 +282,15 @@ class _Pipe:
 def build_routes(rooms: Mapping[str, type], find: RoomFinder, ledger: Ledger) -> list[Route]:
     """Routes of all operations of all rooms. Raises TypeError for an operation without policy: the server then does not start."""
     routes = []
-    keys, uploads = Keys(), anyio.CapacityLimiter(UPLOADS)
+    keys, uploads, large = (
+        Keys(),
+        anyio.CapacityLimiter(UPLOADS),
+        anyio.CapacityLimiter(LARGE_AT_ONCE),
+    )
     for room in rooms.values():
         for operation in operations_of(room).values():
             method = "POST" if operation.policy.changes or operation.policy.kind is Kind.UPLOAD else "GET"
-            endpoint = OperationRoute(operation, find, ledger, keys, uploads)
+            endpoint = OperationRoute(operation, find, ledger, keys, uploads, large)
             path = f"{PREFIX}/{{project}}/{operation.room}/{operation.name}"
             routes.append(Route(path, endpoint.__call__, methods=[method], name=operation.id))
     return routes
@@ -333,15 +385,19 @@ async def _json_body(request: Request, limit: int) -> bytes:
             "the body is too large", value=f"{declared} bytes", next_step=f"At most {limit} bytes here."
         )
     pieces, seen = [], 0
-    async for piece in request.stream():
-        seen += len(piece)
-        if seen > limit:
-            raise TooLarge(
-                "the body is too large",
-                value=f"more than {limit} bytes",
-                next_step=f"At most {limit} bytes here.",
-            )
-        pieces.append(piece)
+    try:
+        with anyio.fail_after(BODY_S):
+            async for piece in request.stream():
+                seen += len(piece)
+                if seen > limit:
+                    raise TooLarge(
+                        "the body is too large",
+                        value=f"more than {limit} bytes",
+                        next_step=f"At most {limit} bytes here.",
+                    )
+                pieces.append(piece)
+    except TimeoutError:
+        raise SlowRequest(f"the body did not arrive within {BODY_S:g} s") from None
     return b"".join(pieces)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from mainspring.config import Settings, child_environment
 from mainspring.errors import Conflict, MainspringError, WorkspaceLocked
-from mainspring.operations import Role, acting
+from mainspring.operations import Role, acting, named_only
 from mainspring.server.access import access_for, ensure_token
 from mainspring.workspace import Workspace
 
@@ -40,12 +40,11 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
 
     Raises :class:`WorkspaceLocked` if another server has this workspace, :class:`Conflict` if the port is taken.
     """
-    import uvicorn
-
     from mainspring.server.app import build_app
+    from mainspring.server.connections import control_config
     from mainspring.server.pages import page_routes
 
-    with server_lock(workspace.settings.home):
+    with server_lock(workspace.settings.home), named_only():
         token = ensure_token(workspace.settings.home)
         access = access_for(
             token, host=options.host, hosts=workspace.settings.config.server.hosts, public_auth=options.auth
@@ -60,16 +59,7 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
             target=_tick, args=(workspace, options.tick_s, stop), name="loop", daemon=True
         )
         recovering = threading.Thread(target=_recover, args=(workspace,), name="recover", daemon=True)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=10,
-            server_header=False,
-        )
-        server = _Server(config, started=lambda: ready(_url(listener)))
+        server = _Server(control_config(app), started=lambda: ready(_url(listener)))
         try:
             recovering.start()
             if options.tick_s is not None:
@@ -159,7 +149,16 @@ class Workers:
         folder.mkdir(exist_ok=True, mode=0o700)
         with (folder / "worker.log").open("ab") as log_file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mainspring.cli", "-C", str(self._settings.root), "loop", "follow"],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "mainspring.cli",
+                    "-C",
+                    str(self._settings.root),
+                    "loop",
+                    "follow",
+                ],
                 cwd=self._settings.root,
                 env=child_environment(self._settings),
                 stdin=subprocess.PIPE,
@@ -234,9 +233,9 @@ class _Server:
     """uvicorn, telling when it answers."""
 
     def __init__(self, config: Any, *, started: Callable[[], None]) -> None:
-        import uvicorn
+        from mainspring.server.connections import ControlServer
 
-        class Told(uvicorn.Server):
+        class Told(ControlServer):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
                 # uvicorn raises the signal again when it is done; here what follows (children, locks) has its own order.

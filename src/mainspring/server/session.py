@@ -1,17 +1,22 @@
-"""Logging in: the token is exchanged for a session cookie, once per browser and server start."""
+"""Logging in and out: the token is exchanged for a session cookie, and logging out ends the session here, not only there."""
 
 from __future__ import annotations
 
 from urllib.parse import parse_qs
 
+import anyio
+import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from mainspring.errors import InvalidInput, TooLarge, UnsupportedMedia
-from mainspring.server.gate import COOKIE, Access
+from mainspring.errors import InvalidInput, MainspringError, TooLarge, UnsupportedMedia
+from mainspring.server.access import Sessions
+from mainspring.server.gate import COOKIE, SlowRequest, cookie_name, session_of
 
 MAX_FORM = 64 * 1024
+FORM_S = 30.0
+"""How long a form may take to arrive."""
 
 PAGE_HEADERS = {"cache-control": "no-store", "referrer-policy": "same-origin"}
 """Under the gate's ``no-referrer`` a browser sends our own forms with ``Origin: null``, which the gate rightly refuses."""
@@ -23,11 +28,15 @@ async def form_of(request: Request) -> dict[str, str]:
     if kind != "application/x-www-form-urlencoded":
         raise UnsupportedMedia("this is where a page sends its form", value=kind or "(none)")
     pieces, seen = [], 0
-    async for piece in request.stream():
-        seen += len(piece)
-        if seen > MAX_FORM:
-            raise TooLarge("the form is too large", value=f"more than {MAX_FORM} bytes")
-        pieces.append(piece)
+    try:
+        with anyio.fail_after(FORM_S):
+            async for piece in request.stream():
+                seen += len(piece)
+                if seen > MAX_FORM:
+                    raise TooLarge("the form is too large", value=f"more than {MAX_FORM} bytes")
+                pieces.append(piece)
+    except TimeoutError:
+        raise SlowRequest(f"the form did not arrive within {FORM_S:g} s") from None
     try:
         fields = parse_qs(
             b"".join(pieces).decode(), keep_blank_values=True, max_num_fields=50, errors="strict"
@@ -37,26 +46,38 @@ async def form_of(request: Request) -> dict[str, str]:
     return {name: values[-1] for name, values in fields.items()}
 
 
-def session_routes(access: Access) -> list[BaseRoute]:
+def session_routes(sessions: Sessions) -> list[BaseRoute]:
     """``/login`` (open) and ``/logout``."""
     from mainspring.server.pages.text import environment
 
     template = environment().get_template("login.html")
 
+    def page(status: int, wrong: str = "") -> Response:
+        return _page(template.render(wrong=wrong), status)
+
     async def show(_request: Request) -> Response:
-        return _page(template.render(failed=False), 200)
+        return page(200)
 
     async def login(request: Request) -> Response:
-        fields = await form_of(request)
-        if access.principal(fields.get("token", "").strip()) is None:
-            return _page(template.render(failed=True), 401)
+        try:
+            token = (await form_of(request)).get("token", "").strip()
+        except MainspringError as error:
+            return page(error.status, f"That could not be read: {error.message}.")
+        value = await anyio.to_thread.run_sync(sessions.open, token) if token else None
+        if value is None:
+            return page(401, "That is not this workspace's token." if token else "The token is missing.")
         response = RedirectResponse("/", status_code=303)
-        response.set_cookie(COOKIE, access.session(), httponly=True, samesite="strict", path="/")
+        name = cookie_name(request.scope)
+        response.set_cookie(name, value, httponly=True, samesite="strict", path="/", secure=name != COOKIE)
         return response
 
-    async def logout(_request: Request) -> Response:
+    async def logout(request: Request) -> Response:
+        value = session_of(request.scope)
+        if value is not None:
+            await anyio.to_thread.run_sync(sessions.revoke, value)
         response = RedirectResponse("/login", status_code=303)
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict", path="/")
+        name = cookie_name(request.scope)
+        response.delete_cookie(name, httponly=True, samesite="strict", path="/", secure=name != COOKIE)
         return response
 
     return [

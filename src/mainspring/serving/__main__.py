@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+if not sys.flags.safe_path and sys.path and sys.path[0] in {"", str(Path.cwd())}:
+    del sys.path[0]  # `python -m` put it there: a file queue.py in it is the user's, not ours
+
+import argparse
 
 from mainspring.errors import ConfigError, MainspringError
 from mainspring.serving.supervisor import serve
@@ -62,6 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--slots", type=int)
     parser.add_argument("--queue", type=int)
     parser.add_argument("--memory-mb", type=int)
+    parser.add_argument(
+        "--model-memory-mb",
+        type=int,
+        help="what a model in a process of its own may allocate",
+    )
+    parser.add_argument(
+        "--deadline", dest="deadline_s", type=float, help="seconds for a prediction; then 504"
+    )
+    parser.add_argument(
+        "--no-spare",
+        dest="spare",
+        action="store_const",
+        const=False,
+        help="keep no second worker loaded: half the memory, and a gap when a worker dies",
+    )
     parser.add_argument("--sandbox", choices=("auto", "require", "off"))
     return parser
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,18 +20,14 @@ from mainspring.serving.problems import Overloaded
 T = TypeVar("T")
 
 
-class Admission:
-    """Runs work in threads, ``slots`` at a time, with at most ``queue`` waiting."""
+class Places:
+    """``slots`` at a time, with at most ``queue`` waiting, each for ``queue_deadline_s`` seconds at most."""
 
-    def __init__(self, *, slots: int, queue: int, queue_deadline_s: float, deadline_s: float) -> None:
+    def __init__(self, *, slots: int, queue: int, queue_deadline_s: float) -> None:
         self._free = slots
         self._queue = queue
         self._queue_deadline_s = queue_deadline_s
-        self._deadline_s = deadline_s
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._running: dict[int, float] = {}
-        self._ticket = 0
-        self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="predict")
 
     @property
     def waiting(self) -> int:
@@ -39,8 +35,59 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Whether the next work would be refused."""
+        """Whether the next one would be refused."""
         return not self._free and len(self._waiting) >= self._queue
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold a slot. Raises :class:`Overloaded` if none becomes free in time."""
+        await self._take()
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _take(self) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        if len(self._waiting) >= self._queue:
+            raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await asyncio.wait_for(turn, self._queue_deadline_s)
+        except TimeoutError:
+            self._leave(turn)
+            raise Overloaded("no slot became free in time", next_step="Try again after a second.") from None
+        except BaseException:
+            self._leave(turn)
+            raise
+
+    def _leave(self, turn: asyncio.Future[None]) -> None:
+        with contextlib.suppress(ValueError):
+            self._waiting.remove(turn)
+        if turn.done() and not turn.cancelled():  # the slot was handed over at the very moment we gave up
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+class Admission(Places):
+    """Runs work in threads, ``slots`` at a time."""
+
+    def __init__(self, *, slots: int, queue: int, queue_deadline_s: float, deadline_s: float) -> None:
+        super().__init__(slots=slots, queue=queue, queue_deadline_s=queue_deadline_s)
+        self._deadline_s = deadline_s
+        self._running: dict[int, float] = {}
+        self._ticket = 0
+        self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="predict")
 
     def stuck_s(self) -> float:
         """For how long the oldest running work has been running."""
@@ -70,40 +117,9 @@ class Admission:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _take(self) -> None:
-        if self._free:
-            self._free -= 1
-            return
-        if len(self._waiting) >= self._queue:
-            raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await asyncio.wait_for(turn, self._queue_deadline_s)
-        except TimeoutError:
-            self._leave(turn)
-            raise Overloaded("no slot became free in time", next_step="Try again after a second.") from None
-        except BaseException:
-            self._leave(turn)
-            raise
-
-    def _leave(self, turn: asyncio.Future[None]) -> None:
-        with contextlib.suppress(ValueError):
-            self._waiting.remove(turn)
-        if turn.done() and not turn.cancelled():  # the slot was handed over at the very moment we gave up
-            self._pass_on()
-
     def _give(self, ticket: int) -> None:
         self._running.pop(ticket, None)
         self._pass_on()
-
-    def _pass_on(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free += 1
 
 
 def _seen(future: asyncio.Future[T]) -> None:

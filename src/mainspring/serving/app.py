@@ -16,7 +16,8 @@ import msgspec
 
 from mainspring.errors import InvalidInput, MainspringError, NotFound, Unavailable, near
 from mainspring.records.base import new_id
-from mainspring.records.labels import Feedback
+from mainspring.records.classes import LabelReader
+from mainspring.records.labels import Feedback, is_issued_id
 from mainspring.serving import answers, v2
 from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
@@ -158,7 +159,7 @@ class App:
                 return None
             table = self.core.table
             deployment = self._deployment(name, table)
-            self._shed(name, len(body))
+            self._shed(deployment, len(body))
             if not deployment.inline_rows:
                 self._slot_bytes[name] = 0
                 return None
@@ -182,9 +183,9 @@ class App:
             (b"HTTP/1.1 200 OK\r\n", self.date, found.target.lines, shown, b"\r\ncontent-length: %d\r\n\r\n" % len(reply), reply)
         )  # fmt: skip
 
-    def _shed(self, name: str, size: int) -> None:
+    def _shed(self, deployment: LiveDeployment, size: int) -> None:
         """Refuse before decoding what would find no slot: shedding must cost less than it saves (V05)."""
-        if self.core.admission.full and size >= self._slot_bytes.get(name, _INLINE_BODY):
+        if size >= self._slot_bytes.get(deployment.name, _INLINE_BODY) and self.core.full(deployment):
             raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
 
     def _now(self, deployment: LiveDeployment, call: Call, ident: str, number: int) -> Answer:
@@ -212,6 +213,12 @@ class App:
     def _deployment(self, name: str, table: LiveTable) -> LiveDeployment:
         found = table.deployments.get(name)
         if found is None:
+            if name in table.problems:
+                raise Unavailable(
+                    f"this deployment is not in service: {table.problems[name]}",
+                    value=name,
+                    next_step="Deploy a version that loads, or publish this one again.",
+                )
             if table.number == 0:
                 raise Unavailable(
                     "no model is in service yet", next_step="Deploy one; this server takes it up by itself."
@@ -335,6 +342,7 @@ class App:
             raise InvalidInput("NUL in a string", place="feedback")
         if not 1 <= len(items) <= _MAX_FEEDBACK:
             raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
+        _refuse_impossible(items, self.core.table)
         self.core.log.relay(items, arrival_us=time.time_ns() // 1000)
         await answer(send, 202, msgspec.json.encode({"relayed": len(items)}))
 
@@ -343,6 +351,7 @@ class App:
         """Whether a prediction can be made now."""
         return (
             self.core.table.number > 0
+            and not (self.core.table.problems and not self.core.table.deployments)
             and not self.draining
             and self.core.admission.stuck_s() < self.core.options.hang_s
         )
@@ -351,9 +360,11 @@ class App:
         await answer(send, 200, b'{"live":true}')
 
     async def _ready(self, send: Send) -> None:
-        flag = b"true" if self.ready else b"false"
         # The specification shows the key "live" here; clients look at the status only, so both are sent.
-        await answer(send, 200 if self.ready else 503, b'{"live":true,"ready":%b}' % flag)
+        body: dict[str, Any] = {"live": True, "ready": self.ready}
+        if self.core.table.problems:
+            body["problems"] = self.core.table.problems
+        await answer(send, 200 if self.ready else 503, msgspec.json.encode(body))
 
     async def _server(self, send: Send) -> None:
         failure = self._failure()
@@ -377,6 +388,7 @@ class App:
             "sandbox": self.sandbox,
             "deployments": [_status_of(d) for d in table.deployments.values()],
             "failure": self._failure(),
+            "problems": table.problems,
             "log": {
                 "segment": segment,
                 "bytes": size,
@@ -412,6 +424,7 @@ def _status_of(deployment: LiveDeployment) -> dict[str, Any]:
                 "package": t.version.package,
                 "single_us": round(t.version.single_us, 1),
                 "inline_rows": t.version.inline_rows,
+                "own_process": t.version.host is not None,
             }
             for t in targets
         ],
@@ -438,3 +451,34 @@ def _method(method: str, allowed: str) -> MethodNotAllowed:
     return MethodNotAllowed(
         "this method is not allowed here", value=method, place=allowed, next_step=f"Use {allowed}."
     )
+
+
+def _refuse_impossible(items: list[Feedback], table: LiveTable) -> None:
+    """Refuse feedback whose id no server gives, or whose value is no label of any model that is served here.
+
+    Which model predicted is known to the control plane only: it matches each label with its prediction's own classes.
+    """
+    readers = [LabelReader.of(d.signature) for d in table.deployments.values()]
+    for number, item in enumerate(items):
+        if not is_issued_id(item.prediction_id.partition("/")[0]):
+            raise InvalidInput(
+                "no prediction can have this id",
+                value=item.prediction_id,
+                place=f"feedback[{number}]",
+                next_step="Use the prediction_id of the response.",
+            )
+        if readers and all(r.read(item.value) is None for r in readers):
+            refusals = [r.refusal(item.value, place=f"feedback[{number}]") for r in readers]
+            raise (
+                refusals[0]
+                if len(refusals) == 1
+                else InvalidInput(
+                    "the label is one of no model that is served here: "
+                    + "; ".join(
+                        f"{name}: {r.named()}" for name, r in zip(table.deployments, readers, strict=True)
+                    ),
+                    value=refusals[0].value,
+                    place=f"feedback[{number}]",
+                    next_step="Send a class by its value, or a number for regression.",
+                )
+            )

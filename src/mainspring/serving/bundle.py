@@ -1,9 +1,9 @@
-"""Reading the bundle: poll ``routes.json``, verify, load in the background, switch, keep the old table on any failure.
+"""Reading the bundle: poll ``routes.json``, verify, load in the background, switch, keep what serves on any failure.
 
-The route table names packages by digest, its own digest is checked, its number only grows. A table that cannot be taken into
-service changes nothing but :attr:`Watcher.failure`; it is tried again with growing pauses, and at once when the file changes.
-A worker that is killed while loading (out of memory) finds that out when it restarts: after two such attempts the table is
-refused and the last good one, kept beside the log, is served.
+The route table names packages by digest, its own digest is checked, its number only grows. Each package is loaded by a thread of its
+own, and each deployment is switched as soon as its packages are there: one that cannot be loaded, or takes long, holds up no
+other. A deployment that cannot be taken into service keeps its routes of before (the last good ones, kept beside the log, outlive a
+restart), or answers 503 with the reason; its packages are tried again with growing pauses, and at once when the file changes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mainspring.errors import Corrupt, DeadlineExceeded, InvalidInput, MainspringError
+from mainspring.errors import Corrupt, InvalidInput, MainspringError
 from mainspring.records.base import Record, from_json, to_json
-from mainspring.records.serving import ROUTES_FILE, RouteTable, table_digest
+from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, sealed, table_digest
+from mainspring.serving.hosting import Nursery
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.table import LiveTable, Version, build, load_version
+from mainspring.serving.table import LiveTable, Version, build, load_version, packages_of
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("serving.load", "serving.switch")
@@ -36,24 +38,33 @@ STATE_FILE = "serving-state.json"
 """In the log folder, the only one that the worker may write."""
 
 MAX_ROUTES_BYTES = 16 << 20
-_ATTEMPTS = 2
+_MAX_LOADING = 4
+_LOADING = "it is being loaded"
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """Why a route table is not in service."""
+    """Why a route table, or some of its deployments, are not in service. ``deployments``: the reason by name."""
 
     number: int | None
     reason: str
     at_us: int
     attempts: int = 1
+    deployments: dict[str, str] = {}
 
 
 class State(Record, frozen=True, kw_only=True):
-    """What must outlive a worker: the last good table, and which one was being loaded when it died."""
+    """What must outlive a worker: the routes that were last served, deployment by deployment."""
 
     good: RouteTable | None = None
-    loading: str | None = None
-    attempts: int = 0
+
+
+@dataclass(slots=True)
+class _Bad:
+    """A package that did not load."""
+
+    reason: str
+    attempts: int
+    retry_at: float
 
 
 def read_routes(bundle: Path) -> RouteTable:
@@ -78,172 +89,283 @@ class Watcher:
     """Keeps a live table up to date with the bundle."""
 
     def __init__(
-        self, options: ServeOptions, *, metrics: Metrics, switch: Callable[[LiveTable], None]
+        self,
+        options: ServeOptions,
+        *,
+        metrics: Metrics,
+        switch: Callable[[LiveTable], None],
+        nursery: Nursery,
     ) -> None:
         self._options = options
         self._bundle = Path(options.bundle)
         self._metrics = metrics
         self._switch = switch
+        self._nursery = nursery
         self._state_path = self._bundle / LOG_FOLDER / STATE_FILE
         self._state = self._read_state()
         self._stamp: Any = None
-        self._retry_at = 0.0
-        self._abandoned = 0
+        self._table: RouteTable | None = None
+        self._versions: dict[str, Version] = {}
+        self._loading: set[str] = set()
+        self._bad: dict[str, _Bad] = {}
+        self._found: list[tuple[str, Version | Exception]] = []
+        self._broken: Failure | None = None
+        """Why the newest ``routes.json`` was not taken at all."""
         self.current = LiveTable(number=0)
         self.failure: Failure | None = None
-        self._stop = threading.Event()
+        self.persists = True
+        """Whether what is served is written down: a spare worker does not until it serves."""
+        self._stopped = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bundle", daemon=True)
 
     def start(self) -> None:
         """Load what is there now, then keep watching in a thread."""
         self.poll()
-        if self.current.number == 0 and self._state.good is not None:
-            self._fall_back(self._state.good)
+        while self._loading or self._found:
+            self._wake.wait(0.5)
+            self._wake.clear()
+            self.poll()
         self._thread.start()
 
     def stop(self) -> None:
-        self._stop.set()
+        self._stopped = True
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2)
 
+    def persist(self) -> None:
+        """From now on write down what is served."""
+        self.persists = True
+        self._remember()
+
     def poll(self) -> None:
-        """Look once; never raises."""
+        """Look once, take in what was loaded; never raises."""
+        try:
+            changed = self._look()
+            arrived = self._collect()
+            self._load_missing()
+            if changed or arrived:
+                self._rebuild()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, what serves keeps serving
+            self._refuse(None, error)
+
+    def _look(self) -> bool:
+        """Read ``routes.json`` if it changed; whether there is a table to take now."""
         try:
             stat = (self._bundle / ROUTES_FILE).stat()
         except FileNotFoundError:
-            return
-        except OSError as error:
-            self._failed(None, error)
-            return
+            return False
         stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-        if stamp == self._stamp and (self.failure is None or time.monotonic() < self._retry_at):
-            return
-        changed, self._stamp = stamp != self._stamp, stamp
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
         number = None
         try:
             table = read_routes(self._bundle)
             number = table.number
-            if table.number <= self.current.number:
-                self._check_not_older(table)
-                self.failure = None
-                return
-            self._take(table)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, the old table keeps serving
-            self._failed(number, error, again=not changed)
+            self._check(table)
+        except Exception as error:  # noqa: BLE001 - as above
+            if isinstance(error, OSError):
+                self._stamp = None  # it may be readable the next time
+            self._refuse(number, error)
+            if self._table is not None or self._state.good is None:
+                return False
+            table = self._state.good
+            logger.warning("serving the last good routes, number %d", table.number)
+        else:
+            self._broken = None
+        self._table = table
+        self._bad.clear()  # the file changed: try everything again
+        return True
 
-    def _check_not_older(self, table: RouteTable) -> None:
-        served = self.current.routes
-        if served is not None and (table.number < served.number or table.digest != served.digest):
-            raise InvalidInput(
-                f"the route table has number {table.number}, but {served.number} is in service",
-                place=ROUTES_FILE,
-                next_step="Numbers only grow: publish again.",
-            )
-
-    def _take(self, table: RouteTable) -> None:
-        if self._state.loading == table.digest and self._state.attempts >= _ATTEMPTS:
-            raise Corrupt("loading this route table killed the worker", value=f"{self._state.attempts} times")
-        attempts = self._state.attempts + 1 if self._state.loading == table.digest else 1
-        self._remember(State(good=self._state.good, loading=table.digest, attempts=attempts))
-        try:
-            live = self._load(table)
-        except Exception:
-            self._remember(State(good=self._state.good))  # it failed, but killed nobody
-            raise
-        failpoint("serving.switch")
-        self._switch(live)
-        self.current, self.failure = live, None
-        self._metrics.counters["swaps"] += 1
-        self._metrics.gauges["routes_number"] = live.number
-        self._remember(State(good=table))
-        logger.info("route table %d is in service", table.number)
-
-    def _load(self, table: RouteTable) -> LiveTable:
-        have = self.current.packages()
-        wanted = {t.package for d in table.deployments for t in d.targets} | {
-            s.package for d in table.deployments for s in d.shadows
-        }
-        versions: dict[str, Version] = {}
-        for digest in sorted(wanted):
-            versions[digest] = have[digest] if digest in have else self._within_deadline(digest)
-        return build(table, versions, options=self._options, metrics=self._metrics)
-
-    def _within_deadline(self, digest: str) -> Version:
-        """Load in a thread of its own: one that hangs is abandoned, at most three times in a worker's life."""
-        if self._abandoned >= 3:
-            raise DeadlineExceeded(
-                "three packages hung while loading; this worker loads no more",
-                next_step="Restart the server.",
-            )
-        outcome: list[Version | BaseException] = []
-
-        def load() -> None:
-            try:
-                failpoint("serving.load")
-                outcome.append(
-                    load_version(
-                        self._bundle / "packages" / digest, digest, inline_ms=self._options.inline_ms
-                    )
-                )
-            except BaseException as error:  # noqa: BLE001 - handed over to the waiting thread
-                outcome.append(error)
-
-        thread = threading.Thread(target=load, name=f"load-{digest[:8]}", daemon=True)
-        thread.start()
-        thread.join(self._options.load_deadline_s)
-        if not outcome:
-            self._abandoned += 1
-            raise DeadlineExceeded(
-                f"the package did not load within {self._options.load_deadline_s:g} s", value=digest
-            )
-        if isinstance(outcome[0], BaseException):
-            raise outcome[0]
-        return outcome[0]
-
-    def _failed(self, number: int | None, error: Exception, *, again: bool = False) -> None:
-        attempts = self.failure.attempts + 1 if again and self.failure else 1
-        reason = str(error) if isinstance(error, MainspringError) else f"{type(error).__name__}: {error}"
-        self.failure = Failure(
-            number=number, reason=reason[:500], at_us=time.time_ns() // 1000, attempts=attempts
-        )
-        self._retry_at = time.monotonic() + min(self._options.poll_s * 2**attempts, 60.0)
-        self._metrics.counters["route_failures"] += 1
-        logger.error("route table %s is not taken into service: %s", number, reason)
-
-    def _fall_back(self, table: RouteTable) -> None:
-        try:
-            live = self._load(table)
-        except Exception as error:  # noqa: BLE001 - then there is nothing to serve, and ready says so
-            logger.warning("the last good route table cannot be served either: %s", error)
+    def _check(self, table: RouteTable) -> None:
+        names = [d.name for d in table.deployments]
+        if len(set(names)) != len(names):
+            raise InvalidInput("a deployment is there twice", value=names, place=ROUTES_FILE)
+        served = self._table
+        if served is None or table.number > served.number or table.digest == served.digest:
             return
-        self._switch(live)
-        self.current = live
-        self._metrics.gauges["routes_number"] = live.number
-        logger.warning("serving the last good route table, number %d", live.number)
+        raise InvalidInput(
+            f"the route table has number {table.number}, but {served.number} is in service",
+            place=ROUTES_FILE,
+            next_step="Numbers only grow: publish again.",
+        )
+
+    def _load_missing(self) -> None:
+        now = time.monotonic()
+        for digest in sorted(self._wanted() - self._versions.keys() - self._loading):
+            bad = self._bad.get(digest)
+            if (bad is None or now >= bad.retry_at) and len(self._loading) < _MAX_LOADING:
+                self._loading.add(digest)
+                threading.Thread(
+                    target=self._load, args=(digest,), name=f"load-{digest[:8]}", daemon=True
+                ).start()
+
+    def _load(self, digest: str) -> None:
+        found: Version | Exception
+        try:
+            failpoint("serving.load")
+            folder = self._bundle / "packages" / digest
+            found = load_version(folder, digest, nursery=self._nursery, options=self._options)
+        except Exception as error:  # noqa: BLE001 - handed over to the watching thread
+            found = error
+        self._found.append((digest, found))
+        self._wake.set()
+
+    def _collect(self) -> bool:
+        arrived = bool(self._found)
+        while self._found:
+            digest, found = self._found.pop(0)
+            self._loading.discard(digest)
+            if isinstance(found, Version):
+                self._versions[digest] = found
+                self._bad.pop(digest, None)
+                continue
+            attempts = self._bad[digest].attempts + 1 if digest in self._bad else 1
+            pause = min(self._options.poll_s * 2**attempts, 60.0)
+            self._bad[digest] = _Bad(_reason(found), attempts, time.monotonic() + pause)
+            self._metrics.counters["route_failures"] += 1
+            logger.error("package %s does not load: %s", digest[:12], _reason(found))
+        return arrived
+
+    def _wanted(self) -> set[str]:
+        """Packages of the newest table, and of the last good routes where those of now do not load."""
+        if self._table is None:
+            return set()
+        wanted: set[str] = set()
+        for deployment in self._table.deployments:
+            mine = packages_of(deployment)
+            wanted |= mine
+            before = self._good(deployment.name)
+            if (
+                before is not None
+                and mine & self._bad.keys()
+                and deployment.name not in self.current.deployments
+            ):
+                wanted |= packages_of(before)
+        return wanted
+
+    def _good(self, name: str) -> Deployment | None:
+        good = self._state.good.deployments if self._state.good is not None else []
+        return next((d for d in good if d.name == name), None)
+
+    def _rebuild(self) -> None:
+        """Make live what can be, deployment by deployment, and say what cannot."""
+        table = self._table
+        if table is None:
+            return
+        problems: dict[str, str] = {}
+        records: list[Deployment] = []
+        for deployment in table.deployments:
+            usable, why = self._usable(deployment)
+            if why is not None:
+                problems[deployment.name] = why
+            before = self.current.record(deployment.name) or self._good(deployment.name)
+            for record in (usable, before):
+                if record is not None and packages_of(record) <= self._versions.keys():
+                    records.append(record)
+                    break
+        live, refused = build(
+            records, self._versions, self.current.deployments, options=self._options, metrics=self._metrics
+        )
+        for name, why in refused.items():
+            problems[name] = why
+            still = self.current.deployments.get(name)
+            if still is not None:
+                live[name] = still
+        new = LiveTable(number=table.number, deployments=live, routes=table, problems=problems)
+        failpoint("serving.switch")
+        if not new.same_as(self.current):
+            self._switch(new)
+            self.current = new
+            self._metrics.counters["swaps"] += 1
+            self._metrics.gauges["routes_number"] = new.number
+            logger.info(
+                "route table %d: %d of %d deployments are in service",
+                table.number,
+                len(live),
+                len(table.deployments),
+            )
+        used = {v.package for v in new.packages().values()} | self._wanted()
+        self._versions = {digest: v for digest, v in self._versions.items() if digest in used}
+        self._tell(table.number, problems)
+        if not self._loading:
+            self._remember()
+
+    def _usable(self, deployment: Deployment) -> tuple[Deployment | None, str | None]:
+        """The routes that can be served now, and what is wrong with the rest. A shadow that does not load is left out."""
+        missing = {t.package for t in deployment.targets} - self._versions.keys()
+        if missing:
+            return None, self._why(missing)
+        shadows = {s.package for s in deployment.shadows} - self._versions.keys()
+        if not shadows:
+            return deployment, None
+        kept = [s for s in deployment.shadows if s.package not in shadows]
+        return msgspec.structs.replace(deployment, shadows=kept), f"a shadow: {self._why(shadows)}"
+
+    def _why(self, missing: set[str]) -> str:
+        known = [self._bad[digest].reason for digest in sorted(missing) if digest in self._bad]
+        return known[0] if known else _LOADING
+
+    def _tell(self, number: int, problems: dict[str, str]) -> None:
+        told = {name: why for name, why in problems.items() if not why.endswith(_LOADING)}
+        if not told:
+            self.failure = self._broken
+            return
+        attempts = max((bad.attempts for bad in self._bad.values()), default=1)
+        reason = "; ".join(f"{name}: {why}" for name, why in sorted(told.items()))
+        self.failure = Failure(
+            number=number,
+            reason=reason[:1000],
+            at_us=time.time_ns() // 1000,
+            attempts=attempts,
+            deployments=told,
+        )
+
+    def _refuse(self, number: int | None, error: Exception) -> None:
+        self._broken = self.failure = Failure(
+            number=number, reason=_reason(error), at_us=time.time_ns() // 1000
+        )
+        self._metrics.counters["route_failures"] += 1
+        logger.error("route table %s is not taken into service: %s", number, _reason(error))
 
     def _run(self) -> None:
-        while not self._stop.wait(self._options.poll_s):
-            self.poll()
+        while not self._stopped:
+            self._wake.wait(self._options.poll_s)
+            self._wake.clear()
+            if not self._stopped:
+                self.poll()
 
     def _read_state(self) -> State:
         with contextlib.suppress(OSError, InvalidInput):
-            state: State = from_json(self._state_path.read_bytes(), State)
+            written: dict[str, Any] = from_json(self._state_path.read_bytes(), dict[str, Any])
+            state: State = from_json(to_json({"good": written.get("good")}), State)
             if state.good is None or table_digest(state.good) == state.good.digest:
                 return state
         return State()
 
-    def _remember(self, state: State) -> None:
-        """Best effort: a full disk must not keep a good table out of service."""
-        if msgspec.structs.asdict(state) == msgspec.structs.asdict(self._state):
+    def _remember(self) -> None:
+        """Write down the routes that serve. Best effort: a full disk must not keep a good table out of service."""
+        records = [r for name in self.current.deployments if (r := self.current.record(name)) is not None]
+        if not self.persists or not records or self.current.routes is None:
             return
-        self._state = state
-        temporary = self._state_path.with_suffix(".tmp")
+        good = sealed(msgspec.structs.replace(self.current.routes, deployments=records))
+        if self._state.good is not None and good.digest == self._state.good.digest:
+            return
+        self._state = State(good=good)
+        temporary = self._state_path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._state_path.parent.mkdir(exist_ok=True, mode=0o700)
             with temporary.open("wb") as file:
-                file.write(to_json(state))
+                file.write(to_json(self._state))
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._state_path)
         except OSError as error:
             logger.warning("the serving state could not be written: %s", error)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, MainspringError) else f"{type(error).__name__}: {error}"
+    return text[:500]

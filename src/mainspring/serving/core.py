@@ -65,11 +65,15 @@ class _Asked:
 class Core:
     """Predicts for a live table. Lives on one event loop."""
 
-    def __init__(self, options: ServeOptions, *, metrics: Metrics, log: PredictionLog) -> None:
+    log: PredictionLog
+    """Set before the first request: a spare worker opens it when it begins to serve."""
+
+    def __init__(self, options: ServeOptions, *, metrics: Metrics, log: PredictionLog | None = None) -> None:
         self.table = LiveTable(number=0)
         self.options = options
         self.metrics = metrics
-        self.log = log
+        if log is not None:
+            self.log = log
         self.admission = Admission(
             slots=options.slots,
             queue=options.queue,
@@ -151,6 +155,11 @@ class Core:
         target.series.observe(error.code, 0, latency_us)
         self._log(deployment, target, asked, latency_us, status=error.code, scores=[])
 
+    def full(self, deployment: LiveDeployment) -> bool:
+        """Whether a request that needs a slot or the model's own process would be refused."""
+        host = deployment.champion.version.host
+        return self.admission.full if host is None else host.full
+
     def _route(self, deployment: LiveDeployment, key: str) -> LiveTarget:
         if len(deployment.targets) == 1:
             return deployment.champion
@@ -158,6 +167,8 @@ class Core:
 
     async def _scores(self, target: LiveTarget, call: Call) -> list[Any]:
         version = target.version
+        if version.host is not None:
+            return await version.hosted(version.host, call.columns, call.rows)
         if call.rows <= version.inline_rows:
             return version.scores(call.columns, call.rows)
         return await self.admission.run(lambda: version.scores(call.columns, call.rows))
@@ -240,7 +251,9 @@ class Core:
         status = "ok"
         version, call = target.version, job.call
         try:
-            if call.rows <= version.inline_rows:
+            if version.host is not None:
+                scores = await version.hosted(version.host, call.columns, call.rows, lane="shadow")
+            elif call.rows <= version.inline_rows:
                 scores = version.scores(call.columns, call.rows)
             else:
                 scores = await self._shadow_pool.run(lambda: version.scores(call.columns, call.rows))

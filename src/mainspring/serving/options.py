@@ -57,6 +57,10 @@ class ServeOptions(Record, frozen=True, kw_only=True):
     drain_s: float = 10.0
     linger_s: float = 1.0
     """After SIGTERM, for clients with open connections to send what they were about to send: they are told to close."""
+    model_memory_mb: int = 1024
+    """What a model in a process of its own may allocate, beside its libraries: loaded, and while it predicts."""
+    spare: bool = True
+    """Keep a second worker loaded, so that one that dies is replaced at once; costs the memory of its models."""
     memory_mb: int | None = None
     """Address space limit of the worker, if any."""
     sandbox: Literal["auto", "require", "off"] = "auto"

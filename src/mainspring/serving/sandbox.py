@@ -1,8 +1,10 @@
-"""The worker's cage: Landlock over the file system where the kernel has it, resource limits everywhere.
+"""The cage of the processes that touch models: Landlock over the file system and TCP, seccomp over the rest, resource limits.
 
-Landlock (Linux 5.13; man 7 landlock) is set through three system calls without privileges and is inherited by threads made
-afterwards. The worker may read the bundle, the interpreter and the libraries, write only the bundle's log folder, and (ABI 4, Linux 6.7)
-open no outgoing TCP connection and bind no port: it was handed its socket.
+Landlock (Linux 5.13; man 7 landlock) is set through three system calls without privileges and is inherited by threads and children
+made afterwards. What may be read is a list: our libraries (``isolation.code_places``), what ONNX Runtime and the C library ask of the
+processor, the time zones, and what the caller names. Nothing of the working directory, nothing of ``/proc`` but the processor's
+description; so no other process's environment or memory. Nothing may be executed, no TCP connection opened or port bound (ABI 4,
+Linux 6.7), no abstract socket spoken to and no process outside signalled (ABI 6, Linux 6.12). ``seccomp`` refuses to make sockets at all.
 """
 
 from __future__ import annotations
@@ -16,31 +18,38 @@ import sys
 from pathlib import Path
 
 from mainspring.errors import Unavailable
+from mainspring.serving.isolation import code_places
+from mainspring.serving.seccomp import restrict_calls
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PATH_BENEATH = 1
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-_READ = _EXECUTE | _READ_FILE | _READ_DIR
+_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
+_REMOVE_FILE, _MAKE_DIR, _MAKE_REG, _TRUNCATE = 1 << 5, 1 << 7, 1 << 8, 1 << 14
+_READ = _READ_FILE | _READ_DIR
+_WRITE = _READ | _WRITE_FILE | _REMOVE_FILE | _MAKE_DIR | _MAKE_REG | _TRUNCATE
 _ALL_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
-_FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | 1 << 15
+_FILE_RIGHTS = _WRITE_FILE | _READ_FILE | _TRUNCATE
 _NET = 0b11  # bind and connect
+_SCOPED = 0b11  # abstract sockets and signals
 _SYSTEM = (
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/lib32",
     "/etc/ld.so.cache",
     "/etc/localtime",
-    "/dev/null",
+    "/usr/share/zoneinfo",
     "/dev/urandom",
-    "/proc",
-    "/sys/devices/system",
+    "/proc/cpuinfo",
+    "/proc/sys/vm/overcommit_memory",
+    "/sys/devices/system/cpu",
+    "/sys/bus/pci/devices",  # a list of names: ONNX Runtime looks for accelerators and complains otherwise
 )
 
 
 class _RulesetAttr(ctypes.Structure):
-    _fields_ = [("handled_access_fs", ctypes.c_uint64), ("handled_access_net", ctypes.c_uint64)]
+    _fields_ = [
+        ("handled_access_fs", ctypes.c_uint64),
+        ("handled_access_net", ctypes.c_uint64),
+        ("scoped", ctypes.c_uint64),
+    ]
 
 
 class _PathBeneathAttr(ctypes.Structure):
@@ -61,43 +70,34 @@ def landlock_abi() -> int:
 
 
 def confine(*, read: list[Path], write: list[Path], mode: str) -> str:
-    """Confine this process; returns ``landlock`` or ``none``.
+    """Confine this process and its children, for good; returns ``landlock`` or ``none``.
 
-    Call it before any thread is started. Raises :class:`Unavailable` in mode ``require`` if the kernel cannot.
+    ``read`` are folders or files beside our libraries, ``write`` folders in which files may be made. A further call narrows. Call it
+    before any thread is started. Raises :class:`Unavailable` in mode ``require`` if the kernel cannot.
     """
     if mode == "off":
         return "none"
     abi = landlock_abi()
-    if abi and _restrict(abi, read, write):
-        return "landlock"
-    if mode == "require":
+    done = bool(abi) and _restrict(abi, read, write)
+    if not done and mode == "require":
         raise Unavailable("this kernel has no Landlock", next_step="Use --sandbox auto to serve without it.")
-    return "none"
+    restrict_calls()
+    return "landlock" if done else "none"
 
 
 def _restrict(abi: int, read: list[Path], write: list[Path]) -> bool:
     libc = _libc()
     handled = _ALL_BY_ABI[min(abi, 5)]
-    attr = _RulesetAttr(handled, _NET if abi >= 4 else 0)
-    size = ctypes.sizeof(attr) if abi >= 4 else 8
+    attr = _RulesetAttr(handled, _NET if abi >= 4 else 0, _SCOPED if abi >= 6 else 0)
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = int(libc.syscall(_CREATE, ctypes.byref(attr), size, 0))
     if ruleset < 0:
         return False
     try:
-        libraries = [
-            Path(p)
-            for p in {
-                sys.prefix,
-                sys.base_prefix,
-                sys.exec_prefix,
-                *filter(os.path.isdir, sys.path),
-                *_SYSTEM,
-            }
-        ]
-        for path in [*read, *libraries]:
+        for path in [*read, *code_places(), *map(Path, _SYSTEM)]:
             _allow(libc, ruleset, path, _READ & handled)
-        for path in write:
-            _allow(libc, ruleset, path, handled & ~_EXECUTE)
+        for path in [*write, Path(os.devnull)]:
+            _allow(libc, ruleset, path, _WRITE & handled)
         if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
             return False
         return int(libc.syscall(_RESTRICT, ruleset, 0)) == 0
@@ -106,7 +106,7 @@ def _restrict(abi: int, read: list[Path], write: list[Path]) -> bool:
 
 
 def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, access: int) -> None:
-    with contextlib.suppress(FileNotFoundError, PermissionError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
             granted = access if path.is_dir() else access & _FILE_RIGHTS

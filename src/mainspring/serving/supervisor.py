@@ -1,7 +1,8 @@
-"""The supervisor: holds the listening socket, never loads a model, keeps one worker alive.
+"""The supervisor: holds the listening socket, never loads a model, keeps one worker serving and one spare worker loaded.
 
-While a worker is being replaced, new connections wait in the socket's backlog. A worker that dies comes back after a growing
-pause; one without a heartbeat is killed. SIGTERM and SIGINT drain; killing the supervisor kills the worker.
+A worker that dies, hangs or leaves is replaced by the spare at once; connections wait in the socket's backlog meanwhile, milliseconds.
+Without a spare (yet), a new worker comes after a growing pause. One without a heartbeat is killed. SIGTERM and SIGINT drain;
+killing the supervisor kills the workers.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import msgspec
 
 from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import to_json
+from mainspring.serving import isolation
 from mainspring.serving.options import ServeOptions, checked
 
 _STEADY_S = 30.0
 _PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LOOK_S = 0.25
 
 
 def serve(bundle: Path, *, out: TextIO | None = None, **options: Any) -> int:
@@ -44,8 +47,67 @@ def serve(bundle: Path, *, out: TextIO | None = None, **options: Any) -> int:
     return Supervisor(checked(chosen), out=out or sys.stdout).run()
 
 
+class _Child:
+    """One worker process and what it said so far."""
+
+    def __init__(self, options: ServeOptions, listener: socket.socket) -> None:
+        self.reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        argv = isolation.command(
+            "mainspring.serving.worker",
+            str(os.getpid()),
+            str(listener.fileno()),
+            str(writing),
+            options.sandbox,
+            options.bundle,
+        )
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                pass_fds=(listener.fileno(), writing),
+                cwd=isolation.NEUTRAL,
+                env=isolation.environment(),
+            )
+        finally:
+            os.close(writing)
+        self.started = time.monotonic()
+        self.hang_s = options.hang_s
+        # Loading at the start may take as long as the operator allows it to.
+        self.silent_at = self.started + options.load_deadline_s + options.hang_s
+        self.ready = False
+        self._buffer = b""
+        self.tell(to_json(options))
+
+    def tell(self, line: bytes) -> None:
+        """Write a line to its stdin."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.write(line + b"\n")
+                self.process.stdin.flush()
+
+    def hear(self) -> list[dict[str, Any]] | None:
+        """What it says; None when it is gone."""
+        data = os.read(self.reading, 65536)
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        self.silent_at = max(self.silent_at, time.monotonic() + self.hang_s)
+        return [json.loads(line) for line in lines]
+
+    def end(self) -> int:
+        """Kill it if it still runs; its status."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        os.close(self.reading)
+        return self.process.wait()
+
+
 class Supervisor:
-    """Runs workers one after another on one socket."""
+    """Keeps one of its workers serving."""
 
     def __init__(self, options: ServeOptions, *, out: TextIO) -> None:
         self._out = out
@@ -53,7 +115,12 @@ class Supervisor:
         self._host, self._port = self._socket.getsockname()[:2]
         self._options = msgspec.structs.replace(options, port=self._port)
         self._stop = threading.Event()
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._serving: _Child | None = None
+        self._spare: _Child | None = None
+        self._leaving: list[_Child] = []
+        self._failures = 0
+        self._not_before = 0.0
+        self._drain_until: float | None = None
         self._announced = False
         self._wake = os.pipe()
 
@@ -63,100 +130,124 @@ class Supervisor:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 previous[number] = signal.signal(number, lambda *_: self.stop())
-        failures = 0
+        status = 0
         try:
-            while not self._stop.is_set():
-                started = time.monotonic()
-                status = self._run_worker()
+            while not self._stop.is_set() or self._children():
                 if self._stop.is_set():
-                    return 0 if status in {0, -int(signal.SIGTERM)} else 1
-                failures = 1 if time.monotonic() - started > _STEADY_S else failures + 1
-                pause = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1]
-                _say(f"the worker ended with status {status}; a new one in {pause:g} s")
-                select.select([self._wake[0]], [], [], pause)
+                    self._begin_to_end()
+                else:
+                    self._staff()
+                status = self._listen(status)
         finally:
+            for child in self._children():
+                child.end()
             self._socket.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
             for fd in self._wake:
                 os.close(fd)
-        return 0
+        return status
 
     def stop(self) -> None:
         """Drain and end; may be called from a signal handler or another thread."""
         self._stop.set()
         with contextlib.suppress(OSError):
             os.write(self._wake[1], b"x")
-        worker = self._worker
-        if worker is not None and worker.poll() is None:
-            worker.send_signal(signal.SIGTERM)
 
-    def _run_worker(self) -> int:
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        argv = [
-            sys.executable,
-            "-m",
-            "mainspring.serving.worker",
-            str(os.getpid()),
-            str(self._socket.fileno()),
-            str(writing),
-        ]
-        try:
-            worker = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=(self._socket.fileno(), writing))
-        finally:
-            os.close(writing)
-        self._worker = worker
-        try:
-            if worker.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    worker.stdin.write(to_json(self._options) + b"\n")
-                    worker.stdin.close()
-            if self._stop.is_set():
-                worker.send_signal(signal.SIGTERM)
-            self._watch(worker, reading)
-            return worker.wait()
-        finally:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
-            os.close(reading)
+    def _children(self) -> list[_Child]:
+        return [c for c in (self._serving, self._spare, *self._leaving) if c is not None]
 
-    def _watch(self, worker: subprocess.Popen[bytes], reading: int) -> None:
-        """Until the worker ends: hear its heartbeat, kill it when it falls silent or does not drain in time."""
-        # Loading at the start may take as long as the operator allows it to.
-        silent_at = time.monotonic() + self._options.load_deadline_s + self._options.hang_s
-        drain_until = None
-        buffer = b""
-        while True:
-            ready, _, _ = select.select([reading], [], [], 0.25)
-            now = time.monotonic()
-            if ready:
-                data = os.read(reading, 65536)
-                if not data:
-                    return  # every end of the pipe is closed: it is gone
-                buffer += data
-                *lines, buffer = buffer.split(b"\n")
-                for line in lines:
-                    silent_at = now + self._options.hang_s
-                    self._hear(line, worker)
-            if self._stop.is_set() and drain_until is None:
-                drain_until = now + 2 * self._options.drain_s + 5
-                self._socket.close()  # only the worker decides now until when connections are taken
-            if now > (drain_until or silent_at):
-                _say("the worker hangs and is killed")
-                worker.kill()
-                return
+    def _staff(self) -> None:
+        """See that somebody serves, and that somebody stands ready to."""
+        if self._serving is None and self._spare is not None:
+            self._serving, self._spare = self._spare, None
+            self._serving.tell(b"go")
+        if time.monotonic() < self._not_before:
+            return
+        if self._serving is None:
+            self._serving = _Child(self._options, self._socket)
+            self._serving.tell(b"go")
+        elif self._spare is None and self._options.spare and self._serving.ready:
+            self._spare = _Child(self._options, self._socket)
 
-    def _hear(self, line: bytes, worker: subprocess.Popen[bytes]) -> None:
-        message = json.loads(line)
-        if message.get("event") != "ready" or self._announced:
+    def _begin_to_end(self) -> None:
+        """Have the serving worker answer what comes within its last second; the others have nothing to finish."""
+        if self._drain_until is not None:
+            return
+        self._drain_until = time.monotonic() + 2 * self._options.drain_s + 5
+        if self._serving is not None:
+            if self._serving.ready:
+                self._serving.tell(b"stop")
+            else:
+                self._serving.process.terminate()
+        if self._spare is not None:
+            self._spare.process.kill()
+        self._socket.close()  # only the worker decides now until when connections are taken
+
+    def _listen(self, status: int) -> int:
+        """Wait for something to be said or to end; the exit status so far."""
+        children = {child.reading: child for child in self._children()}
+        ready, _, _ = select.select([self._wake[0], *children], [], [], _LOOK_S)
+        if self._wake[0] in ready:
+            os.read(self._wake[0], 4096)
+        for fd in ready:
+            child = children.get(fd)
+            if child is None:
+                continue
+            said = child.hear()
+            if said is None:
+                status = self._ended(child, status)
+                continue
+            for message in said:
+                self._heard(message, child)
+        now = time.monotonic()
+        for child in self._children():
+            if now > (child.silent_at if self._drain_until is None else self._drain_until):
+                _say("a worker hangs and is killed")
+                child.process.kill()
+                child.silent_at = now + self._options.hang_s
+                self._drain_until = self._drain_until and now + self._options.hang_s
+        return status
+
+    def _ended(self, child: _Child, status: int) -> int:
+        ended = child.end()
+        if self._stop.is_set():
+            if child is self._serving and ended not in {0, -int(signal.SIGTERM)}:
+                status = 1
+        elif child not in self._leaving:
+            self._failures = 1 if time.monotonic() - child.started > _STEADY_S else self._failures + 1
+            pause = _PAUSES_S[min(self._failures, len(_PAUSES_S)) - 1]
+            self._not_before = time.monotonic() + pause
+            what = "the spare worker" if child is self._spare else "the worker"
+            _say(f"{what} ended with status {ended}; a new one in {pause:g} s")
+        self._forget(child)
+        return status
+
+    def _forget(self, child: _Child) -> None:
+        if child is self._serving:
+            self._serving = None
+        elif child is self._spare:
+            self._spare = None
+        else:
+            self._leaving.remove(child)
+
+    def _heard(self, message: dict[str, Any], child: _Child) -> None:
+        if message["event"] == "leaving" and not self._stop.is_set() and child is self._serving:
+            self._serving = None
+            self._leaving.append(child)
+            child.silent_at = time.monotonic() + 2 * self._options.drain_s + 5
+        elif message["event"] == "ready":
+            child.ready = True
+            self._announce(message, child)
+
+    def _announce(self, message: dict[str, Any], child: _Child) -> None:
+        if self._announced:
             return
         self._announced = True
         host = f"[{self._host}]" if ":" in self._host else self._host
         hello = {
             "event": "ready", "url": f"http://{host}:{self._port}", "host": self._host, "port": self._port, "pid": os.getpid(),
-            "worker": worker.pid, "sandbox": message["sandbox"], "routes": message["routes"],
+            "worker": child.process.pid, "sandbox": message["sandbox"], "routes": message["routes"],
         }  # fmt: skip
         self._out.write(json.dumps(hello) + "\n")
         self._out.flush()

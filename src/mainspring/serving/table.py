@@ -6,10 +6,12 @@ request that uses it lets go: that is all the draining there is to do.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +19,18 @@ from typing import Any, Protocol
 import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput
-from mainspring.records.models import Signature, Task
-from mainspring.records.serving import Deployment, RouteTable
+from mainspring.records.models import Package, Signature, Task
+from mainspring.records.serving import Deployment, RouteTable, misfit
 from mainspring.serving.codec import RowCodec
+from mainspring.serving.hosting import Hosted, Nursery
 from mainspring.serving.metrics import Metrics, Series
+from mainspring.serving.model_process import BATCH
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.problems import ModelFailed
 from mainspring.serving.routing import edges
 from mainspring.serving.wire import JSON_LINES
+
+logger = logging.getLogger("mainspring.serving")
 
 
 class Predictor(Protocol):
@@ -38,35 +44,54 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Version:
-    """A verified, loaded and warmed package. ``inline_rows``: up to so many rows are predicted on the event loop."""
+    """A verified, loaded and warmed package. ``inline_rows``: up to so many rows are predicted on the event loop.
+
+    Either it has a ``predictor`` in this process, or ``host``: a process of its own, asked with :meth:`Hosted.scores`.
+    """
 
     package: str
-    predictor: Predictor
+    signature: Signature
+    predictor: Predictor | None
     inline_rows: int
     single_us: float
     one: Callable[[Sequence[Any]], Any] | None = None
-    """The score of one row of values in the order of the predictor's inputs; None where it cannot say."""
+    """The score of one row of values in the order of the signature's inputs; None where it cannot say."""
+    host: Hosted | None = None
+    example: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def _names(self) -> list[str]:
-        return [c.name for c in self.predictor.signature.inputs]
+        return [c.name for c in self.signature.inputs]
 
     def scores(self, columns: Mapping[str, Sequence[Any]], rows: int, *, finite: bool = True) -> list[Any]:
         """One score per row (multiclass: one list per row), all finite.
 
         Raises :class:`ModelFailed` if the model raises or answers something else.
         """
+        predictor = self.predictor
+        if predictor is None:
+            raise ModelFailed("this model answers in a process of its own")  # callers look at ``host`` first
         try:
             if rows == 1 and self.one is not None:
                 score = self.one([columns[name][0] for name in self._names])
                 if type(score) is float and (not finite or math.isfinite(score)):
                     return [score]
-                answer = self.predictor.predict(columns).tolist() if score is None else [score]
+                answer = predictor.predict(columns).tolist() if score is None else [score]
             else:
-                answer = self.predictor.predict(columns).tolist()
+                answer = predictor.predict(columns).tolist()
         except Exception as error:
             raise ModelFailed(f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
-        return _checked(answer, rows, self.predictor.signature, finite=finite)
+        return _checked(answer, rows, self.signature, finite=finite)
+
+    async def hosted(
+        self, host: Hosted, columns: Mapping[str, Sequence[Any]], rows: int, *, lane: str = "primary"
+    ) -> list[Any]:
+        """:meth:`scores` in the process of its own; what comes from there is checked here."""
+        return _checked(await host.scores(columns, rows, lane=lane), rows, self.signature, finite=True)
+
+    def try_rows(self, rows: int) -> None:
+        """Predict the example ``rows`` times over; raises if the model cannot."""
+        self.scores({name: [value] * rows for name, value in self.example.items()}, rows, finite=False)
 
 
 def _checked(answer: Any, rows: int, signature: Signature, *, finite: bool) -> list[Any]:
@@ -126,6 +151,7 @@ class LiveShadow:
 class LiveDeployment:
     """A deployment ready to answer. ``targets`` in routing order, the champion last; ``bounds`` their shares."""
 
+    record: Deployment
     name: str
     signature: Signature
     codec: RowCodec
@@ -139,6 +165,10 @@ class LiveDeployment:
     inline_rows: int = 0
     """Up to so many rows every target answers on the event loop."""
 
+    def versions(self) -> list[Version]:
+        """Those of all targets and shadows."""
+        return [t.version for t in (*self.targets, *(s.target for s in self.shadows))]
+
     def at_version(self, number: str) -> LiveTarget | None:
         return next((t for t in self.targets if str(t.number) == number), None)
 
@@ -150,61 +180,159 @@ class LiveTable:
     number: int
     deployments: dict[str, LiveDeployment] = field(default_factory=dict)
     routes: RouteTable | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    """What of ``routes`` is not in service, by deployment: its routes of before answer, or nobody."""
+
+    def record(self, name: str) -> Deployment | None:
+        """The routes that a deployment is served by."""
+        found = self.deployments.get(name)
+        return None if found is None else found.record
+
+    def same_as(self, other: LiveTable) -> bool:
+        """Whether a switch between the two would change nothing: deployments that stay as they are are the same objects."""
+        mine, theirs = ({name: id(d) for name, d in t.deployments.items()} for t in (self, other))
+        return (self.number, mine, self.problems) == (other.number, theirs, other.problems)
 
     def packages(self) -> dict[str, Version]:
         """Loaded versions by package digest, to be used again by the next table."""
-        found = {}
-        for deployment in self.deployments.values():
-            for target in [*deployment.targets, *(s.target for s in deployment.shadows)]:
-                found[target.version.package] = target.version
-        return found
+        return {v.package: v for d in self.deployments.values() for v in d.versions()}
 
 
-def load_version(folder: Path, digest: str, *, inline_ms: float) -> Version:
-    """Verify, load and warm the package in ``folder``; raises if any of it fails."""
+def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeOptions) -> Version:
+    """Verify, load and warm the package in ``folder``; raises if any of it fails.
+
+    It is loaded in a process of its own first. Only what is known there to be of bounded cost, and has shown it, is loaded here.
+    """
     from mainspring.models import formats
 
     if not folder.is_dir():
         raise Corrupt(
             "a package named by the route table is not in the bundle", value=digest, place=str(folder)
         )
+    package = formats.verify(folder)
+    host = Hosted(nursery, folder, digest, package.format, options)
+    if host.loaded.why is None:
+        host.close()
+        version, why = open_version(folder, digest, inline_ms=options.inline_ms)
+        if why is None:
+            return version
+        raise Corrupt("the package changed while it was loaded", value=digest, place=str(folder))
+    logger.info("package %s answers in a process of its own: %s", digest[:12], host.loaded.why)
+    version = Version(
+        package=digest,
+        signature=package.signature,
+        predictor=None,
+        inline_rows=0,
+        single_us=host.loaded.single_us,
+        host=host,
+    )
+    weakref.finalize(version, host.close)  # the last request that uses it lets its processes go
+    return version
+
+
+def open_version(folder: Path, digest: str, *, inline_ms: float) -> tuple[Version, str | None]:
+    """The package loaded and warmed in this process, and why it must not be served from a process that others share (None: it may)."""
+    from mainspring.models import formats
+    from mainspring.models.formats.package import read_package
+
+    package, payloads = read_package(folder)
+    why = _why_apart(package, payloads)
     predictor: Predictor = formats.load(folder)
     make = getattr(predictor, "row_scorer", None)
     one = make() if make is not None else None
-    single, per_row = _warm(predictor, one)
+    version = Version(
+        package=digest,
+        signature=predictor.signature,
+        predictor=predictor,
+        inline_rows=0,
+        single_us=math.nan,
+        one=one,
+        example=package.example,
+    )
+    if not _fits(package.example, package.signature):
+        version = replace(version, example=_made_up(package.signature))
+        try:
+            version.try_rows(1)
+        except ModelFailed as error:  # a row that we made up proves nothing against a model
+            return replace(version, single_us=0.0), why or f"it could not be warmed up: {error.message}"
+    single, per_row = _warm(version)
     budget_s = inline_ms / 1000
     # The fixed part is what one row costs; further rows cost per_row each.
     inline = 0 if single > budget_s else 1 + int(min((budget_s - single) / max(per_row, 1e-9), 100_000))
-    return Version(package=digest, predictor=predictor, inline_rows=inline, single_us=single * 1e6, one=one)
+    return replace(version, inline_rows=inline, single_us=single * 1e6), why
 
 
-def _warm(predictor: Predictor, one: Any, batch: int = 64) -> tuple[float, float]:
-    """Seconds for one row, and for each further row, on neutral values. Raises if the model cannot predict."""
-    neutral: dict[str, Any] = {"float64": 0.0, "int64": 0, "string": "", "bool": False}
-    row = {c.name: neutral[c.type] for c in predictor.signature.inputs}
-    version = Version(package="", predictor=predictor, inline_rows=0, single_us=0.0, one=one)
+def _why_apart(package: Package, payloads: Mapping[str, bytes]) -> str | None:
+    if package.format != "onnx":
+        return f"models of format {package.format!r} may take any time"
+    from mainspring.models.formats.onnx_cost import examine
+    from mainspring.models.formats.onnx_wire import check_onnx
+
+    return examine(check_onnx(payloads["model.onnx"])).by_operator
+
+
+def _fits(row: Mapping[str, Any], signature: Signature) -> bool:
+    kinds: dict[str, tuple[type, ...]] = {
+        "float64": (float, int),
+        "int64": (int,),
+        "string": (str,),
+        "bool": (bool,),
+    }
+    return row.keys() == {c.name for c in signature.inputs} and all(
+        type(row[c.name]) in kinds[c.type] or (row[c.name] is None and c.nullable) for c in signature.inputs
+    )
+
+
+def _made_up(signature: Signature) -> dict[str, Any]:
+    """A row that the signature admits, for packages without an example."""
+    neutral: dict[str, Any] = {"float64": 0.0, "int64": 0, "string": "a", "bool": False}
+    return {c.name: None if c.nullable else neutral[c.type] for c in signature.inputs}
+
+
+def _warm(version: Version, batch: int = BATCH) -> tuple[float, float]:
+    """Seconds for one row, and for each further row, on the example. Raises if the model cannot predict."""
     timed = {}
     for rows, repeat in ((1, 5), (batch, 3)):
-        columns = {name: [value] * rows for name, value in row.items()}
         best = math.inf
         for _ in range(repeat):
             start = time.perf_counter()
-            version.scores(columns, rows, finite=False)
+            version.try_rows(rows)
             best = min(best, time.perf_counter() - start)
         timed[rows] = best
     return timed[1], max(timed[batch] - timed[1], 0.0) / (batch - 1)
 
 
+def packages_of(deployment: Deployment) -> set[str]:
+    """Digests of the packages that a deployment names."""
+    return {t.package for t in deployment.targets} | {s.package for s in deployment.shadows}
+
+
 def build(
-    table: RouteTable, versions: Mapping[str, Version], *, options: ServeOptions, metrics: Metrics
-) -> LiveTable:
-    """Make ``table`` live with ``versions`` by package digest; raises :class:`InvalidInput` for a table that cannot be right."""
-    live = {}
-    for deployment in table.deployments:
-        if deployment.name in live:
-            raise InvalidInput("a deployment is there twice", value=deployment.name, place="routes.json")
-        live[deployment.name] = _deployment(deployment, versions, options, metrics)
-    return LiveTable(number=table.number, deployments=live, routes=table)
+    records: Sequence[Deployment],
+    versions: Mapping[str, Version],
+    current: Mapping[str, LiveDeployment],
+    *,
+    options: ServeOptions,
+    metrics: Metrics,
+) -> tuple[dict[str, LiveDeployment], dict[str, str]]:
+    """Deployments ready to answer, and why others cannot be right, by name. ``versions`` by package digest; of ``current`` those
+    are taken over that nothing changes in."""
+    live: dict[str, LiveDeployment] = {}
+    refused: dict[str, str] = {}
+    for record in records:
+        before = current.get(record.name)
+        if (
+            before is not None
+            and before.record == record
+            and all(versions.get(v.package) is v for v in before.versions())
+        ):
+            live[record.name] = before
+            continue
+        try:
+            live[record.name] = _deployment(record, versions, options, metrics)
+        except InvalidInput as error:
+            refused[record.name] = str(error)
+    return live, refused
 
 
 def _deployment(
@@ -252,6 +380,7 @@ def _deployment(
         signature.classes if signature.task is Task.BINARY and len(signature.classes) == 2 else ["0", "1"]
     )
     return LiveDeployment(
+        record=deployment,
         name=deployment.name,
         signature=signature,
         codec=RowCodec(signature, max_rows=options.max_rows, max_text=options.max_text),
@@ -276,7 +405,12 @@ def _target(
     role: str,
     name: str,
 ) -> LiveTarget:
-    check_compatible(signature, version.predictor.signature, what=f"{model}@{number} in {deployment}")
+    if (why := misfit(signature, version.signature)) is not None:
+        raise InvalidInput(
+            f"{model}@{number} cannot answer for this deployment: {why}",
+            value=deployment,
+            place="routes.json",
+        )
     header = f"{model}@{number}".encode()
     head = {"deployment": deployment, "model": model, "version": number}
     return LiveTarget(
@@ -294,18 +428,3 @@ def _target(
 
 def _fragment(label: str) -> bytes:
     return b'{"label":%b,"score":' % msgspec.json.encode(label)
-
-
-def check_compatible(outer: Signature, inner: Signature, *, what: str) -> None:
-    """``inner`` can answer every request that fits ``outer``: the same task and classes, its columns among those sent."""
-    sent = {c.name: c for c in outer.inputs}
-    for column in inner.inputs:
-        given = sent.get(column.name)
-        if given is None or given.type != column.type or (given.nullable and not column.nullable):
-            raise InvalidInput(
-                f"{what} needs a column that requests do not have",
-                value=f"{column.name}:{column.type}",
-                next_step="Deploy it under a deployment of its own.",
-            )
-    if (outer.task, outer.classes) != (inner.task, inner.classes):
-        raise InvalidInput(f"{what} answers another question", value=f"{inner.task} {inner.classes}")

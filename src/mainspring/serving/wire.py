@@ -36,6 +36,9 @@ _ONCE = frozenset(
     {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"origin"}
 )
 
+_PORTS = {b"http": b"80", b"https": b"443"}
+"""The port of an origin that names none."""
+
 
 class Disconnected(Exception):
     """The client left before its body was complete."""
@@ -78,14 +81,22 @@ class Gate:
 
     def _check_origin(self, headers: Headers) -> None:
         origin = headers.get(b"origin")
-        if origin is not None:
-            scheme, _, rest = origin.partition(b"://")
-            if scheme not in {b"http", b"https"} or _name(rest) not in self._hosts:
-                raise ForeignOrigin(
-                    "a page of another origin may not call this server", value=origin.decode("latin-1")
-                )
+        if origin is not None and not self._same_origin(origin, headers[b"host"]):
+            raise ForeignOrigin(
+                "a page of another origin may not call this server", value=origin.decode("latin-1")
+            )
         if headers.get(b"sec-fetch-site", b"none") not in {b"none", b"same-origin"}:
             raise ForeignOrigin("a page of another site may not call this server")
+
+    def _same_origin(self, origin: bytes, host: bytes) -> bool:
+        """Scheme, host and port as in the request's own Host (RFC 6454): a page on another port of this machine is another site.
+
+        We speak HTTP; https in front of us is a proxy's, which then sends the Host that the browser sees.
+        """
+        scheme, _, rest = origin.partition(b"://")
+        if scheme not in _PORTS or _name(rest) not in self._hosts:
+            return False
+        return (_name(rest), _port(rest) or _PORTS[scheme]) == (_name(host), _port(host) or _PORTS[scheme])
 
 
 def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
@@ -102,6 +113,11 @@ def _name(host: bytes) -> bytes:
         inside, bracket, _ = host.partition(b"]")
         return (inside + bracket).lower()
     return host.partition(b":")[0].lower()
+
+
+def _port(host: bytes) -> bytes:
+    """``[::1]:80`` → ``80``, empty without one."""
+    return host.rpartition(b"]")[2].partition(b":")[2]
 
 
 class Bodies:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from mainspring.server.access import access_for, ensure_token
+from mainspring.operations import Principal
+from mainspring.server.access import access_for, digest_of, ensure_token
 from mainspring.server.app import build_app
+from mainspring.server.connections import ControlServer, Limits, control_config
 from mainspring.server.pages import page_routes
 from mainspring.server.run import listen
 from mainspring.workspace import Workspace
@@ -17,35 +20,30 @@ from mainspring.workspace import Workspace
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers, with the token it takes."""
+    """A server that answers, with the administrator's token; ``tokens`` are those of the other principals, by name."""
 
     url: str
     token: str
+    tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
-def running_server(workspace: Workspace) -> Iterator[Running]:
+def running_server(
+    workspace: Workspace, *, limits: Limits | None = None, principals: Sequence[Principal] = ()
+) -> Iterator[Running]:
     """Serve ``workspace`` over HTTP until the block ends: the real application behind its gate, without the loop's ticks."""
-    import uvicorn
-
     token = ensure_token(workspace.settings.home)
     access = access_for(token, host="127.0.0.1", hosts=[])
-    config = uvicorn.Config(
-        build_app(workspace, access, pages=page_routes),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        server_header=False,
-    )
-    server = uvicorn.Server(config)
+    tokens = {p.name: f"msp_{secrets.token_urlsafe(32)}" for p in principals}
+    access = replace(access, tokens=dict(access.tokens) | {digest_of(tokens[p.name]): p for p in principals})
+    server = ControlServer(control_config(build_app(workspace, access, pages=page_routes), limits))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         while not server.started:
             time.sleep(0.005)
-        yield Running(url=f"http://127.0.0.1:{listener.getsockname()[1]}", token=token)
+        yield Running(url=f"http://127.0.0.1:{listener.getsockname()[1]}", token=token, tokens=tokens)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -11,13 +11,17 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
+
 from mainspring.records.tracking import CodeState, EnvironmentState, FileState, Package
+from mainspring.tracking import sources
 
 MAX_DIFF = 1 << 20
 """Bytes of diff that are kept as text; of a longer one its digest."""
@@ -50,14 +54,25 @@ class Captured:
     code: CodeState | None = None
     environment: EnvironmentState | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Source files by their path in ``code.files``."""
 
 
-def capture(*, root: Path | None = None, seeds: dict[str, int] | None = None) -> Captured:
-    """Everything about this process and the folder ``root`` (default: the current one)."""
+def capture(
+    *, root: Path | None = None, seeds: dict[str, int] | None = None, files: Iterable[str] | None = None
+) -> Captured:
+    """Everything about this process and the folder ``root`` (default: the current one).
+
+    ``files``: source files to keep, relative to ``root``; by default the entry script or notebook and the modules imported
+    from below ``root``.
+    """
     found = Captured()
     missing: list[str] = []
     try:
         found.code = capture_code(root or Path.cwd())
+        kept = sources.collect(root or Path.cwd(), files)
+        found.code = msgspec.structs.replace(found.code, files=kept.states)
+        found.files = kept.contents
     except Exception as error:  # noqa: BLE001 - a broken repository must not fail a training
         missing.append(f"code: {error}")
     try:
@@ -89,7 +104,10 @@ def capture_code(root: Path) -> CodeState:
     remote = _git(work, "config", "--get", "remote.origin.url", missing=[])
     diff = (
         _git(
-            work, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD", missing=missing
+            work,
+            *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD"),
+            *("--", ".", ":(exclude,glob)**/.env*"),  # a tracked file of secrets is not copied
+            missing=missing,
         )
         if commit
         else b""

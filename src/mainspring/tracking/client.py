@@ -36,6 +36,9 @@ DUTY = 4
 """The shipping thread rests this many times as long as it worked: the training loop keeps the interpreter."""
 
 FLUSH_S = 10.0
+KEPT_BYTES = 4 << 20
+"""So much of what must not be lost (params, tags, inputs, the end) waits in memory while the spool cannot be written."""
+
 LONG_TEXT = 256 << 10
 """A longer param or tag is kept whole as an artifact; the value holds its head and says so."""
 
@@ -156,6 +159,11 @@ class Run:
         self._seeds = seeds
         self._journal = JournalWriter(self._folder, prefix=spool.PREFIX, max_bytes=8 << 20)
         self._params: dict[str, str] = {}
+        self._note = spool.Note(self._folder, self._journal.writer)
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._told = 0
+        self._keeping = threading.RLock()
         self._retry_at = 0.0
         self._dirty = False
         self._ended = False
@@ -165,7 +173,7 @@ class Run:
         self._stop = False
         self._pid = os.getpid()
         if begin is not None:
-            self._append(encode(spool.BEGIN, begin | {"id": run}))
+            self._append(encode(spool.BEGIN, begin | {"id": run}), keep=True)
         self._thread = threading.Thread(
             target=_ship_forever, args=(self,), name="mainspring-spool", daemon=True
         )
@@ -203,12 +211,12 @@ class Run:
         fresh = {k: v for k, v in texts.items() if k not in self._params}
         self._params |= fresh
         if fresh:
-            self._append(encode(spool.PARAMS, fresh))
+            self._append(encode(spool.PARAMS, fresh), keep=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
         texts = {_text(str(k)): self._short(_text(str(v)), "tags") for k, v in tags.items()}
         if texts:
-            self._append(encode(spool.TAGS, texts))
+            self._append(encode(spool.TAGS, texts), keep=True)
 
     def set_tag(self, key: str, value: object) -> None:
         self.set_tags({key: value})
@@ -217,7 +225,7 @@ class Run:
         """Record inputs: ids of dataset versions, or references such as ``object:<digest>``."""
         references = [i if ":" in i else f"dataset_version:{i}" for i in inputs]
         if references:
-            self._append(encode(spool.USE, references))
+            self._append(encode(spool.USE, references), keep=True)
 
     def log_artifact(self, source: Path | str | bytes, path: str | None = None) -> None:
         """Keep a file (or a folder, or bytes) with the run under the logical ``path``; it is copied now and uploaded later."""
@@ -262,29 +270,36 @@ class Run:
         self._ended = True
         _open_runs.discard(self)
         self._looked.wait(flush_s)  # a short run may end before its capture has
-        if self._owner:
-            if self.degraded:
-                self._append(
-                    encode(
-                        spool.TAGS,
-                        {"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]},
-                    )
-                )
-            self._append(encode(spool.FINISH, (status, to_us(self._clock.now()))))
+        ended = (status, to_us(self._clock.now())) if self._owner else None
+        self._say_last(ended)
         with contextlib.suppress(MainspringError):
             self._journal.close()
         self._stop = True
         self._wake.set()
         self._thread.join(flush_s)
-        stored = not self._thread.is_alive() and not self._left()
+        stored = not self._thread.is_alive() and not self._left() and not self._kept
         if not stored:
+            kept = f", {len(self._kept)} log calls could not be written and are lost" if self._kept else ""
             self._warn(
                 "flush",
-                f"run {self.id}: not everything is stored yet; it is safe in {self._folder} and ships when the workspace is next opened",
+                f"run {self.id}: not everything is stored yet; what is in {self._folder} ships when the workspace is next opened{kept}",
             )
-        elif self.degraded and self._owner:
-            self._mark_degraded()
         return stored
+
+    def _say_last(self, ended: tuple[str, int] | None) -> None:
+        """The mark of a degraded run, and how it ended: in the spool, or kept for the store, and in the note in any case."""
+        said = self._note.read()
+        if said is not None:  # a forked child may have lost what this process has not
+            self.degraded = self.degraded or said["why"]
+            self.lost = max(self.lost, said["lost"])
+        owed = len(self._kept)
+        if self.degraded:
+            mark = {"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]}
+            self._append(encode(spool.TAGS, mark), keep=True)
+        if ended is not None:
+            self._append(encode(spool.FINISH, ended), keep=True)
+        if self.degraded:
+            self._note.write(lost=self.lost + owed, why=self.degraded, finish=ended)
 
     def record(self) -> RunRecord:
         """The run as it is stored now."""
@@ -303,21 +318,38 @@ class Run:
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
-    def _append(self, record: bytes) -> None:
-        if self.degraded is not None and time.monotonic() < self._retry_at:
-            self.lost += 1
-            return
-        try:
-            self._journal.append(record)
-        except MainspringError as error:
-            self._degrade(error)
-            self.lost += 1
+    def _append(self, record: bytes, *, keep: bool = False) -> None:
+        """Write to the spool. What cannot be written is lost and counted; with ``keep`` it waits in memory for the next writing."""
+        with self._keeping if self._kept or keep else contextlib.nullcontext():
+            if self.degraded is not None and time.monotonic() < self._retry_at:
+                self._hold(record, keep=keep)
+                return
+            try:
+                while self._kept:
+                    self._journal.append(self._kept[0])
+                    self._drop_kept(1)
+                self._journal.append(record)
+            except MainspringError as error:
+                self._hold(record, keep=keep)
+                self._degrade(error)
+            else:
+                self._dirty = True
+
+    def _hold(self, record: bytes, *, keep: bool) -> None:
+        if keep and self._kept_bytes + len(record) <= KEPT_BYTES:
+            self._kept.append(record)
+            self._kept_bytes += len(record)
         else:
-            self._dirty = True
+            self.lost += 1
+
+    def _drop_kept(self, count: int) -> None:
+        self._kept_bytes -= sum(map(len, self._kept[:count]))
+        del self._kept[:count]
 
     def _degrade(self, error: BaseException) -> None:
         self._retry_at = time.monotonic() + 1.0
         self.degraded = str(error)
+        self._note.write(lost=self.lost, why=self.degraded, finish=None)
         self._warn("degraded", f"run {self.id}: logging is degraded, training goes on: {error}")
 
     def _warn(self, kind: str, message: str) -> None:
@@ -327,13 +359,6 @@ class Run:
                 RuntimeWarning
             ):  # a filter that turns warnings into errors must not end the training
                 warnings.warn(message, RuntimeWarning, stacklevel=4)
-
-    def _mark_degraded(self) -> None:
-        with contextlib.suppress(MainspringError):
-            self._operations.set_tags(
-                run=self.id,
-                tags={"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]},
-            )
 
     def _short(self, value: str, kind: str) -> str:
         if len(value) <= LONG_TEXT:
@@ -352,10 +377,10 @@ class Run:
             else:
                 shutil.copyfile(source, target)
         except OSError as error:
-            self._degrade(error)
             self.lost += 1
+            self._degrade(error)
             return
-        self._append(encode(spool.ARTIFACT, (path, target.name)))
+        self._append(encode(spool.ARTIFACT, (path, target.name)), keep=True)
 
     def _left(self) -> bool:
         return self._folder.is_dir() and any(self._folder.glob(f"{spool.PREFIX}-{self._journal.writer}-*"))
@@ -369,14 +394,30 @@ class Run:
             with contextlib.suppress(MainspringError):
                 self._journal.append(encode(spool.CUT, None))
         shipper.ship(writer=self._journal.writer)
+        self._deliver_kept(shipper)
         if last:
             shipper.ship()  # what forked children of this run left
+            self._note.remove()
             sweep(self._folder)
+
+    def _deliver_kept(self, shipper: Shipper) -> None:
+        """What the spool could not take goes to the store as it is: that may be on another disk."""
+        with self._keeping:
+            kept = list(self._kept)
+        if kept:  # not under the lock: training must not wait for a server
+            shipper.deliver(kept, writer=f"{self._journal.writer}-{self._told}")
+            with self._keeping:
+                self._told += len(kept)
+                if (
+                    self._kept[: len(kept)] == kept
+                ):  # else they have reached the spool meanwhile, and are stored twice alike
+                    self._drop_kept(len(kept))
 
     def _capture(self) -> None:
         if self._captured:
             found: Captured = capture(seeds=self._seeds)
-            self._append(encode(spool.CAPTURE, (found.code, found.environment, found.source)))
+            capture_record = (found.code, found.environment, found.source, found.files)
+            self._append(encode(spool.CAPTURE, capture_record), keep=True)
 
 
 def _ship_forever(run: Run) -> None:
@@ -385,7 +426,7 @@ def _ship_forever(run: Run) -> None:
     try:
         run._capture()
     except Exception as error:  # noqa: BLE001 - capture never fails the run
-        run._append(encode(spool.TAGS, {"mainspring.capture_failed": str(error)[:1000]}))
+        run._append(encode(spool.TAGS, {"mainspring.capture_failed": str(error)[:1000]}), keep=True)
     finally:
         run._looked.set()
     failures, beat = 0, time.monotonic()

@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import blake3
+
 from mainspring.clock import from_us, to_us
-from mainspring.errors import InvalidInput, NotFound
+from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.lineage import Decision, Foundation
+from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, current, operation
 from mainspring.records.base import Digest, Id, check_name, check_path, from_json, new_id, to_json
 from mainspring.records.lineage import ref
@@ -257,14 +260,25 @@ class Tracking:
         code: CodeState | None = None,
         environment: EnvironmentState | None = None,
         source: dict[str, Any] = {},  # noqa: B006
+        files: dict[str, bytes] = {},  # noqa: B006
     ) -> CaptureResult:
-        """Keep what code and environment the run had: as objects, with edges ``code:<digest>`` and ``environment:<digest>`` → run."""
+        """Keep what code and environment the run had: as objects, with edges ``code:<digest>`` and ``environment:<digest>`` → run.
+
+        ``files``: the bytes of source files that ``code.files`` names by their digests.
+        """
+        named = {f.path: f.digest for f in code.files} if code is not None else {}
+        for path, data in files.items():
+            if named.get(path) != blake3.blake3(data).hexdigest():
+                raise InvalidInput("the code record does not name this file with this digest", value=path)
+        for path in sorted(n for n, digest in named.items() if digest is not None and n not in files):
+            raise InvalidInput("the code record names a file that was not sent", value=path)
         documents = {"code": code, "environment": environment}
         digests: dict[str, str | None] = {"code": None, "environment": None}
         with self._base.objects.writing() as writer:
             for kind, document in documents.items():
                 if document is not None:
                     digests[kind] = writer.put(to_json(document)).digest
+            kept = [writer.put(data).digest for data in files.values()]
             writer.flush()
             with self._base.ledger.decision() as d:
                 num = self._tables.num(d.tx, run)
@@ -273,6 +287,8 @@ class Tracking:
                         d.tx.execute(f"UPDATE runs SET {kind} = ? WHERE num = ?", digest, num)
                         d.refer(digest, ref("run", run))
                         d.edge(ref(kind, digest), ref("run", run), kind)
+                for digest in kept:
+                    d.refer(digest, ref("run", run))
                 if source:
                     known: dict[str, Any] = from_json(
                         d.tx.all("SELECT source FROM runs WHERE num = ?", num)[0]["source"], dict[str, Any]
@@ -283,13 +299,43 @@ class Tracking:
                 d.event("run.captured", ref("run", run), {k: v for k, v in digests.items() if v})
                 return d.done(CaptureResult(code=digests["code"], environment=digests["environment"]))
 
+    @operation(role=Role.VIEWER)
+    def code(self, *, run: Id) -> CodeState:
+        """What code the run had: the Git commit and what differed from it, and the source files that are kept with it."""
+        with self._base.store.read() as tx:
+            digest = self._tables.run(tx, run).code
+        if digest is None:
+            raise NotFound("no code was captured for this run", value=run)
+        return from_json(self._base.objects.read(digest), CodeState)
+
+    @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
+    def code_file(self, *, run: Id, path: str) -> Download:
+        """The bytes of a source file that is kept with the run, verified as they are read."""
+        files = {f.path: f for f in self.code(run=run).files}
+        if path not in files:
+            raise NotFound(
+                "the run keeps no such source file",
+                value=path,
+                place=f"run {run}",
+                next_step=near(path, files, what="file"),
+            )
+        found = files[path]
+        if found.digest is None:
+            raise NotFound(f"this source file was not kept: {found.skipped}", value=path, place=f"run {run}")
+        return Download(
+            chunks=self._base.objects.chunks(found.digest),
+            media_type="text/x-python; charset=utf-8" if path.endswith(".py") else "application/octet-stream",
+            name=path.rpartition("/")[2],
+            size=found.size,
+        )
+
     @operation(role=Role.EDITOR, changes=True)
     def log_artifact(self, *, run: Id, path: str, digest: Digest, size: int) -> Artifact:
-        """Name an object that is stored already as a file of the run; the same path again replaces it."""
+        """Name an object that this project stores already as a file of the run; the same path again replaces it."""
         check_path(path, what="artifact path")
-        if not self._base.objects.has(digest):
-            raise NotFound("this object does not exist", value=digest, next_step="Upload the bytes first.")
-        return self._name_artifact(run, path, ObjectRef(digest=digest, size=size))
+        stored = ObjectRef(digest=digest, size=size)
+        check_owned(self._base, [stored], place="digest")
+        return self._name_artifact(run, path, stored)
 
     @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=64 * GIB, deadline_s=3600.0)
     def upload_artifact(self, *, run: Id, path: str, body: Iterable[bytes]) -> Artifact:
@@ -305,7 +351,8 @@ class Tracking:
     @operation(role=Role.EDITOR, changes=True)
     def delete_run(self, *, run: Id) -> Run:
         """Hide a run; nothing is lost, :meth:`restore_run` brings it back."""
-        return self._hide(run, to_us(self._base.clock.now()), "run.deleted")
+        with self._base.store.freeing():
+            return self._hide(run, to_us(self._base.clock.now()), "run.deleted")
 
     @operation(role=Role.EDITOR, changes=True)
     def restore_run(self, *, run: Id) -> Run:

@@ -52,6 +52,8 @@ BEGIN, METRIC, METRICS, PARAMS, TAGS, ARTIFACT, CAPTURE, USE, FINISH, CUT = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
+_json = msgspec.json.Encoder()
+NOTE = "degraded-"
 _BATCHED = frozenset({METRIC, METRICS, PARAMS, TAGS})
 
 REJECTED = (InvalidInput, TooLarge, Conflict)
@@ -174,6 +176,11 @@ class Shipper:
                 return False
         return True
 
+    def deliver(self, records: list[bytes], *, writer: str) -> None:
+        """Ship records that could not be written to the spool. Sent again after an error, they are stored once."""
+        for batch in batches(enumerate(records), segment=f"{writer}-memory", final=True):
+            self._send(batch)
+
     def _ship_segment(self, segment: Segment, budget: int | None) -> int | None:
         final = not segment.alive
         name = segment.path.stem
@@ -254,12 +261,13 @@ class Shipper:
         self._operations.create_run(**value)
 
     def _capture(self, value: Any) -> None:
-        code, environment, source = value
+        code, environment, source, *files = value
         self._operations.record_capture(
             run=self._run,
             code=msgspec.convert(code, CodeState) if code else None,
             environment=msgspec.convert(environment, EnvironmentState) if environment else None,
             source=source,
+            **({"files": files[0]} if files and files[0] else {}),
         )
 
     def _use(self, value: Any) -> None:
@@ -295,6 +303,79 @@ _ACTIONS: dict[bytes, Callable[[Shipper, Any], None]] = {
 }
 
 
+class Note:
+    """What a run must be able to say when nothing more can be written: that log calls were lost, and how it ended.
+
+    Its bytes are allocated when the run begins, so that saying it needs no space. The lock says "alive", as with segments.
+    """
+
+    SIZE = 1024
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        self._path = folder / f"{NOTE}{writer}"
+        self._fd = -1
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            if os.pwrite(self._fd, b" " * self.SIZE, 0) != self.SIZE:
+                self.remove()
+
+    def write(self, *, lost: int, why: str | None, finish: tuple[str, int] | None) -> None:
+        """Overwrite in place, by one write."""
+        said = _json.encode({"lost": lost, "why": (why or "")[:300], "finish": finish})
+        with contextlib.suppress(OSError):
+            if self._fd >= 0:
+                os.pwrite(self._fd, said.ljust(self.SIZE)[: self.SIZE], 0)
+
+    def read(self) -> dict[str, Any] | None:
+        """What it says (also what a forked child wrote into it); None if nothing."""
+        with contextlib.suppress(OSError):
+            return _said(os.pread(self._fd, self.SIZE, 0)) if self._fd >= 0 else None
+        return None
+
+    def remove(self) -> None:
+        """It has been told elsewhere."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _said(data: bytes) -> dict[str, Any] | None:
+    if not data.strip():
+        return None
+    try:
+        return dict(msgspec.json.decode(data))
+    except (
+        msgspec.DecodeError,
+        ValueError,
+        TypeError,
+    ):  # overwritten in part: that it was written says enough
+        return {"lost": 0, "why": "the note of it cannot be read", "finish": None}
+
+
+def _tell_notes(home: Path, run: str, operations: TrackingOperations) -> None:
+    """Store what the notes of dead processes say. Idempotent: a note goes only afterwards."""
+    for path in sorted(home.glob(f"{NOTE}*")):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            said = _said(file.read(Note.SIZE))
+            if said is not None and (said["lost"] or said["why"]):
+                tags = {
+                    "mainspring.degraded": f"lost at least {said['lost']} log calls: {said['why']}"[:1000]
+                }
+                operations.log_batch(run=run, batch_id=path.name, tags=tags)
+            if said is not None and said["finish"]:
+                status, ended_us = said["finish"]
+                operations.finish_run(run=run, status=status, ended_us=ended_us)
+        path.unlink(missing_ok=True)
+
+
 def ingest_spool(folder: Path, operations: TrackingOperations) -> dict[str, Shipment]:
     """Ship what dead processes left in ``folder`` (the spool of a project), exactly once; returns what was shipped per run.
 
@@ -309,6 +390,7 @@ def ingest_spool(folder: Path, operations: TrackingOperations) -> dict[str, Ship
             shipper = Shipper(home, home.name, operations)
             try:
                 shipper.ship()
+                _tell_notes(home, home.name, operations)
             except NotFound as error:  # of another project or a lost database: it stays, the others go on
                 shipper.total.reasons.append(str(error))
             if shipper.total != Shipment():

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mainspring.errors import InvalidInput, MissingExtra, StepFailed
+from mainspring.metrics.compare import paired_difference
+from mainspring.metrics.metric import Floats, Metric, as_arrays
+from mainspring.metrics.registry import metric
 from mainspring.records.models import Task
 from mainspring.records.training import Comparison, SearchResult, TrialResult
-from mainspring.training.compare import paired_difference
-from mainspring.training.metrics import Floats, Metric, as_arrays, metric
 from mainspring.training.splits import Rows
 
 
@@ -96,9 +97,10 @@ def search(
     when all fail, :class:`StepFailed` names the last cause. The same seed gives the same trials.
     """
     loss = metric(name, task)
-    if loss.row_loss is None:
+    # A mean that is better when larger (accuracy), or when nearer to 0 (bias), is no loss to minimise.
+    if loss.row_loss is None or loss.higher_is_better or loss.name == "bias":
         raise InvalidInput(
-            "a search needs a metric that is a mean over rows",
+            "a search needs a loss that is a mean over rows",
             value=name,
             next_step="Use log_loss, brier, mae or rmse.",
         )

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mainspring.errors import InvalidInput
+from mainspring.metrics.intervals import REPLICATES, Estimate, as_interval, check_confidence, estimate
+from mainspring.metrics.metric import as_arrays, as_weights
+from mainspring.metrics.registry import METRICS, metric
 from mainspring.records.models import Task
 from mainspring.records.training import Evaluation, Interval, SliceResult
-from mainspring.training.intervals import interval
-from mainspring.training.metrics import METRICS, as_arrays
 
 MAX_SLICES = 100
 """Most values of a column that become slices; the rarer ones are put together as ``(other)``."""
@@ -29,7 +30,8 @@ def evaluate(
     slices: Mapping[str, Sequence[Any]] | None = None,
     min_rows: int = 50,
     confidence: float = 0.95,
-    replicates: int = 300,
+    weights: ArrayLike | None = None,
+    replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Evaluation:
     """Metrics with intervals, over all rows and by each value of each column in ``slices``.
@@ -37,25 +39,27 @@ def evaluate(
     ``metrics`` defaults to all that the task knows. Slices are sorted by size, largest first; those under ``min_rows``
     have ``enough`` False and no intervals.
     """
+    check_confidence(confidence)
     truth, predicted = as_arrays(y, scores)
-    names = list(metrics) if metrics else [m.name for m in METRICS.values() if task in m.tasks]
+    weight = as_weights(weights, len(truth))
+    chosen = [metric(name, task) for name in metrics or METRICS[task]]
     keys = None if blocks is None else np.asarray(blocks)
 
-    def measured(rows: Any, *, draws: int) -> dict[str, Interval]:
+    def measured(rows: Any, *, enough: bool) -> dict[str, Interval]:
         part = None if keys is None else keys[rows]
-        return {
-            name: interval(
-                name,
-                truth[rows],
-                predicted[rows],
-                task=task,
-                blocks=part,
-                confidence=confidence,
-                replicates=draws,
-                seed=seed,
-            )
-            for name in names
-        }
+        out = {}
+        for one in chosen:
+            given = one.checked(truth[rows], predicted[rows], weight[rows])
+            if enough:
+                got = estimate(one, *given, blocks=part, replicates=replicates, seed=seed)
+            else:
+                got = Estimate(
+                    value=one.value(*given),
+                    n=len(given[0]),
+                    reason=f"insufficient: {len(given[0])} rows, {min_rows} are needed",
+                )
+            out[one.name] = as_interval(one, got, confidence)
+        return out
 
     found: list[SliceResult] = []
     for column, values in (slices or {}).items():
@@ -66,13 +70,11 @@ def evaluate(
                     column=column,
                     value=value,
                     n=len(rows),
-                    metrics=measured(rows, draws=replicates if enough else 0),
+                    metrics=measured(rows, enough=enough),
                     enough=enough,
                 )
             )
-    return Evaluation(
-        task=task, rows=len(truth), metrics=measured(slice(None), draws=replicates), slices=found
-    )
+    return Evaluation(task=task, rows=len(truth), metrics=measured(slice(None), enough=True), slices=found)
 
 
 def _groups(column: str, values: Sequence[Any], rows: int) -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ Prado 2018, chapter 7), or the model has seen a future that the real one will no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -118,33 +119,91 @@ def expanding_folds(
 
 
 def group_folds(groups: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[Rows, Rows]]:
-    """``(train, validation)`` pairs in which no group is on both sides; sizes are balanced greedily, largest group first."""
-    keys = np.asarray(groups)
-    unique, index, sizes = np.unique(keys, return_inverse=True, return_counts=True)
-    _check_folds(folds, len(unique), what="groups")
-    order = np.random.default_rng(seed).permutation(len(unique))
+    """``(train, validation)`` pairs in which no group is on both sides; sizes are balanced greedily, largest group first.
+
+    Keys are of any type that has equality; 1 and "1" are two groups. A row without a key (None, NaN, NaT) is refused with
+    :class:`InvalidInput`: it may be of any group, and would carry it to the other side.
+    """
+    index, count = _codes(groups, what="group")
+    _check_folds(folds, count, what="groups")
+    sizes = np.bincount(index, minlength=count)
+    order = np.random.default_rng(seed).permutation(count)
     order = order[np.argsort(-sizes[order], kind="stable")]
     load = np.zeros(folds, dtype=np.int64)
-    fold_of = np.zeros(len(unique), dtype=np.int64)
+    fold_of = np.zeros(count, dtype=np.int64)
     for group in order:
         lightest = int(load.argmin())
         fold_of[group] = lightest
         load[lightest] += sizes[group]
-    return _pairs(fold_of[index.reshape(-1)], folds)
+    return _pairs(fold_of[index], folds)
 
 
 def stratified_folds(y: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[Rows, Rows]]:
-    """``(train, validation)`` pairs with the class shares of the whole in each (to within one row per class)."""
-    labels = np.asarray(y)
-    _check_folds(folds, len(labels), what="rows")
+    """``(train, validation)`` pairs with the class shares of the whole in each (to within one row per class).
+
+    A row without a class (None, NaN, NaT) is refused with :class:`InvalidInput`: it can neither teach nor judge.
+    """
+    index, count = _codes(y, what="class")
+    _check_folds(folds, len(index), what="rows")
     rng = np.random.default_rng(seed)
-    fold_of = np.zeros(len(labels), dtype=np.int64)
+    fold_of = np.zeros(len(index), dtype=np.int64)
     offset = 0
-    for value in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == value))
+    for value in range(count):
+        rows = rng.permutation(np.flatnonzero(index == value))
         fold_of[rows] = (np.arange(len(rows)) + offset) % folds
         offset += len(rows)  # the next class starts where this one ended, so that fold sizes stay even
     return _pairs(fold_of, folds)
+
+
+def _codes(keys: ArrayLike, *, what: str) -> tuple[Rows, int]:
+    """Each row's key as a number from 0, in the order of the keys, and how many keys there are."""
+    # A list is not made an array of before: NumPy would make text of a number beside text, and of None and NaN, too.
+    values = keys if isinstance(keys, np.ndarray) else _listed(keys)
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1:
+            raise InvalidInput(f"one {what} a row is needed", value=f"shape {values.shape}")
+        if values.dtype.kind in "fcmM":
+            _check_present(np.isnan(values) if values.dtype.kind in "fc" else np.isnat(values), what)
+        if isinstance(values, np.ma.MaskedArray):
+            _check_present(np.ma.getmaskarray(values), what)
+        if values.dtype.kind != "O":
+            unique, index = np.unique(np.asarray(values), return_inverse=True)
+            return index.reshape(-1).astype(np.int64), len(unique)
+        values = values.tolist()
+    _check_present(np.array([_missing(v) for v in values], dtype=bool), what)
+    distinct: dict[tuple[bool, object], None] = {(isinstance(v, str), v): None for v in values}
+    try:
+        order = sorted(distinct, key=lambda key: (key[0], key[1]))
+    except TypeError:  # keys that have no order keep that of the rows
+        order = list(distinct)
+    number = {key: i for i, key in enumerate(order)}
+    return np.array([number[isinstance(v, str), v] for v in values], dtype=np.int64), len(order)
+
+
+def _listed(keys: Any) -> list[Any] | NDArray[Any]:
+    """The keys as Python values; a column of a frame as the array of its numbers if it has one."""
+    if hasattr(keys, "to_pylist"):
+        return list(keys.to_pylist())
+    if hasattr(keys, "to_numpy") and str(getattr(keys, "dtype", "")).lower() in {"int64", "float64"}:
+        array = np.asarray(keys.to_numpy())
+        return array if array.dtype.kind in "if" else list(array.tolist())
+    return list(keys.tolist()) if hasattr(keys, "tolist") else list(keys)
+
+
+def _missing(value: object) -> bool:
+    if value is None or type(value).__name__ in {"NAType", "NaTType"}:
+        return True
+    return isinstance(value, float | np.generic) and bool(value != value)  # noqa: PLR0124 - NaN and NaT are not themselves
+
+
+def _check_present(missing: NDArray[np.bool_], what: str) -> None:
+    count = int(missing.sum())
+    if count:
+        raise InvalidInput(
+            f"{count} of {len(missing)} rows have no {what}",
+            value=f"first at row {int(missing.argmax())}",
+            next_step=f"Leave these rows out, or give each of them a {what}.",
+        )
 
 
 def _pairs(fold_of: Rows, folds: int) -> list[tuple[Rows, Rows]]:
@@ -173,6 +232,13 @@ def _times(event_us: ArrayLike, label_us: ArrayLike) -> tuple[Rows, Rows]:
             value=f"{events.dtype}{events.shape}, {labels.dtype}{labels.shape}",
             next_step="Use -1 for a label that never came.",
         )
+    for times in (events, labels):
+        if times.dtype.kind == "u" and times.size and int(times.max()) > np.iinfo(np.int64).max:
+            raise InvalidInput(
+                "a time is beyond 64 bits of microseconds",
+                value=int(times.max()),
+                next_step="Use -1 for a label that never came.",
+            )
     return events.astype(np.int64), labels.astype(np.int64)
 
 

@@ -1,164 +1,307 @@
 """A look at an ONNX file's structure before ONNX Runtime sees it, without the onnx library.
 
-Reads the protobuf wire format (protobuf.dev, "Encoding") with the field numbers of onnx.proto (IR version 10), and refuses
-what could reach outside the file or run something other than a standard operator: external tensor data, operators of
-another domain, model-local functions, training graphs, ``Loop`` (may never end), ONNX Runtime's own flatbuffer format, a
-session configuration in the metadata. Unknown fields are refused too: what we cannot read we do not hand on.
+Reads the protobuf wire format (protobuf.dev, "Encoding") against the whole of onnx.proto (IR version 13, ``SCHEMA``), and refuses
+every byte that two readers could understand differently: a tag or a number longer than it needs to be, a field that onnx.proto
+does not have, a single field given twice, two members of a oneof, groups, names that are no UTF-8. What is left means to ONNX Runtime what it means
+here, and of that is refused what could reach outside the file or run something other than a standard operator: external tensor data,
+operators of another domain, model-local functions, training graphs, ``Loop`` (may never end), a tensor
+as large as a value of the request says (``onnx_cost``), ONNX Runtime's own flatbuffer format, a session configuration in the metadata. ``tests/abuse/test_x_onnx.py`` compares with the onnx library's parser on mutated bytes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from mainspring.errors import UnsafeFormat
+from mainspring.models.formats.onnx_cost import Graph, Node, examine
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _FORBIDDEN_OPS = frozenset({"Loop"})
 _MAX_DEPTH = 8
+_MAX_TYPE_DEPTH = 16
+_LAST_ATTRIBUTE_TYPE = 14
 
 _Value: TypeAlias = "int | memoryview"
 
+_ENTRY = {1: "str", 2: "str"}
+SCHEMA: Mapping[str, Mapping[int, str]] = {
+    "Model": {
+        1: "int", 2: "str", 3: "str", 4: "str", 5: "int", 6: "str", 7: "Graph", 8: "OperatorSet*", 14: "Entry*", 20: "Refused*",
+        25: "Refused*", 26: "Refused*",
+    },
+    "OperatorSet": {1: "str", 2: "int"},
+    "Entry": _ENTRY,
+    "Graph": {
+        1: "Node*", 2: "str", 5: "Tensor*", 10: "str", 11: "ValueInfo*", 12: "ValueInfo*", 13: "ValueInfo*", 14: "Annotation*",
+        15: "Sparse*", 16: "Entry*",
+    },
+    "Node": {
+        1: "str*", 2: "str*", 3: "str", 4: "str", 5: "Attribute*", 6: "str", 7: "str", 8: "Refused", 9: "Entry*", 10: "Refused*",
+    },
+    "Attribute": {
+        1: "str", 2: "f32", 3: "int", 4: "bytes", 5: "Tensor", 6: "Graph", 7: "f32*", 8: "int*", 9: "bytes*", 10: "Tensor*", 11: "Graph*",
+        13: "str", 14: "Type", 15: "Type*", 20: "enum", 21: "Refused", 22: "Sparse", 23: "Sparse*",
+    },
+    "Tensor": {
+        1: "int*", 2: "int32", 3: "Refused", 4: "f32*", 5: "int*", 6: "bytes*", 7: "int*", 8: "str", 9: "bytes", 10: "f64*", 11: "int*",
+        12: "str", 13: "Refused*", 14: "int32", 16: "Entry*",
+    },
+    "Sparse": {1: "Tensor", 2: "Tensor", 3: "int*"},
+    "ValueInfo": {1: "str", 2: "Type", 3: "str", 4: "Entry*"},
+    "Annotation": {1: "str", 2: "Entry*"},
+    "Type": {1: "TensorType", 4: "SequenceType", 5: "MapType", 6: "str", 7: "Refused", 8: "TensorType", 9: "SequenceType"},
+    "TensorType": {1: "int32", 2: "Shape"},
+    "Shape": {1: "Dimension*"},
+    "Dimension": {1: "int", 2: "str", 3: "str"},
+    "SequenceType": {1: "Type"},
+    "MapType": {1: "int32", 2: "Type"},
+}  # fmt: skip
+"""Message → field number → kind, ``*`` when repeated. ``Refused``: defined in onnx.proto, and never loaded here."""
 
+_ONE_OF = {"Type": frozenset({1, 4, 5, 7, 8, 9}), "Dimension": frozenset({1, 2})}
+_WHY_REFUSED = {
+    ("Model", 20): "training graphs and model-local functions are not loaded",
+    ("Model", 25): "training graphs and model-local functions are not loaded",
+    ("Attribute", 21): "training graphs and model-local functions are not loaded",
+    ("Node", 8): "training graphs and model-local functions are not loaded",
+    ("Tensor", 13): "a tensor lives outside the file (external_data)",
+}
+_WIRE = {"int": 0, "int32": 0, "enum": 0, "f64": 1, "f32": 5}  # all others: 2, length-delimited
+_WIDTH = {"f32": 4, "f64": 8}
+
+_VARINT = rb"(?:[\x00-\x7f]|[\x80-\xff]{1,8}[\x01-\x7f]|[\x80-\xff]{9}\x01)"
+"""A 64-bit number in its shortest form."""
+
+_PACKED = re.compile(_VARINT + rb"*+")
 # Long runs inside an attribute (tree nodes, weights): skipped at C speed. Each branch is one whole field, so the match
 # always ends on a field boundary; possessive, so it never backtracks.
 _RUN = re.compile(
     rb"(?:\x3d[\x00-\xff]{4}"  # floats (field 7, fixed32)
-    rb"|\x40[\x80-\xff]{0,9}[\x00-\x7f]"  # ints (field 8, varint)
+    rb"|\x40" + _VARINT +  # ints (field 8, varint)
     rb"|\x4a(?:\x0aBRANCH_LEQ|\x04LEAF|\x09BRANCH_LT|\x09BRANCH_GT|\x0aBRANCH_GTE|\x09BRANCH_EQ))++"  # strings (field 9)
-)
+)  # fmt: skip
 
 
-def check_onnx(data: bytes) -> None:
-    """Raise :class:`~mainspring.errors.UnsafeFormat` unless ``data`` is a self-contained model of standard operators."""
+def check_onnx(data: bytes) -> Graph:
+    """The structure of a self-contained model of standard operators.
+
+    Raises :class:`~mainspring.errors.UnsafeFormat` for anything else, and for what protobuf readers might read differently.
+    """
     if data[4:8] == b"ORTM":
         raise _refuse("this is an ONNX Runtime flatbuffer, not ONNX")
-    seen: set[int] = set()
-    _model(memoryview(data), seen)
-    if not {7, 8} <= seen:
-        raise _refuse("not an ONNX model: it has no graph or names no operator set")
-
-
-def _model(data: memoryview, seen: set[int]) -> None:
-    for field, value in _fields(data):
-        seen.add(field)
-        if field == 7:
-            _graph(_bytes(value), 0)
-        elif field == 8:
-            _operator_set(_bytes(value))
-        elif field == 14:
+    graph = None
+    operator_sets = False
+    for number, value in _fields("Model", memoryview(data)):
+        if number == 7:
+            graph = _graph(_bytes(value), 0)
+        elif number == 8:
+            operator_sets = True
+            for inner, name in _fields("OperatorSet", _bytes(value)):
+                if inner == 1:
+                    _domain(_text(name))
+        elif number == 14:
             _metadata(_bytes(value))
-        elif field in (20, 25):
-            raise _refuse("training graphs and model-local functions are not loaded")
-        elif field not in (1, 2, 3, 4, 5, 6):
-            raise _refuse(f"a model field that is not defined: {field}")
-
-
-def _operator_set(data: memoryview) -> None:
-    for field, value in _fields(data):
-        if field == 1:
-            _domain(_text(value))
+    if graph is None or not operator_sets:
+        raise _refuse("not an ONNX model: it has no graph or names no operator set")
+    if (why := examine(graph).by_values) is not None:
+        raise _refuse(why)
+    return graph
 
 
 def _metadata(data: memoryview) -> None:
-    for field, value in _fields(data):
-        if field == 1 and _text(value).startswith(("ort_config", "session.")):
+    for number, value in _fields("Entry", data):
+        if number == 1 and _text(value).startswith(("ort_config", "session.")):
             raise _refuse("the model carries a session configuration")
 
 
-def _graph(data: memoryview, depth: int) -> None:
+def _graph(data: memoryview, depth: int) -> Graph:
     if depth > _MAX_DEPTH:
         raise _refuse("graphs are nested too deeply")
-    for field, value in _fields(data):
-        if field == 1:
-            _node(_bytes(value), depth)
-        elif field == 5:
-            _tensor(_bytes(value))
-        elif field == 15:
-            _sparse(_bytes(value))
-        elif field not in (2, 10, 11, 12, 13, 14, 16):
-            raise _refuse(f"a graph field that is not defined: {field}")
+    graph = Graph()
+    for number, value in _fields("Graph", data):
+        if number == 1:
+            graph.nodes.append(_node(_bytes(value), depth))
+        elif number in (5, 15):
+            name = (_tensor if number == 5 else _sparse)(_bytes(value))
+            if name in graph.constants:
+                raise _refuse("two initializers have one name")
+            graph.constants.add(name)
+        elif number in (11, 12, 13):
+            name = _value_info(_bytes(value))
+            if number == 11:
+                graph.inputs.add(name)
+        elif number in (14, 16):
+            _rest("Annotation" if number == 14 else "Entry", _bytes(value))
+    return graph
 
 
-def _node(data: memoryview, depth: int) -> None:
-    for field, value in _fields(data):
-        if field == 4:
-            if (name := _text(value)) in _FORBIDDEN_OPS:
-                raise _refuse(f"operator {name!r} may run without end")
-        elif field == 5:
-            _attribute(_bytes(value), depth)
-        elif field == 7:
+def _node(data: memoryview, depth: int) -> Node:
+    node = Node()
+    for number, value in _fields("Node", data):
+        if number == 1:
+            node.inputs.append(_text(value))
+        elif number == 2:
+            node.outputs.append(_text(value))
+        elif number == 4:
+            node.op = _text(value)
+            if node.op in _FORBIDDEN_OPS:
+                raise _refuse(f"operator {node.op!r} may run without end")
+        elif number == 5:
+            name = _attribute(_bytes(value), depth, node.graphs)
+            if name in node.attributes:
+                raise _refuse(f"an attribute is there twice: {name[:100]!r}")
+            node.attributes.add(name)
+        elif number == 7:
             _domain(_text(value))
-        elif field not in (1, 2, 3, 6, 9):
-            raise _refuse(f"a node field that is not defined: {field}")
+        elif number == 9:
+            _rest("Entry", _bytes(value))
+    return node
 
 
-def _attribute(data: memoryview, depth: int) -> None:
-    for field, value in _fields(data, _RUN):
-        if field in (5, 10):
+def _attribute(data: memoryview, depth: int, graphs: list[Graph]) -> str:
+    name = ""
+    for number, value in _fields("Attribute", data, _RUN):
+        if number == 1:
+            name = _text(value)
+        elif number in (5, 10):
             _tensor(_bytes(value))
-        elif field in (6, 11):
-            _graph(_bytes(value), depth + 1)
-        elif field in (22, 23):
+        elif number in (6, 11):
+            graphs.append(_graph(_bytes(value), depth + 1))
+        elif number in (22, 23):
             _sparse(_bytes(value))
-        elif field not in (1, 2, 3, 4, 7, 8, 9, 13, 14, 15, 20):
-            raise _refuse(f"an attribute field that is not defined: {field}")
+        elif number in (14, 15):
+            _rest("Type", _bytes(value))
+    return name
 
 
-def _sparse(data: memoryview) -> None:
-    for field, value in _fields(data):
-        if field in (1, 2):
-            _tensor(_bytes(value))
+def _sparse(data: memoryview) -> str:
+    """The name of a sparse tensor: that of its values."""
+    name = ""
+    for number, value in _fields("Sparse", data):
+        if number in (1, 2):
+            inner = _tensor(_bytes(value))
+            name = inner if number == 1 else name
+    return name
 
 
-def _tensor(data: memoryview) -> None:
-    for field, value in _fields(data):
-        if field == 13 or (field == 14 and value != 0):
+def _tensor(data: memoryview) -> str:
+    name = ""
+    for number, value in _fields("Tensor", data):
+        if number == 8:
+            name = _text(value)
+        elif number == 14 and value != 0:
             raise _refuse("a tensor lives outside the file (external_data)")
+        elif number == 16:
+            _rest("Entry", _bytes(value))
+    return name
+
+
+def _value_info(data: memoryview) -> str:
+    name = ""
+    for number, value in _fields("ValueInfo", data):
+        if number == 1:
+            name = _text(value)
+        elif number in (2, 4):
+            _rest("Type" if number == 2 else "Entry", _bytes(value))
+    return name
+
+
+def _rest(message: str, data: memoryview, depth: int = 0) -> None:
+    """Messages of which nothing is needed but that they can be read in one way only."""
+    if depth > _MAX_TYPE_DEPTH:
+        raise _refuse("types are nested too deeply")
+    for number, value in _fields(message, data):
+        inner = SCHEMA[message][number].rstrip("*")
+        if inner in SCHEMA:
+            _rest(inner, _bytes(value), depth + 1)
 
 
 def _domain(name: str) -> None:
     if name not in DOMAINS:
-        raise _refuse(f"operators of domain {name!r} are not loaded; only ai.onnx and ai.onnx.ml are")
+        raise _refuse(f"operators of domain {name[:200]!r} are not loaded; only ai.onnx and ai.onnx.ml are")
 
 
-def _fields(data: memoryview, run: re.Pattern[bytes] | None = None) -> Iterator[tuple[int, _Value]]:
-    """The fields of one message, in order. Groups and truncated values are refused."""
+def _fields(
+    message: str, data: memoryview, run: re.Pattern[bytes] | None = None
+) -> Iterator[tuple[int, _Value]]:
+    """The fields of one message, in order, each as the schema has it."""
+    schema, one_of = SCHEMA[message], _ONE_OF.get(message, frozenset())
+    seen: set[int] = set()
     position, end = 0, len(data)
     while position < end:
         if run is not None and (match := run.match(data, position)):
             position = match.end()
             continue
         key, position = _varint(data, position)
-        field, wire = key >> 3, key & 7
-        if wire == 0:
-            number, position = _varint(data, position)
-            yield field, number
-        elif wire == 2:
-            size, position = _varint(data, position)
-            if size > end - position:
-                raise _refuse("a field runs past the end of the file")
-            yield field, data[position : position + size]
-            position += size
-        elif wire in (1, 5):
-            position += 8 if wire == 1 else 4
-            if position > end:
-                raise _refuse("a field runs past the end of the file")
-            yield field, 0
-        else:
-            raise _refuse("these bytes are not an ONNX model")
-        if field == 0:
-            raise _refuse("these bytes are not an ONNX model")
+        number, wire = key >> 3, key & 7
+        kind = schema.get(number) if key < 1 << 32 else None
+        if kind is None:
+            raise _refuse(f"a field that onnx.proto does not define: {message} {number}")
+        if kind.startswith("Refused"):
+            raise _refuse(
+                _WHY_REFUSED.get((message, number), f"a field that is not loaded here: {message} {number}")
+            )
+        repeated, kind = kind.endswith("*"), kind.rstrip("*")
+        if not repeated:
+            if number in seen or (number in one_of and seen & one_of):
+                raise _refuse(f"a field that may be there once is there twice: {message} {number}")
+            seen.add(number)
+        value, position = _one(data, position, kind, wire, packed=repeated)
+        yield number, value
+
+
+def _one(data: memoryview, position: int, kind: str, wire: int, *, packed: bool) -> tuple[_Value, int]:
+    """The value at ``position`` and where it ends. Numbers with a fraction are skipped: they come out as 0."""
+    expected = _WIRE.get(kind, 2)
+    if wire == 2 and (expected == 2 or packed):
+        size, position = _varint(data, position)
+        if size > len(data) - position:
+            raise _refuse("a field runs past the end of the file")
+        value = data[position : position + size]
+        if expected != 2:
+            _check_packed(value, kind)
+        elif kind == "str":
+            _text(value)
+        return value, position + size
+    if wire != expected:
+        raise _refuse("a field is encoded in a way that its type does not have")
+    if wire == 0:
+        value_, position = _varint(data, position)
+        if kind == "int32" and (1 << 31) <= value_ < (1 << 64) - (1 << 31):
+            raise _refuse("a number is larger than its field")
+        if kind == "enum" and value_ > _LAST_ATTRIBUTE_TYPE:
+            raise _refuse(
+                "an attribute of a type that onnx.proto does not define"
+            )  # readers keep it as an unknown field
+        return value_, position
+    position += _WIDTH[kind]
+    if position > len(data):
+        raise _refuse("a field runs past the end of the file")
+    return 0, position
+
+
+def _check_packed(value: memoryview, kind: str) -> None:
+    if kind in _WIDTH:
+        good = len(value) % _WIDTH[kind] == 0
+    else:
+        match = _PACKED.match(value)
+        good = match is not None and match.end() == len(value)
+    if not good:
+        raise _refuse("a list of numbers is not well formed")
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    """A number in its shortest form, below 2**64: readers differ in what they make of others."""
     value = shift = 0
     while position < len(data) and shift < 70:
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if (byte == 0 and shift) or value >= 1 << 64:
+                raise _refuse("a number is not in its shortest form, so that readers may differ about it")
             return value, position
         shift += 7
     raise _refuse("these bytes are not an ONNX model")
@@ -171,7 +314,10 @@ def _bytes(value: _Value) -> memoryview:
 
 
 def _text(value: _Value) -> str:
-    return bytes(_bytes(value)[:200]).decode("utf-8", "replace")
+    try:
+        return bytes(_bytes(value)).decode()
+    except UnicodeDecodeError:
+        raise _refuse("a name is not UTF-8") from None
 
 
 def _refuse(why: str) -> UnsafeFormat:

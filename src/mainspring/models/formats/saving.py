@@ -31,7 +31,7 @@ from mainspring.models.formats.predictor import Predictor, Scores
 from mainspring.models.formats.skops import dump
 from mainspring.models.formats.skops_schema import INSTEAD
 from mainspring.models.formats.trust import TrustPolicy
-from mainspring.records.models import Package, Parity, Signature, Task
+from mainspring.records.models import ClassType, Package, Parity, Signature, Task
 from mainspring.records.scores import classes_of
 
 TOLERANCE = 1e-6
@@ -351,7 +351,23 @@ def complete(signature: Signature, estimator: Any) -> Signature:
             place=f"estimator: {own}",
             next_step="Leave the classes of the signature empty to take the estimator's, or fit on labels of those names.",
         )
-    return msgspec.structs.replace(signature, classes=names)
+    return msgspec.structs.replace(
+        signature,
+        classes=names,
+        class_type=_class_type(estimator.classes_),
+        class_values=[] if names == own else own,
+    )
+
+
+def _class_type(classes: Any) -> ClassType:
+    """The type of an estimator's classes, by which labels will be matched."""
+    kinds: dict[str, ClassType] = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}
+    array = np.asarray(classes)
+    if array.dtype == object:  # as pandas gives them; one Python type says it
+        array = np.asarray(list(classes))
+        if len({type(c) for c in classes}) != 1:
+            return "string"
+    return kinds.get(array.dtype.kind, "string")
 
 
 def _names_codes(names: list[str], classes: Any) -> bool:

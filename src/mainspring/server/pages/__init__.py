@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from mainspring.server import charts
-from mainspring.server.gate import Access
+from mainspring.server.access import Sessions
 from mainspring.server.pages import data, deployments, lineage, models, overview, pipelines, runs, timeline
 from mainspring.server.pages.rendering import Action, Pages, View
 from mainspring.server.pages.text import environment
@@ -28,7 +28,7 @@ VIEWS: list[View] = [
 ACTIONS: list[Action] = [*models.ACTIONS, *deployments.ACTIONS, *pipelines.ACTIONS]
 
 
-def page_routes(workspace: Workspace, access: Access) -> list[BaseRoute]:
+def page_routes(workspace: Workspace, sessions: Sessions) -> list[BaseRoute]:
     """Routes of all pages."""
     charts.ensure_bundle()
     pages = Pages(workspace, environment())
@@ -37,7 +37,7 @@ def page_routes(workspace: Workspace, access: Access) -> list[BaseRoute]:
         return pages.missing(request)
 
     return [
-        *session_routes(access),
+        *session_routes(sessions),
         *(pages.view(v) for v in VIEWS),
         *(pages.action(a) for a in ACTIONS),
         _Elsewhere("/{rest:path}", missing, methods=["GET"]),

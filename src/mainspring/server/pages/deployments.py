@@ -24,7 +24,7 @@ from mainspring.server.pages.describe import Told, tell
 from mainspring.server.pages.models import reason_of
 from mainspring.server.pages.overview import Standing, describe_stage, running_rollout, standing_of
 from mainspring.server.pages.performance import Quality, marks_of, quality_chart, quality_of
-from mainspring.server.pages.rendering import Action, Ask, Caller, View
+from mainspring.server.pages.rendering import Action, Ask, View
 from mainspring.workspace import Workspace
 
 
@@ -179,15 +179,15 @@ def monitoring_charts(page: MonitoringPage) -> dict[str, Chart]:
     return drawn
 
 
-def rollback(workspace: Workspace, caller: Caller, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
+def rollback(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     name = workspace.deploy.deployment(name=path["name"]).name
-    caller.call(workspace.loop.rollback, deployment=name, reason=reason_of(fields))
+    workspace.loop.rollback(deployment=name, reason=reason_of(fields))
     return f"/deployments/{quote(name, safe='')}"
 
 
-def retrain(workspace: Workspace, caller: Caller, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
+def retrain(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     name = workspace.deploy.deployment(name=path["name"]).name
-    caller.call(workspace.loop.request_retrain, deployment=name, reason=reason_of(fields))
+    workspace.loop.request_retrain(deployment=name, reason=reason_of(fields))
     return f"/deployments/{quote(name, safe='')}"
 
 

@@ -10,6 +10,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "loop.job_started": ("Retraining started", "busy"),
     "loop.job_finished": ("Retraining ended", "idle"),
     "loop.job_failed": ("Retraining failed", "bad"),
+    "loop.job_requeued": ("Retraining put back in the queue", "warn"),
     "loop.gate_pass": ("The gate let it pass", "good"),
     "loop.gate_stop": ("The gate stopped it", "bad"),
     "loop.start": ("Rollout started", "busy"),
@@ -19,12 +20,14 @@ _WORDS: dict[str, tuple[str, str]] = {
     "loop.abandon": ("Rollout abandoned", "warn"),
     "loop.needs_human": ("Needs a person", "warn"),
     "gate.passed": ("Gate passed", "good"),
-    "gate.failed": ("Gate failed", "bad"),
+    "gate.stopped": ("Gate stopped it", "bad"),
     "alert.opened": ("Alert opened", "warn"),
     "alert.resolved": ("Alert resolved", "good"),
     "model.registered": ("Version registered", "idle"),
     "model.alias_set": ("Alias moved", "idle"),
     "model.alias_removed": ("Alias removed", "idle"),
+    "model.tagged": ("Version tagged", "idle"),
+    "model.evaluated": ("Version evaluated", "idle"),
     "model.approved": ("Version approved", "good"),
     "model.refused": ("Version refused", "bad"),
     "deployment.routed": ("Traffic rerouted", "idle"),
@@ -33,18 +36,37 @@ _WORDS: dict[str, tuple[str, str]] = {
     "dataset.refused": ("Data refused", "bad"),
     "dataset.checked": ("Data checked", "idle"),
     "dataset.deleted": ("Data deleted", "warn"),
+    "dataset.tagged": ("Data tagged", "idle"),
     "pipeline.started": ("Pipeline started", "busy"),
     "pipeline.finished": ("Pipeline finished", "good"),
     "pipeline.failed": ("Pipeline failed", "bad"),
+    "pipeline.cancelled": ("Pipeline cancelled", "warn"),
+    "pipeline.interrupted": ("Pipeline interrupted", "warn"),
+    "pipeline.resumed": ("Pipeline resumed", "busy"),
+    "pipeline.cancel_requested": ("Cancelling asked for", "warn"),
+    "step.cached": ("Steps taken from the cache", "idle"),
     "step.finished": ("Step finished", "idle"),
     "step.failed": ("Step failed", "bad"),
     "run.started": ("Run started", "idle"),
     "run.captured": ("Code and environment captured", "idle"),
     "run.finished": ("Run finished", "idle"),
+    "run.failed": ("Run failed", "bad"),
+    "run.killed": ("Run killed", "bad"),
+    "run.resumed": ("Run resumed", "idle"),
+    "run.used": ("Input recorded", "idle"),
+    "run.artifact_logged": ("Artifact logged", "idle"),
+    "run.tagged": ("Run tagged", "idle"),
+    "run.deleted": ("Run deleted", "warn"),
+    "run.restored": ("Run restored", "idle"),
     "holdout.locked": ("Hold-out locked", "idle"),
     "holdout.used": ("Hold-out used", "idle"),
     "feedback.received": ("Labels received", "idle"),
+    "feedback.settled": ("Parked labels joined", "idle"),
+    "uploads.expired": ("Unused uploads expired", "idle"),
     "experiment.created": ("Experiment created", "idle"),
+    "event.damaged": ("This row cannot be read", "bad"),
+    "lineage.sealed": ("Edges of version 1 sealed", "idle"),
+    "lineage.recorded": ("Lineage recorded", "idle"),
 }
 
 
@@ -60,6 +82,14 @@ class Told(Record, frozen=True):
 
 def tell(event: Event) -> Told:
     """An event in words."""
+    if event.kind == "model.alias_set" and event.data.get("override"):
+        return Told(
+            event=event,
+            words="Alias moved by override",
+            tone="warn",
+            detail=_detail(event),
+            related=_related(event),
+        )
     words, tone = _WORDS.get(
         event.kind, (event.kind.replace(".", ": ").replace("_", " ").capitalize(), "idle")
     )
@@ -69,7 +99,9 @@ def tell(event: Event) -> Told:
 def _detail(event: Event) -> str:
     data = event.data
     if event.kind == "model.alias_set":
-        return f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+        said = f"{data.get('alias')} is version {data.get('version')} now: {data.get('reason', '')}"
+        against = data.get("overridden")
+        return said + (f" (in spite of: {'; '.join(map(str, against))})" if isinstance(against, list) else "")
     if event.kind.startswith("alert."):
         said = data.get("reason") or data.get("detail") or ""
         return f"{data.get('kind')} of {data.get('subject')} in {data.get('deployment')}: {said}"

@@ -16,7 +16,7 @@ from mainspring.records.monitoring import BlastRadius
 from mainspring.server.charts import Chart, Span, spans
 from mainspring.server.pages.describe import Told, tell
 from mainspring.server.pages.performance import Quality, quality_chart, quality_of
-from mainspring.server.pages.rendering import Action, Ask, Caller, View
+from mainspring.server.pages.rendering import Action, Ask, View
 from mainspring.workspace import Workspace
 
 
@@ -52,6 +52,7 @@ class VersionPage(Record, frozen=True):
     verdicts: list[Verdict]
     radius: BlastRadius
     deployments: list[str]
+    objections: list[str]
     events: list[Told]
 
 
@@ -144,6 +145,7 @@ def version(workspace: Workspace, ask: Ask) -> VersionPage:
         verdicts=workspace.loop.verdicts(model=name, version=number),
         radius=workspace.monitoring.blast_radius(model=name, version=number),
         deployments=deployments_of(workspace, name),
+        objections=ops.objections(model=name, version=number),
         events=[
             tell(e)
             for e in workspace.lineage.events(subject=f"model_version:{name}@{number}", limit=20).items
@@ -165,13 +167,19 @@ def card_html(page: VersionPage) -> Markup:
     return Markup(html)  # noqa: S704 - Card.html is promised to be one escaped fragment; B04 tests it
 
 
-def promote(workspace: Workspace, caller: Caller, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
+def promote(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     """Make a version the champion and give it all traffic where the policy deploys its model: as ``mainspring models promote``."""
     ops, name, reason = workspace.models.ops, path["model"], reason_of(fields)
     number = ops.version(model=name, selector=path["version"]).version
-    caller.call(ops.set_alias, model=name, alias="champion", version=number, reason=reason)
+    ops.set_alias(
+        model=name,
+        alias="champion",
+        version=number,
+        reason=reason,
+        override=fields.get("override") == "yes",
+    )
     for deployment in governed(workspace, name):
-        caller.call(workspace.deploy.deploy, deployment=deployment, model=name, version=number, reason=reason)
+        workspace.deploy.deploy(deployment=deployment, model=name, version=number, reason=reason)
     return f"/models/{name}"
 
 
@@ -180,11 +188,10 @@ def governed(workspace: Workspace, model: str) -> list[str]:
     return [n for n, p in workspace.settings.config.deploy.items() if p.model == model]
 
 
-def approve(workspace: Workspace, caller: Caller, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
+def approve(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     name = path["model"]
     number = workspace.models.ops.version(model=name, selector=path["version"]).version
-    caller.call(
-        workspace.models.ops.approve,
+    workspace.models.ops.approve(
         model=name,
         version=number,
         reason=reason_of(fields),

@@ -10,7 +10,7 @@ from mainspring.clock import SystemClock
 from mainspring.errors import NotFound
 from mainspring.records.base import Record
 from mainspring.records.pipelines import PipelineRun, StepExecution
-from mainspring.server.pages.rendering import Action, Ask, Caller, View
+from mainspring.server.pages.rendering import Action, Ask, View
 from mainspring.server.pages.text import lasting
 from mainspring.workspace import Workspace
 
@@ -111,9 +111,9 @@ def bars(page: PipelineRunPage) -> list[Bar]:
     return made
 
 
-def cancel(workspace: Workspace, caller: Caller, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
+def cancel(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     run = workspace.pipelines.run(id=path["id"])
-    caller.call(workspace.pipelines.cancel, run=run.id, reason=fields.get("reason", "")[:500])
+    workspace.pipelines.cancel(run=run.id, reason=fields.get("reason", "")[:500])
     return f"/pipelines/{run.id}"
 
 

@@ -1,4 +1,7 @@
-"""One view: gather a record by calling operations, then show it as a page or as JSON. There is no second query path."""
+"""One view: gather a record by calling operations, then show it as a page or as JSON. There is no second query path.
+
+A page acts as whoever is logged in: the gate has named them, and the operations decide.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio.to_thread
 from jinja2 import Environment
@@ -15,11 +18,9 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from mainspring.clock import SystemClock
-from mainspring.errors import InvalidInput, MainspringError, NotFound, PermissionDenied
-from mainspring.operations import Policy, acting
+from mainspring.errors import InvalidInput, MainspringError, NotFound
 from mainspring.records.base import Record, to_json
 from mainspring.server import charts
-from mainspring.server.gate import Principal
 from mainspring.server.session import PAGE_HEADERS, form_of
 from mainspring.workspace import Workspace
 
@@ -83,22 +84,7 @@ class Action:
     """A form's target: does one thing through operations, then shows the page at the address it returns."""
 
     path: str
-    act: Callable[[Workspace, Caller, Mapping[str, str], Mapping[str, str]], str]
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who acts. :meth:`call` checks the operation's declared role, as its route would."""
-
-    principal: Principal
-
-    def call(self, operation: Callable[..., Any], **arguments: Any) -> Any:
-        policy = cast("Policy", operation.__policy__)  # type: ignore[attr-defined]
-        if self.principal.role < policy.role:
-            raise PermissionDenied(
-                f"this needs the role {policy.role.name.lower()}", value=self.principal.role.name.lower()
-            )
-        return operation(**arguments)
+    act: Callable[[Workspace, Mapping[str, str], Mapping[str, str]], str]
 
 
 class Pages:
@@ -122,9 +108,7 @@ class Pages:
                 return self._failed(request, error)
 
             def act() -> Response:
-                principal: Principal = request.scope["principal"]
-                with acting(principal.name, role=principal.role):
-                    target = action.act(self._workspace, Caller(principal), request.path_params, fields)
+                target = action.act(self._workspace, request.path_params, fields)
                 return RedirectResponse(target, status_code=303)
 
             return await self._answer(request, act)

@@ -201,7 +201,7 @@ def from_os_error(error: OSError, *, place: str, needed: int | None = None) -> M
             "no space left for objects",
             value=None if needed is None else f"{needed} bytes needed",
             place=place,
-            next_step="Free space (or 'mainspring data gc'), then try again: nothing of this write is visible.",
+            next_step="Free space ('mainspring gc' works on a full disk), then try again: nothing of this write is visible.",
         )
     if error.errno == errno.EIO:
         return Corrupt(

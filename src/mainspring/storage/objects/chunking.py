@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import blake3
+import msgspec
 
-from mainspring.errors import Conflict, Corrupt
+from mainspring.errors import Conflict, Corrupt, InvalidInput
 from mainspring.records.base import Record, from_json, new_id, to_json
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ class RepositoryFormat(Record, frozen=True):
     pack_bytes: int
     format: str = "mainspring-objects"
     version: int = 1
+    check: str = ""
+    """Over the other fields, so that a changed byte shows; stores of version 0.1 have none (their database keeps a copy)."""
 
     @classmethod
     def fresh(cls) -> RepositoryFormat:
-        return cls(
+        form = cls(
             id=new_id(),
             table=Cutting(
                 average=12 * KIB, smallest=4 * KIB, largest=64 * KIB, normalisation=2, seed=0x6D61696E
@@ -75,29 +78,45 @@ class RepositoryFormat(Record, frozen=True):
             ),
             pack_bytes=32 * MIB,
         )
+        return msgspec.structs.replace(form, check=form._sum())
 
     def dump(self) -> bytes:
         return to_json(self)
 
+    def _sum(self) -> str:
+        return blake3.blake3(to_json(msgspec.structs.replace(self, check=""))).hexdigest()[:16]
+
     @classmethod
     def load(cls, data: bytes) -> RepositoryFormat:
-        """Raises :class:`Conflict` for a store that a newer program made: nothing is read or written then."""
-        head: Any = from_json(data)
+        """Raises :class:`Conflict` for a store that a newer program made (nothing is read or written then), or :class:`Corrupt`."""
+        try:
+            head: Any = from_json(data)
+        except InvalidInput as error:
+            raise _bad_format(error.message) from None
         if not isinstance(head, dict) or head.get("format") != "mainspring-objects":
-            raise Corrupt(
-                "not a format file of an object store",
-                place="format.json",
-                next_step="Restore it from a backup.",
-            )
-        if head.get("version") != 1:
+            raise _bad_format("not a format file of an object store")
+        if isinstance(head.get("version"), int) and head["version"] > 1:
             raise Conflict(
                 "a newer program made this object store",
                 value=head.get("version"),
                 place="format.json",
                 next_step="Upgrade mainspring; nothing was touched.",
             )
-        found: RepositoryFormat = from_json(data, cls)
+        try:
+            found: RepositoryFormat = from_json(data, cls)
+        except InvalidInput as error:
+            raise _bad_format(error.message) from None
+        if found.version != 1 or (found.check and (found.check != found._sum() or found.dump() != data)):
+            raise _bad_format("its check does not agree")
         return found
+
+
+def _bad_format(why: str) -> Corrupt:
+    return Corrupt(
+        f"the object store's format.json is damaged: {why}",
+        place="format.json",
+        next_step="Run 'mainspring fsck --repair': the database keeps a copy.",
+    )
 
 
 _HEAD = struct.Struct("<8sB7xQ32s")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge
+from mainspring.errors import Corrupt, InvalidInput, NotFound, StorageFull, TooLarge
 from mainspring.records.objects import GcReport
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.objects.index import TREE, Entry, dump_index, joined, new_index_name
@@ -102,7 +102,14 @@ def collect(
     plan = _plan(objects, reached, sizes, young_after=time.time() - grace_s, min_live=min_live)
     corrupt = dict(reached.corrupt)
     if not dry_run and (plan.dead_objects or plan.move or plan.drop_packs or len(old_files) > 1):
-        _apply(objects, plan, sizes, old_files, corrupt, check)
+        try:
+            _apply(objects, plan, sizes, old_files, corrupt, check)
+        except StorageFull:
+            if not plan.move:
+                raise
+            # No room to put the living blobs of sparse packs together: remove what is dead as a whole, which makes room.
+            plan = _plan(objects, reached, sizes, young_after=time.time() - grace_s, min_live=0.0)
+            _apply(objects, plan, sizes, old_files, corrupt, check)
     return GcReport(
         dry_run=dry_run,
         objects_removed=plan.dead_objects,
@@ -140,7 +147,7 @@ def _plan(
         for name in old
         if live_blobs[name] and pack_size(live_blobs[name], live_bytes[name]) < min_live * sizes[name]
     }
-    if len(small) >= _MANY_SMALL:
+    if len(small) >= _MANY_SMALL and min_live > 0:
         sparse |= small
     keep = {
         raw: e for raw, e in rows.items() if e.pack in young or (raw in reached.live and e.pack not in sparse)
@@ -161,12 +168,16 @@ def _apply(
 ) -> None:
     store = objects.store
     rows = dict(plan.keep)
-    sizes = dict(sizes)
-    blocked = _rewrite(objects, plan.move, rows, sizes, corrupt)
-    failpoint("objects.gc.packs")
-    check()
-    if rows:
-        store.put(f"index/{new_index_name()}", dump_index(rows, sizes))
+    before, sizes = sizes, dict(sizes)
+    try:
+        blocked = _rewrite(objects, plan.move, rows, sizes, corrupt)
+        failpoint("objects.gc.packs")
+        check()
+        if rows:
+            store.put(f"index/{new_index_name()}", dump_index(rows, sizes))
+    except StorageFull:
+        store.delete([pack_key(name) for name in sizes.keys() - before.keys()])
+        raise
     failpoint("objects.gc.index")
     check()
     store.delete(old_files)
@@ -190,8 +201,8 @@ def _rewrite(
     def seal() -> None:
         if pack.entries:
             data = pack.seal()
-            sizes[pack.name] = pack.size
             objects.store.put(pack_key(pack.name), data)
+            sizes[pack.name] = pack.size
 
     for raw, entry in sorted(move.items(), key=lambda item: (item[1].pack, item[1].offset)):
         try:

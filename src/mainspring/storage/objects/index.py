@@ -63,11 +63,13 @@ class IndexFile:
             raise Corrupt(
                 "an index file is damaged",
                 place=f"index/{name}",
-                next_step="Run 'mainspring fsck'; restore the file from a backup.",
+                next_step="Run 'mainspring fsck --repair': it is made again from the packs.",
             )
         magic, head, self.rows = _HEAD.unpack_from(data)
         if magic != _MAGIC:
-            raise Corrupt("not an index file", place=f"index/{name}", next_step="Run 'mainspring fsck'.")
+            raise Corrupt(
+                "not an index file", place=f"index/{name}", next_step="Run 'mainspring fsck --repair'."
+            )
         self.name = name
         raw: Any = from_json(data[_HEAD.size : _HEAD.size + head].rstrip(b" "))
         self.packs: dict[str, int] = {str(p): int(size) for p, size in raw["packs"]}
@@ -142,8 +144,11 @@ class Index:
         for file in files:
             self.files[file.name] = file
             if file.rows <= _SMALL and len(self._hashed) + file.rows <= _HASHED_ROWS:
+                hashed = self._hashed
                 for digest, entry in file:
-                    self._hashed[digest] = joined(self._hashed.get(digest), entry)
+                    known = hashed.setdefault(digest, entry)
+                    if known is not entry:
+                        hashed[digest] = joined(known, entry)
             else:
                 self._large.append(file)
 
@@ -185,7 +190,8 @@ def joined(one: Entry | None, other: Entry) -> Entry:
     if one is None:
         return other
     newer = other if other.pack > one.pack else one
-    return newer._replace(kind=newer.kind | ((one.kind | other.kind) & TREE))
+    kind = newer.kind | ((one.kind | other.kind) & TREE)
+    return newer if kind == newer.kind else newer._replace(kind=kind)
 
 
 def load_index(store: ByteStore, known: Index) -> Index:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mainspring.errors import ConfigError, Conflict, NotFound
+from mainspring.errors import ConfigError
 from mainspring.storage.objects.bytestore import ByteStore, LocalBytes, Sweepable
-from mainspring.storage.objects.chunking import RepositoryFormat
+from mainspring.storage.objects.owner import Owner, bind, form_of, owner_of
 from mainspring.storage.objects.pins import FilePins, Pins, PostgresPins
 from mainspring.storage.objects.store import Objects
 
@@ -24,42 +24,55 @@ class _Leases(Protocol):
     def store(self) -> Any: ...
 
 
+def open_bytes(url: str, *, home: Path, options: Mapping[str, str] | None = None) -> ByteStore:
+    """The bytes of the store ``local`` (``home/objects``) or ``s3://bucket/prefix``."""
+    if url == "local":
+        return LocalBytes(home / "objects")
+    if url.startswith("s3://"):
+        from mainspring.storage.objects.s3 import S3Bytes
+
+        return S3Bytes(url, options=options)
+    raise ConfigError("unknown object store", value=url, next_step="Use 'local' or 's3://bucket/prefix'.")
+
+
 def open_objects(
-    url: str = "local", *, home: Path, leases: _Leases | None = None, options: Mapping[str, str] | None = None
+    url: str = "local",
+    *,
+    home: Path,
+    leases: _Leases | None = None,
+    options: Mapping[str, str] | None = None,
+    anew: bool = False,
 ) -> Objects:
     """Open the store ``local`` (``home/objects``) or ``s3://bucket/prefix``, making it when it is new.
 
     Without ``leases`` the store is known to this machine only: writers and gc exclude each other by a file lock, and
-    gc keeps only the roots it is given. ``options`` are those of :class:`S3Bytes`.
+    gc keeps only the roots it is given. With them, store and database must belong together (:func:`owner.bind`; ``anew``:
+    the database takes the store whoever it belonged to). ``options`` are those of :class:`S3Bytes`.
     """
-    store: ByteStore
-    if url == "local":
-        store = LocalBytes(home / "objects")
-    elif url.startswith("s3://"):
-        from mainspring.storage.objects.s3 import S3Bytes
-
-        store = S3Bytes(url, options=options)
-    else:
-        raise ConfigError("unknown object store", value=url, next_step="Use 'local' or 's3://bucket/prefix'.")
-    form = _format(store)
-    if isinstance(store, Sweepable):
-        store.sweep(older_than_s=SWEEP_AFTER_S)
+    store = open_bytes(url, home=home, options=options)
     references: Callable[[], Iterable[str]] | None = None
     pins: Pins = FilePins(home / "locks" / "objects.lock")
-    if leases is not None:
+    owner: Owner | None
+    if leases is None:
+        form, found = form_of(store), owner_of(store)
+        owner = None if found is None else Owner(found, 0)
+    else:
+        form, owner = bind(leases.store, store, anew=anew)
         references = _references(leases.store)
         if leases.store.engine.name == "postgres":
             pins = PostgresPins(leases.store.engine, key=zlib.crc32(form.id.encode()))
-    return Objects(store, form=form, pins=pins, references=references)
-
-
-def _format(store: ByteStore) -> RepositoryFormat:
-    try:
-        return RepositoryFormat.load(store.get("format.json"))
-    except NotFound:
-        with contextlib.suppress(Conflict):  # another process makes it at the same moment: theirs holds
-            store.put("format.json", RepositoryFormat.fresh().dump())
-        return RepositoryFormat.load(store.get("format.json"))
+    if isinstance(store, Sweepable):
+        store.sweep(older_than_s=SWEEP_AFTER_S)
+        if leases is not None:  # gc writes the index anew before it removes anything
+            leases.store.engine.keep_back(sum(size for _, size in store.list("index/")))
+    return Objects(
+        store,
+        form=form,
+        pins=pins,
+        references=references,
+        owner=owner,
+        freeing=leases.store.freeing if leases is not None else contextlib.nullcontext,
+    )
 
 
 def _references(store: Any) -> Callable[[], list[str]]:

@@ -10,11 +10,15 @@ import struct
 
 import blake3
 
+from mainspring.errors import Corrupt
 from mainspring.records.base import new_id
 from mainspring.storage.objects.index import Entry
 
 _MAGIC, _END = b"MSPCK001", b"MSPCKEND"
 _ROW = struct.Struct("<32sBIQ")
+_COUNT = struct.Struct("<I")
+_HASH = 32
+_TAIL = _COUNT.size + _HASH + len(_END)
 
 
 class Pack:
@@ -32,10 +36,15 @@ class Pack:
         self.size += len(blob)
         return entry
 
+    def flag(self, digest: bytes, kind: int) -> None:
+        """Say more of a blob that was added: the table is written last."""
+        if digest in self.entries:
+            self.entries[digest] = self.entries[digest]._replace(kind=kind)
+
     def seal(self) -> bytes:
         """The whole file. ``size`` is its length afterwards."""
         table = b"".join(_ROW.pack(digest, e.kind, e.length, e.size) for digest, e in self.entries.items())
-        self._parts += [table, struct.pack("<I", len(self.entries)), blake3.blake3(table).digest(), _END]
+        self._parts += [table, _COUNT.pack(len(self.entries)), blake3.blake3(table).digest(), _END]
         data = b"".join(self._parts)
         self._parts.clear()
         self.size = len(data)
@@ -56,4 +65,40 @@ def begun_s(name: str) -> float:
 
 def pack_size(blobs: int, length: int) -> int:
     """Size of a pack of so many blobs with ``length`` bytes together: a larger one holds something else as well."""
-    return len(_MAGIC) + length + blobs * _ROW.size + 4 + 32 + len(_END)
+    return len(_MAGIC) + length + blobs * _ROW.size + _TAIL
+
+
+def read_table(name: str, data: bytes) -> dict[bytes, Entry]:
+    """What the whole pack ``data`` says of its blobs. Raises :class:`Corrupt` unless every byte of its frame is as it was written."""
+    if not data.startswith(_MAGIC):
+        raise _damaged(name, "its header is wrong")
+    if not data.endswith(_END):
+        raise _damaged(name, "its end is wrong, or it is cut off")
+    return salvage_table(name, data)
+
+
+def salvage_table(name: str, data: bytes) -> dict[bytes, Entry]:
+    """The same if only the table is whole. Raises :class:`Corrupt` otherwise."""
+    if len(data) < len(_MAGIC) + _TAIL:
+        raise _damaged(name, "it is cut off")
+    tail = len(data) - _TAIL
+    (count,) = _COUNT.unpack_from(data, tail)
+    start = tail - count * _ROW.size
+    if start < len(_MAGIC):
+        raise _damaged(name, "its table is longer than the file")
+    table = data[start:tail]
+    if blake3.blake3(table).digest() != data[tail + _COUNT.size : -len(_END)]:
+        raise _damaged(name, "its table has another digest")
+    rows, at = {}, len(_MAGIC)
+    for digest, kind, length, size in _ROW.iter_unpack(table):
+        rows[digest] = Entry(kind, name, at, length, size)
+        at += length
+    if at != start:
+        raise _damaged(name, "its table tells of another number of bytes")
+    return rows
+
+
+def _damaged(name: str, why: str) -> Corrupt:
+    return Corrupt(
+        f"a pack is damaged: {why}", place=f"packs/{name}", next_step="Run 'mainspring fsck --repair'."
+    )

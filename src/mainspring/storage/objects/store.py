@@ -26,6 +26,7 @@ from mainspring.storage.objects.reader import ObjectReader
 from mainspring.storage.objects.trees import load_tree
 
 if TYPE_CHECKING:
+    from mainspring.storage.objects.owner import Owner
     from mainspring.storage.objects.writer import ObjectWriter
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -46,16 +47,27 @@ class Objects:
         form: RepositoryFormat,
         pins: Pins | None = None,
         references: Callable[[], Iterable[str]] | None = None,
+        owner: Owner | None = None,
+        freeing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
-        """``pins=None`` makes it read-only. ``references`` lists every digest that the database refers to."""
+        """``pins=None`` makes it read-only. ``references`` lists every digest that the database refers to, ``owner`` is that database.
+        ``freeing`` surrounds what frees space.
+        """
         self.store = store
         self.form = form
         self._pins = pins
         self._references = references
+        self._owner = owner
+        self._freeing = freeing
         self._index = Index()
         self._loaded = False
         self._lock = threading.Lock()
         self._writers: weakref.WeakSet[ObjectWriter] = weakref.WeakSet()
+
+    @property
+    def owner(self) -> str | None:
+        """The id of the database that the store belongs to."""
+        return self._owner.id if self._owner is not None else None
 
     # ---- writing
 
@@ -207,6 +219,16 @@ class Objects:
         with self.pins.shared():
             return check(self, self._all_roots(roots), read_data=read_data, subset=subset)
 
+    def repair(self, *, wait_s: float = 10.0) -> list[str]:
+        """Make damaged index files again from the packs' tables, and the frames of packs around sound blobs.
+
+        Returns the keys that were damaged. Exclusive, as :meth:`gc` is.
+        """
+        from mainspring.storage.objects.repair import repair
+
+        with self.pins.exclusive(wait_s=wait_s) as check:
+            return repair(self, check=check)
+
     def gc(
         self,
         roots: Iterable[str] = (),
@@ -215,17 +237,26 @@ class Objects:
         grace_s: float = 3600.0,
         min_live: float = 0.6,
         wait_s: float = 10.0,
+        even_if_younger: bool = False,
     ) -> GcReport:
         """Remove objects that neither ``roots`` nor the database reach; rewrite packs with less than ``min_live`` of use.
 
         Exclusive: waits ``wait_s`` seconds for writers, then raises :class:`Unavailable`. Packs younger than
         ``grace_s`` stay. References are read after writers are held off, so none can be missed. ``min_live=1``
-        removes every dead byte (erasure).
+        removes every dead byte (erasure). Refused with :class:`Conflict` if the store belongs to a database and this is not
+        opened with it, or if packs are older than the database, which then cannot know them (``even_if_younger`` allows that).
         """
         from mainspring.storage.objects.gc import collect
+        from mainspring.storage.objects.owner import check_age
 
         hold = self.pins.shared() if dry_run else self.pins.exclusive(wait_s=wait_s)
-        with hold as check:
+        with hold as check, contextlib.nullcontext() if dry_run else self._freeing():
+            packs = (
+                ()
+                if even_if_younger
+                else (key.removeprefix("packs/") for key, _ in self.store.list("packs/"))
+            )
+            check_age(self._owner, packs, bound=self._references is not None)
             return collect(
                 self, self._all_roots(roots), dry_run=dry_run, grace_s=grace_s, min_live=min_live, check=check
             )

@@ -41,6 +41,7 @@ declare(
 _IN_FLIGHT = 2
 _MERGE_AT = 32
 _MERGE_ROWS = 4096
+_MERGE_SPREAD = 16
 
 
 class ObjectWriter:
@@ -231,6 +232,7 @@ class ObjectWriter:
         else:
             return
         self._pending[raw] = entry._replace(kind=entry.kind | TREE)
+        self._pack.flag(raw, entry.kind | TREE)
 
     def _seal(self) -> None:
         """Close the pack and store it in the background, while the next one fills."""
@@ -245,8 +247,13 @@ class ObjectWriter:
 
     def _merge_index(self) -> None:
         """Put small index files together now and then. The union is published before its parts go."""
+        # Several writers come to this point at about the same time: one that is enough does it, at a limit of its own.
+        limit = _MERGE_AT + os.getpid() % _MERGE_SPREAD
+        if len(self._objects.index.files) <= limit:
+            return
+        self._objects.refresh()  # another writer may have done it
         files = self._objects.index.files
-        if len(files) <= _MERGE_AT:
+        if len(files) <= limit:
             return
         small = max(_MERGE_ROWS, self._objects.index.rows // 4)
         merged = [file for file in files.values() if file.rows < small]

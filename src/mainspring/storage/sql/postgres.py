@@ -91,6 +91,12 @@ class PostgresEngine:
             session.query("SELECT pg_advisory_xact_lock(?)", (_MIGRATION_LOCK,))
             yield session
 
+    def keep_back(self, extra: int) -> None:
+        """The database's disk is not ours."""
+
+    def freeing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def close(self) -> None:
         if os.getpid() != self._pid:
             return

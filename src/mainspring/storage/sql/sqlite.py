@@ -19,17 +19,27 @@ from typing import Self
 
 from mainspring.errors import Conflict, Corrupt, MainspringError, StorageFull, Unavailable
 from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.reserve import Reserve
 from mainspring.storage.sql.store import Row, Session, Value
 
 declare("sql.locked", "sql.before_commit", "sql.after_commit", "sql.before_checkpoint")
 
 _WAIT_S = 60.0
 _BUSY_MS = 30_000
+_QUEUE_S, _NEXT_S = 0.002, 0.0003
+"""How often to look for the queue, and, being the next, for the lock: seconds."""
+_TURN_S = 0.02
+"""For so long after its turn a process need not queue again."""
 _CHECKPOINT_BYTES = 4 << 20
 
 
 class WriteLock:
-    """The workspace's one write lock: a file lock between processes, a thread lock within this one."""
+    """The workspace's one write lock: a file lock between processes, a thread lock within this one.
+
+    Whoever wants it first takes the queue, a second file lock, and gives that back once it holds the first. So a process that
+    writes without pause cannot take the lock from those who wait, and only the next in turn looks often. Having had its turn it may
+    come back without queueing for a moment, while the next one wakes up: else the lock would lie idle between any two writes.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -37,6 +47,8 @@ class WriteLock:
         self._thread = threading.RLock()
         self._depth = 0
         self._fd = -1
+        self._queue = -1
+        self._turn_ends = 0.0
 
     def __enter__(self) -> Self:
         if not self._thread.acquire(timeout=_WAIT_S):
@@ -59,23 +71,29 @@ class WriteLock:
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
-            self._fd = -1
+            os.close(self._queue)
+            self._fd = self._queue = -1
 
     def _lock_file(self) -> None:
         if self._fd < 0:
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + _WAIT_S
-        pause = 0.0005
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise self._busy() from None
-                time.sleep(pause)
-                pause = min(pause * 1.5, 0.02)
-            else:
-                return
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            self._queue = os.open(self._path.with_suffix(".queue"), flags, 0o600)
+            self._fd = os.open(self._path, flags, 0o600)
+        began = time.monotonic()
+        if began < self._turn_ends and _try(self._fd):
+            return
+        self._take(self._queue, began + _WAIT_S, pause=_QUEUE_S)
+        try:
+            self._take(self._fd, began + _WAIT_S, pause=_NEXT_S)
+        finally:
+            fcntl.flock(self._queue, fcntl.LOCK_UN)
+        self._turn_ends = time.monotonic() + _TURN_S
+
+    def _take(self, fd: int, deadline: float, *, pause: float) -> None:
+        while not _try(fd):
+            if time.monotonic() > deadline:
+                raise self._busy()
+            time.sleep(pause)
 
     def _busy(self) -> Unavailable:
         return Unavailable(
@@ -83,6 +101,14 @@ class WriteLock:
             place=str(self._path),
             next_step="Try again; 'mainspring doctor' names the holder.",
         )
+
+
+def _try(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class _Session:
@@ -110,6 +136,9 @@ class SqliteEngine:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = path
         self._lock = WriteLock(lock)
+        self._reserve = Reserve(path.with_name("reserve"))
+        # The log may be half of what is kept back: then a full disk has room for putting it into the database.
+        self._log_bytes = min(_CHECKPOINT_BYTES, self._reserve.wanted // 2)
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
@@ -154,12 +183,43 @@ class SqliteEngine:
                         connection.execute("ROLLBACK")
                     raise
                 failpoint("sql.after_commit")
-                self._checkpoint(connection)
+                self._checkpoint(connection, above=self._log_bytes)
 
     @contextlib.contextmanager
     def migrating(self) -> Iterator[Session]:
-        with self.writing() as session:
-            yield session
+        with self._lock:
+            with self.writing() as session:
+                yield session
+            self._checkpoint(
+                self._writing_connection(), above=0
+            )  # a new schema is 600 KB: let the file have its size
+
+    def keep_back(self, extra: int) -> None:
+        self._reserve.make(extra)
+
+    @contextlib.contextmanager
+    def freeing(self) -> Iterator[None]:
+        if self._reserve.has_room():
+            yield
+            return
+        self._reserve.release()
+        try:
+            self._cut_log()
+            yield
+        finally:
+            self._cut_log()
+            self._reserve.make()
+
+    def _cut_log(self) -> None:
+        """Put the log's pages into the database, so that its space is there for the next transaction.
+
+        Not a long log (a reader held it up): the database might grow by more than there is, and nothing would be gained.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.with_name(self._path.name + "-wal").stat().st_size > self._log_bytes:
+                return
+        with self._lock, contextlib.suppress(MainspringError), _translated(self._path):
+            self._checkpoint(self._writing_connection(), above=0)
 
     def close(self) -> None:
         if os.getpid() != self._pid:  # a forked child must not touch its parent's connections
@@ -173,12 +233,13 @@ class SqliteEngine:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+                self._reserve.make()
         self._lock.close()
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection, *, above: int) -> None:
         wal = self._path.with_name(self._path.name + "-wal")
         try:
-            if wal.stat().st_size <= _CHECKPOINT_BYTES:
+            if wal.stat().st_size <= above:
                 return
         except FileNotFoundError:
             return
@@ -197,8 +258,7 @@ class SqliteEngine:
     def _writing_connection(self) -> sqlite3.Connection:
         self._check_process()
         if self._writer is None:
-            self._writer = self._connect()
-            self._writer.execute("PRAGMA journal_mode=WAL").fetchall()
+            self._writer = self._opened_connection("PRAGMA journal_mode=WAL")
         return self._writer
 
     def _reader(self) -> tuple[sqlite3.Connection, int]:
@@ -208,19 +268,32 @@ class SqliteEngine:
             if self._idle:
                 return self._idle.pop(), opened
         with self._lock:  # opening may have to recover the log
-            connection = self._connect()
+            connection = self._opened_connection("SELECT count(*) FROM sqlite_master")
             connection.execute("PRAGMA query_only=ON")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
         return connection, opened
 
-    def _connect(self) -> sqlite3.Connection:
+    def _opened_connection(self, first: str) -> sqlite3.Connection:
+        """A connection that has run its ``first`` statement, which opens the log; on a full disk with space lent by the reserve."""
+        while True:
+            try:
+                return self._connect(first)
+            except sqlite3.OperationalError as error:
+                if not _is_full(error) or not self._reserve.lend():
+                    raise
+
+    def _connect(self, first: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000
         )
-        connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA cell_size_check=ON")
+        try:
+            connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA cell_size_check=ON")
+            connection.execute(first).fetchall()
+        except BaseException:
+            connection.close()
+            raise
         self._path.chmod(0o600)
         return connection
 
@@ -232,6 +305,11 @@ class SqliteEngine:
             )
 
 
+def _is_full(error: sqlite3.OperationalError) -> bool:
+    """The log's shared memory that cannot be made is a full disk too: SQLite calls it an I/O error."""
+    return "full" in str(error) or error.sqlite_errorname in {"SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN"}
+
+
 @contextlib.contextmanager
 def _translated(
     path: Path, on_write_failure: Callable[[MainspringError], None] | None = None
@@ -241,9 +319,11 @@ def _translated(
         yield
     except sqlite3.OperationalError as error:
         text = str(error)
-        if "full" in text:
+        if _is_full(error):
             raise StorageFull(
-                "no space left for metadata", place=str(path), next_step="Free space, then try again."
+                "no space left for metadata",
+                place=str(path),
+                next_step="Free space, then try again; 'mainspring gc' works on a full disk.",
             ) from error
         if "disk I/O" in text:
             failure = Corrupt(

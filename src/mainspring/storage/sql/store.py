@@ -52,6 +52,14 @@ class Engine(Protocol):
         """Like :meth:`writing`, and exclusive on every engine."""
         ...
 
+    def keep_back(self, extra: int) -> None:
+        """Keep space back on the workspace's disk while there is some, ``extra`` bytes more than usual."""
+        ...
+
+    def freeing(self) -> contextlib.AbstractContextManager[None]:
+        """Around what frees space: on a full disk it may use the space kept back."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -134,6 +142,10 @@ class Store:
             finally:
                 self._local.transaction = None
 
+    def freeing(self) -> contextlib.AbstractContextManager[None]:
+        """Around what frees space: on a full disk it may use the space kept back. Outside of transactions."""
+        return self.engine.freeing()
+
     @property
     def in_transaction(self) -> bool:
         return getattr(self._local, "transaction", None) is not None
@@ -142,14 +154,20 @@ class Store:
         self.engine.close()
 
 
-def open_store(url: str, *, home: Path) -> Store:
-    """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date."""
+def open_store(url: str, *, home: Path, lost: Callable[[], str | None] = lambda: None) -> Store:
+    """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date.
+
+    ``lost`` is asked when there is no database yet: what shows that there was one (None: nothing). Raises :class:`Corrupt` then, instead of
+    beginning a new one, and for a database file that is cut off or something else.
+    """
     from mainspring.storage.sql.migrations import migrate
 
     engine: Engine
     if url == "sqlite":
+        from mainspring.storage.sql.files import check_file
         from mainspring.storage.sql.sqlite import SqliteEngine
 
+        check_file(home / "meta.db", lost)
         engine = SqliteEngine(home / "meta.db", lock=home / "locks" / "write.lock")
     elif url.startswith(("postgresql://", "postgres://")):
         from mainspring.storage.sql.postgres import PostgresEngine
@@ -162,7 +180,7 @@ def open_store(url: str, *, home: Path) -> Store:
             next_step="Use 'sqlite' or 'postgresql://...'.",
         )
     try:
-        migrate(engine)
+        migrate(engine, lost)
     except BaseException:
         engine.close()
         raise

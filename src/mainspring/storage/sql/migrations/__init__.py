@@ -13,6 +13,7 @@ from typing import Any
 
 from mainspring.errors import Conflict
 from mainspring.storage.failpoints import declare, failpoint
+from mainspring.storage.sql.files import Lost, emptied, not_ours
 from mainspring.storage.sql.store import Engine, Session
 
 declare("sql.migrate.step")
@@ -20,13 +21,21 @@ declare("sql.migrate.step")
 LATEST = 2
 
 
-def migrate(engine: Engine) -> int:
-    """Bring the schema to :data:`LATEST`; returns the version it had before (0 for an empty database)."""
+def migrate(engine: Engine, lost: Lost = lambda: None) -> int:
+    """Bring the schema to :data:`LATEST`; returns the version it had before (0 for an empty database).
+
+    Raises :class:`Corrupt` for an empty database if ``lost`` says that there was one before.
+    """
     before = _read_version(engine)
     if before == LATEST:
         return before
+    shown = None if before else lost()
     with engine.migrating() as session:
         version = _version(session, engine.name)  # again, now that nobody else can migrate
+        if not version and engine.name == "sqlite" and table_names(session, engine.name):
+            raise not_ours("meta.db")
+        if not version and shown is not None:
+            raise emptied("the database", shown)
         if version > LATEST:
             raise Conflict(
                 f"this database has schema version {version}, this program knows {LATEST}",

@@ -1,4 +1,4 @@
-"""What does a flat cost? From a file of offers to a registered model version."""
+"""What does a flat cost? From a version of the dataset of offers to a registered model version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 import mainspring as ms
 from mainspring.records.models import Column, Signature, Task
@@ -32,10 +31,9 @@ class Parts(NamedTuple):
     holdout: pa.Table
 
 
-@ms.step(cache=False)
-def collect(file: str, until: str = "") -> pa.Table:
-    """The offers known by ``until`` (default: all); not cached, since the file changes outside."""
-    rows = pyarrow.csv.read_csv(file)
+@ms.step
+def collect(rows: pa.Table, until: str = "") -> pa.Table:
+    """The offers known by ``until`` (default: all)."""
     if until:
         moment = pa.scalar(datetime.fromisoformat(until), pa.timestamp("us", "UTC"))
         rows = rows.filter(pc.less_equal(rows["event_time"].cast(moment.type), moment))
@@ -56,7 +54,7 @@ def split(rows: pa.Table, holdout: int) -> Parts:
     return Parts(rows.slice(0, rows.num_rows - holdout), rows.slice(rows.num_rows - holdout))
 
 
-@ms.step(cache=False)
+@ms.step
 def fit(train: pa.Table, holdout: pa.Table, model: str) -> dict[str, float]:
     """Fit, measure on the hold-out, and register with everything that it came from."""
     from sklearn.compose import ColumnTransformer
@@ -96,9 +94,14 @@ def fit(train: pa.Table, holdout: pa.Table, model: str) -> dict[str, float]:
 
 
 @ms.pipeline
-def train(file: str = "data/rents.csv", holdout: int = 100, model: str = "rent", until: str = "") -> Any:
-    """Collect, clean, split, fit and register. ``until`` is the moment of decision, given by the loop."""
-    parts = split(clean(collect(file, until)), holdout)
+def train(
+    data: str = "rents", version: str = "latest", holdout: int = 100, model: str = "rent", until: str = ""
+) -> Any:
+    """Collect, clean, split, fit and register. ``until`` is the moment of decision, given by the loop.
+
+    The offers are read by version (commit them first), so that every model leads back to the version it was made from.
+    """
+    parts = split(clean(collect(ms.dataset(data, version), until)), holdout)
     return fit(parts.train, parts.holdout, model)
 
 

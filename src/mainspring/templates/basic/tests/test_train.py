@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -22,14 +23,19 @@ def train() -> ModuleType:
     return module
 
 
-def test_the_file_has_what_the_model_needs(train: ModuleType) -> None:
-    rows = train.collect(str(ROOT / "data" / "rents.csv"))
+@pytest.fixture(scope="module")
+def offers() -> pa.Table:
+    return pyarrow.csv.read_csv(ROOT / "data" / "rents.csv")
+
+
+def test_the_file_has_what_the_model_needs(train: ModuleType, offers: pa.Table) -> None:
+    rows = train.collect(offers)
     assert rows.num_rows > 100
     assert {*train.INPUTS, train.LABEL} <= set(rows.column_names)
 
 
-def test_newer_offers_do_not_exist_yet(train: ModuleType) -> None:
-    rows = train.collect(str(ROOT / "data" / "rents.csv"), "2024-01-02T00:00:00+00:00")
+def test_newer_offers_do_not_exist_yet(train: ModuleType, offers: pa.Table) -> None:
+    rows = train.collect(offers, "2024-01-02T00:00:00+00:00")
     assert 0 < rows.num_rows < 10
 
 

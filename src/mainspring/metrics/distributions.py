@@ -1,4 +1,4 @@
-"""Student's t without SciPy: the core install does not have it."""
+"""Student's t and the beta distribution without SciPy: the core install does not have it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ def t_quantile(p: float, df: float) -> float:
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
+    return (low + high) / 2
+
+
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """The ``p`` quantile of Beta(a, b), by bisection; 0 for a = 0, 1 for b = 0 (the ends of a binomial interval).
+
+    >>> round(beta_quantile(0.5, 2, 2), 9)
+    0.5
+    """
+    if a <= 0:
+        return 0.0
+    if b <= 0:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_regularised(a, b, middle) < p else (low, middle)
     return (low + high) / 2
 
 

@@ -1,0 +1,420 @@
+"""Cells of text: which type a column of them has, decided from every cell, so that no value changes by being typed.
+
+The rule: a cell becomes a number, a date or a truth value only if that can be written back as the same value. Leading zeros,
+a plus sign, more digits than the type holds, and numbers beyond its range keep a column text. Null words count where the rest
+of the column is not text. Imports pyarrow; import it lazily.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mainspring.data import dates
+
+NULL_WORDS = (
+    "NA",
+    "N/A",
+    "n/a",
+    "na",
+    "#N/A",
+    "NaN",
+    "nan",
+    "NAN",
+    "null",
+    "NULL",
+    "Null",
+    "None",
+    "none",
+    "nil",
+    r"\N",
+    "-",
+    "--",
+    "?",
+    ".",
+    "NaT",
+    "<NA>",
+)
+"""Words that mean null in a column of numbers, dates, times or truth values, beside the empty cell."""
+
+EXACT = 1 << 53
+_LONG = 16  # digits that a float64 may not keep
+Strings = Any
+Name = Literal["null", "int64", "float64", "bool", "date", "timestamp", "time", "string"]
+
+_PLAIN = r"\A-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\z"
+_NUMBER = r"\A(?:-?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|-?(?:inf|Inf|INF|Infinity|infinity))\z"
+_COMMA = re.compile(r"-?\d+,\d+")
+_DECLARED = r"\A[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\z"
+_START = re.compile(r"[-+]?[.,]?\d|-?[Ii][Nn][Ff]")
+_TRUTH = ("true", "false")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What all cells seen so far are."""
+
+    name: Name
+    big: int = 0
+    """Of whole numbers: the largest magnitude."""
+    mark: str | None = None
+    """Of fractions: how they are marked, ``.`` or ``,``."""
+    grouped: bool = False
+    """Of fractions: every one has three digits, so that the mark may be one of thousands."""
+    forms: tuple[str, ...] = ()
+    """Of dates: formats that fit all of them."""
+    zoned: bool = False
+    offsets: frozenset[str] = frozenset()
+    fine: bool = False
+    """Of times: finer than the type's usual unit."""
+    reason: str = ""
+    """Of text: what kept it from being something else, if anything did."""
+
+
+TEXT = Kind("string")
+
+
+@dataclass
+class Marks:
+    """How numbers are written: declared, or open."""
+
+    decimal: str | None = None
+    thousands: str | None = None
+    comma_possible: bool = False
+    """Undeclared, a comma may mark fractions (it does not separate fields)."""
+
+
+@dataclass
+class ColumnScan:
+    """Decides a column's kind batch by batch."""
+
+    marks: Marks
+    dates: list[str]
+    nulls: tuple[str, ...]
+    """Words that may be null in this column."""
+    everywhere: bool
+    """The words were declared: they are null in text too."""
+    only_time: bool = False
+    """The column is declared to hold dates or times: nothing else is tried."""
+    kind: Kind = field(default_factory=lambda: Kind("null"))
+    rows: int = 0
+    words: Counter[str] = field(default_factory=Counter)
+
+    def add(self, cells: Strings) -> None:
+        """Cells of a batch; null where the cell was empty and not quoted."""
+        start, self.rows = self.rows, self.rows + len(cells)
+        if self.kind.name == "string":
+            self._count(cells)
+            return
+        values = cells.drop_null() if cells.null_count else cells
+        if not len(values):
+            return
+        found = self._quick(values)
+        if found is None:
+            plain = pc.utf8_trim_whitespace(values)
+            empty = among(plain, ("", *self.nulls))
+            if empty is not None:
+                self._count(plain)
+                plain = plain.filter(pc.invert(empty))
+            if not len(plain):
+                return
+            found = self._classify(plain)
+        merged = merge(self.kind, found)
+        if merged.name == "string":
+            merged = replace(merged, reason=self._place(merged.reason, cells, start))
+        self.kind = merged
+
+    def _quick(self, values: Strings) -> Kind | None:
+        """Whole numbers written plainly: by far the most common case."""
+        if self.only_time or self.kind.name not in {"null", "int64"} or self.marks.thousands:
+            return None
+        return _whole(values)
+
+    def _count(self, cells: Strings) -> None:
+        hits = among(cells, self.nulls)
+        if hits is not None:
+            for item in pc.value_counts(cells.filter(hits)).to_pylist():
+                self.words[item["values"]] += item["counts"]
+
+    def _classify(self, values: Strings) -> Kind:
+        first = values[0].as_py()
+        if self.kind.name in {"int64", "float64"}:
+            return number_kind(values, self.marks)
+        forms = list(self.kind.forms or dates.candidates(first, self.dates))
+        if forms:
+            return date_kind(values, forms)
+        if self.only_time and not dates.CLOCK.fullmatch(first):
+            return replace(TEXT, reason=f"{_shown(first)} is no date")
+        if dates.CLOCK.fullmatch(first):
+            return clock_kind(values)
+        if _START.match(first):
+            return number_kind(values, self.marks)
+        if first.lower() in _TRUTH:
+            return truth_kind(values)
+        return TEXT
+
+    def _place(self, reason: str, cells: Strings, start: int) -> str:
+        """The reason with the row of its example."""
+        found = re.match(r"'(.*?)'(?= )", reason)
+        if found is None:
+            return reason
+        at = pc.index(pc.utf8_trim_whitespace(cells), found[1]).as_py()
+        return f"{reason} (row {start + at + 1})" if at >= 0 else reason
+
+
+def among(cells: Strings, words: tuple[str, ...]) -> Strings | None:
+    """Where a cell is one of the words, null as false; None if none is. Words are short, most cells are not."""
+    if not words:
+        return None
+    short = pc.fill_null(pc.less_equal(pc.binary_length(cells), max(len(w.encode()) for w in words)), False)
+    if not pc.any(short).as_py():
+        return None
+    hits = pc.and_(
+        short, pc.is_in(pc.if_else(short, cells, pa.scalar(None, pa.string())), pa.array(words, pa.string()))
+    )
+    return hits if pc.any(hits).as_py() else None
+
+
+def merge(a: Kind, b: Kind) -> Kind:
+    """What a column is that holds both."""
+    if a.name == "null" or b.name == "string":
+        return b
+    if a.name == "string" or b.name == "null":
+        return a
+    names = {a.name, b.name}
+    if names <= {"int64", "float64"}:
+        return _merge_numbers(a, b)
+    if names <= {"date", "timestamp"}:
+        forms = tuple(f for f in a.forms if f in b.forms)
+        if not forms:
+            return replace(TEXT, reason="its dates are written in more than one way")
+        if a.zoned != b.zoned:
+            return replace(TEXT, reason="some of its times have an offset from UTC and some have none")
+        name: Name = "timestamp" if "timestamp" in names else "date"
+        return replace(a, name=name, forms=forms, offsets=a.offsets | b.offsets, fine=a.fine or b.fine)
+    if a.name == b.name:
+        return replace(a, fine=a.fine or b.fine)
+    return replace(TEXT, reason=f"some cells are {_said(a)} and some are {_said(b)}")
+
+
+def _merge_numbers(a: Kind, b: Kind) -> Kind:
+    if a.name == b.name == "int64":
+        return replace(a, big=max(a.big, b.big))
+    big = max(k.big for k in (a, b) if k.name == "int64") if "int64" in {a.name, b.name} else 0
+    if big > EXACT:
+        return replace(
+            TEXT, reason="whole numbers beyond 2^53 stand beside fractions, and float64 does not keep them"
+        )
+    marks = {k.mark for k in (a, b) if k.mark}
+    if len(marks) > 1:
+        return replace(TEXT, reason="fractions are marked with '.' in some cells and with ',' in others")
+    floats = [k for k in (a, b) if k.name == "float64"]
+    return Kind("float64", mark=next(iter(marks), None), grouped=all(k.grouped for k in floats if k.mark))
+
+
+def _said(kind: Kind) -> str:
+    return {
+        "int64": "numbers",
+        "float64": "numbers",
+        "bool": "true or false",
+        "date": "dates",
+        "timestamp": "times",
+        "time": "times of day",
+    }.get(kind.name, kind.name)
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _whole(values: Strings) -> Kind | None:
+    """Whole numbers that are written as they would be written back; None if any is not."""
+    try:
+        numbers = values.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    if not pc.all(pc.equal(numbers.cast(pa.string()), values)).as_py():
+        return None
+    ends = pc.min_max(numbers).as_py()
+    return Kind("int64", big=max(abs(ends["min"]), abs(ends["max"])))
+
+
+def number_kind(values: Strings, marks: Marks) -> Kind:
+    """Whether all of these trimmed, non-null cells are numbers that a type keeps."""
+    mark = marks.decimal
+    if mark is None and marks.comma_possible and not marks.thousands:
+        commas = pc.match_substring(values, ",")
+        mark = "," if pc.any(commas).as_py() else None
+    if marks.thousands:
+        odd = _first_not(values, _grouped_pattern(marks.thousands, mark or "."))
+        if odd is not None:
+            return _no_number(odd)
+    plain = plain_numbers(values, mark or ".", marks.thousands)
+    if plain is None:
+        return replace(TEXT, reason="fractions are marked with '.' in some cells and with ',' in others")
+    whole = _whole(plain)
+    if whole is not None:
+        return whole
+    why = _not_fractions(values, plain)
+    if why is not None:
+        return why
+    fraction = mark or "."
+    marked = values.filter(pc.match_substring(values, fraction))
+    grouped = False
+    if marks.comma_possible and marks.decimal is None and len(marked):
+        grouped = bool(pc.all(pc.match_substring_regex(marked, r"\A-?[1-9]\d{0,2}[.,]\d{3}\z")).as_py())
+    return Kind("float64", mark=fraction if len(marked) else None, grouped=grouped)
+
+
+def _not_fractions(values: Strings, plain: Strings) -> Kind | None:
+    """Why these cells, written ``plain``, are not numbers that float64 keeps; None if they are."""
+    try:
+        numbers = plain.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return _no_number(_as_written(values, plain, _first_not(plain, _NUMBER)))
+    differs = pc.not_equal(
+        numbers.cast(pa.string()), plain
+    )  # what is written back alike needs no second look
+    rest, numbers = plain.filter(differs), numbers.filter(differs)
+    if not len(rest):
+        return None
+    odd = _first_not(rest, _NUMBER)
+    if odd is not None:
+        return _no_number(_as_written(values, plain, odd))
+    lost = first_not_kept(rest, numbers)
+    if lost is not None:
+        return replace(
+            TEXT, reason=f"{_shown(lost)} has more digits than a number type keeps, or is out of its range"
+        )
+    if len(rest) == len(plain) and pc.all(pc.match_substring_regex(plain, r"(?i)inf")).as_py():
+        return TEXT  # words, unless a number stands beside them
+    return None
+
+
+def _as_written(values: Strings, plain: Strings, odd: str | None) -> str:
+    """The cell of which ``odd`` was made."""
+    return str(values[max(0, pc.index(plain, odd).as_py())].as_py())
+
+
+def plain_numbers(values: Strings, mark: str, thousands: str | None) -> Strings | None:
+    """The cells with a point for fractions and nothing for thousands; None if a comma for fractions stands beside points."""
+    plain = pc.replace_substring(values, thousands, "") if thousands else values
+    if mark != ".":
+        if pc.any(pc.match_substring(plain, ".")).as_py():
+            return None
+        plain = pc.replace_substring(plain, mark, ".")
+    return plain
+
+
+def _grouped_pattern(thousands: str, mark: str) -> str:
+    t, d = re.escape(thousands), re.escape(mark)
+    return rf"\A-?(?:[1-9]\d{{0,2}}(?:{t}\d{{3}})+|\d+)(?:{d}\d*)?(?:[eE][-+]?\d+)?\z"
+
+
+def first_not_kept(text: Strings, numbers: Strings) -> str | None:
+    """The first cell whose value the float64 made of it does not keep."""
+    flat = pc.or_(pc.equal(numbers, 0.0), pc.invert(pc.is_finite(numbers)))
+    suspect = pc.or_(pc.greater_equal(pc.binary_length(text), _LONG), flat)
+    if not pc.any(suspect).as_py():
+        return None
+    text, numbers = text.filter(suspect), numbers.filter(suspect)
+    differs = pc.not_equal(numbers.cast(pa.string()), text)
+    for cell, number in zip(
+        text.filter(differs).to_pylist(), numbers.filter(differs).to_pylist(), strict=True
+    ):
+        if not keeps(cell, number):
+            return str(cell)
+    return None
+
+
+def keeps(cell: str, number: float) -> bool:
+    """Whether a float64 is the number written, to the 17 digits that tell doubles apart.
+
+    >>> keeps("0.1", 0.1), keeps("1e400", float("inf")), keeps("9007199254740993", 9007199254740992.0)
+    (True, False, False)
+    """
+    if "inf" in cell.lower():
+        return True
+    mantissa, _, _ = cell.lower().lstrip("+-").partition("e")
+    digits = mantissa.replace(".", "").strip("0")
+    if not math.isfinite(number) or (number == 0 and digits):
+        return False
+    if "." not in mantissa and "e" not in cell.lower():
+        return abs(int(cell)) < 1 << 63 and int(cell) == int(number)
+    if len(digits) <= 17:
+        return True
+    written = Decimal(cell)  # a double printed with more digits than it needs is still that double
+    return Decimal(f"{number:.{len(written.as_tuple().digits) - 1}e}") == written
+
+
+def _first_not(values: Strings, pattern: str) -> str | None:
+    fits = pc.match_substring_regex(values, pattern)
+    at = pc.index(fits, False).as_py()
+    return None if at < 0 else str(values[at].as_py())
+
+
+def _no_number(cell: str) -> Kind:
+    digits = re.fullmatch(r"-?0\d+(?:[.,]\d*)?", cell)
+    shown = _shown(cell)
+    if digits:
+        return replace(TEXT, reason=f"{shown} has leading zeros")
+    if cell.startswith("+"):
+        return replace(TEXT, reason=f"{shown} begins with a plus sign")
+    if re.fullmatch(r"-?\d{1,3}(?:[., ']\d{3})+(?:[.,]\d+)?", cell):
+        return replace(
+            TEXT, reason=f"{shown} may be a number with marks of thousands; declare 'thousands' if it is"
+        )
+    return replace(TEXT, reason=f"{shown} is no number")
+
+
+# --- dates, times, truth values --------------------------------------------------------------------------------------
+
+
+def date_kind(values: Strings, forms: list[str] | tuple[str, ...]) -> Kind:
+    """Which of the formats fit all of these cells, and what they say."""
+    fitting = []
+    found: dates.Found | None = None
+    for form in forms:
+        one = dates.read(values, form)
+        if one is not None:
+            fitting.append(form)
+            found = found or one
+    if found is None:
+        return replace(TEXT, reason=_odd_date(values, forms))
+    fine = str(found.values.type).startswith("timestamp[ns")
+    name: Name = "timestamp" if found.timed else "date"
+    return Kind(name, forms=tuple(fitting), zoned=found.zoned, offsets=found.offsets, fine=fine)
+
+
+def _odd_date(values: Strings, forms: list[str] | tuple[str, ...]) -> str:
+    """What keeps the cells from being dates, by the format that the first of them fits."""
+    zoned = pc.match_substring_regex(values, r":\d{2}(?:[.,]\d+)? ?(?:Z|[-+]\d{2}:?\d{2})\z")
+    if pc.any(zoned).as_py() and not pc.all(zoned).as_py():
+        return "some of its times have an offset from UTC and some have none"
+    low, high = 0, len(values)  # the first prefix that does not fit ends with the odd cell
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (middle, high) if dates.read(values[low:middle], forms[0]) is not None else (low, middle)
+    return f"{_shown(values[low].as_py())} is no date like the others"
+
+
+def clock_kind(values: Strings) -> Kind:
+    odd = _first_not(values, rf"\A(?:{dates.CLOCK.pattern})\z")
+    if odd is not None:
+        return replace(TEXT, reason=f"{_shown(odd)} is no time of day")
+    return Kind("time", fine=bool(pc.any(pc.match_substring(values, ".")).as_py()))
+
+
+def truth_kind(values: Strings) -> Kind:
+    odd = _first_not(values, r"(?i)\A(?:true|false)\z")
+    return Kind("bool") if odd is None else replace(TEXT, reason=f"{_shown(odd)} is neither true nor false")
+
+
+def _shown(cell: str) -> str:
+    return f"'{cell}'" if len(cell) <= 60 else f"'{cell[:60]}…'"

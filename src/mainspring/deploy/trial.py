@@ -1,0 +1,50 @@
+"""Opening a package before it is deployed, the way a server will: in an isolated, confined process that may die of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from mainspring.errors import Unavailable, from_dict
+from mainspring.serving import isolation
+
+TRIAL_S = 100.0
+"""For libraries to be imported and the package to be loaded; within the deadline of the operations that wait for it."""
+
+
+def try_package(folder: Path) -> None:
+    """Raise what loading and warming up the package in ``folder`` raises; returns if a server can load it.
+
+    A library that only servers have (ONNX Runtime) is not asked for here: then there is nothing to try.
+    """
+    command = isolation.command("mainspring.serving.trial", str(folder.absolute()))
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TRIAL_S,
+            cwd=isolation.NEUTRAL,
+            env=isolation.environment(),
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(
+            f"the package did not load within {TRIAL_S:g} s",
+            place=str(folder),
+            next_step="Nothing was changed. Try again when the machine is less busy.",
+        ) from None
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        raise Unavailable(
+            f"the process that tried the package ended with status {done.returncode}",
+            value=done.stderr.decode(errors="replace").strip()[-300:],
+            place=str(folder),
+            next_step="Nothing was changed. A package that kills its process cannot be served.",
+        ) from None
+    if told is not None and told["code"] != "missing_extra":
+        error = from_dict(told)
+        error.message = f"a server cannot load this version, so nothing was changed: {error.message}"
+        raise error

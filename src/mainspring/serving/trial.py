@@ -1,0 +1,42 @@
+"""``mainspring.serving.trial FOLDER``: load the package in FOLDER as a server would, say ``null`` or the error as JSON, and end."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+from mainspring.errors import MainspringError
+from mainspring.serving.isolation import code_places
+from mainspring.serving.model_process import LIBRARIES, import_libraries
+from mainspring.serving.options import ServeOptions
+from mainspring.serving.sandbox import confine
+
+
+def main(argv: list[str]) -> int:
+    """Try one package; libraries first, since some read what they like while they are imported."""
+    folder = Path(argv[0])
+    options = ServeOptions(bundle=str(folder.parent.parent))
+    from mainspring.models import formats
+    from mainspring.serving.table import open_version
+
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        form = formats.verify(folder).format
+        if form in LIBRARIES:
+            import_libraries(form)
+        code_places()
+        confine(read=[folder], write=[], mode="auto")
+        open_version(folder, folder.name, inline_ms=options.inline_ms)
+        told = None
+    except MainspringError as error:
+        told = error.to_dict()
+    print(json.dumps(told, default=str))  # noqa: T201 - this is a command
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
