@@ -304,6 +304,18 @@ def test_declared_types_hold_and_what_does_not_fit_is_refused_by_row(commit: Any
             commit(many, **wrong)
 
 
+def test_a_declared_number_has_the_marks_of_its_file(commit: Any) -> None:
+    declared = {"types": {"a": "decimal(8, 2)"}}
+    assert commit("a;b\n1,50;x\n2;y\n", **declared)[1]["a"] == [Decimal("1.50"), Decimal("2.00")]
+    assert commit("a;b\n1.50;x\n2;y\n", **declared)[1]["a"] == [Decimal("1.50"), Decimal("2.00")]
+    with pytest.raises(InvalidInput, match="fractions or of thousands"):
+        commit("a;b\n1,500;x\n2,250;y\n", types={"a": "float64"})
+    assert commit("a;b\n1,500;x\n2,250;y\n", types={"a": "float64"}, thousands=",")[1]["a"] == [
+        1500.0,
+        2250.0,
+    ]
+
+
 def test_ambiguous_dates_are_read_as_declared(commit: Any) -> None:
     raw = "d,n\n03/04/2021,1\n05/06/2021,2\n"
     assert commit(raw, dates=["%d/%m/%Y"])[1]["d"] == [dt.date(2021, 4, 3), dt.date(2021, 6, 5)]

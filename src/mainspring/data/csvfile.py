@@ -74,7 +74,7 @@ class CsvFile:
         words = tuple(self._reading.nulls) if self._reading.nulls is not None else NULL_WORDS
         timed = declared is not None and (pt.is_date(declared) or pt.is_timestamp(declared))
         scan = ColumnScan(self._marks, self._reading.dates, words, everywhere, only_time=timed)
-        if declared is not None and not timed:
+        if declared is not None and not timed and not _is_fraction(declared):
             scan.kind = Kind("string")  # nothing to find out but its null words
         return Column(name, scan, declared)
 
@@ -175,11 +175,11 @@ class CsvFile:
             if name := self.shape.renamed.get(column.name):
                 column.notes.append(name)
             if column.declared is not None:
-                self._decide_declared(column, kind)
+                self._decide_declared(column, kind, comma=comma)
             else:
                 self._decide_inferred(column, kind, comma=comma, quoted=self.shape.quoted[index])
 
-    def _decide_declared(self, column: Column, kind: Kind) -> None:
+    def _decide_declared(self, column: Column, kind: Kind, *, comma: bool) -> None:
         if column.declared is None or column.scan is None:
             return
         text = pt.is_string(column.declared)
@@ -189,9 +189,15 @@ class CsvFile:
             self._reading.dates
         ):
             raise self._ambiguous(column, kind)
-        column.plan = Plan(
-            column.declared, True, words, self._reading.decimal or ".", self._reading.thousands, form
-        )
+        mark = self._reading.decimal or kind.mark or ("," if comma else ".")
+        if self._reading.decimal is None and kind.grouped and (mark == ",") != comma:
+            raise InvalidInput(
+                f"the marks in the numbers of column {column.name!r} may be of fractions or of thousands",
+                value=mark,
+                place=str(self._path),
+                next_step="Declare 'decimal' or 'thousands'.",
+            )
+        column.plan = Plan(column.declared, True, words, mark, self._reading.thousands, form)
 
     def _decide_inferred(self, column: Column, kind: Kind, *, comma: bool, quoted: bool) -> None:
         scan = column.scan
@@ -385,6 +391,10 @@ class CsvFile:
     def _now(self) -> tuple[int, int]:
         stat = self._path.stat()
         return stat.st_size, stat.st_mtime_ns
+
+
+def _is_fraction(kind: pa.DataType) -> bool:
+    return bool(pt.is_floating(kind) or pt.is_decimal(kind))
 
 
 def _type(kind: Kind) -> pa.DataType:
