@@ -152,7 +152,7 @@ def test_t08_who_waits_comes_before_who_comes_back(tmp_path: Path) -> None:
 
 
 def test_t08_a_turn_is_not_prolonged_by_using_it(tmp_path: Path) -> None:
-    """Within its turn a process need not queue, so that the lock is not idle while the next one wakes; then it must."""
+    """Within its turn a process need not queue, so that the lock is not idle while the next one wakes; then it must. Seen red with the turn begun anew."""
     engine = SqliteEngine(tmp_path / "meta.db", lock=tmp_path / "write.lock")
     with engine._lock:
         pass
@@ -250,6 +250,7 @@ def test_t11_a_segment_and_its_name_survive_a_power_cut(tmp_path: Path, synced: 
 
 
 def test_t11_sync_bytes_bounds_what_a_power_cut_costs(tmp_path: Path, synced: Synced) -> None:
+    """Seen red without the sync in ``append``."""
     with JournalWriter(tmp_path, prefix="log", sync_bytes=100) as writer:
         for _ in range(3):
             writer.append(b"x" * 42)  # 50 bytes with its frame
