@@ -162,6 +162,7 @@ def test_o05_a_tree_that_was_a_plain_file_first_is_a_tree_after_the_repair(
 def test_o05_a_damaged_frame_is_written_anew_around_sound_blobs(
     home: Path, roots: list[str], at: int
 ) -> None:
+    """Seen red on version 0.1, which reported nothing."""
     pack = min((home / "objects/packs").iterdir())
     flip(pack, at % pack.stat().st_size)
     report = verdict(home, roots)
@@ -175,7 +176,7 @@ def test_o05_a_damaged_frame_is_written_anew_around_sound_blobs(
 
 
 def test_o05_a_damaged_blob_is_left_alone(home: Path, roots: list[str]) -> None:
-    """With a damaged frame beside it: the pack stays, since another program may get more out of it."""
+    """With a damaged frame beside it: the pack stays, since another program may get more out of it. Seen red without ``check_blob``."""
     pack = min((home / "objects/packs").iterdir())
     flip(pack, 0)
     flip(pack, 2_000)
@@ -199,6 +200,7 @@ open_objects("local", home=Path(sys.argv[1])).repair()
 def test_o05_a_repair_that_is_killed_is_done_by_the_next(
     home: Path, roots: list[str], point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Seen red with the old index files deleted before the new one is written."""
     flip(min((home / "objects/index").iterdir()), 20)
     flip(sorted((home / "objects/packs").iterdir())[1], 0)
     monkeypatch.setenv("MAINSPRING_FAILPOINTS", f"{point}:kill")
