@@ -218,6 +218,34 @@ def go(folder: str):
     assert [(e.attempt, e.state) for e in attempts] == [(1, "failed"), (2, "failed"), (3, "finished")]
 
 
+@pytest.mark.parametrize(("backoff", "pause"), [(40.0, "40 s"), (100.0, "60 s")])
+def test_the_pause_before_a_retry_ends_at_a_minute(
+    runner: Runner, ops: Pipelines, write: Write, backoff: float, pause: str
+) -> None:
+    """Seen red without the cap: "again in 100 s"."""
+    write(
+        "b.py",
+        f"""
+@step(retries=1, backoff={backoff}, isolation="inline")
+def broken() -> int:
+    raise RuntimeError("never")
+
+@pipeline
+def go():
+    return broken()
+""",
+    )
+    pauses: list[str] = []
+
+    def end(event: PipelineEvent) -> None:
+        if event.kind == "retry":
+            pauses.append(event.detail.partition("again in ")[2])
+            ops.cancel(run=event.run, reason="the pause is known")
+
+    assert runner.run("b.py:go", on_event=end, check=False).state == "cancelled"
+    assert pauses == [pause]
+
+
 def test_lineage_leads_from_an_output_to_its_inputs(
     foundation: Foundation, runner: Runner, ops: Pipelines, write: Write
 ) -> None:
