@@ -87,12 +87,3 @@ def test_what_makes_a_commit_last_is_set_on_every_connection(tmp_path: Path) -> 
         for tx in (one, two):
             assert {name: tx.scalar(f"PRAGMA {name}") for name in wanted} == wanted
     store.close()
-
-
-def test_who_reads_cannot_write(store: Store) -> None:
-    """Seen red on SQLite without ``query_only``: a query that writes was run, outside of the writers' lock."""
-    insert = "INSERT INTO chain_heads (project, seq, hash) VALUES ('p', 0, 'x') RETURNING seq"
-    with pytest.raises(Exception, match=r"readonly|read-only"), store.read() as tx:
-        tx.all(insert)
-    with store.read() as tx:
-        assert tx.scalar("SELECT count(*) AS n FROM chain_heads") == 0

@@ -59,6 +59,17 @@ def test_an_exception_marks_the_run_failed_and_flush_stores_at_once(client: Trac
     assert run.record().status is RunStatus.FAILED
 
 
+def test_what_is_logged_after_a_flush_is_stored_too(client: TrackingClient) -> None:
+    """Seen red with the spool of a living run removed once it was shipped: what came after it had no name any more."""
+    with client.run(capture=False) as run:
+        for step in range(5):
+            run.log_metric("x", step, step=step)
+            assert run.flush()
+            assert run.record().metrics["x"].number == step
+    assert run.record().status is RunStatus.FINISHED
+    assert client.metric_history(run=run.id, key="x").total == 5
+
+
 def test_capture_makes_edges_from_code_and_environment(client: TrackingClient, base: Foundation) -> None:
     with client.run(seeds={"numpy": 7}) as run:
         pass
