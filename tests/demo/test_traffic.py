@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import date, timedelta
+from urllib.parse import urlsplit
 
 import blake3
 import numpy as np
@@ -16,6 +20,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from mainspring.demo.ending import metrics_requests
 from mainspring.demo.traffic import Pool, Traffic
 from mainspring.demo.world import NUMBERS, TEXTS, World
 from mainspring.models import formats
@@ -96,6 +101,46 @@ def test_a_day_is_answered_and_its_truth_follows_a_day_later(server: str, world:
     assert len({f.prediction_id for f in book.items}) == 110
 
 
+class Lossy:
+    """A proxy that passes every request on and loses the first answer to each: the client hears nothing, the server counted."""
+
+    def __init__(self, target: str) -> None:
+        self._target = (urlsplit(target).hostname or "", urlsplit(target).port or 0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._seen: set[bytes] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._pass, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _pass(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as server, contextlib.suppress(OSError):
+            while request := client.recv(1 << 16):
+                server.sendall(request)
+                answer = server.recv(1 << 16)
+                if request not in self._seen:
+                    self._seen.add(request)
+                    return
+                client.sendall(answer)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_a_lost_answer_is_asked_for_again_and_the_request_counts_once(server: str, world: World) -> None:
+    """Seen red without the idempotency key: the server counted twice what was sent once."""
+    before = metrics_requests(server)
+    lossy = Lossy(server)
+    with Pool(lossy.url, pauses_s=[0.0, 0.0]) as pool:
+        result = Traffic(world, pool, Book(), labelled=3).day(date(2013, 2, 9))
+    lossy.close()
+    assert result.failed == 0
+    assert metrics_requests(server) - before == result.sent
+
+
 def test_a_refused_request_is_counted_and_shown(server: str) -> None:
     with Pool(server) as pool:
         answers = list(pool.posts("/v1/deployments/delay/predict", [b'{"rows": [{}]}', b"nonsense"]))
@@ -103,5 +148,5 @@ def test_a_refused_request_is_counted_and_shown(server: str) -> None:
 
 
 def test_a_server_that_is_gone_fails_the_request_and_not_the_process() -> None:
-    with Pool("http://127.0.0.1:9") as pool:
+    with Pool("http://127.0.0.1:9", pauses_s=[0.0]) as pool:
         assert [status for status, _ in pool.posts("/", [b"{}"] * 6)] == [0] * 6

@@ -376,3 +376,39 @@ def test_v09_sigterm_to_the_worker_drains_it_and_loses_no_request(bundle: Any, s
         thread.join(60)
     assert problems == []
     assert server.process.poll() is None
+
+
+def strict_about_words(folder: Path) -> Signature:
+    """A model that raises for a word it has not learnt."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    from mainspring.models import formats
+
+    words = np.array([["red"], ["blue"], ["red"], ["green"]], dtype=object)
+    estimator = make_pipeline(make_column_transformer((OneHotEncoder(), [0])), LinearRegression())
+    estimator.fit(words, np.arange(4.0))
+    signature = Signature(inputs=[Column(name="colour", type="string")], task=Task.REGRESSION)
+    formats.save(estimator, folder, signature=signature, sample={"colour": ["blue", "red"]}, format="skops")
+    return signature
+
+
+@pytest.mark.parametrize("example", [True, False], ids=["its own row", "a package from before"])
+def test_a_model_is_warmed_up_with_a_row_it_knows(tmp_path: Path, example: bool) -> None:
+    """Seen red with a row of empty text, and (packages from before) with a failure on a row that we made up taken for the model's."""
+    import json
+
+    from mainspring.serving.table import open_version
+
+    strict_about_words(tmp_path / "p")
+    manifest = json.loads((tmp_path / "p" / "model.json").read_text())
+    assert manifest["example"] == {"colour": "blue"}
+    if not example:
+        del manifest["example"]
+        (tmp_path / "p" / "model.json").write_text(json.dumps(manifest))
+    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0)
+    assert (version.single_us > 0) is example
+    assert why is not None
+    assert len(version.scores({"colour": ["green"]}, 1)) == 1

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -121,10 +122,28 @@ def up(
     show_default=True,
     help="Seconds between looks at the routes.",
 )
+@click.option(
+    "--auth",
+    type=click.Choice(["open", "key", "proxy"]),
+    help="Who may ask: anybody on this machine, holders of the key, whoever a proxy lets through.",
+)
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="File with the key that clients send as a Bearer token; implies --auth key.",
+)
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A further host name to answer for; repeat for more.",
+)
+@click.option(
+    "--sandbox", type=click.Choice(["auto", "require", "off"]), help="Confine the worker (default: auto)."
+)
 @with_workspace
-def serve(
-    workspace: Workspace, deployment: str | None, host: str | None, port: int | None, poll_s: float
-) -> int:
+def serve(workspace: Workspace, deployment: str | None, api_key_file: str | None, **given: Any) -> int:
     """An inference server on its own, for what this workspace has deployed. DEPLOYMENT only checks that it is there."""
     if deployment is not None:
         workspace.deploy.deployment(name=deployment)
@@ -135,7 +154,11 @@ def serve(
     workspace.close()  # the inference plane needs no database
     from mainspring.serving.supervisor import serve as run
 
-    return run(bundle, host=host or config.host, port=config.port if port is None else port, poll_s=poll_s)
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+    if api_key_file is not None:
+        options = {"auth": "key"} | options | {"api_key": Path(api_key_file).read_text().strip()}
+    fixed: dict[str, Any] = {"host": config.host, "port": config.port}
+    return run(bundle, **fixed | options)
 
 
 @click.command()

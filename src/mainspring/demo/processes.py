@@ -25,7 +25,7 @@ class Process:
         self._name = module
         with log.open("ab") as errors:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-P", "-m", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -21,11 +22,15 @@ import msgspec
 
 from mainspring.demo.world import LABEL_DELAY, Request, World
 from mainspring.errors import InvalidInput, Unavailable
+from mainspring.records.base import new_id
 from mainspring.records.labels import Feedback, FeedbackCounts
 
 PROJECT = "flights"
 DEPLOYMENT = "delay"
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 60.0
+_PAUSES_S = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
+_AGAIN = frozenset({0, 429, 503})
+"""No answer, or no room: what a client sends again."""
 _MAX_ANSWER = 1 << 20
 
 
@@ -48,27 +53,44 @@ class Labels(Protocol):
 class Pool:
     """A few keep-alive HTTP/1.1 connections over raw sockets; the common Python clients cost ten times the request."""
 
-    def __init__(self, url: str, *, size: int = 4) -> None:
+    def __init__(self, url: str, *, size: int = 4, pauses_s: Sequence[float] = _PAUSES_S) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise InvalidInput("not an address of a server", value=url, next_step="Use http://host:port.")
         self._address = (parts.hostname, parts.port or 80)
         self._lines = [_Line(self._address) for _ in range(size)]
+        self._pauses_s = pauses_s
 
     def posts(self, path: str, bodies: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
         """Post the bodies in order, as many at once as there are connections; ``(status, body)`` for each, in order.
 
-        A connection that breaks is opened anew for the next request; the request that it carried answers 0: it is not
-        sent again, since the server may have counted it.
+        A request that got no answer (status 0: the connection broke, or nothing came in time) or whose server had no room
+        (429, 503) is sent again under the same idempotency key, so that it counts once however often it comes.
         """
-        head = f"POST {path} HTTP/1.1\r\nHost: {self._address[0]}\r\nContent-Type: application/json\r\nContent-Length: ".encode()
         for start in range(0, len(bodies), len(self._lines)):
-            batch = bodies[start : start + len(self._lines)]
-            used = self._lines[: len(batch)]
-            for line, body in zip(used, batch, strict=True):
-                line.send(head + str(len(body)).encode() + b"\r\n\r\n" + body)
-            for line in used:
-                yield line.receive()
+            requests = [self._request(path, body) for body in bodies[start : start + len(self._lines)]]
+            found = self._round(requests)
+            for pause in self._pauses_s:
+                again = [i for i, (status, _) in enumerate(found) if status in _AGAIN]
+                if not again:
+                    break
+                time.sleep(pause)
+                for i, answer in zip(again, self._round([requests[i] for i in again]), strict=True):
+                    found[i] = answer
+            yield from found
+
+    def _round(self, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        used = self._lines[: len(requests)]
+        for line, request in zip(used, requests, strict=True):
+            line.send(request)
+        return [line.receive() for line in used]
+
+    def _request(self, path: str, body: bytes) -> bytes:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: {self._address[0]}\r\nContent-Type: application/json\r\n"
+            f"Idempotency-Key: {new_id()}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
 
     def close(self) -> None:
         for line in self._lines:

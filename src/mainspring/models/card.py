@@ -126,7 +126,9 @@ def _parity(parity: Parity | None) -> Section:
     if parity is None:
         return Section("Parity of the stored payload with the trained estimator")
     rows = [
-        ("rows compared", f"{parity.rows:,}"),
+        ("rows compared", f"{parity.rows:,}, of them {parity.generated:,} made from the signature"),
+        ("rows that chose nothing", f"{parity.judged:,}"),
+        ("rows without an answer", f"{parity.refused:,}, as from the estimator"),
         ("largest difference", f"{parity.max_abs_difference:.3g} (tolerance {parity.tolerance:g})"),
         ("labels that differ", str(parity.label_mismatches)),
     ]

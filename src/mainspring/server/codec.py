@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from mainspring.errors import InvalidInput
 
 MAX_INT = (1 << 63) - 1
+_NO_TEXT = re.compile("[\\x00\\ud800-\\udfff]")
 _MAX_DEPTH = 64
 _MAX_KEYS = 100_000
 _MAX_VALUES = 1_000_000
@@ -97,5 +99,5 @@ def _measure(root: Any) -> None:
 
 
 def _check_text(text: str) -> None:
-    if "\x00" in text or any(0xD800 <= ord(c) <= 0xDFFF for c in text):
+    if _NO_TEXT.search(text):
         raise Malformed("text holds NUL or a lone surrogate", value=text[:40])

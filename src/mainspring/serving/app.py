@@ -23,6 +23,7 @@ from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
 from mainspring.serving.core import Answer, Core
 from mainspring.serving.problems import MethodNotAllowed, Overloaded
+from mainspring.serving.repeats import HEADER, Kept, Repeats
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 from mainspring.serving.wire import (
     Bodies,
@@ -46,6 +47,9 @@ VERSION = "0.1.0"
 _MAX_FEEDBACK = 10_000
 _INLINE_BODY = 256 << 10
 
+_Done = tuple[Kept, Call, Answer]
+"""What a request is answered with, and what its shadows need."""
+
 
 class _FeedbackBody(msgspec.Struct, forbid_unknown_fields=True):
     feedback: list[Feedback]
@@ -67,6 +71,7 @@ class App:
         self.sandbox = sandbox
         self.draining = False
         self._failure = failure
+        self.repeats = Repeats()
         self._v2 = v2.V2Codec(max_rows=core.options.max_rows, max_text=core.options.max_text)
         self.date = b""
         """The Date header line of answers that the protocol writes itself."""
@@ -133,21 +138,57 @@ class App:
         body = await self.bodies.read(headers, receive)
         table = self.core.table  # taken once: the whole answer comes from one table
         deployment = self._deployment(name, table)
-        if len(body) > _INLINE_BODY:
-            call = await self.core.admission.run(lambda: deployment.codec.decode(body))
+
+        async def predict(ident: str) -> _Done:
+            if len(body) > _INLINE_BODY:
+                call = await self.core.admission.run(lambda: deployment.codec.decode(body))
+            else:
+                call = deployment.codec.decode(body)
+            call = _with_headers(call, headers)
+            found = await self._core(deployment, call, ident, table.number)
+            shown = ident.encode()
+            fields = [(b"mainspring-prediction-id", shown), (b"mainspring-version", found.target.header)]
+            return Kept(200, _reply(deployment, found, shown), fields), call, found
+
+        await self._once(deployment, name, headers, body, send, predict)
+
+    async def _once(
+        self,
+        deployment: LiveDeployment,
+        place: str,
+        headers: Headers,
+        body: bytes,
+        send: Send,
+        predict: Callable[[str], Awaitable[_Done]],
+        *,
+        v2: bool = False,
+    ) -> None:
+        """Predict and answer; a request that comes again under its idempotency key is answered as it was."""
+        key = headers.get(HEADER)
+        if key is None:
+            ident, kept = new_id(), None
         else:
-            call = deployment.codec.decode(body)
-        call = _with_headers(call, headers)
-        ident = new_id()
-        found = await self._core(deployment, call, ident, table.number)
-        shown = ident.encode()
-        await answer(
-            send,
-            200,
-            _reply(deployment, found, shown),
-            [(b"mainspring-prediction-id", shown), (b"mainspring-version", found.target.header)],
-        )
-        self.core.shadow(deployment, call, found, ident=ident)
+            ident, kept = self.repeats.begin(key, place, body)
+        asked: tuple[Call, Answer] | None = None
+        if kept is None:
+            try:
+                kept, call, found = await predict(ident)
+                asked = call, found
+            except BaseException as error:
+                if key is not None:
+                    # A failure that was logged under this id is the answer; any other left nothing behind.
+                    logged = isinstance(error, MainspringError) and hasattr(error, "prediction_id")
+                    self.repeats.end(ident, self._kept(error, v2=v2) if logged else None)
+                raise
+            if key is not None:
+                self.repeats.end(ident, kept)
+        await answer(send, kept.status, kept.body, kept.fields)
+        if asked:
+            self.core.shadow(deployment, *asked, ident=ident)
+
+    def _kept(self, error: BaseException, *, v2: bool) -> Kept:
+        assert isinstance(error, MainspringError)  # noqa: S101 - the caller has looked
+        return Kept(error.status, *self._refusal(error, v2=v2))
 
     def quick(self, name: str, raw: RawHeaders, body: bytes) -> bytes | None:
         """The whole response to a request for a prediction that arrived whole; None if it needs a thread. Never raises."""
@@ -155,7 +196,7 @@ class App:
             headers = dict(raw)
             self.gate.check(raw, headers)
             self.bodies.check(headers)
-            if len(body) > _INLINE_BODY:
+            if len(body) > _INLINE_BODY or HEADER in headers:
                 return None
             table = self.core.table
             deployment = self._deployment(name, table)
@@ -304,23 +345,27 @@ class App:
             pinned = deployment.at_version(str(pinned.number))
             if pinned is None:
                 raise NotFound("this version is not in service any more", place=name)
-        if len(body) > _INLINE_BODY:
-            call, request = await self.core.admission.run(lambda: self._v2.decode(body, deployment.signature))
-        else:
-            call, request = self._v2.decode(body, deployment.signature)
-        outputs = v2.wanted(request, deployment.signature)
-        call = _with_headers(call, headers)
-        ident = new_id()
-        found = await self._core(deployment, call, ident, table.number, pinned)
-        shown = request.id if isinstance(request.id, str) else ident
-        reply = v2.render(deployment, found.target, found.scores, ident=shown, outputs=outputs)
-        await answer(
-            send,
-            200,
-            reply,
-            [(b"mainspring-prediction-id", ident.encode()), (b"mainspring-version", found.target.header)],
-        )
-        self.core.shadow(deployment, call, found, ident=ident)
+
+        async def predict(ident: str) -> _Done:
+            if len(body) > _INLINE_BODY:
+                call, request = await self.core.admission.run(
+                    lambda: self._v2.decode(body, deployment.signature)
+                )
+            else:
+                call, request = self._v2.decode(body, deployment.signature)
+            outputs = v2.wanted(request, deployment.signature)
+            call = _with_headers(call, headers)
+            found = await self._core(deployment, call, ident, table.number, pinned)
+            shown = request.id if isinstance(request.id, str) else ident
+            reply = v2.render(deployment, found.target, found.scores, ident=shown, outputs=outputs)
+            fields = [
+                (b"mainspring-prediction-id", ident.encode()),
+                (b"mainspring-version", found.target.header),
+            ]
+            return Kept(200, reply, fields), call, found
+
+        place = f"v2 {name} {pinned.number if pinned else ''}"
+        await self._once(deployment, place, headers, body, send, predict, v2=True)
 
     async def _feedback(self, headers: Headers, receive: Receive, send: Send) -> None:
         body = await self.bodies.read(headers, receive)

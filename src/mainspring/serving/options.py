@@ -82,11 +82,12 @@ def checked(options: ServeOptions) -> ServeOptions:
         raise ConfigError(
             "beyond loopback the inference server needs a key",
             value=options.host,
-            next_step="Give --api-key-file FILE, or --auth proxy if a proxy in front of it authenticates.",
+            next_step="Start it with 'mainspring serve --api-key-file FILE', or with --auth proxy if a proxy in front of it authenticates.",
         )
     if options.auth == "key" and len(options.api_key or "") < 16:
         raise ConfigError(
-            "auth 'key' needs an API key of at least 16 characters", next_step="Give --api-key-file FILE."
+            "auth 'key' needs an API key of at least 16 characters",
+            next_step="Start it with 'mainspring serve --api-key-file FILE'.",
         )
     if not Path(options.bundle).is_dir():
         raise ConfigError(

@@ -80,7 +80,10 @@ def confine(*, read: list[Path], write: list[Path], mode: str) -> str:
     abi = landlock_abi()
     done = bool(abi) and _restrict(abi, read, write)
     if not done and mode == "require":
-        raise Unavailable("this kernel has no Landlock", next_step="Use --sandbox auto to serve without it.")
+        raise Unavailable(
+            "this kernel has no Landlock",
+            next_step="Start 'mainspring serve --sandbox auto' to serve without it.",
+        )
     restrict_calls()
     return "landlock" if done else "none"
 

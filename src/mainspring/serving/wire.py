@@ -68,7 +68,7 @@ class Gate:
             raise ForeignOrigin(
                 "this host name is not served here",
                 value=host.decode("latin-1"),
-                next_step="Use localhost, or start with --allow-host NAME.",
+                next_step="Use localhost, or start 'mainspring serve --allow-host NAME'.",
             )
         if b"origin" in headers or b"sec-fetch-site" in headers:
             self._check_origin(headers)
