@@ -71,19 +71,3 @@ def test_t15_a_long_reader_does_not_hold_up_writers(tmp_path: Path) -> None:
         assert (tmp_path / "home" / "meta.db-wal").stat().st_size < (4 << 20), "and the log is cut afterwards"
     finally:
         store.close()
-
-
-def test_what_makes_a_commit_last_is_set_on_every_connection(tmp_path: Path) -> None:
-    """What SQLite's own defaults do not promise. Seen red with ``synchronous`` and ``foreign_keys`` off.
-
-    Whether a commit survives a power cut no test on a running machine can see: so this asks the engine what it will do.
-    """
-    store = open_store("sqlite", home=tmp_path / "home")
-    wanted = {"synchronous": 2, "foreign_keys": 1, "cell_size_check": 1}
-    with store.write() as tx:
-        assert tx.scalar("PRAGMA journal_mode") == "wal"
-        assert {name: tx.scalar(f"PRAGMA {name}") for name in wanted} == wanted
-    with store.read() as one, store.read() as two:
-        for tx in (one, two):
-            assert {name: tx.scalar(f"PRAGMA {name}") for name in wanted} == wanted
-    store.close()

@@ -146,24 +146,6 @@ def _plain(number: float) -> float:
     return math.nan if math.isnan(number) else number
 
 
-def test_of_two_values_of_one_step_the_later_one_is_the_latest(tracking: Tracking) -> None:
-    """By time, and at one time by arrival, within a batch and across batches. Seen red with the earlier one kept at a tie."""
-    run = tracking.create_run().id
-
-    def log(batch: str, *points: tuple[float, int, int]) -> float:
-        metrics = [Point.of("m", n, step=s, time_us=t) for n, s, t in points]
-        tracking.log_batch(run=run, batch_id=batch, metrics=metrics)
-        latest = tracking.run(run=run).metrics["m"]
-        assert tracking.metric_history(run=run, key="m").items[-1] == latest
-        return _plain(latest.number)
-
-    assert log("1", (0.1, 5, 100)) == 0.1
-    assert log("2", (0.2, 5, 100)) == 0.2
-    assert log("3", (0.3, 5, 90)) == 0.2
-    assert log("4", (0.4, 5, 110), (0.5, 5, 110), (0.6, 5, 105), (0.7, 4, 200)) == 0.5
-    assert log("5", (0.8, 4, 300)) == 0.5
-
-
 def test_compaction_keeps_every_point_in_order(tracking: Tracking) -> None:
     run = tracking.create_run().id
     for i in range(40):
