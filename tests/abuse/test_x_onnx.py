@@ -275,6 +275,16 @@ def test_X04_a_single_field_given_twice_is_refused(place: list[int], payload: by
         check_onnx(nested(place, payload, good))
 
 
+def test_X04_a_tensor_that_says_it_is_elsewhere_is_refused() -> None:
+    """Without a word of where, which is refused by itself. Seen red with ``data_location`` let through: readers look beside the file."""
+    here = numpy_helper.from_array(np.ones((1, 1), np.float32), "w")
+    add = helper.make_node("Add", ["numeric", "w"], ["y"])
+    check_onnx(model(add, initializers=(here,)))
+    here.data_location = TensorProto.EXTERNAL
+    with pytest.raises(UnsafeFormat, match="outside the file"):
+        check_onnx(model(add, initializers=(here,)))
+
+
 def test_the_schema_is_that_of_onnx_proto() -> None:
     """Each field that we read has the type that the onnx library gives it, and each of its fields is known here or refused."""
     names = {
