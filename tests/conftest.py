@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def store(store_url: str, tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock(START)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """However pytest is started, no process outlives its test (tests/plugins/children.py; scripts/run-tests names it itself)."""
+    if config.pluginmanager.has_plugin("children"):
+        return
+    spec = spec_from_file_location("children", Path(__file__).parent / "plugins" / "children.py")
+    assert spec is not None
+    assert spec.loader is not None
+    children = module_from_spec(spec)
+    spec.loader.exec_module(children)
+    config.pluginmanager.register(children, "children")  # a plugin that comes late is configured at once
 
 
 MakeFoundation = Callable[..., Foundation]
