@@ -302,6 +302,16 @@ def test_v02_a_deployment_that_cannot_load_holds_up_no_other(bundle: Any, start:
     assert "failure" not in client.json("GET", "/v2")
 
 
+def test_v02_the_number_of_a_table_is_shown_when_all_of_it_was_taken(bundle: Any, start: Any) -> None:
+    """Who waits for it may ask at once. Seen red with the number shown while packages were still being loaded: 503."""
+    bundle.route(bundle.target(1, 0.75))
+    server = start(bundle, "--no-spare")
+    client = server.client()
+    publish(bundle, add(bundle, "slow", skops_package))
+    until(lambda: client.json("GET", "/v1/status")["routes"] == bundle.number, "the table is taken")
+    assert ask(client, 3)[0] == 200
+
+
 def test_v02_a_damaged_package_keeps_the_version_before(bundle: Any, start: Any) -> None:
     """While the server runs, and after a restart from the last good routes."""
     publish(bundle, add(bundle, "slow", skops_package))
