@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -315,30 +314,3 @@ def test_t02_a_kill_at_each_point_of_shipping_stores_everything_once(
     run = done.stdout.strip()
     assert [m.step for m in client.metric_history(run=run, key="x").items] == list(range(100))
     assert not (client.spool / run).exists()
-
-
-def test_what_waited_in_several_batches_arrives_whole(
-    client: TrackingClient, tracking: Tracking, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More than one reading of the spool (4 MiB) waits while the store is away; every record is stored, none twice."""
-    away = True
-    real = Tracking.log_batch
-
-    def log_batch(self: Tracking, **arguments: object) -> object:
-        if away:
-            raise Unavailable("the store is away")
-        return real(self, **arguments)
-
-    monkeypatch.setattr(Tracking, "log_batch", log_batch)
-    wanted = {f"t{i}": f"{i}-" + "x" * (20_000 + 100 * i) for i in range(250)}
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # "the store is not reachable", if the shipper tried often enough meanwhile
-        run = client.run(capture=False)
-        for name, value in wanted.items():
-            run.set_tag(name, value)
-        away = False
-        assert run.finish(flush_s=120)
-    assert sum(map(len, wanted.values())) > 4 << 20
-    assert run.record().tags == wanted
