@@ -132,7 +132,8 @@ def make_foundation(tmp_path: Path, clock: ManualClock) -> Iterator[MakeFoundati
     opened: list[Store] = []
 
     def make(url: str = "sqlite", *, project: str = "default", home: Path | None = None) -> Foundation:
-        place = home or tmp_path / "home"
+        # A home each: an object store belongs to one database.
+        place = home or tmp_path / ("home" if url == "sqlite" else "home-postgres")
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = open_store(url, home=place)
         opened.append(store)

@@ -321,7 +321,9 @@ def test_an_unknown_deployment_is_answered_with_near_ones(workspace: Workspace) 
         workspace.loop.request_retrain(deployment="bui", reason="typo")
 
 
-def test_the_clock_moves_forward_only_and_only_if_it_is_manual(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_clock_moves_forward_only_and_only_if_it_is_manual(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datetime import timedelta
 
     now = workspace.loop.now()
@@ -329,6 +331,7 @@ def test_the_clock_moves_forward_only_and_only_if_it_is_manual(workspace: Worksp
     assert workspace.loop.set_clock(now=now) == later
     other = tmp_path / "other"
     other.mkdir()
+    monkeypatch.delenv("MAINSPRING_DATABASE", raising=False)
     with Workspace(load(other)) as system, pytest.raises(Conflict, match="system clock"):
         system.loop.set_clock(now=now)
 

@@ -125,7 +125,7 @@ class Children:
         return result
 
 
-def _settled(children: Children, within_s: float = 10.0) -> dict[int, str]:
+def _settled(children: Children, within_s: float = 60.0) -> dict[int, str]:
     """What is left once processes that are just ending have ended."""
     deadline = time.monotonic() + within_s
     while (left := children.left()) and time.monotonic() < deadline:
