@@ -13,13 +13,12 @@ import pytest
 
 from mainspring.pipelines.processes import descendants
 
-pytestmark = pytest.mark.xdist_group("demo")  # each demo takes port 8700 if it is free: not two at a time
-
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process trees are followed on Linux only")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_demo_with_all_its_processes(tmp_path: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "mainspring.cli", "demo", "--once", "--dir", str(tmp_path / "flights")]
+    place = ["--dir", str(tmp_path / "flights"), "--port", "0"]
+    command = [sys.executable, "-m", "mainspring.cli", "demo", "--once", *place]
     demo = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert demo.stderr is not None

@@ -118,9 +118,9 @@ class Lossy:
 
     def _pass(self, client: socket.socket) -> None:
         with client, socket.create_connection(self._target) as server, contextlib.suppress(OSError):
-            while request := client.recv(1 << 16):
+            while request := _message(client):
                 server.sendall(request)
-                answer = server.recv(1 << 16)
+                answer = _message(server)
                 if request not in self._seen:
                     self._seen.add(request)
                     return
@@ -128,6 +128,21 @@ class Lossy:
 
     def close(self) -> None:
         self._listener.close()
+
+
+def _message(connection: socket.socket) -> bytes:
+    """One whole HTTP message, in however many pieces it comes; nothing if the other side closed."""
+    data = b""
+    while (end := data.find(b"\r\n\r\n")) < 0 or len(data) < end + 4 + _length(data[:end]):
+        piece = connection.recv(1 << 16)
+        if not piece:
+            return b""
+        data += piece
+    return data
+
+
+def _length(head: bytes) -> int:
+    return next(int(f[15:]) for f in head.lower().split(b"\r\n") if f.startswith(b"content-length:"))
 
 
 def test_a_lost_answer_is_asked_for_again_and_the_request_counts_once(server: str, world: World) -> None:

@@ -34,7 +34,10 @@ import click
     type=click.Choice(["gate", "canary", "retrain", "faults"]),
     help="Leave one part out and see what it was for.",
 )
-def demo(once: bool, directory: Path | None, as_json: bool, seed: int, without: str | None) -> None:
+@click.option("--port", type=int, help="Of the pages; 0 for any free one (default: 8700 if it is free).")
+def demo(
+    once: bool, directory: Path | None, as_json: bool, seed: int, without: str | None, port: int | None
+) -> None:
     """A year of real flights through the whole loop: collect, check, train, gate, serve, monitor, retrain, roll back."""
     from mainspring.demo.story import Choices, Story, as_line
     from mainspring.demo.tell import Teller
@@ -49,7 +52,8 @@ def demo(once: bool, directory: Path | None, as_json: bool, seed: int, without: 
         )
     place.mkdir(parents=True, exist_ok=True)
     with _ending_in_order():
-        found = Story(Choices(directory=place, seed=seed, without=without, once=once), Teller()).run()
+        choices = Choices(directory=place, seed=seed, without=without, once=once, port=port)
+        found = Story(choices, Teller()).run()
     if as_json:
         click.echo(as_line(found))
 

@@ -43,6 +43,8 @@ class Choices:
     without: str | None = None
     once: bool = True
     until: date = _LAST
+    port: int | None = None
+    """Of the pages; 0 for any free one, None for 8700 if nobody has it."""
 
 
 @dataclass
@@ -325,7 +327,9 @@ class Story:
         return policy(self._choices.directory).data["flights"].checks
 
     def _servers(self, logs: Path) -> Process:
-        port = 8700 if _free(8700) else 0
+        port = self._choices.port
+        if port is None:
+            port = 8700 if _free(8700) else 0
         arguments = [
             "-C",
             str(self._choices.directory),
