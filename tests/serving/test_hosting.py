@@ -23,6 +23,8 @@ from mainspring.records.base import to_json
 from mainspring.records.models import Column, Package, Signature, Task
 from mainspring.records.serving import Deployment, RouteTable, Target, sealed
 
+pytestmark = pytest.mark.timeout(900)  # libraries are imported and imported again: minutes on a busy machine
+
 N, INFO, FLOAT = helper.make_node, helper.make_tensor_value_info, TensorProto.FLOAT
 AMOUNT = Signature(inputs=[Column(name="x0", type="float64")], task=Task.REGRESSION)
 SLOW, FAST = "/v1/deployments/slow/predict", "/v1/deployments/d/predict"
@@ -127,7 +129,7 @@ def versions(client: Any) -> dict[str, Any]:
     return {d["name"]: d["versions"][0] for d in client.json("GET", "/v1/status")["deployments"]}
 
 
-def until(condition: Callable[[], object], what: str, within_s: float = 120.0) -> None:
+def until(condition: Callable[[], object], what: str, within_s: float = 300.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, what
@@ -327,7 +329,7 @@ def test_v02_a_damaged_package_keeps_the_version_before(bundle: Any, start: Any)
             server = start(bundle, "--no-spare")
         client = server.client()
         until(functools.partial(fails, client), "it says so")
-        assert client.json("POST", SLOW, {"rows": [{"x0": 3}]})["version"] == 1
+        until(functools.partial(answers_with, client, SLOW, b'"version":1'), "the one before answers")
         assert client.json("POST", FAST, ROW)["version"] == 1
 
 
@@ -341,17 +343,13 @@ def test_v07_a_spare_takes_over_at_once(bundle: Any, start: Any) -> None:
     first = server.ready["worker"]
     until(lambda: len(supervisor.children()) == 2, "a spare is started")
     (spare,) = (p for p in supervisor.children() if p.pid != first)
-    until(lambda: _keepers(spare) == 1, "it has loaded the model")
+    until(lambda: server.errors.read_text().count("2 of 2 deployments") == 2, "it has loaded the models too")
     os.kill(first, signal.SIGKILL)
     client = server.client()
     until(lambda: ask(client, 3)[0] == 200, "it answers")
     assert spare.is_running()
     assert [c.laddr.port for c in spare.net_connections() if c.status == "ESTABLISHED"] == [server.port]
     until(lambda: len(supervisor.children()) == 2, "there is a spare again")
-
-
-def _keepers(worker: psutil.Process) -> int:
-    return sum(len(nursery.children()) for nursery in worker.children())
 
 
 def test_v09_sigterm_to_the_worker_drains_it_and_loses_no_request(bundle: Any, start: Any) -> None:

@@ -40,6 +40,7 @@ STATE_FILE = "serving-state.json"
 MAX_ROUTES_BYTES = 16 << 20
 _MAX_LOADING = 4
 _LOADING = "it is being loaded"
+_PATIENCE_S = 20.0
 
 
 class Failure(Record, frozen=True, kw_only=True):
@@ -120,9 +121,15 @@ class Watcher:
         self._thread = threading.Thread(target=self._run, name="bundle", daemon=True)
 
     def start(self) -> None:
-        """Load what is there now, then keep watching in a thread."""
+        """Load what is there now, then keep watching in a thread.
+
+        Waits for all of it, but not long for the last ones once there is something to serve.
+        """
+        patient_until = time.monotonic() + _PATIENCE_S
         self.poll()
-        while self._loading or self._found:
+        while (self._loading or self._found) and not (
+            self.current.deployments and time.monotonic() > patient_until
+        ):
             self._wake.wait(0.5)
             self._wake.clear()
             self.poll()
@@ -351,10 +358,13 @@ class Watcher:
 
     def _remember(self) -> None:
         """Write down the routes that serve. Best effort: a full disk must not keep a good table out of service."""
-        records = [r for name in self.current.deployments if (r := self.current.record(name)) is not None]
-        if not self.persists or not records or self.current.routes is None:
+        routes = self.current.routes
+        if not self.persists or routes is None or not self.current.deployments:
             return
-        good = sealed(msgspec.structs.replace(self.current.routes, deployments=records))
+        # Of a deployment that does not serve (yet) what served last is kept: it may be on its way.
+        found = [self.current.record(d.name) or self._good(d.name) for d in routes.deployments]
+        records = [record for record in found if record is not None]
+        good = sealed(msgspec.structs.replace(routes, deployments=records))
         if self._state.good is not None and good.digest == self._state.good.digest:
             return
         self._state = State(good=good)
