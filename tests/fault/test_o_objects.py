@@ -100,7 +100,7 @@ def test_o01_killed_at_each_step_of_add(home: Path, reopen: Callable[[], Objects
     prepared: list[str] = []
     if point.startswith("objects.merge"):
         objects = reopen()
-        for i in range(32):
+        for i in range(48):  # at most so many before somebody merges them: each writer has a limit of its own
             with objects.writing() as w:
                 prepared.append(w.put(b"earlier %d" % i).digest)
     nth = {"objects.add.looked_up": 5, "objects.add.packed": 3, "objects.put.temp": 3}.get(point, 1)
