@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ONCE   ?=
 
-.PHONY: demo test test-newest lint types contracts check soak bench lock venv clean
+.PHONY: demo test test-newest lint types contracts check soak mutants bench lock venv clean
 
 venv: $(STAMP)
 
@@ -33,6 +33,9 @@ test: check
 
 soak: $(STAMP)
 	@$(BIN)/python -m pytest -m soak --timeout=3600 tests
+
+mutants: $(STAMP)
+	@$(BIN)/python scripts/mutants
 
 bench: $(STAMP)
 	@$(BIN)/python -m bench

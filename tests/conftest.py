@@ -7,6 +7,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,18 @@ def clock() -> ManualClock:
     return ManualClock(START)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """However pytest is started, no process outlives its test (tests/plugins/children.py; scripts/run-tests names it itself)."""
+    if config.pluginmanager.has_plugin("children"):
+        return
+    spec = spec_from_file_location("children", Path(__file__).parent / "plugins" / "children.py")
+    assert spec is not None
+    assert spec.loader is not None
+    children = module_from_spec(spec)
+    spec.loader.exec_module(children)
+    config.pluginmanager.register(children, "children")  # a plugin that comes late is configured at once
+
+
 MakeFoundation = Callable[..., Foundation]
 
 
@@ -119,7 +132,8 @@ def make_foundation(tmp_path: Path, clock: ManualClock) -> Iterator[MakeFoundati
     opened: list[Store] = []
 
     def make(url: str = "sqlite", *, project: str = "default", home: Path | None = None) -> Foundation:
-        place = home or tmp_path / "home"
+        # A home each: an object store belongs to one database.
+        place = home or tmp_path / ("home" if url == "sqlite" else "home-postgres")
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         store = open_store(url, home=place)
         opened.append(store)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.data import Data, DataClient
-from mainspring.data.cells import keeps
+from mainspring.data.cells import ColumnScan, Marks, keeps
 from mainspring.errors import InvalidInput
 from mainspring.lineage import Foundation
 from mainspring.records.data import DatasetVersion
@@ -347,6 +347,18 @@ def test_types_are_decided_from_the_whole_file_not_its_beginning(commit: Any) ->
     assert types(version) == ["int64", "string", "string"]
     assert columns["b"][-2:] == [str((rows - 1) % 7), "0012"]
     assert "(row 150001)" in told(version, "b").notes[0]
+
+
+@pytest.mark.parametrize(
+    "cells", [["9007199254740993", "0.5"], ["0.5", "9007199254740993"], ["1", "-9007199254740994", "2.25"]]
+)
+def test_large_whole_numbers_beside_fractions_stay_text_wherever_they_stand(cells: list[str]) -> None:
+    """Each of them fits a type, in batches of their own. Seen red with the bound left out where batches are put together."""
+    scan = ColumnScan(marks=Marks(), dates=[], nulls=(), everywhere=False)
+    for cell in cells:
+        scan.add(pa.array([cell], pa.string()))
+    assert scan.kind.name == "string"
+    assert "2^53" in scan.kind.reason
 
 
 def test_compressed_and_very_long_cells(commit: Any) -> None:

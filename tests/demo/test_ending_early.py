@@ -13,6 +13,8 @@ import pytest
 
 from mainspring.pipelines.processes import descendants
 
+pytestmark = pytest.mark.xdist_group("demo")  # each demo takes port 8700 if it is free: not two at a time
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process trees are followed on Linux only")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

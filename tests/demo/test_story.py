@@ -14,6 +14,8 @@ from mainspring.config import load
 from mainspring.demo.story import Choices, Story, make_project
 from mainspring.demo.tell import Teller
 
+pytestmark = pytest.mark.xdist_group("demo")  # each demo takes port 8700 if it is free: not two at a time
+
 
 def test_seven_weeks(tmp_path: Path) -> None:
     place = tmp_path / "flights"

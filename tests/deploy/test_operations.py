@@ -15,9 +15,10 @@ from mainspring.deploy.trial import try_package
 from mainspring.errors import Conflict, InvalidInput, NotFound
 from mainspring.lineage import Foundation, Lineage
 from mainspring.operations import Role, acting, operations_of
-from mainspring.records.base import from_json
+from mainspring.records.base import from_json, to_json
 from mainspring.records.models import Column, ModelVersion, Signature, Task
 from mainspring.records.serving import RouteTable, Shadow, Target, table_digest
+from mainspring.serving.bundle import STATE_FILE, State
 from mainspring.storage import failpoints
 
 X = Column(name="x", type="float64")
@@ -355,6 +356,23 @@ def test_unneeded_packages_go_after_a_grace(base: Foundation, room: Deploy, regi
     os.utime(folder / "packages" / first, (0, 0))
     os.utime(folder / "packages" / second, (0, 0))
     assert bundle.prune(folder, {second}) == [first]
+    assert {p.name for p in (folder / "packages").iterdir()} == {second}
+
+
+def test_the_last_good_packages_stay_however_old(base: Foundation, room: Deploy, registry: Registry) -> None:
+    """A server that restarts on a broken new table falls back on them. Seen red with only the new table's packages kept."""
+    room.deploy(deployment="delay", model="m", version=1, reason="r")
+    folder = base.home / "bundle"
+    (folder / "log" / STATE_FILE).write_bytes(to_json(State(good=table(base))))
+    room.deploy(deployment="delay", model="m", version=2, reason="r")
+    first, second = (registry.version(model="m", selector=str(v)).package for v in (1, 2))
+    for package in (first, second):
+        os.utime(folder / "packages" / package, (0, 0))
+    room.publish()
+    assert {p.name for p in (folder / "packages").iterdir()} == {first, second}
+    (folder / "log" / STATE_FILE).write_bytes(to_json(State(good=table(base))))
+    os.utime(folder / "packages" / first, (0, 0))
+    room.publish()
     assert {p.name for p in (folder / "packages").iterdir()} == {second}
 
 

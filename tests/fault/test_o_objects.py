@@ -19,7 +19,7 @@ import pytest
 
 from mainspring.errors import Corrupt, MainspringError, NotFound, StorageFull, Unavailable
 from mainspring.storage import failpoints
-from mainspring.storage.objects import Objects, open_objects
+from mainspring.storage.objects import Objects, open_objects, writer
 from mainspring.testing.objects import noise
 
 ADD_POINTS = [
@@ -91,16 +91,22 @@ def every_pack(home: Path) -> list[Path]:
     return sorted((home / "objects/packs").iterdir())
 
 
+MOST_INDEX_FILES = writer._MERGE_AT + writer._MERGE_SPREAD
+
+
 # ---- O01: kills while adding
 
 
 @pytest.mark.parametrize("point", ADD_POINTS)
-def test_o01_killed_at_each_step_of_add(home: Path, reopen: Callable[[], Objects], point: str) -> None:
+def test_o01_killed_at_each_step_of_add(
+    home: Path, reopen: Callable[[], Objects], point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen red with the index written before the packs (``flush``): an acknowledged or visible object was not readable."""
     prepared: list[str] = []
     if point.startswith("objects.merge"):
+        monkeypatch.setattr(writer, "_MERGE_AT", 10_000)  # here nothing is merged: that is for the child
         objects = reopen()
-        for i in range(48):  # at most so many before somebody merges them: each writer has a limit of its own
+        for i in range(MOST_INDEX_FILES):  # each process has a limit of its own within these
             with objects.writing() as w:
                 prepared.append(w.put(b"earlier %d" % i).digest)
     nth = {"objects.add.looked_up": 5, "objects.add.packed": 3, "objects.put.temp": 3}.get(point, 1)

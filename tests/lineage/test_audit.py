@@ -99,6 +99,16 @@ def test_a_forged_or_missing_edge_is_named(ledger: Ledger, store: Store, tamperi
     assert missing == ({"dataset_version:d"} if not tampering.startswith("INSERT") else set())
 
 
+@pytest.mark.parametrize("event", [2, 3, 99])
+def test_an_edge_that_names_another_event_is_forged(ledger: Ledger, store: Store, event: int) -> None:
+    """It says that it was recorded at another time. Seen red with any event that names the edge taken for its own."""
+    _linked(ledger)
+    with store.write() as tx:
+        tx.execute("UPDATE edges SET event = ? WHERE source = 'run:1'", event)
+    assert not ledger.verify().ok
+    assert [e.target for e in ledger.verify_edges({"run:1"}).forged] == ["model_version:m@1"]
+
+
 def test_an_event_that_was_rewritten_vouches_for_nothing(ledger: Ledger, store: Store) -> None:
     _linked(ledger)
     with store.write() as tx:

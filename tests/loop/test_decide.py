@@ -302,6 +302,16 @@ def test_no_number_makes_a_rule_raise_and_nan_never_breaks_one(value: float, row
         assert found is None or (not math.isnan(value) and rows >= rule.min_rows)
 
 
+@pytest.mark.parametrize("rule", RULES[1:], ids=lambda r: f"{r.metric}-{r.test}")
+def test_nan_breaks_no_rule_however_many_rows_it_is_of(rule: RollbackRule) -> None:
+    """C03. Seen red with ``shift <= max`` for ``not shift > max``, which a random search met too rarely to notice."""
+    result = RuleResult(rule={}, passed=True, value=math.nan, low=math.nan, rows=1_000_000)
+    assert (
+        breached(rule, Evidence(requests=1_000_000, score_shift=math.nan, paired={rule.metric: result}))
+        is None
+    )
+
+
 def test_a_rollout_comes_before_everything_else() -> None:
     busy = facts(
         rollout=rollout(0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ name = "shop"
 clock = "manual"
 [model.buy]
 pipeline = "pipelines/train.py:train"
+label_delay = "2d"
 gate = [{ metric = "auc", min = 0.6 }]
 [deploy.buy]
 model = "buy"
@@ -164,6 +166,12 @@ def test_one_retraining_at_a_time(workspace: Workspace) -> None:
     workspace.loop.request_retrain(deployment="buy", reason="one")
     with pytest.raises(Conflict, match="under way"):
         workspace.loop.request_retrain(deployment="buy", reason="two")
+
+
+def test_a_retrain_may_not_use_what_is_known_later(workspace: Workspace) -> None:
+    """Seen red with the moment of the request as the cut-off: labels of the last days were those that came early."""
+    job = workspace.loop.request_retrain(deployment="buy", reason="one")
+    assert job.requested_at - job.cutoff == timedelta(days=2)
 
 
 def test_a_job_is_claimed_by_one_worker(workspace: Workspace) -> None:
@@ -313,7 +321,9 @@ def test_an_unknown_deployment_is_answered_with_near_ones(workspace: Workspace) 
         workspace.loop.request_retrain(deployment="bui", reason="typo")
 
 
-def test_the_clock_moves_forward_only_and_only_if_it_is_manual(workspace: Workspace, tmp_path: Path) -> None:
+def test_the_clock_moves_forward_only_and_only_if_it_is_manual(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from datetime import timedelta
 
     now = workspace.loop.now()
@@ -321,6 +331,7 @@ def test_the_clock_moves_forward_only_and_only_if_it_is_manual(workspace: Worksp
     assert workspace.loop.set_clock(now=now) == later
     other = tmp_path / "other"
     other.mkdir()
+    monkeypatch.delenv("MAINSPRING_DATABASE", raising=False)
     with Workspace(load(other)) as system, pytest.raises(Conflict, match="system clock"):
         system.loop.set_clock(now=now)
 

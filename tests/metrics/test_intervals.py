@@ -47,11 +47,13 @@ def _data(task: Task, n: int, rng: np.random.Generator):
     return rng.integers(0, 3, n).astype(float), p / p.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("task", "name"), [(t, n) for t in Task for n in METRICS[t]])
+FIRST_ORDER = {"median_absolute_error"}
+"""Leaving out is exact to first order only; its coverage is checked below."""
+
+
+@pytest.mark.parametrize(("task", "name"), [(t, n) for t in Task for n in METRICS[t] if n not in FIRST_ORDER])
 def test_leaving_out_a_block_equals_computing_without_it(task: Task, name: str) -> None:
     """The closed forms, weights and ties included. Seen red for the AUC with the pairs inside a block not given back."""
-    if name == "median_absolute_error":
-        pytest.skip("to first order only; its coverage is checked below")
     rng = np.random.default_rng(3)
     y, p = _data(task, 240, rng)
     weights = rng.integers(0, 4, 240).astype(float)

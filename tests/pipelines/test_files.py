@@ -225,6 +225,39 @@ def test_the_way_out_takes_text_as_text(runner: Runner, data: Path) -> None:
     assert runner.plan("p.py:opted_out")[0].hit
 
 
+def test_a_file_that_the_code_only_writes_is_not_its_input(
+    runner: Runner, write: Write, project: Path
+) -> None:
+    """Seen red: a step that appended to a file of its own was never taken from the cache, nor by a resumed run."""
+    write(
+        "p.py",
+        """
+from pathlib import Path
+
+@step
+def noted() -> int:
+    with open("seen.log", "a") as f: f.write("x")
+    Path("mark").write_text("y")
+    return 1
+
+@step
+def reads() -> str:
+    with open("mark") as f: return f.read()
+
+@pipeline
+def work():
+    noted()
+    reads()
+""",
+    )
+    (project / "mark").write_text("y")
+    runner.run("p.py:work")
+    (project / "seen.log").write_text("changed")
+    assert {w.step: w.hit for w in runner.plan("p.py:work")} == {"noted": True, "reads": True}
+    (project / "mark").write_text("changed")
+    assert {w.step: w.hit for w in runner.plan("p.py:work")} == {"noted": True, "reads": False}
+
+
 def test_named_arguments_count_and_the_others_do_not(runner: Runner, write: Write, project: Path) -> None:
     """The folder that a step writes to is not its input."""
     write(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mainspring.errors import Conflict, StepFailed
+from mainspring.errors import Conflict, Fenced, StepFailed
 from mainspring.lineage import Foundation, Lineage
 from mainspring.operations import operations_of
 from mainspring.pipelines import Pipelines, Runner
@@ -216,6 +216,95 @@ def go(folder: str):
     run = runner.run("r.py:go", {"folder": str(project)})
     attempts = ops.steps(run=run.id, attempts=True)
     assert [(e.attempt, e.state) for e in attempts] == [(1, "failed"), (2, "failed"), (3, "finished")]
+
+
+def test_a_step_is_tried_once_more_for_each_retry_and_no_more(
+    runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    """Seen red with one more attempt than was allowed: a step that may run once must not run twice."""
+    write(
+        "n.py",
+        """
+@step(retries=2, backoff=0.01, isolation="inline")
+def thrice() -> int:
+    raise RuntimeError("never")
+
+@step(isolation="inline")
+def once() -> int:
+    raise RuntimeError("never")
+
+@pipeline
+def go():
+    return [thrice(), once()]
+""",
+    )
+    run = runner.run("n.py:go", check=False)
+    assert run.state == "failed"
+    assert sorted(e.step for e in ops.steps(run=run.id, attempts=True)) == [
+        "once",
+        "thrice",
+        "thrice",
+        "thrice",
+    ]
+
+
+def test_a_runner_whose_lease_was_taken_commits_nothing(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write
+) -> None:
+    """Before its renewer has noticed. Seen red with ``leases.check`` taken out of the transaction that commits outputs."""
+    write(
+        "f.py",
+        """
+@step(isolation="inline")
+def work() -> int:
+    return 1
+
+@pipeline
+def go():
+    return work()
+""",
+    )
+
+    def take_over(event: PipelineEvent) -> None:
+        if event.kind == "running":
+            with foundation.store.write() as tx:
+                assert tx.execute(
+                    "UPDATE leases SET token = token + 1, holder = 'another' WHERE name = ?",
+                    f"pipeline-run:{foundation.project}:{event.run}",
+                )
+
+    with pytest.raises(Fenced):
+        runner.run("f.py:go", on_event=take_over)
+    (run,) = ops.runs().items
+    assert states(ops, run.id) == {"work": "running"}, "whoever holds the lease decides what becomes of it"
+
+
+@pytest.mark.parametrize(("backoff", "pause"), [(40.0, "40 s"), (100.0, "60 s")])
+def test_the_pause_before_a_retry_ends_at_a_minute(
+    runner: Runner, ops: Pipelines, write: Write, backoff: float, pause: str
+) -> None:
+    """Seen red without the cap: "again in 100 s"."""
+    write(
+        "b.py",
+        f"""
+@step(retries=1, backoff={backoff}, isolation="inline")
+def broken() -> int:
+    raise RuntimeError("never")
+
+@pipeline
+def go():
+    return broken()
+""",
+    )
+    pauses: list[str] = []
+
+    def end(event: PipelineEvent) -> None:
+        if event.kind == "retry":
+            pauses.append(event.detail.partition("again in ")[2])
+            ops.cancel(run=event.run, reason="the pause is known")
+
+    assert runner.run("b.py:go", on_event=end, check=False).state == "cancelled"
+    assert pauses == [pause]
 
 
 def test_lineage_leads_from_an_output_to_its_inputs(

@@ -79,8 +79,8 @@ def end(pids: dict[int, str]) -> None:
 class Children:
     """Follows the descendants of this pytest process."""
 
-    def __init__(self) -> None:
-        self._allowed: set[int] = set()
+    def __init__(self, allowed: set[int]) -> None:
+        self._allowed = allowed
         """Processes that wider fixtures, or pytest itself, may keep."""
 
     def left(self) -> dict[int, str]:
@@ -125,7 +125,7 @@ class Children:
         return result
 
 
-def _settled(children: Children, within_s: float = 10.0) -> dict[int, str]:
+def _settled(children: Children, within_s: float = 60.0) -> dict[int, str]:
     """What is left once processes that are just ending have ended."""
     deadline = time.monotonic() + within_s
     while (left := children.left()) and time.monotonic() < deadline:
@@ -161,6 +161,10 @@ class _Controller:
             env={},
         )
 
+    @property
+    def guardian(self) -> int:
+        return self._guardian.pid
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """What a dead worker left is ours now: children that are neither workers (execnet's bootstrap) nor the guardian."""
@@ -191,10 +195,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not _LINUX:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    own: set[int] = set()
     if not _is_worker(config):
         os.environ[MARK] = uuid.uuid4().hex
         # A bare SIGTERM (a time limit around the whole run) ends the session as Ctrl-C does, so that fixtures end too.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        config.pluginmanager.register(_Controller(), "children_controller")
+        controller = _Controller()
+        own.add(controller.guardian)
+        config.pluginmanager.register(controller, "children_controller")
     if _is_worker(config) or not getattr(config.option, "numprocesses", None):
-        config.pluginmanager.register(Children(), "children_follower")
+        config.pluginmanager.register(Children(own), "children_follower")

@@ -75,3 +75,50 @@ def test_o13_a_download_that_breaks_off_is_an_error_of_ours(speaking: Callable[[
         download = remote.objects.get(digest="0" * 64)
         with pytest.raises(Unavailable, match="broke off"):
             b"".join(download.chunks)
+
+
+@pytest.fixture
+def deaf() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that takes a request and hangs up without a word; and the requests that came."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    came: list[bytes] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                came.append(connection.recv(65536))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", came
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+def _keys(requests: list[bytes]) -> list[bytes]:
+    lines = [line.partition(b": ") for r in requests for line in r.partition(b"\r\n\r\n")[0].splitlines()]
+    return [value for name, _, value in lines if name.lower() == b"idempotency-key"]
+
+
+def test_c05_a_change_is_sent_again_with_its_key(deaf: tuple[str, list[bytes]]) -> None:
+    """C05: nobody can tell whether the first one was done. Seen red with a new key for each attempt: it would be done twice."""
+    url, came = deaf
+    with RemoteWorkspace(url, token="t") as remote, pytest.raises(Unavailable):
+        remote.loop.request_retrain(deployment="d", reason="r")
+    keys = _keys(came)
+    assert len(keys) == len(came) == 4
+    assert len(set(keys)) == 1
+    assert keys[0]
+
+
+def test_an_upload_is_sent_once(deaf: tuple[str, list[bytes]]) -> None:
+    """Its body is spent after the first attempt. Seen red with uploads tried again: the second one was empty."""
+    url, came = deaf
+    with RemoteWorkspace(url, token="t") as remote, pytest.raises(Unavailable):
+        remote.objects.put(body=iter([b"some", b"bytes"]))
+    assert len(came) == 1

@@ -17,7 +17,7 @@ from mainspring.errors import InvalidInput, Unavailable
 from mainspring.lineage import Foundation, Lineage
 from mainspring.records.tracking import RunStatus
 from mainspring.storage import failpoints
-from mainspring.tracking import Tracking, TrackingClient, ingest_spool
+from mainspring.tracking import Tracking, TrackingClient, ingest_spool, spool
 
 
 @pytest.fixture
@@ -57,6 +57,17 @@ def test_an_exception_marks_the_run_failed_and_flush_stores_at_once(client: Trac
         assert run.record().metrics["x"].number == 1.0
         raise ZeroDivisionError
     assert run.record().status is RunStatus.FAILED
+
+
+def test_what_is_logged_after_a_flush_is_stored_too(client: TrackingClient) -> None:
+    """Seen red with the spool of a living run removed once it was shipped: what came after it had no name any more."""
+    with client.run(capture=False) as run:
+        for step in range(5):
+            run.log_metric("x", step, step=step)
+            assert run.flush()
+            assert run.record().metrics["x"].number == step
+    assert run.record().status is RunStatus.FINISHED
+    assert client.metric_history(run=run.id, key="x").total == 5
 
 
 def test_capture_makes_edges_from_code_and_environment(client: TrackingClient, base: Foundation) -> None:
@@ -161,6 +172,24 @@ def test_t11_training_goes_on_without_a_server_and_nothing_is_lost(
     assert tracking.run(run=run.id).status is RunStatus.FINISHED
     assert tracking.metric_history(run=run.id, key="x").total == 2000
     assert not list((tmp_path / "spool").iterdir())
+
+
+def test_a_spool_of_several_batches_is_stored_whole(tracking: Tracking, tmp_path: Path) -> None:
+    """More points than one call takes, at once. Seen red with shipping going on behind the record that follows a full batch."""
+    down = _Down(tracking)
+    client = TrackingClient(down, spool=tmp_path / "spool")  # type: ignore[arg-type]
+    rounds = 2 * spool.MAX_POINTS // 500 + 3
+    with pytest.warns(RuntimeWarning, match="not everything is stored yet"):
+        run = client.run(capture=False)
+        for step in range(rounds):
+            run.log_metrics({f"m{i}": step for i in range(500)}, step=step)
+        assert not run.finish(flush_s=0.2)
+    down.up = True
+    run._thread.join(120)
+    stored = tracking.run(run=run.id)
+    assert stored.status is RunStatus.FINISHED
+    assert {m.number for m in stored.metrics.values()} == {rounds - 1.0}
+    assert {tracking.metric_history(run=run.id, key=f"m{i}").total for i in (0, 499)} == {rounds}
 
 
 def test_a_full_disk_degrades_warns_once_and_marks_the_run(client: TrackingClient) -> None:

@@ -232,6 +232,17 @@ def test_a_page_mark_of_another_order_is_refused(both: Tracking, runs: list[Run]
         both.search(order_by=["metrics.m"], after=mark)
 
 
+def test_every_value_is_found_by_itself_alone(both: Tracking, runs: list[Run]) -> None:
+    """Also two that are alike for longer than their index. Seen red with texts compared by their indexed beginning only."""
+    for value in _VALUES:
+        quoted = "'" + value.replace("'", "''") + "'"
+        wanted = {run.id for run in runs if run.params["p"] == value}
+        for text in (f"params.p = {quoted}", f"params.p IN ({quoted})"):
+            assert {run.id for run in both.search(filter=text).items} == wanted, text
+            others = both.search(filter=f"NOT {text}").items
+            assert {run.id for run in others} == {run.id for run in runs} - wanted, text
+
+
 def test_only_the_metrics_asked_for_come_along(both: Tracking, runs: list[Run]) -> None:
     page = both.search(metrics=["n", "none"], limit=5)
     assert all(set(run.metrics) == {"n"} for run in page.items)

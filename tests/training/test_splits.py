@@ -78,6 +78,19 @@ def test_expanding_folds_only_look_back() -> None:
         expanding_folds(DAYS, NEXT_DAY, folds=1, fold_us=60 * DAY_US)
 
 
+def test_a_row_whose_label_came_during_what_it_is_judged_on_trains_nothing() -> None:
+    """Its label tells of the days that are held out. Seen red with only the time of the event compared, in both kinds of split."""
+    labels = NEXT_DAY.copy()
+    labels[8] = 27 * DAY_US  # of day 3; the hold-out is day 26 to 30
+    split = time_split(DAYS, labels, cutoff_us=40 * DAY_US, holdout_us=5 * DAY_US)
+    assert DAYS[split.holdout].min() == 26 * DAY_US
+    assert 8 not in split.train
+    assert labels[split.train].max() <= 25 * DAY_US
+    for train, validation in expanding_folds(DAYS, labels, folds=3, fold_us=5 * DAY_US):
+        assert 8 not in train
+        assert labels[train].max() < DAYS[validation].min()
+
+
 def test_groups_stay_whole_and_balanced() -> None:
     groups = np.repeat([f"g{i}" for i in range(12)], np.arange(1, 13))
     folds = group_folds(groups, folds=3, seed=1)

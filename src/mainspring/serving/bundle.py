@@ -274,7 +274,11 @@ class Watcher:
             still = self.current.deployments.get(name)
             if still is not None:
                 live[name] = still
-        new = LiveTable(number=table.number, deployments=live, routes=table, problems=problems)
+        # The number is what others wait for: it stands for all of a table, so it moves when nothing of it is on its way.
+        number = (
+            self.current.number if any(why.endswith(_LOADING) for why in problems.values()) else table.number
+        )
+        new = LiveTable(number=number, deployments=live, routes=table, problems=problems)
         failpoint("serving.switch")
         if not new.same_as(self.current):
             self._switch(new)

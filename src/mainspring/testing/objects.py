@@ -207,9 +207,9 @@ class ObjectsContract:
 
     def test_many_flushes_keep_few_index_files(self, reopen: Callable[[], Objects]) -> None:
         objects, refs = reopen(), []
-        for i in range(60):
+        for i in range(40):
             with objects.writing() as w:
                 refs.append(w.put(f"object {i}".encode()))
-        assert reopen().stats().index_files < 50
+        assert reopen().stats().index_files < 34
         assert [reopen().read(r.digest) for r in refs[:3]] == [b"object 0", b"object 1", b"object 2"]
         assert all(reopen().has(r.digest) for r in refs)

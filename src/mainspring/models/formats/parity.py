@@ -25,6 +25,8 @@ from mainspring.records.models import Column, Signature
 
 MAX_REAL, MIXED, AROUND_SPLITS = 20_000, 400, 1_500
 """Most rows of the sample and of the training rows; rows of mixed columns; rows beside tree thresholds."""
+SINGLE, REAL_VALUES, EXTREMES = 6_000, 4_000_000, 40
+"""Most rows in which one column is changed, most values of real rows, most columns that go to extremes: what a signature of thousands of columns may cost."""
 SEED = 20_110_412
 NULL, UNSEEN, REAL = "null", "unseen value", "real row"
 
@@ -74,7 +76,7 @@ def make_rows(
         add(kind, column, changes)
     for changes in split_values(estimator, signature, base, null_text, rng, limit=AROUND_SPLITS):
         add("value beside a tree threshold", next(iter(changes)), changes)
-    for kind, column, changes in _extremes(signature):
+    for kind, column, changes in _extremes(signature, rng):
         add(kind, column, changes)
     return rows
 
@@ -95,9 +97,10 @@ class _Adder:
 def _real(signature: Signature, columns: Columns, rng: Any) -> dict[str, list[Any]]:
     rows, values = pick(columns, signature.inputs)
     listed = {c.name: _listed(v, rows) for c, v in zip(signature.inputs, values, strict=True)}
-    if rows <= MAX_REAL:
+    most = min(MAX_REAL, max(200, REAL_VALUES // len(values)))
+    if rows <= most:
         return listed
-    chosen = np.sort(rng.choice(rows, MAX_REAL, replace=False))
+    chosen = np.sort(rng.choice(rows, most, replace=False))
     return {name: [column[i] for i in chosen] for name, column in listed.items()}
 
 
@@ -128,7 +131,13 @@ def _made(signature: Signature, base: dict[str, list[Any]], rng: Any) -> Iterato
     pools = {c.name: [v for v in base[c.name] if not is_null(v)] for c in signature.inputs}
     for column in signature.inputs:
         pool = pools[column.name]
-        for kind, value in _values(column, pool):
+        values = list(_values(column, pool))
+        few = max(3, SINGLE // len(signature.inputs))
+        if len(values) > few:  # the unseen value, which comes first, and some of the others
+            values = values[:1] + [
+                values[int(i)] for i in sorted(rng.choice(range(1, len(values)), few - 1, replace=False))
+            ]
+        for kind, value in values:
             yield kind, column.name, {column.name: value}
     for _ in range(MIXED):
         mixed = {name: _draw(base[name], rng) for name in base}
@@ -177,10 +186,13 @@ def _unseen_text(pool: list[Any]) -> str:
     return made
 
 
-def _extremes(signature: Signature) -> Iterator[_Change]:
+def _extremes(signature: Signature, rng: Any) -> Iterator[_Change]:
     """Last of all: estimators raise on some of these, and errors side by side are found fastest."""
     single = float(np.finfo(np.float32).max)
-    for column in signature.inputs:
+    columns = signature.inputs
+    if len(columns) > EXTREMES:
+        columns = [columns[int(i)] for i in sorted(rng.choice(len(columns), EXTREMES, replace=False))]
+    for column in columns:
         extremes: tuple[Any, ...] = ()
         if column.type == "int64":
             extremes = (2**63 - 1, -(2**63))
