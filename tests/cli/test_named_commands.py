@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -110,7 +111,8 @@ def said(text: str) -> Iterator[str]:
             yield f"mainspring {rest}: {problem}"
 
 
-def strings(path: Path) -> Iterator[tuple[int, str, bool]]:
+@functools.cache
+def strings(path: Path) -> list[tuple[int, str, bool]]:
     """Every string of a Python file, f-strings with ``...`` for their values: line, text, whether it is a docstring."""
     tree = ast.parse(path.read_text())
     docs = {
@@ -121,12 +123,14 @@ def strings(path: Path) -> Iterator[tuple[int, str, bool]]:
         and isinstance(node.body[0], ast.Expr)
     }
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
-            yield node.lineno, node.value, id(node) in docs
+            found.append((node.lineno, node.value, id(node) in docs))
         elif isinstance(node, ast.JoinedStr):
             parts = [p.value if isinstance(p, ast.Constant) else "VALUE" for p in node.values]
-            yield node.lineno, "".join(map(str, parts)), False
+            found.append((node.lineno, "".join(map(str, parts)), False))
+    return found
 
 
 def test_the_check_itself_sees_what_is_wrong() -> None:

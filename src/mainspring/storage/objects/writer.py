@@ -105,7 +105,7 @@ class ObjectWriter:
         failpoint("objects.flush.begin")
         self._check()
         if self._pack.entries:
-            self._seal()
+            self._seal(last=True)
         while self._uploads:
             self._uploads.popleft().result()
         failpoint("objects.flush.packs")
@@ -234,11 +234,14 @@ class ObjectWriter:
         self._pending[raw] = entry._replace(kind=entry.kind | TREE)
         self._pack.flag(raw, entry.kind | TREE)
 
-    def _seal(self) -> None:
-        """Close the pack and store it in the background, while the next one fills."""
+    def _seal(self, *, last: bool = False) -> None:
+        """Close the pack and store it: in the background, while the next one fills; here if nothing follows."""
         pack, self._pack = self._pack, Pack()
         data = pack.seal()
         self._packs[pack.name] = pack.size
+        if last and not self._uploads:  # most decisions store one small pack: no thread for that
+            self._store.put(pack_key(pack.name), data)
+            return
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="mainspring-pack")
         while len(self._uploads) >= _IN_FLIGHT:
