@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -26,9 +27,11 @@ declare("sql.locked", "sql.before_commit", "sql.after_commit", "sql.before_check
 
 _WAIT_S = 60.0
 _BUSY_MS = 30_000
-_QUEUE_S, _NEXT_S = 0.002, 0.0003
-"""How often to look for the queue, and, being the next, for the lock: seconds."""
-_TURN_S = 0.02
+_QUEUE_S, _NEXT_S = 0.004, 0.0003
+"""How often to look for the queue, and, being the next, for the lock: seconds, on average."""
+_GROW = 20.0
+"""After a second of waiting the queue is looked for so many times as often: nobody waits for ever."""
+_TURN_S = 0.05
 """For so long after its turn a process need not queue again."""
 _CHECKPOINT_BYTES = 4 << 20
 
@@ -82,18 +85,20 @@ class WriteLock:
         began = time.monotonic()
         if began < self._turn_ends and _try(self._fd):
             return
-        self._take(self._queue, began + _WAIT_S, pause=_QUEUE_S)
+        self._take(self._queue, began, pause=_QUEUE_S, grow=_GROW)
         try:
-            self._take(self._fd, began + _WAIT_S, pause=_NEXT_S)
+            self._take(self._fd, began, pause=_NEXT_S)
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
         self._turn_ends = time.monotonic() + _TURN_S
 
-    def _take(self, fd: int, deadline: float, *, pause: float) -> None:
+    def _take(self, fd: int, began: float, *, pause: float, grow: float = 0.0) -> None:
+        """Look until it is ours. Whoever has waited longer looks more often (``grow``), and never in step with the others."""
         while not _try(fd):
-            if time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if waited > _WAIT_S:
                 raise self._busy()
-            time.sleep(pause)
+            time.sleep(2 * random.random() * max(pause / (1 + grow * waited), _NEXT_S))  # noqa: S311 - no secret
 
     def _busy(self) -> Unavailable:
         return Unavailable(
