@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from mainspring.data.columns import arrow_kind
+
 Column = Any  # a pyarrow.ChunkedArray
 _TO_NANO = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _DAY = 86_400 * 10**9
@@ -198,6 +200,16 @@ def _text(column: Column) -> Column:
     )
 
 
-def row_numbers(count: int) -> pa.Array:
-    """0, 1, 2, ... as a column."""
-    return pa.array(np.arange(count, dtype=np.int64))
+def row_numbers(first: int, count: int) -> pa.Array:
+    """The numbers of ``count`` rows from ``first`` on."""
+    return pa.array(np.arange(first, first + count, dtype=np.int64))
+
+
+def decoded(array: pa.Array) -> Column:
+    """An array as a column without an encoding: no dictionary, and text in one layout."""
+    kind = array.type
+    if arrow_kind(kind) == "string":
+        array = array.cast(pa.string())
+    elif pt.is_dictionary(kind):
+        array = array.cast(kind.value_type)
+    return pa.chunked_array([array])
