@@ -309,12 +309,14 @@ def test_rows_without_a_group_or_with_nan_are_groups_of_their_own() -> None:
         ({"d": pa.array([Decimal(10**45)] * 2, pa.decimal256(60, 2))}, UniqueRule(columns=["d"]), [0, 1]),
         ({"i": [2**53 + 1]}, SetRule(column="i", allowed=[float(2**53)]), [0]),
         ({"f": [float(2**53)]}, SetRule(column="f", allowed=[2**53 + 1]), [0]),
+        ({"f": pa.array([float("inf")], pa.float32())}, SetRule(column="f", allowed=[1e300, 2.0]), [0]),
         ({"f": [0.0, -0.0, 1.0]}, UniqueRule(columns=["f"]), [0, 1]),
         ({"f": [NAN, NAN, 1.0]}, UniqueRule(columns=["f"]), [0, 1]),
     ],
 )
 def test_values_are_compared_exactly(columns: dict[str, Any], rule: CheckRule, rows: list[int]) -> None:
-    """Seen red: bounds became floats, and decimals of more than 38 digits ended in the engine's own exception."""
+    """Seen red: bounds became floats, and decimals of more than 38 digits ended in the engine's own exception,
+    and 1e300 was the infinity of a float32."""
     finding = one(columns, rule)
     assert not finding.passed
     assert [r.row for r in finding.sample] == rows

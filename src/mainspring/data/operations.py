@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -25,6 +25,7 @@ from mainspring.records.data import (
     DatasetVersion,
     FileEntry,
     Finding,
+    RowDiff,
     VersionPage,
 )
 from mainspring.records.lineage import ref
@@ -34,7 +35,7 @@ from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql import Row
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from mainspring.data.engines import ParquetSource, Source
 
 declare("data.staged", "data.stored", "data.committed")
 
@@ -166,7 +167,9 @@ class Data:
         ``inputs`` are references to what it was made from. ``checks`` run before the version is visible: a breached rule with
         ``refuse`` raises CheckFailed with counts and rows, records the event ``dataset.refused``, and nothing is committed.
         """
+        from mainspring.data.engines import ParquetSource
         from mainspring.data.intake import receive_table, staging
+        from mainspring.data.tables import opened
 
         versions.check_commit(dataset, message, inputs or (), tags or ())
         place = f"dataset {dataset!r}"
@@ -175,7 +178,8 @@ class Data:
             failpoint("data.staged")
             findings: list[Finding] = []
             if checks:
-                findings = self._run(staged.path, checks, staged.rows)
+                with opened(staged.path, place=place) as file:
+                    findings = self._run(ParquetSource(file), checks, folder)
                 self._refuse_if(dataset, staged.rows, findings)
             with self._base.objects.writing() as writer:
                 stored = writer.put(staged.path, table=True)
@@ -274,9 +278,11 @@ class Data:
     @operation(role=Role.EDITOR, changes=True, deadline_s=600)
     def check(self, *, dataset: str, rules: list[CheckRule], selector: str = "latest") -> CheckReport:
         """Run rules over a table version and record the outcome as an event. Failing rows come back, at most 10 per rule."""
+        from mainspring.data.intake import staging
+
         row = self._table_row(dataset, selector)
-        with self._base.objects.open(self._file(row, TABLE_PATH).digest) as file:
-            findings = self._run(file, rules, int(row["row_count"]))
+        with staging(self._base.home) as folder, self._source(row) as table:
+            findings = self._run(table, rules, folder)
         with self._base.ledger.decision() as decision:
             event = decision.event(
                 "dataset.checked",
@@ -317,7 +323,7 @@ class Data:
         self, *, dataset: str, before: str, after: str = "latest", key: list[str] | None = None
     ) -> DatasetDiff:
         """What changed from one version to another: files, columns and rows (by ``key`` columns, or as a bag of rows)."""
-        from mainspring.data.difference import row_difference, tree_difference, type_changes
+        from mainspring.data.difference import tree_difference, type_changes
 
         base = self._base
         with base.store.read() as tx:
@@ -328,7 +334,7 @@ class Data:
         tables = one.kind == "table" and two.kind == "table"
         changed = None
         if tables and not same:
-            changed = row_difference(self._table(rows[0]), self._table(rows[1]), key or [])
+            changed = self._row_difference(rows[0], rows[1], key or [])
         elif tables:
             self._check_columns(key or [], one)
         return DatasetDiff(
@@ -417,11 +423,30 @@ class Data:
             )
         return tree[path]
 
-    def _table(self, row: Row) -> pa.Table:
-        import pyarrow.parquet as pq
+    @contextmanager
+    def _source(self, row: Row) -> Iterator[ParquetSource]:
+        """The table of a version, read out of the object store in batches."""
+        from mainspring.data.engines import ParquetSource
+        from mainspring.data.tables import opened
 
-        with self._base.objects.open(self._file(row, TABLE_PATH).digest) as file:
-            return pq.read_table(file)
+        with (
+            self._base.objects.open(self._file(row, TABLE_PATH).digest) as stored,
+            opened(stored, place=f"dataset {row['dataset']!r}, version {row['number']}") as file,
+        ):
+            yield ParquetSource(file)
+
+    def _row_difference(self, before: Row, after: Row, key: list[str]) -> RowDiff:
+        from mainspring.data.difference import row_difference
+        from mainspring.data.engines import open_engine
+        from mainspring.data.intake import staging
+
+        with (
+            staging(self._base.home) as folder,
+            self._source(before) as one,
+            self._source(after) as two,
+            open_engine(folder=folder) as engine,
+        ):
+            return row_difference(one, two, key, engine=engine)
 
     def _check_columns(self, names: list[str], version: DatasetVersion) -> None:
         known = [c.name for c in version.columns]
@@ -431,15 +456,15 @@ class Data:
                     "no such column", value=name, place="key", next_step=near(name, known, what="column")
                 )
 
-    def _run(self, source: Path | BinaryIO, rules: list[CheckRule], rows: int) -> list[Finding]:
-        import pyarrow.parquet as pq
-
+    def _run(self, source: Source, rules: list[CheckRule], folder: Path) -> list[Finding]:
+        """Check a table; what the engine cannot hold goes into ``folder``."""
         from mainspring.data.checks import run_checks
+        from mainspring.data.engines import open_engine
 
         if len(rules) > MAX_RULES:
             raise InvalidInput("too many rules at once", value=len(rules), next_step=f"At most {MAX_RULES}.")
-        del rows
-        return run_checks(pq.read_table(source), rules, now=self._base.clock.now())
+        with open_engine(folder=folder) as engine:
+            return run_checks(source, rules, now=self._base.clock.now(), engine=engine)
 
     def _report(
         self, dataset: str, version: str | None, rows: int, findings: list[Finding], event: str | None
@@ -477,19 +502,16 @@ class Data:
 
     def _profiled(self, dataset: str, selector: str) -> ObjectRef:
         from mainspring.data.profile import ProfileBuilder
-        from mainspring.data.tables import BATCH_ROWS, opened
 
         base, row = self._base, self._table_row(dataset, selector)
         if row["profile"]:
             return ObjectRef(digest=row["profile"], size=len(base.objects.read(row["profile"])))
         builder = ProfileBuilder()
-        with ExitStack() as stack:
-            source = stack.enter_context(base.objects.open(self._file(row, TABLE_PATH).digest))
-            file = stack.enter_context(opened(source, place=f"dataset {dataset!r}"))
-            for batch in file.iter_batches(batch_size=BATCH_ROWS * 4):
+        with self._source(row) as table:
+            for batch in table.batches(table.schema.names):
                 builder.add(batch)
-            if not file.metadata.num_rows:
-                builder.add(file.schema_arrow.empty_table())
+            if not table.rows:
+                builder.add(table.schema.empty_table())
         with base.objects.writing() as writer:
             stored = writer.put(to_json(builder.build()))
             writer.flush()

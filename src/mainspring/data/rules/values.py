@@ -130,7 +130,12 @@ class SetCheck(Check[SetRule]):
             return Plan(mask=~column.is_null(), reason=f"no allowed value has the column's type, {kind}")
         if pt.is_floating(kind):
             column = column.cast(nw.Float64)
-        return Plan(mask=functools.reduce(operator.and_, (column != v for v in allowed)) if pt.is_boolean(kind) else ~column.is_in(allowed))  # fmt: skip
+        if pt.is_integer(
+            kind
+        ):  # engines differ in what they make of a number that the column's type cannot hold
+            least, most = whole_limits(kind)
+            allowed = [v for v in allowed if least <= v <= most]
+        return Plan(mask=~column.is_in(allowed) if allowed else ~column.is_null())
 
 
 def _allowed(rule: SetRule, kind: pa.DataType) -> list[Any]:
@@ -141,7 +146,10 @@ def _allowed(rule: SetRule, kind: pa.DataType) -> list[Any]:
         return [int(v) for v in allowed if not isinstance(v, float) or v.is_integer()]
     if pt.is_floating(kind):
         held = np.float32 if kind.bit_width < 64 else np.float64
-        return [float(held(v)) for v in allowed if isinstance(v, float) or int(float(v)) == v]
+        with np.errstate(over="ignore"):
+            pairs = [(v, float(held(v))) for v in allowed if isinstance(v, float) or int(float(v)) == v]
+        # What the column can only hold as an infinity equals none of its values.
+        return [kept for v, kept in pairs if math.isfinite(kept) or not math.isfinite(v)]
     return allowed
 
 

@@ -1,0 +1,102 @@
+"""Table engines: DuckDB and Polars pass one contract; sources read the same table whole, in batches and by row."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mainspring.data.checks import run_checks
+from mainspring.data.engines import (
+    ENGINES,
+    ArrowSource,
+    ParquetSource,
+    Source,
+    SpooledSource,
+    TableEngine,
+    open_engine,
+)
+from mainspring.data.tables import write_table
+from mainspring.errors import InvalidInput
+from mainspring.records.base import to_json
+from mainspring.testing.engines import NOW, TableEngineContract, generated_rules, generated_table
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[TableEngine]:
+    with open_engine(request.param, folder=tmp_path) as opened:
+        yield opened
+
+
+class TestEngines(TableEngineContract):
+    pass
+
+
+def test_an_engine_that_is_none_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="Did you mean 'polars'"):
+        open_engine("polar")
+
+
+def sources(table: pa.Table, folder: Path) -> list[Source]:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=11)
+    return [
+        ArrowSource(table),
+        ParquetSource(pq.ParquetFile(sink)),
+        SpooledSource(table.schema, iter(table.to_batches()), folder),
+    ]
+
+
+TABLE = pa.concat_tables([
+    pa.table({"a": np.arange(n, n + 10), "A": [str(i) if i % 3 else None for i in range(n, n + 10)], "a.b": np.zeros(10)})
+    for n in range(0, 50, 10)
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", range(3), ids=["arrow", "parquet", "spooled"])
+def test_a_source_gives_its_columns_and_rows_whatever_it_is(kind: int, tmp_path: Path) -> None:
+    source = sources(TABLE, tmp_path)[kind]
+    assert (source.rows, source.schema) == (50, TABLE.schema)
+    for columns in (["a"], ["A", "a"], ["a.b", "A", "a"]):
+        for _ in range(2):
+            assert pa.Table.from_batches(source.batches(columns)).equals(TABLE.select(columns))
+    numbers = [49, 0, 10, 10, 3, 29]
+    assert source.take(numbers, ["A", "a"]).equals(TABLE.select(["A", "a"]).take(numbers))
+    assert source.take([], ["a"]).num_rows == 0
+
+
+@pytest.mark.parametrize("kind", range(3), ids=["arrow", "parquet", "spooled"])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_source_of_hardly_any_rows(kind: int, rows: int, tmp_path: Path) -> None:
+    source = sources(TABLE.slice(0, rows), tmp_path)[kind]
+    assert source.rows == rows
+    assert sum(b.num_rows for b in source.batches(["a"])) == rows
+    assert source.take(range(rows), ["a"]).num_rows == rows
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_findings_are_the_same_from_parquet_as_from_memory(seed: int, tmp_path: Path) -> None:
+    """Every rule over every type that a version can hold."""
+    stored = tmp_path / "table.parquet"
+    write_table(stored, generated_table(seed))
+    rules = generated_rules(seed)
+    with pq.ParquetFile(stored) as file:
+        streamed = run_checks(ParquetSource(file), rules, now=NOW)
+    assert [to_json(f) for f in streamed] == [
+        to_json(f) for f in run_checks(pq.read_table(stored), rules, now=NOW)
+    ]
+
+
+def test_row_numbers_go_on_from_batch_to_batch() -> None:
+    """A hundred thousand rows are two batches: the rows that are shown are those of the second."""
+    from mainspring.records.data import RangeRule, UniqueRule
+
+    table = pa.table({"x": np.concatenate([np.arange(100_000), [70_000, 99_999, -5]])})
+    unique, least = run_checks(table, [UniqueRule(columns=["x"]), RangeRule(column="x", min=0)], now=NOW)
+    assert [(r.row, r.values["x"]) for r in unique.sample] == [(70_000, 70_000), (99_999, 99_999), (100_000, 70_000), (100_001, 99_999)]  # fmt: skip
+    assert (unique.failing, [r.row for r in least.sample]) == (4, [100_002])
