@@ -9,14 +9,14 @@ added. Counts are exact, samples bounded. Imports pyarrow; import it lazily.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
+import narwhals as nw
 import pyarrow as pa
 
 from mainspring.data.engines import ROW, ArrowSource, Keyed, Source, Stream, TableEngine, open_engine
 from mainspring.data.shown import MAX_SAMPLE, plain_rows
 from mainspring.data.tables import batches_digest
-from mainspring.data.values import decoded, engine_columns, row_numbers
+from mainspring.data.values import decoded, engine_columns, row_numbers, same_as
 from mainspring.errors import InvalidInput, near
 from mainspring.records.data import ChangedRow, ColumnChange, FileDiff, RowDiff, TableColumn
 from mainspring.records.objects import ObjectRef
@@ -79,43 +79,40 @@ class _Sides:
         self.before, self.after, self.shared = before, after, list(shared)
         self.names = {name: f"c{i}" for i, name in enumerate(shared)}
 
-    def streams(self) -> tuple[Stream, Stream]:
-        """What the engine compares."""
-        return self._stream(self.before, self.after, first=True), self._stream(
-            self.after, self.before, first=False
-        )
+    def streams(self, names: Sequence[str]) -> tuple[Stream, Stream]:
+        """What the engine compares, in these columns."""
+        return self._stream(self.before, names), self._stream(self.after, names)
 
-    def rows(self, side: Source, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows of one side as a person sees them."""
-        return plain_rows(side.take(numbers, self.shared))
+    def rows(self, side: Source, numbers: Sequence[int]) -> pa.Table:
+        """Rows of one side as they are."""
+        return side.take(numbers, self.shared)
 
-    def _stream(self, own: Source, other: Source, *, first: bool) -> Stream:
-        empty = [decoded(pa.array([], other.schema.field(n).type)) for n in self.shared]
+    def brought(self, side: Source, name: str, column: pa.Array) -> pa.Array:
+        """A part of a column as the engine compares it: in one type with the other side's."""
+        first = side is self.before
+        other = (self.after if first else self.before).schema.field(name).type
+        mine, beside = decoded(column), decoded(pa.array([], other))
+        pair = engine_columns(mine, beside) if first else engine_columns(beside, mine)
+        return pair[0 if first else 1].combine_chunks()
 
-        def brought(column: pa.Array, beside: pa.ChunkedArray) -> pa.Array:
-            mine = decoded(column)
-            pair = engine_columns(mine, beside) if first else engine_columns(beside, mine)
-            return pair[0 if first else 1].combine_chunks()
+    def _stream(self, side: Source, names: Sequence[str]) -> Stream:
+        empty = [self.brought(side, n, pa.array([], side.schema.field(n).type)) for n in names]
+        fields = [pa.field(self.names[n], c.type) for n, c in zip(names, empty, strict=True)]
+        schema = pa.schema([*fields, pa.field(ROW, pa.int64())])
 
         def batches() -> Iterator[pa.RecordBatch]:
             start = 0
-            for batch in own.batches(self.shared):
-                columns = [brought(c, e) for c, e in zip(batch.columns, empty, strict=True)]
+            for batch in side.batches(names):
+                columns = [self.brought(side, n, c) for n, c in zip(names, batch.columns, strict=True)]
                 numbers = row_numbers(start, batch.num_rows)
                 yield pa.RecordBatch.from_arrays([*columns, numbers], schema=schema)
                 start += batch.num_rows
 
-        none = [
-            brought(pa.array([], own.schema.field(n).type), e)
-            for n, e in zip(self.shared, empty, strict=True)
-        ]
-        fields = [pa.field(self.names[n], c.type) for n, c in zip(self.shared, none, strict=True)]
-        schema = pa.schema([*fields, pa.field(ROW, pa.int64())])
         return Stream(schema, batches)
 
 
 def _bags(engine: TableEngine, sides: _Sides) -> RowDiff:
-    before, after = sides.streams()
+    before, after = sides.streams(sides.shared)
     added, removed = engine.bags(before, after, columns=list(sides.names.values()), limit=MAX_SAMPLE)
     return RowDiff(
         key=[],
@@ -126,50 +123,57 @@ def _bags(engine: TableEngine, sides: _Sides) -> RowDiff:
         reordered=not added.count
         and not removed.count
         and batches_digest(before.schema, before) != batches_digest(after.schema, after),
-        added_sample=sides.rows(sides.after, added.first),
-        removed_sample=sides.rows(sides.before, removed.first),
+        added_sample=plain_rows(sides.rows(sides.after, added.first)),
+        removed_sample=plain_rows(sides.rows(sides.before, removed.first)),
     )
 
 
 def _keyed(engine: TableEngine, sides: _Sides, key: list[str]) -> RowDiff:
+    for keys, what in zip(sides.streams(key), ("before", "after"), strict=True):
+        _check_unique(engine, keys, key, what)
     rest = [n for n in sides.shared if n not in key]
+    before, after = sides.streams(sides.shared)
     found = engine.keyed(
-        *sides.streams(),
+        before,
+        after,
         key=[sides.names[n] for n in key],
         rest=[sides.names[n] for n in rest],
         limit=MAX_SAMPLE,
     )
-    for twice, what in zip(found.repeated, ("before", "after"), strict=True):
-        if twice:
-            raise InvalidInput(
-                f"the key is not unique: {twice} values occur more than once",
-                value=key,
-                place=f"version {what!r}",
-                next_step="Name more key columns, or none.",
-            )
     return RowDiff(
         key=key,
         added=found.added.count,
         removed=found.removed.count,
         changed=found.changed,
         unchanged=found.matched - found.changed,
-        added_sample=sides.rows(sides.after, found.added.first),
-        removed_sample=sides.rows(sides.before, found.removed.first),
+        added_sample=plain_rows(sides.rows(sides.after, found.added.first)),
+        removed_sample=plain_rows(sides.rows(sides.before, found.removed.first)),
         changed_sample=_changes(sides, found, key, rest),
     )
 
 
-def _changes(sides: _Sides, found: Keyed, key: list[str], rest: list[str]) -> list[ChangedRow]:
-    before, after = (
-        sides.rows(side, numbers)
-        for side, numbers in (
-            (sides.before, [c[0] for c in found.changes]),
-            (sides.after, [c[1] for c in found.changes]),
+def _check_unique(engine: TableEngine, keys: Stream, key: list[str], what: str) -> None:
+    frame = engine.frame(keys)
+    groups = frame.group_by(*keys.schema.names[:-1]).agg(nw.len().cast(nw.Int64).alias("n"))
+    twice = engine.collect(groups.filter(nw.col("n") > 1).select(nw.len().cast(nw.Int64).alias("n")))["n"][
+        0
+    ].as_py()
+    if twice:
+        raise InvalidInput(
+            f"the key is not unique: {twice} values occur more than once",
+            value=key,
+            place=f"version {what!r}",
+            next_step="Name more key columns, or none.",
         )
-    )
+
+
+def _changes(sides: _Sides, found: Keyed, key: list[str], rest: list[str]) -> list[ChangedRow]:
+    before = sides.rows(sides.before, [old for old, _ in found.changes])
+    after = sides.rows(sides.after, [new for _, new in found.changes])
+    differ = {n: _differ(sides, n, before, after) for n in rest}
     changes = []
-    for (_, _, differ), one, two in zip(found.changes, before, after, strict=True):
-        names = [n for n, different in zip(rest, differ, strict=True) if different]
+    for at, (one, two) in enumerate(zip(plain_rows(before), plain_rows(after), strict=True)):
+        names = [n for n in rest if differ[n][at]]
         changes.append(
             ChangedRow(
                 key={n: one[n] for n in key},
@@ -178,3 +182,10 @@ def _changes(sides: _Sides, found: Keyed, key: list[str], rest: list[str]) -> li
             )
         )
     return changes
+
+
+def _differ(sides: _Sides, name: str, before: pa.Table, after: pa.Table) -> list[bool]:
+    """In which of these rows the column differs."""
+    one = sides.brought(sides.before, name, before.column(name).combine_chunks())
+    two = sides.brought(sides.after, name, after.column(name).combine_chunks())
+    return [not same_as(one.slice(i, 1), two[i])[0] for i in range(len(one))]

@@ -213,3 +213,12 @@ def decoded(array: pa.Array) -> Column:
     elif pt.is_dictionary(kind):
         array = array.cast(kind.value_type)
     return pa.chunked_array([array])
+
+
+def same_as(column: Column, value: pa.Scalar) -> Any:
+    """Where a column holds this value, as a NumPy mask: null is null, and NaN is NaN."""
+    if not value.is_valid:
+        return pc.is_null(column).to_numpy(zero_copy_only=False)
+    if pt.is_floating(value.type) and value.as_py() != value.as_py():
+        return pc.fill_null(pc.is_nan(column), False).to_numpy(zero_copy_only=False)
+    return pc.fill_null(pc.equal(column, value), False).to_numpy(zero_copy_only=False)

@@ -54,17 +54,13 @@ class Found:
 
 @dataclass(frozen=True)
 class Keyed:
-    """Two tables compared by a key. ``repeated``: how many keys occur more than once on each side; if one does, nothing else is told.
+    """Two tables compared by a key; ``changes`` are the first changed rows, by their number before and after."""
 
-    ``changes`` are the first changed rows: their number before and after, and for each compared column whether it differs.
-    """
-
-    repeated: tuple[int, int]
-    added: Found = Found(0, [])
-    removed: Found = Found(0, [])
-    matched: int = 0
-    changed: int = 0
-    changes: Sequence[tuple[int, int, Sequence[bool]]] = ()
+    added: Found
+    removed: Found
+    matched: int
+    changed: int
+    changes: Sequence[tuple[int, int]]
 
 
 class TableEngine(Protocol):
@@ -84,7 +80,7 @@ class TableEngine(Protocol):
     def keyed(
         self, before: Stream, after: Stream, *, key: Sequence[str], rest: Sequence[str], limit: int
     ) -> Keyed:
-        """The rows of both tables by the columns of ``key``; those that match are compared in the columns of ``rest``."""
+        """The rows of both tables by the columns of ``key``, which no two rows of a table share; those that match are compared in ``rest``."""
 
     def bags(
         self, before: Stream, after: Stream, *, columns: Sequence[str], limit: int

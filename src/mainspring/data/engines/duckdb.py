@@ -33,6 +33,9 @@ def open_duckdb(folder: Path | None = None) -> Iterator[DuckDB]:
             connection.execute(
                 "SET preserve_insertion_order = false"
             )  # rows carry their numbers; order costs memory
+            connection.execute(
+                "SET enable_progress_bar = false"
+            )  # after two seconds it would write to the standard output
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
             yield DuckDB(connection)
@@ -61,64 +64,67 @@ class DuckDB:
     def keyed(
         self, before: Stream, after: Stream, *, key: Sequence[str], rest: Sequence[str], limit: int
     ) -> Keyed:
-        self._load(before, after)
-        keys = ", ".join(key)
-        one, two = (
-            self._scalar(f"SELECT COUNT(*) FROM (SELECT 1 FROM {side} GROUP BY {keys} HAVING COUNT(*) > 1)")
-            for side in "ab"
-        )
-        if one or two:
-            return Keyed(repeated=(one, two))
+        one, two = f"a.{ROW}", f"b.{ROW}"
         on = " AND ".join(f"a.{k} IS NOT DISTINCT FROM b.{k}" for k in key)
         differs = " OR ".join(f"a.{c} IS DISTINCT FROM b.{c}" for c in rest) or "FALSE"
-        match = f"a JOIN b ON {on}"
-        changed = self._scalar(f"SELECT COUNT(*) FROM {match} WHERE {differs}")
-        flags = "".join(f", a.{c} IS DISTINCT FROM b.{c}" for c in rest)
-        changes = self._all(
-            f"SELECT a.{ROW}, b.{ROW}{flags} FROM {match} WHERE {differs} ORDER BY a.{ROW} LIMIT {limit}"
-        ) if changed else []  # fmt: skip
+        added, removed, matched = (
+            f"{one} IS NULL",
+            f"{two} IS NULL",
+            f"{one} IS NOT NULL AND {two} IS NOT NULL",
+        )
+        changed = f"{matched} AND ({differs})"
+        wanted = [f"COUNT(*) FILTER (WHERE {which})" for which in (added, removed, matched, changed)]
+        wanted += [
+            f"min({two}, {limit}) FILTER (WHERE {added})",
+            f"min({one}, {limit}) FILTER (WHERE {removed})",
+        ]
+        wanted += [
+            f"min({one}, {limit}) FILTER (WHERE {changed})",
+            f"arg_min({two}, {one}, {limit}) FILTER (WHERE {changed})",
+        ]
+        # One join that keeps nothing: each side is read once, and what one side does not hold of the other is spilled.
+        with self._registered(before, after):
+            found = self._all(f"SELECT {', '.join(wanted)} FROM a FULL JOIN b ON {on}", before, after)[0]
+        counts, (more, less, old, new) = found[:4], (rows or [] for rows in found[4:])
         return Keyed(
-            repeated=(0, 0),
-            added=self._found(f"SELECT b.{ROW} FROM b ANTI JOIN a ON {on}", limit),
-            removed=self._found(f"SELECT a.{ROW} FROM a ANTI JOIN b ON {on}", limit),
-            matched=self._scalar(f"SELECT COUNT(*) FROM {match}"),
-            changed=changed,
-            changes=[(int(r[0]), int(r[1]), [bool(f) for f in r[2:]]) for r in changes],
+            added=Found(counts[0], more),
+            removed=Found(counts[1], less),
+            matched=counts[2],
+            changed=counts[3],
+            changes=list(zip(old, new, strict=True)),
         )
 
     def bags(
         self, before: Stream, after: Stream, *, columns: Sequence[str], limit: int
     ) -> tuple[Found, Found]:
-        self._load(before, after)
         names = ", ".join(columns)
         same = " AND ".join(f"x.{c} IS NOT DISTINCT FROM y.{c}" for c in columns)
-        only = "SELECT {row} FROM (SELECT *, row_number() OVER (PARTITION BY {names} ORDER BY {row}) AS nth FROM {one}) AS x ANTI JOIN (SELECT *, row_number() OVER (PARTITION BY {names}) AS nth FROM {two}) AS y ON x.nth = y.nth AND {same}"
-        added, removed = (
-            self._found(only.format(row=ROW, names=names, one=one, two=two, same=same), limit)
-            for one, two in ("ba", "ab")
-        )
-        return added, removed
+        only = "SELECT x.{row} FROM (SELECT *, row_number() OVER (PARTITION BY {names} ORDER BY {row}) AS nth FROM {one}) AS x ANTI JOIN (SELECT *, row_number() OVER (PARTITION BY {names}) AS nth FROM {two}) AS y ON x.nth = y.nth AND {same}"
+        found = []
+        with self._registered(before, after):
+            for one, two in ("ba", "ab"):
+                query = only.format(row=ROW, names=names, one=one, two=two, same=same)
+                count, first = self._all(
+                    f"SELECT COUNT(*), min({ROW}, {limit}) FROM ({query})", before, after
+                )[0]
+                found.append(Found(count, first or []))
+        return found[0], found[1]
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _load(self, before: Stream, after: Stream) -> None:
-        """Both sides as tables of the engine: they are asked several times, and each stream is read once."""
+    @contextlib.contextmanager
+    def _registered(self, before: Stream, after: Stream) -> Iterator[None]:
+        """Both sides as ``a`` and ``b``."""
         for name, stream in (("a", before), ("b", after)):
-            self._connection.register("incoming", stream)
-            with self._own_errors([stream]):
-                self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM incoming")
-            self._connection.unregister("incoming")
+            self._connection.register(name, stream)
+        try:
+            yield
+        finally:
+            for name in "ab":
+                self._connection.unregister(name)
 
-    def _found(self, query: str, limit: int) -> Found:
-        """How many rows a query has, and the numbers of the first ones."""
-        rows = self._all(f"SELECT {ROW}, COUNT(*) OVER () AS n FROM ({query}) ORDER BY {ROW} LIMIT {limit}")
-        return Found(int(rows[0][1]) if rows else 0, [int(row) for row, _ in rows])
-
-    def _scalar(self, query: str) -> int:
-        return int(self._all(query)[0][0])
-
-    def _all(self, query: str) -> list[tuple[Any, ...]]:
-        with self._own_errors([]):
+    def _all(self, query: str, *streams: Stream) -> list[tuple[Any, ...]]:
+        with self._own_errors(streams):
             return list(self._connection.execute(query).fetchall())
 
     @contextlib.contextmanager

@@ -47,24 +47,20 @@ class Polars:
         self, before: Stream, after: Stream, *, key: Sequence[str], rest: Sequence[str], limit: int
     ) -> Keyed:
         a, b = (self._run(self._lazy(stream)) for stream in (before, after))
-        one, two = (side.group_by(key).len().filter(pl.col("len") > 1).height for side in (a, b))
-        if one or two:
-            return Keyed(repeated=(one, two))
         shared: dict[str, Any] = {"on": list(key), "nulls_equal": True}
         matched = a.join(b, how="inner", suffix=_AFTER, **shared)
-        flags = [pl.col(c).ne_missing(pl.col(f"{c}{_AFTER}")).alias(c) for c in rest]
         differs = (
-            matched.select(ROW, f"{ROW}{_AFTER}", *flags)
-            .filter(pl.any_horizontal(*rest) if rest else False)
-            .sort(ROW)
+            pl.any_horizontal(pl.col(c).ne_missing(pl.col(f"{c}{_AFTER}")) for c in rest)
+            if rest
+            else pl.lit(False)
         )
+        changed = matched.filter(differs).select(ROW, f"{ROW}{_AFTER}").sort(ROW)
         return Keyed(
-            repeated=(0, 0),
             added=_found(b.join(a, how="anti", **shared), limit),
             removed=_found(a.join(b, how="anti", **shared), limit),
             matched=matched.height,
-            changed=differs.height,
-            changes=[(int(row[0]), int(row[1]), row[2:]) for row in differs.head(limit).rows()],
+            changed=changed.height,
+            changes=changed.head(limit).rows(),
         )
 
     def bags(

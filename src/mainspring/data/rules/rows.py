@@ -6,13 +6,11 @@ from typing import Any
 
 import narwhals as nw
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.types as pt
 
 from mainspring.data.engines import ROW
 from mainspring.data.rules.base import Check, Counts, Plan, Scan, between, check_bounded, check_bounds
 from mainspring.data.shown import MAX_SAMPLE
+from mainspring.data.values import same_as
 from mainspring.errors import InvalidInput
 from mainspring.records.data import Finding, RowCountRule, UniqueRule
 
@@ -76,18 +74,9 @@ class UniqueCheck(Check[UniqueRule]):
                     known[at] = [column[begin - first] for column in columns]
             like = np.zeros(size, dtype=bool)
             for key in filter(None, known):
-                same = [_same(column, value) for column, value in zip(columns, key, strict=True)]
+                same = [same_as(column, value) for column, value in zip(columns, key, strict=True)]
                 like |= np.logical_and.reduce(same)
             found += (first + np.flatnonzero(like)[: MAX_SAMPLE - len(found)]).tolist()
             if len(found) == MAX_SAMPLE:
                 break
         return found
-
-
-def _same(column: Any, value: pa.Scalar) -> Any:
-    """Where a column holds this value: null is null, and NaN is NaN."""
-    if not value.is_valid:
-        return pc.is_null(column).to_numpy()
-    if pt.is_floating(value.type) and value.as_py() != value.as_py():
-        return pc.fill_null(pc.is_nan(column), False).to_numpy()
-    return pc.fill_null(pc.equal(column, value), False).to_numpy()
