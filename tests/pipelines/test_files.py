@@ -78,8 +78,8 @@ def by_constant() -> str:
     return Path(CONSTANT).read_text()
 
 @step
-def by_pattern(pattern: str) -> str:
-    return "".join(Path(p).read_text() for p in sorted(glob.glob(pattern, recursive=True)))
+def by_pattern(given: str) -> str:
+    return "".join(Path(p).read_text() for p in sorted(glob.glob(given, recursive=True)))
 
 @step
 def by_pattern_in_code() -> str:
@@ -134,8 +134,8 @@ def absolute(file: str = str(Path(__file__).parent / "data" / "x.txt")):
     by_absolute(file)
 
 @pipeline
-def pattern(text: str = "**/x*.txt"):
-    by_pattern(text)
+def pattern(given: str = "**/x*.txt"):
+    by_pattern(given)
 
 @pipeline
 def pattern_in_code():
