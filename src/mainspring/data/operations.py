@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from mainspring.clock import from_us, to_us
-from mainspring.data import versions
+from mainspring.data import reports, versions
 from mainspring.data.versions import NewVersion
-from mainspring.errors import CheckFailed, Conflict, InvalidInput, MainspringError, NotFound, near
+from mainspring.errors import CheckFailed, Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.lineage.audit import DAMAGED, event_of, rows_of
+from mainspring.lineage.audit import event_of, rows_of
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
 from mainspring.records.base import check_name, from_json, to_json
@@ -29,7 +29,7 @@ from mainspring.records.data import (
     RowDiff,
     VersionPage,
 )
-from mainspring.records.lineage import Event, ref
+from mainspring.records.lineage import ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
 from mainspring.storage.failpoints import declare, failpoint
@@ -42,7 +42,6 @@ declare("data.staged", "data.stored", "data.committed")
 
 TABLE_PATH = "table.parquet"
 MAX_RULES = 200
-_EVENT_ROWS = 3
 
 
 class Data:
@@ -268,7 +267,7 @@ class Data:
                 decision.event(
                     "dataset.checked",
                     ref("dataset_version", version.id),
-                    _summary(new.dataset, findings) | {"version": version.number},
+                    reports.summary(new.dataset, findings) | {"version": version.number},
                 )
             decision.done(version)
         failpoint("data.committed")
@@ -288,9 +287,18 @@ class Data:
             event = decision.event(
                 "dataset.checked",
                 ref("dataset_version", row["id"]),
-                _summary(dataset, findings) | {"version": int(row["number"])},
+                reports.summary(dataset, findings) | {"version": int(row["number"])},
             )
-            return decision.done(self._report(dataset, row["id"], int(row["row_count"]), findings, event.id))
+            return decision.done(
+                reports.report(
+                    dataset,
+                    row["id"],
+                    int(row["row_count"]),
+                    findings,
+                    at=self._base.clock.now(),
+                    event=event.id,
+                )
+            )
 
     @operation(role=Role.VIEWER)
     def refusals(self, *, dataset: str, limit: int = 20) -> list[CheckReport]:
@@ -301,7 +309,7 @@ class Data:
             rows = rows_of(
                 tx, where, [self._base.project, ref("dataset", dataset)], f"ORDER BY seq DESC LIMIT {max(1, min(limit, 100))}"
             )  # fmt: skip
-        return [_refusal(dataset, event_of(row)) for row in rows]
+        return [reports.refusal(dataset, event_of(row)) for row in rows]
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def profile(self, *, dataset: str, selector: str = "latest") -> Profile:
@@ -462,23 +470,8 @@ class Data:
         with open_engine(folder=folder) as engine:
             return run_checks(source, rules, now=self._base.clock.now(), engine=engine)
 
-    def _report(
-        self, dataset: str, version: str | None, rows: int, findings: list[Finding], event: str | None
-    ) -> CheckReport:
-        bad = [f for f in findings if not f.passed]
-        return CheckReport(
-            dataset=dataset,
-            version=version,
-            rows=rows,
-            passed=not bad,
-            refused=any(f.rule.refuse for f in bad),
-            findings=findings,
-            at=self._base.clock.now(),
-            event=event,
-        )
-
     def _refuse_if(self, dataset: str, rows: int, findings: list[Finding]) -> None:
-        report = self._report(dataset, None, rows, findings, None)
+        report = reports.report(dataset, None, rows, findings, at=self._base.clock.now())
         if not report.refused:
             return
         bad = [f for f in findings if not f.passed]
@@ -486,11 +479,11 @@ class Data:
             event = decision.event(
                 "dataset.refused",
                 ref("dataset", dataset),
-                _summary(dataset, findings) | {"report": msgspec.to_builtins(_trimmed(report))},
+                reports.summary(dataset, findings) | {"report": msgspec.to_builtins(reports.trimmed(report))},
             )
         raise CheckFailed(
             f"{len(bad)} of {len(findings)} checks failed, nothing was committed: "
-            + "; ".join(_line(f) for f in bad[:5]),
+            + "; ".join(reports.line(f) for f in bad[:5]),
             value=", ".join(f.rule.__struct_config__.tag for f in bad),  # type: ignore[misc]
             place=f"dataset {dataset!r}",
             next_step=f"Correct the data or the rule; event {event.id} keeps the failing rows.",
@@ -527,55 +520,3 @@ class Data:
                 )
                 decision.refer(kept, versions.owner_of(dataset, str(row["id"])))
         return stored if kept == stored.digest else ObjectRef(digest=kept, size=len(base.objects.read(kept)))
-
-
-def _summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
-    bad = [f for f in findings if not f.passed]
-    return {
-        "dataset": dataset,
-        "rules": len(findings),
-        "failed": [
-            {
-                "rule": msgspec.to_builtins(f.rule),
-                "failing": f.failing,
-                "rows": f.rows,
-                "reason": f.reason,
-                "groups": f.groups[:10],
-            }
-            for f in bad
-        ],
-    }
-
-
-def _refusal(dataset: str, event: Event) -> CheckReport:
-    """What an event says of a refusal; a row that cannot be read is shown as one, and hides no other."""
-    try:
-        found: CheckReport = from_json(msgspec.json.encode(event.data["report"]), CheckReport)
-    except (KeyError, MainspringError) as error:
-        reason = event.data.get("reason") if event.kind == DAMAGED else f"its report cannot be read: {error}"
-        return CheckReport(
-            dataset=dataset, version=None, rows=0, passed=False, refused=True, findings=[], at=event.at, event=event.id,
-            damaged=f"event {event.seq}: {reason} Run 'mainspring audit verify'.",
-        )  # fmt: skip
-    return msgspec.structs.replace(found, event=event.id)
-
-
-def _trimmed(report: CheckReport) -> CheckReport:
-    """The report as an event keeps it: failed rules only, a few rows of each."""
-    findings = [
-        msgspec.structs.replace(f, sample=f.sample[:_EVENT_ROWS]) for f in report.findings if not f.passed
-    ]
-    return msgspec.structs.replace(report, findings=findings)
-
-
-def _line(finding: Finding) -> str:
-    """One failed rule for a person: what, how many, and a row that shows it."""
-    from mainspring.data.checks import columns_of_rule
-
-    names = ", ".join(columns_of_rule(finding.rule))
-    text = f"{finding.rule.__struct_config__.tag}({names}): {finding.reason}"
-    if finding.sample:
-        first = finding.sample[0]
-        shown = dict(list(first.values.items())[:4])
-        text += f", e.g. row {first.row} {shown}"
-    return text
