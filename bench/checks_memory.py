@@ -114,7 +114,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2])))
         return
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000_000
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 2_000_000
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place), rows)
         print(

@@ -109,7 +109,7 @@ def test_row_numbers_go_on_from_batch_to_batch() -> None:
 def test_duckdb_spills_into_its_folder_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen red: without a folder of its own DuckDB spills into `.tmp` of the working directory, and leaves that there."""
+    """Seen red: without a folder of its own the engine spilled, and elsewhere."""
     from mainspring.data.engines import duckdb
     from mainspring.records.data import UniqueRule
 
