@@ -366,3 +366,13 @@ def test_label_rate_refuses_a_positive_that_is_no_class(values: list[Any], posit
     finding = one({"y": values}, LabelRateRule(column="y", low=0.0, high=1.0, positive=positive))
     assert not finding.passed
     assert f"never {positive!r}" in finding.reason
+
+
+def test_numbers_and_times_beyond_an_engine_or_a_calendar_are_findings() -> None:
+    """Seen red: the engine's own exception for a number of more than 128 bits, and OverflowError for a class beyond the year 9999."""
+    held = one({"i": pa.array([1, 2, None], pa.int8())}, SetRule(column="i", allowed=[1, 300, 1e300]))
+    assert [r.row for r in held.sample] == [1]
+    far = one(
+        {"t": pa.array([2**62], pa.timestamp("us"))}, LabelRateRule(column="t", low=0, high=1, positive=1)
+    )
+    assert "never 1" in far.reason
