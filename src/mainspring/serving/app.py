@@ -14,7 +14,15 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput, MainspringError, NotFound, Unavailable, near
+from mainspring.errors import (
+    InvalidInput,
+    MainspringError,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    near,
+)
 from mainspring.records.base import new_id
 from mainspring.records.classes import LabelReader
 from mainspring.records.labels import Feedback, is_issued_id
@@ -22,7 +30,6 @@ from mainspring.serving import answers, v2
 from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
 from mainspring.serving.core import Answer, Core
-from mainspring.serving.problems import MethodNotAllowed, Overloaded
 from mainspring.serving.repeats import HEADER, Kept, Repeats
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 from mainspring.serving.wire import (

@@ -14,14 +14,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from mainspring.errors import MainspringError
+from mainspring.errors import MainspringError, ModelFailed
 from mainspring.records.serving import LoggedPrediction, LoggedShadow
 from mainspring.serving.admission import Admission
 from mainspring.serving.codec import Call
 from mainspring.serving.log import PredictionLog
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.problems import ModelFailed
 from mainspring.serving.routing import choose
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 

@@ -20,11 +20,10 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import DeadlineExceeded, MainspringError, Unavailable, from_dict
+from mainspring.errors import DeadlineExceeded, MainspringError, ModelFailed, Unavailable, from_dict
 from mainspring.serving.admission import Places
 from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.problems import ModelFailed
 
 logger = logging.getLogger("mainspring.serving")
 

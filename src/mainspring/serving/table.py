@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from mainspring.errors import Corrupt, InvalidInput
+from mainspring.errors import Corrupt, InvalidInput, ModelFailed
 from mainspring.records.models import Package, Signature, Task
 from mainspring.records.serving import Deployment, RouteTable, misfit
 from mainspring.serving.codec import RowCodec
@@ -26,7 +26,6 @@ from mainspring.serving.hosting import Hosted, Nursery
 from mainspring.serving.metrics import Metrics, Series
 from mainspring.serving.model_process import BATCH
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.problems import ModelFailed
 from mainspring.serving.routing import edges
 from mainspring.serving.wire import JSON_LINES
 
