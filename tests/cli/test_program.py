@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -30,7 +31,10 @@ def test_a_process_ends_as_python_does_with_arrow_and_without(
 ) -> None:
     """Seen red for pyarrow without each of: the exit functions, the threads, the flush, the status."""
     script = SCRIPT.format(library=library, arguments=arguments)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=buffered, capture_output=True, text=True, check=False
+    )
     assert done.returncode == status, done.stderr
     assert done.stdout.startswith("without a newline")
     assert done.stdout.endswith("threads were joined\nexit functions ran\n")
