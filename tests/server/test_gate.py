@@ -184,6 +184,18 @@ def test_d02_a_declared_excess_is_refused_before_a_byte_is_read() -> None:
     assert call([*HEADERS.items(), ("content-length", "1"), ("content-length", "2")], method="POST")[0] == 422
 
 
+def test_d02_what_really_arrives_is_counted() -> None:
+    """D02, the gate's own bound. Seen red with its limit a thousand times as high."""
+    ten = [b"x" * 10] * 10
+    assert call(method="POST", body=ten, max_body=100)[0] == 200
+    status, _, body = call(method="POST", body=[*ten, b"x"], max_body=100)
+    assert (status, b"too_large" in body) == (413, True)
+    assert (
+        call([*HEADERS.items(), ("content-length", "5")], method="POST", body=[*ten, b"x"], max_body=100)[0]
+        == 413
+    )
+
+
 def test_without_a_token_a_browser_is_sent_to_the_login_page() -> None:
     status, headers, _ = call({"host": "localhost", "accept": "text/html"}, path="/models")
     assert (status, headers["location"]) == (303, "/login")
