@@ -422,7 +422,7 @@ def test_a_model_is_warmed_up_with_a_row_it_knows(tmp_path: Path, example: bool)
     if not example:
         del manifest["example"]
         (tmp_path / "p" / "model.json").write_text(json.dumps(manifest))
-    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0)
+    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0, max_rows=1000)
     assert (version.single_us > 0) is example
     assert why is not None
     assert len(version.scores({"colour": ["green"]}, 1)) == 1

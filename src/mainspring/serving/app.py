@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -142,6 +143,7 @@ class App:
         async def predict(ident: str) -> _Done:
             if len(body) > _INLINE_BODY:
                 call = await self.core.admission.run(lambda: deployment.codec.decode(body))
+                call = replace(call, large=True)
             else:
                 call = deployment.codec.decode(body)
             call = _with_headers(call, headers)
@@ -351,6 +353,7 @@ class App:
                 call, request = await self.core.admission.run(
                     lambda: self._v2.decode(body, deployment.signature)
                 )
+                call = replace(call, large=True)
             else:
                 call, request = self._v2.decode(body, deployment.signature)
             outputs = v2.wanted(request, deployment.signature)
@@ -489,7 +492,7 @@ def _with_headers(call: Call, headers: Headers) -> Call:
         if len(key) > 256:
             raise InvalidInput("the routing key is too long", value=len(key), place="Mainspring-Key")
         shown = key.decode("latin-1")
-    return Call(call.columns, call.rows, shown, event_us)
+    return replace(call, key=shown, event_us=event_us)
 
 
 def _method(method: str, allowed: str) -> MethodNotAllowed:

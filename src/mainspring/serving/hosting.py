@@ -22,7 +22,7 @@ import msgspec
 
 from mainspring.errors import DeadlineExceeded, MainspringError, Unavailable, from_dict
 from mainspring.serving.admission import Places
-from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked
+from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked, memory_for
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.problems import ModelFailed
 
@@ -65,8 +65,7 @@ class Nursery:
         asked = Asked(
             digest=digest,
             form=form,
-            # A model needs its own size some times over to be parsed: that is no sign of anything.
-            memory_mb=options.model_memory_mb + (4 * sum(f.stat().st_size for f in folder.iterdir()) >> 20),
+            memory_mb=memory_for(folder, options),
             inline_ms=options.inline_ms,
             max_rows=options.max_rows,
             deadline_s=options.load_deadline_s,

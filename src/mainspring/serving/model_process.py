@@ -32,8 +32,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from mainspring.errors import MainspringError
+from mainspring.errors import MainspringError, Unavailable
 from mainspring.serving.isolation import code_places
+from mainspring.serving.options import ServeOptions
 from mainspring.serving.sandbox import confine, die_with_parent
 
 MAX_MESSAGE = 32 << 10
@@ -48,6 +49,9 @@ LIBRARIES = {
     "skops": ("numpy", "sklearn.pipeline", "skops.io", "mainspring.models.formats.skops"),
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+TOO_LARGE = Unavailable("the model does not fit into its memory limit")
 
 
 class Asked(msgspec.Struct, forbid_unknown_fields=True):
@@ -133,6 +137,22 @@ def import_libraries(form: str) -> None:
             importlib.import_module(name)
 
 
+def memory_for(folder: Path, options: ServeOptions) -> int:
+    """What the package in ``folder`` may allocate, in MiB. It needs its own size some times over to be parsed: that is no sign
+    of anything."""
+    return options.model_memory_mb + (4 * sum(f.stat().st_size for f in folder.iterdir()) >> 20)
+
+
+def address_space() -> int | None:
+    """Ours in bytes, None where the system does not tell. It must be asked before the process is confined."""
+    memory = _open("/proc/self/statm")
+    try:
+        return _size(memory)
+    finally:
+        if memory >= 0:
+            os.close(memory)
+
+
 def _open(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY)
@@ -153,20 +173,17 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
     control.send(b'{"event":"begun"}')
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     confine(read=[folder], write=[], mode=sandbox)
-    _bound_memory(size, asked.memory_mb)
+    bound_memory(size, asked.memory_mb)
     signal.alarm(math.ceil(asked.deadline_s))  # nobody else could end a load that hangs
     try:
-        version, why = open_version(folder, asked.digest, inline_ms=asked.inline_ms)
+        version, why = open_version(folder, asked.digest, inline_ms=asked.inline_ms, max_rows=asked.max_rows)
         if why is None and asked.max_rows and not _survives(lambda: version.try_rows(asked.max_rows)):
             why = f"{asked.max_rows} rows take more memory or time than a server's own process may spend"
         told: dict[str, Any] = {"event": "loaded", "why": why, "single_us": version.single_us}
     except MainspringError as error:
         told = {"event": "failed", "error": error.to_dict()}
     except MemoryError:
-        told = {
-            "event": "failed",
-            "error": {"code": "unavailable", "message": "the model does not fit into its memory limit"},
-        }
+        told = {"event": "failed", "error": TOO_LARGE.to_dict()}
     control.send(json.dumps(told, default=str).encode()[:MAX_MESSAGE])
     signal.alarm(0)
     predictors: dict[str, int] = {}
@@ -187,7 +204,8 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
         stream.close()
 
 
-def _bound_memory(size: int | None, memory_mb: int) -> None:
+def bound_memory(size: int | None, memory_mb: int) -> None:
+    """Let this process allocate ``memory_mb`` beside ``size``, the address space it has; write no core dump, open few files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
     if size is not None:
