@@ -36,6 +36,7 @@ from mainspring.errors import MainspringError, Unavailable
 from mainspring.serving.isolation import code_places
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.sandbox import confine, die_with_parent
+from mainspring.serving.seccomp import refuse_processes
 
 MAX_MESSAGE = 32 << 10
 LENGTH = struct.Struct("<I")
@@ -87,8 +88,9 @@ def _child(parent: int, work: Callable[[], None], *, close: list[int]) -> NoRetu
             signal.signal(
                 number, signal.SIG_IGN
             )  # the parent decides; we end when its end of the socket closes
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1):  # the options come on one, what the server says of itself goes to the other
+            os.dup2(null, standard)
         os.close(null)
         for fd in close:
             with contextlib.suppress(OSError):
@@ -172,7 +174,7 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
 
     control.send(b'{"event":"begun"}')
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    confine(read=[folder], write=[], mode=sandbox)
+    confine(read=[folder], write=[], mode=sandbox, processes=True)
     bound_memory(size, asked.memory_mb)
     signal.alarm(math.ceil(asked.deadline_s))  # nobody else could end a load that hangs
     try:
@@ -199,7 +201,11 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
         parent, stream = os.getpid(), socket.socket(fileno=fds[0])
         pid = os.fork()
         if pid == 0:
-            _child(parent, functools.partial(_predict_forever, version, stream), close=[control.fileno()])
+            _child(
+                parent,
+                functools.partial(_predict_forever, version, stream, sandbox),
+                close=[control.fileno()],
+            )
         predictors[data.decode()] = pid
         stream.close()
 
@@ -225,8 +231,10 @@ def _survives(work: Callable[[], None]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _predict_forever(version: Any, stream: socket.socket) -> None:
+def _predict_forever(version: Any, stream: socket.socket, sandbox: str) -> None:
     """Answer requests, each a length and a msgpack ``[rows, columns]``, until the other end closes."""
+    if sandbox != "off":
+        refuse_processes()
     decode, encode = msgspec.msgpack.Decoder(tuple[int, dict[str, list[Any]]]).decode, msgspec.msgpack.encode
     with stream.makefile("rb") as incoming:
         while head := incoming.read(LENGTH.size):
