@@ -266,6 +266,24 @@ def test_X05_files_of_the_project_do_not_reach_the_server(
     assert not marker.exists(), marker.read_text()
 
 
+@pytest.mark.parametrize("name", ["uvloop", "sklearn", "numpy"])
+def test_X05_a_folder_on_the_path_is_no_place_of_libraries(name: str, tmp_path: Path) -> None:
+    """A file of the user's with the name of a library, on ``PYTHONPATH``: its folder, with all that lies in it, stays off the path of
+    our children. Seen red with libraries looked for there as where packages are installed."""
+    (tmp_path / f"{name}.py").touch()
+    code = "from mainspring.serving.isolation import command; print(command('module')[-2])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    places = json.loads(done.stdout)
+    assert str(tmp_path) not in places
+    assert places
+
+
 def test_X05_the_server_hands_no_secret_on(
     tmp_path: Path, packages: Callable[[float], Path], start: Any
 ) -> None:
