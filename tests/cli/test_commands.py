@@ -250,7 +250,7 @@ def test_no_server_answers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_command_elsewhere_makes_no_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Seen red with _check_project emptied."""
+    """Seen red with check_project emptied."""
     shell = Shell(tmp_path, capsys)
     assert "mainspring init" in _failed(shell("status"), code="not_found", exit_code=3)
     assert list(tmp_path.iterdir()) == []
