@@ -351,3 +351,15 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _commands(command, f"{prefix}{name} ")
         else:
             yield f"{prefix}{name}", command
+
+
+def test_serve_has_the_options_of_the_module_and_each_is_one_of_the_server() -> None:
+    """Seen red before ``serve`` had a spare, a deadline and the memory of models."""
+    from mainspring.cli.servers import serve
+    from mainspring.serving.__main__ import _parser
+    from mainspring.serving.options import ServeOptions
+
+    of_module = {a.dest for a in _parser()._actions} - {"help", "bundle"}  # noqa: SLF001 - there is no other list
+    of_command = {p.name for p in serve.params} - {"deployment"}
+    assert of_command == of_module
+    assert of_command - {"api_key_file"} <= set(ServeOptions.__struct_fields__)

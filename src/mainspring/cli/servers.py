@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mainspring.workspace import Workspace
 
 
+SECONDS = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+
+
 @click.command()
 @click.option("--host", help="Address of the control plane (default: 127.0.0.1, or [server] host).")
 @click.option("--port", type=int, help="Its port (default: 8700, or [server] port); 0 for any free one.")
@@ -138,6 +142,41 @@ def up(
     multiple=True,
     metavar="NAME",
     help="A further host name to answer for; repeat for more.",
+)
+@click.option(
+    "--deadline", "deadline_s", type=SECONDS, help="Seconds for a prediction, then 504 (default: 10)."
+)
+@click.option("--max-rows", type=COUNT, help="Rows in one request (default: 10000).")
+@click.option("--max-body", type=COUNT, metavar="BYTES", help="Size of one request (default: 16 MiB).")
+@click.option(
+    "--head-deadline",
+    "head_deadline_s",
+    type=SECONDS,
+    help="Seconds for the head of a request (default: 10).",
+)
+@click.option(
+    "--body-deadline",
+    "body_deadline_s",
+    type=SECONDS,
+    help="Seconds for its body, and for a client to take in the answer (default: 30).",
+)
+@click.option("--slots", type=COUNT, help="Predictions in threads at once (default: 2).")
+@click.option("--queue", type=click.IntRange(min=0), help="Requests that may wait for one (default: 64).")
+@click.option("--memory-mb", type=COUNT, help="Address space of the worker (default: not bounded).")
+@click.option(
+    "--model-memory-mb",
+    type=COUNT,
+    help="What a model in a process of its own may allocate (default: 1024).",
+)
+@click.option(
+    "--spare/--no-spare",
+    default=None,
+    help="Keep a second worker loaded, so that a dead one is replaced at once (default), or save its memory.",
+)
+@click.option(
+    "--log-mode",
+    type=click.Choice(["best_effort", "required"]),
+    help="When predictions cannot be logged: serve and count them (default), or answer 503.",
 )
 @click.option(
     "--sandbox", type=click.Choice(["auto", "require", "off"]), help="Confine the worker (default: auto)."
