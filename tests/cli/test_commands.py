@@ -359,7 +359,7 @@ def test_serve_has_the_options_of_the_module_and_each_is_one_of_the_server() -> 
     from mainspring.serving.__main__ import _parser
     from mainspring.serving.options import ServeOptions
 
-    of_module = {a.dest for a in _parser()._actions} - {"help", "bundle"}  # noqa: SLF001 - there is no other list
+    of_module = {a.dest for a in _parser()._actions} - {"help", "bundle"}
     of_command = {p.name for p in serve.params} - {"deployment"}
     assert of_command == of_module
     assert of_command - {"api_key_file"} <= set(ServeOptions.__struct_fields__)

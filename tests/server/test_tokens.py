@@ -44,8 +44,8 @@ def people(shop_workspace: Workspace) -> Iterator[dict[str, str]]:
         tokens.revoke(f"a-{role}")
 
 
-def as_(url: str, token: str) -> httpx2.Client:
-    headers = {"authorization": f"Bearer {token}", "accept": "text/html"}
+def as_(url: str, token: str, accept: str = "text/html") -> httpx2.Client:
+    headers = {"authorization": f"Bearer {token}", "accept": accept}
     return httpx2.Client(base_url=url, headers=headers, trust_env=False, timeout=60)
 
 
@@ -61,7 +61,7 @@ def test_a02_a_token_of_the_command_line_lets_in_and_its_end_shuts_out(
     assert (told["name"], told["role"]) == ("ada", "viewer")
     address = f"/api/v1/{shop_workspace.project}"
     with (
-        as_(shop_server, told["token"]) as ada,
+        as_(shop_server, told["token"], "application/json") as ada,
         httpx2.Client(base_url=shop_server, trust_env=False) as browser,
     ):
         assert ada.get(f"{address}/models/list").status_code == 200
@@ -72,7 +72,7 @@ def test_a02_a_token_of_the_command_line_lets_in_and_its_end_shuts_out(
         assert [t["name"] for t in command(shop.root, "list", "--json") if t["name"] == "ada"]
         command(shop.root, "revoke", "ada")
         assert ada.get(f"{address}/models/list").status_code == 401
-        assert browser.get("/").status_code == 401
+        assert browser.get("/", headers={"accept": "application/json"}).status_code == 401
     kept = (shop_workspace.settings.home / FILE).read_text()
     assert told["token"] not in kept
 
