@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import socket
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mainspring.serving.hosting import _exchange
+from mainspring.serving.model_process import LENGTH
 from mainspring.serving.table import Version, open_version
 
 pytestmark = pytest.mark.timeout(900)
@@ -123,3 +127,19 @@ def test_d03_a_cost_that_grows_faster_than_the_rows_is_tried_out(tmp_path: Path)
     version, why = opened(tmp_path / "pairs", pairs())
     assert why is None
     assert version.inline_rows <= 512
+
+
+def test_d03_an_answer_larger_than_its_rows_is_not_read() -> None:
+    """A model's process that was taken over sends lists of lists, which become gigabytes here. One bound of 64 MiB for all would let
+    them in."""
+
+    async def ask(size: int) -> bytes:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            theirs.sendall(LENGTH.pack(size) + b"x" * min(size, 100))
+            return await _exchange(ours, b"", 100)
+
+    assert asyncio.run(ask(100)) == b"x" * 100
+    with pytest.raises(EOFError):
+        asyncio.run(ask(101))

@@ -213,7 +213,9 @@ def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeO
             "a package named by the route table is not in the bundle", value=digest, place=str(folder)
         )
     package = formats.verify(folder)
-    host = Hosted(nursery, folder, digest, package.format, options)
+    host = Hosted(
+        nursery, folder, digest, package.format, options, width=max(1, len(package.signature.classes))
+    )
     if host.loaded.why is None:
         host.close()
         version, why = open_version(folder, digest, inline_ms=options.inline_ms, max_rows=options.max_rows)

@@ -137,7 +137,8 @@ def _reads_no_files(schema: Any) -> bool:
     for node in nodes:
         if f"{node.get('__module__')}.{node.get('__class__')}" in READERS:
             state = node.get("content")
-            if node.get("__loader__") != "ObjectNode" or not _takes_content(state):
+            plain = node.get("__loader__") == "ObjectNode" and isinstance(state, dict)
+            if not plain or state is None or not _takes_content(state):
                 return False
             states.add(state.get("__id__"))
             inputs.add(state["content"]["input"].get("__id__"))
