@@ -130,14 +130,14 @@ def test_d03_a_cost_that_grows_faster_than_the_rows_is_tried_out(tmp_path: Path)
 
 
 def test_d03_an_answer_larger_than_its_rows_is_not_read() -> None:
-    """A model's process that was taken over sends lists of lists, which become gigabytes here. One bound of 64 MiB for all would let
-    them in."""
+    """A model's process that was taken over sends lists of lists, which become gigabytes here. Seen red with one bound of 64 MiB for
+    all of them."""
 
     async def ask(size: int) -> bytes:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.setblocking(False)
-            theirs.sendall(LENGTH.pack(size) + b"x" * min(size, 100))
+            theirs.sendall(LENGTH.pack(size) + b"x" * size)
             return await _exchange(ours, b"", 100)
 
     assert asyncio.run(ask(100)) == b"x" * 100
