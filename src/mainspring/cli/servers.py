@@ -296,9 +296,10 @@ def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[su
             str(port),
             "--poll",
             str(poll_s),
+            "--end-with-stdin",  # our end closes however we end, SIGKILL included
         ),
         stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         text=True,
         cwd=isolation.NEUTRAL,
         env=isolation.environment(),
