@@ -51,6 +51,11 @@ COUNT = click.IntRange(min=1)
     show_default=True,
     help="Seconds between the inference server's looks at its routes.",
 )
+@click.option(
+    "--end-with-stdin",
+    is_flag=True,
+    help="End when standard input is closed: when whoever started this is gone.",
+)
 @json_option
 @with_workspace
 def up(
@@ -62,6 +67,7 @@ def up(
     serving: bool,
     serving_port: int | None,
     poll_s: float,
+    end_with_stdin: bool,
     as_json: bool,
 ) -> None:
     """Server, pages, loop and inference for this project, until Ctrl-C."""
@@ -104,6 +110,8 @@ def up(
             say(f"inference  {inference or '(not started)'}")
             say("Ctrl-C ends all.")
 
+    if end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     workspace.deploy.publish()
     try:
         serve(workspace, options, ready=ready)
@@ -321,6 +329,12 @@ def _drain(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None  # noqa: S101
     for _ in process.stdout:
         pass
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(process: subprocess.Popen[str]) -> None:
