@@ -100,6 +100,7 @@ def test_d03_a_tree_that_leads_round_in_circles_stops_nobody_else(bundle: Any, s
     ``tree_steps`` not asked: the tree was taken onto the event loop, and nobody was answered any more."""
     hosting.publish(bundle, hosting.add(bundle, "slow", hosting.onnx_package(endless(), {"x0": 0.0})))
     client = start(bundle, "--deadline", "2", "--no-spare").client()
+    hosting.until(lambda: "slow" in hosting.versions(client), "it is loaded, however long that takes")
     assert hosting.versions(client)["slow"]["own_process"]
     hosting.until(lambda: hosting.ask(client, 0.0)[0] == 200, "it answers what it can")
     status, told = hosting.ask(client, 50.0)
