@@ -143,6 +143,7 @@ def test_d03_steps_that_a_value_asks_for_are_stopped_and_nobody_else_waits(bundl
     publish(bundle, add(bundle, "slow", onnx_package(counting(steps=True))))
     server = start(bundle, "--deadline", "5", "--no-spare")
     client, other = server.client(), server.client()
+    until(lambda: "slow" in versions(other), "it is loaded, however long that takes")
     assert versions(other)["slow"]["own_process"]
     assert not versions(other)["d"]["own_process"]
     until(lambda: ask(client, 10)[0] == 200, "it answers small requests")
@@ -182,6 +183,7 @@ def test_models_of_other_formats_have_a_process_of_their_own_and_answer_many_cli
 ) -> None:
     publish(bundle, add(bundle, "slow", skops_package))
     server = start(bundle, "--no-spare")
+    until(lambda: "slow" in versions(server.client()), "it is loaded, however long that takes")
     assert versions(server.client())["slow"]["own_process"]
     found: list[tuple[int, bytes]] = []
 
@@ -422,7 +424,7 @@ def test_a_model_is_warmed_up_with_a_row_it_knows(tmp_path: Path, example: bool)
     if not example:
         del manifest["example"]
         (tmp_path / "p" / "model.json").write_text(json.dumps(manifest))
-    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0)
+    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0, max_rows=1000)
     assert (version.single_us > 0) is example
     assert why is not None
     assert len(version.scores({"colour": ["green"]}, 1)) == 1

@@ -100,7 +100,7 @@ class Core:
         A target that is not the champion and fails is stood in for by the champion; its failure is logged and counted. Raises
         what the champion raised, :class:`Overloaded` or :class:`DeadlineExceeded`.
         """
-        if pinned is None and call.rows <= deployment.inline_rows:
+        if pinned is None and call.rows <= deployment.inline_rows and not call.large:
             return self.predict_inline(deployment, call, ident=ident, number=number)
         asked = _Asked(call, ident, number)
         target = pinned or self._route(deployment, call.key or ident)
@@ -168,7 +168,7 @@ class Core:
         version = target.version
         if version.host is not None:
             return await version.hosted(version.host, call.columns, call.rows)
-        if call.rows <= version.inline_rows:
+        if call.rows <= version.inline_rows and not call.large:
             return version.scores(call.columns, call.rows)
         return await self.admission.run(lambda: version.scores(call.columns, call.rows))
 
@@ -252,7 +252,7 @@ class Core:
         try:
             if version.host is not None:
                 scores = await version.hosted(version.host, call.columns, call.rows, lane="shadow")
-            elif call.rows <= version.inline_rows:
+            elif call.rows <= version.inline_rows and not call.large:
                 scores = version.scores(call.columns, call.rows)
             else:
                 scores = await self._shadow_pool.run(lambda: version.scores(call.columns, call.rows))
