@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import DeadlineExceeded, MainspringError, Unavailable, from_dict
+from mainspring.errors import DeadlineExceeded, InvalidInput, MainspringError, Unavailable, from_dict
 from mainspring.serving.admission import Places
 from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked
 from mainspring.serving.options import ServeOptions
@@ -33,9 +33,22 @@ _IMPORT_S = 600.0
 _REVIVE_S = (0.0, 1.0, 5.0, 30.0)
 
 
+class _Refusal(msgspec.Struct):
+    """What is wrong with a row. Its class and code are ours to say, whatever the process sends."""
+
+    message: str
+    value: str | None = None
+    place: str | None = None
+    next_step: str | None = None
+
+    def error(self) -> InvalidInput:
+        return InvalidInput(self.message, value=self.value, place=self.place, next_step=self.next_step)
+
+
 class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     scores: list[Any] | None = None
     error: str | None = None
+    refused: _Refusal | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -127,8 +140,8 @@ class Hosted:
     async def scores(
         self, columns: Mapping[str, Sequence[Any]], rows: int, *, lane: str = "primary"
     ) -> list[Any]:
-        """What the model answers, unchecked. Raises :class:`ModelFailed`, :class:`DeadlineExceeded`, ``Overloaded`` or
-        :class:`Unavailable` while its process is being made anew."""
+        """What the model answers, unchecked. Raises :class:`InvalidInput` (it refuses a row), :class:`ModelFailed`,
+        :class:`DeadlineExceeded`, ``Overloaded`` or :class:`Unavailable` while its process is being made anew."""
         return await self._lanes[lane].ask(_encode([rows, columns]))
 
     def serve(self, lane: str) -> socket.socket:
@@ -199,6 +212,8 @@ class _Lane:
             except BaseException:
                 self._replace(stream)
                 raise
+        if reply.refused is not None:
+            raise reply.refused.error()
         if reply.scores is None:
             raise ModelFailed(f"the model failed: {reply.error}")
         return reply.scores
