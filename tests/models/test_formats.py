@@ -15,7 +15,7 @@ import pytest
 
 from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.models import formats
-from mainspring.records.models import Task
+from mainspring.records.models import Column, Signature, Task
 
 
 def _family(name: str) -> Any:
@@ -293,3 +293,40 @@ def test_loading_onnx_imports_neither_sklearn_nor_a_database(saved_logistic: Pat
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_several_targets_at_once_are_refused_by_name(tmp_path: Path) -> None:
+    """Seen red: a bare ValueError of NumPy, "the model answers in another shape" as corrupt data, or a bare IndexError."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.multioutput import MultiOutputClassifier
+
+    x = np.linspace(-1, 1, 60)[:, None]
+    two = np.hstack([x > 0, x > 0.3]).astype(int)
+    three = np.hstack([two, x > 0.5]).astype(int)
+    cases: list[tuple[Any, Any, Task]] = [
+        (RandomForestRegressor(2), np.hstack([x, x]), Task.REGRESSION),
+        (RandomForestClassifier(2), two, Task.BINARY),
+        (MultiOutputClassifier(LogisticRegression()), two, Task.BINARY),
+        (OneVsRestClassifier(LogisticRegression()), two, Task.BINARY),
+        (OneVsRestClassifier(LogisticRegression()), three, Task.MULTICLASS),
+    ]
+    for estimator, y, task in cases:
+        signature = Signature(inputs=[Column(name="x", type="float64")], task=task)
+        with pytest.raises(InvalidInput, match="several targets at once") as raised:
+            formats.save(estimator.fit(x, y), tmp_path / "p", signature=signature, sample={"x": x[:, 0]})
+        assert raised.value.next_step
+
+
+def test_a_classifier_of_names_is_no_regression(tmp_path: Path) -> None:
+    """Seen red: "could not convert string to float", without a way out."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.linspace(-1, 1, 60)
+    signature = Signature(inputs=[Column(name="x", type="float64")], task=Task.REGRESSION)
+    with pytest.raises(InvalidInput, match="answers classes, not numbers"):
+        formats.save(
+            LogisticRegression().fit(x[:, None], np.where(x > 0, "yes", "no")),
+            tmp_path / "p", signature=signature, sample={"x": x},
+        )  # fmt: skip
