@@ -330,3 +330,41 @@ def test_a_classifier_of_names_is_no_regression(tmp_path: Path) -> None:
             LogisticRegression().fit(x[:, None], np.where(x > 0, "yes", "no")),
             tmp_path / "p", signature=signature, sample={"x": x},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["onnx", "skops"])
+def test_arrow_columns_are_read_by_value(form: str, tmp_path: Path) -> None:
+    """Seen red: the null of a dictionary in chunks was the last of its values, and texts in chunks were refused."""
+    import pandas as pd
+    import pyarrow as pa
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    rows = pd.DataFrame({"x": [7.0, np.nan, 9.0, 1.0] * 10, "t": ["u", "v", "w", "v"] * 10})
+    made = make_column_transformer((SimpleImputer(), ["x"]), (OneHotEncoder(sparse_output=False), ["t"]))
+    estimator = make_pipeline(made, LinearRegression()).fit(rows, np.arange(40.0))
+    signature = formats.infer_signature(rows, task="regression")
+    formats.save(estimator, tmp_path / "p", signature=signature, sample=rows, format=form)
+    model = formats.load(tmp_path / "p")
+    want = estimator.predict(rows.iloc[:3])
+    x, t = pa.array([7.0, None, 9.0]), pa.array(["u", "v", "w"])
+    for numbers in (x, x.dictionary_encode()):
+        for texts in (t, t.dictionary_encode(), t.cast(pa.large_string()), t.cast(pa.string_view())):
+            for given in (
+                {"x": numbers, "t": texts},
+                {"x": pa.chunked_array([numbers]), "t": pa.chunked_array([texts])},
+            ):
+                assert model.predict(given) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("values", [[2**70], [1, "a"], [1 + 2j], [{"a": 1}]])
+def test_a_column_that_is_no_input_is_refused_with_its_name(values: list[Any]) -> None:
+    """Seen red: an OverflowError of Python and errors of Arrow, without the column."""
+    import pandas as pd
+
+    for table in ({"column": values}, pd.DataFrame({"column": values})):
+        with pytest.raises(InvalidInput, match="a number, a truth value or a string"):
+            formats.infer_signature(table, task="regression")
