@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import threading
@@ -95,6 +96,20 @@ def skops_package(folder: Path) -> Signature:
     return AMOUNT
 
 
+def choosy_package(folder: Path) -> Signature:
+    """A skops package whose encoder refuses what it has not learned."""
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    from mainspring.models import formats
+
+    x = np.array([1.0, 2.0, 3.0] * 10)
+    estimator = make_pipeline(OneHotEncoder(), Ridge()).fit(x[:, None], x)
+    formats.save(estimator, folder, signature=AMOUNT, sample={"x0": x}, format="skops")
+    return AMOUNT
+
+
 def publish(bundle: Any, *deployments: Deployment) -> None:
     """All of them beside deployment ``d``."""
     bundle.number += 1
@@ -176,6 +191,18 @@ def test_d03_memory_that_a_value_asks_for_is_refused_in_its_own_process(bundle: 
     assert all(p.memory_info().rss < 600 << 20 for p in worker.children(recursive=True))
     assert client.call("POST", FAST, ROW)[0] == 200
     until(lambda: ask(client, 10)[0] == 200, "it answers again")
+
+
+def test_a_row_that_a_model_in_its_own_process_refuses_is_422(bundle: Any, start: Any) -> None:
+    """Seen red: 500, "the model failed", without the value and the column."""
+    publish(bundle, add(bundle, "slow", choosy_package))
+    client = start(bundle, "--no-spare").client()
+    until(lambda: ask(client, 2.0)[0] == 200, "it answers what it knows")
+    status, body = ask(client, 7.0)
+    assert status == 422, body
+    error = json.loads(body)["error"]
+    assert (error["code"], error["value"], error["place"]) == ("invalid_input", "7.0", "column 'x0'")
+    assert ask(client, 3.0)[0] == 200
 
 
 def test_models_of_other_formats_have_a_process_of_their_own_and_answer_many_clients(

@@ -20,7 +20,14 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import DeadlineExceeded, MainspringError, ModelFailed, Unavailable, from_dict
+from mainspring.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MainspringError,
+    ModelFailed,
+    Unavailable,
+    from_dict,
+)
 from mainspring.serving.admission import Places
 from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked, memory_for
 from mainspring.serving.options import ServeOptions
@@ -35,9 +42,22 @@ _IMPORT_S = 600.0
 _REVIVE_S = (0.0, 1.0, 5.0, 30.0)
 
 
+class _Refusal(msgspec.Struct):
+    """What is wrong with a row. Its class and code are ours to say, whatever the process sends."""
+
+    message: str
+    value: str | None = None
+    place: str | None = None
+    next_step: str | None = None
+
+    def error(self) -> InvalidInput:
+        return InvalidInput(self.message, value=self.value, place=self.place, next_step=self.next_step)
+
+
 class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     scores: list[Any] | None = None
     error: str | None = None
+    refused: _Refusal | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -131,8 +151,8 @@ class Hosted:
     async def scores(
         self, columns: Mapping[str, Sequence[Any]], rows: int, *, lane: str = "primary"
     ) -> list[Any]:
-        """What the model answers, unchecked. Raises :class:`ModelFailed`, :class:`DeadlineExceeded`, ``Overloaded`` or
-        :class:`Unavailable` while its process is being made anew."""
+        """What the model answers, unchecked. Raises :class:`InvalidInput` (it refuses a row), :class:`ModelFailed`,
+        :class:`DeadlineExceeded`, ``Overloaded`` or :class:`Unavailable` while its process is being made anew."""
         most = _REPLY_BYTES + rows * (_ROW_BYTES + self._width * _SCORE_BYTES)
         return await self._lanes[lane].ask(_encode([rows, columns]), most)
 
@@ -204,6 +224,8 @@ class _Lane:
             except BaseException:
                 self._replace(stream)
                 raise
+        if reply.refused is not None:
+            raise reply.refused.error()
         if reply.scores is None:
             raise ModelFailed(f"the model failed: {reply.error}")
         return reply.scores

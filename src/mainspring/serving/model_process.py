@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from mainspring.errors import MainspringError, Unavailable
+from mainspring.errors import InvalidInput, MainspringError, Unavailable
 from mainspring.serving.isolation import code_places
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.sandbox import confine, die_with_parent
@@ -241,6 +241,8 @@ def _predict_forever(version: Any, stream: socket.socket, sandbox: str) -> None:
             rows, columns = decode(incoming.read(LENGTH.unpack(head)[0]))
             try:
                 reply = {"scores": version.scores(columns, rows)}
+            except InvalidInput as error:
+                reply = {"refused": error.to_dict()}
             except MainspringError as error:
                 reply = {"error": error.message[:500]}
             except MemoryError:

@@ -68,7 +68,8 @@ class Version:
     def scores(self, columns: Mapping[str, Sequence[Any]], rows: int, *, finite: bool = True) -> list[Any]:
         """One score per row (multiclass: one list per row), all finite.
 
-        Raises :class:`ModelFailed` if the model raises or answers something else.
+        Raises :class:`InvalidInput` for a row that the model refuses (a value that it does not know),
+        :class:`ModelFailed` if it raises or answers something else.
         """
         predictor = self.predictor
         if predictor is None:
@@ -81,6 +82,8 @@ class Version:
                 answer = predictor.predict(columns).tolist() if score is None else [score]
             else:
                 answer = predictor.predict(columns).tolist()
+        except InvalidInput:
+            raise
         except Exception as error:
             raise ModelFailed(f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
         return _checked(answer, rows, self.signature, finite=finite)
@@ -270,7 +273,7 @@ def open_version(folder: Path, digest: str, *, inline_ms: float, max_rows: int) 
         version = replace(version, example=_made_up(package.signature))
         try:
             version.try_rows(1)
-        except ModelFailed as error:  # a row that we made up proves nothing against a model
+        except (ModelFailed, InvalidInput) as error:  # a row that we made up proves nothing against a model
             return replace(version, single_us=0.0), why or f"it could not be warmed up: {error.message}"
     single, per_row = _warm(version)
     inline = 0 if why is not None else _inline_rows(version, single, per_row, inline_ms / 1000, cost)
