@@ -16,6 +16,7 @@ import blake3
 
 from mainspring.clock import from_us
 from mainspring.records.base import from_json, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import AuditReport, Edge, EdgeReport, Event
 from mainspring.storage.sql import Reader, Row
 
@@ -23,8 +24,8 @@ GENESIS = "0" * 64
 EDGES = "edges"
 """In an event's data: the edges that were recorded with it, each ``[source, target, kind]``."""
 
-SEALED = "lineage.sealed"
-DAMAGED = "event.damaged"
+SEALED = EventKind.LINEAGE_SEALED.value
+DAMAGED = EventKind.EVENT_DAMAGED.value
 MAX_PROBLEMS = 200
 
 _COLUMNS = ("seq", "id", "at_us", "wall_us", "kind", "subject", "actor", "operation", "data", "prev", "hash")
@@ -255,7 +256,7 @@ def _unnamed_edges(tx: Reader, project: str, seen: _Walk) -> int:
 
 
 def seal_edges_of_version_1(
-    tx: Reader, project: str, new: list[EdgeKey], record: Callable[[str, dict[str, Any]], object]
+    tx: Reader, project: str, new: list[EdgeKey], record: Callable[[EventKind, dict[str, Any]], object]
 ) -> None:
     """Called once per transaction that records ``new`` edges: before the first of version 2, seal those of version 1.
 
@@ -267,7 +268,7 @@ def seal_edges_of_version_1(
         return
     count, digest = _digest_of_version_1(tx, project, without=set(new))
     if count:
-        record(SEALED, {"count": count, "digest": digest})
+        record(EventKind.LINEAGE_SEALED, {"count": count, "digest": digest})
 
 
 def _digest_of_version_1(
