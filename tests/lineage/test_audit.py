@@ -191,3 +191,12 @@ def test_a_row_that_is_text_but_no_event_is_listed_as_damaged(foundation: Founda
         tx.execute("UPDATE events SET data = ? WHERE seq = 1", text)
     assert [e.kind for e in Lineage(foundation).events().items] == [EventKind.RUN_USED, "event.damaged"]
     assert Lineage(foundation).verify().first_bad == 1
+
+
+def test_a_row_without_a_kind_is_damaged(foundation: Foundation) -> None:
+    """Seen red: what could not be read of a row became the text "None", and the row a sound event of the kind "None"."""
+    with foundation.ledger.decision() as d:
+        d.event(EventKind.RUN_USED, "run:1")
+    with foundation.store.write() as tx:
+        tx.execute("UPDATE events SET kind = CAST(x'ff' AS TEXT) WHERE seq = 1")
+    assert [e.kind for e in Lineage(foundation).events().items] == ["event.damaged"]

@@ -42,19 +42,27 @@ def event_of(row: Row) -> Event:
     try:
         return Event(
             seq=int(row["seq"]),
-            id=str(row["id"]),
+            id=_text(row, "id"),
             at=from_us(row["at_us"]),
             wall=from_us(row["wall_us"]),
-            kind=str(row["kind"]),
-            subject=str(row["subject"]),
-            actor=str(row["actor"]),
-            operation=str(row["operation"]),
+            kind=_text(row, "kind"),
+            subject=_text(row, "subject"),
+            actor=_text(row, "actor"),
+            operation=_text(row, "operation"),
             data=from_json(row["data"], dict[str, Any]),
-            prev=str(row["prev"]),
-            hash=str(row["hash"]),
+            prev=_text(row, "prev"),
+            hash=_text(row, "hash"),
         )
     except Exception as error:  # noqa: BLE001 - whatever stands in a damaged row must not hide the others
         return _damaged(row, f"{type(error).__name__}: {error}")
+
+
+def _text(row: Row, name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):  # not str(): a cell that cannot be read would become the text "None"
+        msg = f"{name} is no text"
+        raise TypeError(msg)
+    return value
 
 
 def _damaged(row: Row, reason: str) -> Event:

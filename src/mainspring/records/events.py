@@ -143,6 +143,13 @@ class EventKind(enum.StrEnum):
     UPLOADS_EXPIRED = "uploads.expired", "Unused uploads expired", "idle"
     LINEAGE_SEALED = "lineage.sealed", "Edges of version 1 sealed", "idle"
     LINEAGE_RECORDED = "lineage.recorded", "Lineage recorded", "idle"
+    CONSUMER_REDELIVERED = (
+        "consumer.redelivered",
+        "Another delivery asked for",
+        "idle",
+        _first_of("{count} set aside"),
+    )
+    CONSUMER_REMOVED = "consumer.removed", "Consumer of events removed", "warn"
     EVENT_DAMAGED = "event.damaged", "This row cannot be read", "bad"
     """Never recorded: what reading makes of a row that cannot be decoded (``lineage/audit.py``)."""
 
