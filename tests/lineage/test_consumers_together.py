@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -235,6 +236,7 @@ class Target:
             def log_message(self, *_: object) -> None: ...
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Answer)
+        self._server.daemon_threads = False  # closing waits for them
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}).start()
 
     def go(self) -> None:
@@ -248,8 +250,11 @@ class Target:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/", data=json.dumps([e.seq for e in events]).encode(), method="POST"
         )
-        with urllib.request.urlopen(request, timeout=0.5):
-            pass
+        try:
+            urllib.request.urlopen(request, timeout=0.5).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise
 
 
 @pytest.fixture
