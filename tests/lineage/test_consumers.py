@@ -197,7 +197,6 @@ def test_a_poison_event_is_set_aside_after_bounded_attempts_and_the_others_go_on
 def test_the_failing_event_is_found_behind_events_of_other_kinds(
     base: Foundation, clock: ManualClock
 ) -> None:
-    """Seen red while a failure left the cursor before the events that nobody wanted: attempts were counted from 0 again."""
     inbox = Inbox(failing=lambda _: OSError("away"))
     consumers = Consumers(
         base, [Consumer("c", inbox, kinds=frozenset({EventKind.ALERT_OPENED}), attempts=3)], clock=clock
