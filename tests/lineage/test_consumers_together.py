@@ -158,15 +158,31 @@ def test_concurrent_writers_leave_nothing_behind_the_cursor(base: Foundation, st
 # --- leases ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_fenced_consumer_moves_no_cursor(base: Foundation, store_url: str, tmp_path: Path) -> None:
-    """A process that stood still while its lease ran out and another went on. Seen red without the check of the token."""
+def expire(base: Foundation) -> None:
+    with base.store.write() as tx:
+        tx.execute("UPDATE leases SET expires_us = 0 WHERE name = 'consumer:default:c'")
+
+
+def test_a_fenced_consumer_moves_no_cursor(base: Foundation) -> None:
+    """A process stands still while its lease runs out. Seen red without the check of the token (a mutant)."""
+
+    def slow(_events: Sequence[Event]) -> None:
+        expire(base)
+        base.leases.acquire("consumer:default:c", holder="another", ttl_s=60)
+
+    consumers = Consumers(base, [Consumer("c", slow, batch=2)])
+    record(base, 3)
+    consumers.run_once()
+    assert cursor(base) == 0
+
+
+def test_a_fenced_consumer_does_not_undo_what_another_did(base: Foundation) -> None:
     got: list[tuple[str, int]] = []
     second = Consumers(base, [Consumer("c", lambda es: got.extend(("second", e.seq) for e in es), batch=2)])
 
     def slow(events: Sequence[Event]) -> None:
         got.extend(("first", e.seq) for e in events)
-        with base.store.write() as tx:  # time passes
-            tx.execute("UPDATE leases SET expires_us = 0 WHERE name = 'consumer:default:c'")
+        expire(base)
         second.run_once()
 
     first = Consumers(base, [Consumer("c", slow, batch=2)])
