@@ -29,6 +29,7 @@ from mainspring.records.data import (
     RowDiff,
     VersionPage,
 )
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
@@ -265,7 +266,7 @@ class Data:
             version, fresh = versions.add(self._base, decision, new)
             if findings and fresh:
                 decision.event(
-                    "dataset.checked",
+                    EventKind.DATASET_CHECKED,
                     ref("dataset_version", version.id),
                     reports.summary(new.dataset, findings) | {"version": version.number},
                 )
@@ -285,7 +286,7 @@ class Data:
             findings = self._run(table, rules, folder)
         with self._base.ledger.decision() as decision:
             event = decision.event(
-                "dataset.checked",
+                EventKind.DATASET_CHECKED,
                 ref("dataset_version", row["id"]),
                 reports.summary(dataset, findings) | {"version": int(row["number"])},
             )
@@ -396,7 +397,7 @@ class Data:
             )
             decision.unrefer(versions.owner_of(dataset, gone.id))
             decision.event(
-                "dataset.deleted",
+                EventKind.DATASET_DELETED,
                 here,
                 {"dataset": dataset, "number": gone.number, "reason": reason, "uses": uses},
             )
@@ -477,7 +478,7 @@ class Data:
         bad = [f for f in findings if not f.passed]
         with self._base.ledger.decision() as decision:
             event = decision.event(
-                "dataset.refused",
+                EventKind.DATASET_REFUSED,
                 ref("dataset", dataset),
                 reports.summary(dataset, findings) | {"report": msgspec.to_builtins(reports.trimmed(report))},
             )
