@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mainspring import config as configuration
+from mainspring import durable
 from mainspring.clock import Clock, SystemClock, from_us, to_us
 from mainspring.config import Settings
 from mainspring.errors import Conflict, Corrupt, InvalidInput
 from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.rooms import Namespaces
-from mainspring.storage import durable
 from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
 
