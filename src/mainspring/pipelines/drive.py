@@ -1,7 +1,8 @@
 """Driving one run to its end: advance in the database, start what is ready, wait, commit, again.
 
 Everything a moment decides (what finished, what can be taken from the cache, what starts) is one transaction, checked
-against the lease's fencing token: a runner that lost its run commits nothing any more.
+against the lease's fencing token: a runner that lost its run commits nothing any more. What comes next says ``schedule``, what an
+attempt comes to in the database ``attempts``, what it left in files ``outcomes``.
 """
 
 from __future__ import annotations
@@ -14,26 +15,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from mainspring.errors import Corrupt, Fenced, MainspringError, NotFound
+import msgspec
+
+from mainspring.errors import Corrupt, Fenced, InvalidInput, MainspringError, NotFound
 from mainspring.lineage import Decision, Foundation
-from mainspring.pipelines import state, warm, worker
+from mainspring.pipelines import attempts, execute, state, warm
+from mainspring.pipelines.attempts import Facts
 from mainspring.pipelines.executor import Ended, Executor
-from mainspring.pipelines.graph import Built, upstream
-from mainspring.pipelines.job import Job, Located, Output, Result, Source, read_result
+from mainspring.pipelines.graph import Built
+from mainspring.pipelines.job import Place, Result, Task, read_result
 from mainspring.pipelines.logs import CappedLog
-from mainspring.pipelines.outcomes import LogText, classify, folder_of, log_file, needed
-from mainspring.pipelines.planning import Done, Judgement, Planner, put_path
+from mainspring.pipelines.outcomes import LogText, classify, describe, folder_of, log_file, needed
+from mainspring.pipelines.places import StoredObjects, fetch_inputs
+from mainspring.pipelines.planning import Done, Judgement, Planner
+from mainspring.pipelines.schedule import Node, Schedule
 from mainspring.records.pipelines import (
     Artifact,
-    GraphStep,
     PipelineEvent,
     PipelineRun,
     RunState,
     StepError,
     StepExecution,
-    StepState,
+    StepJob,
+    StepResult,
+    StepSource,
 )
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.leases import Lease
@@ -42,42 +48,28 @@ from mainspring.storage.objects import ObjectWriter
 declare("pipelines.started", "pipelines.spawned", "pipelines.outputs", "pipelines.committed")
 
 OnEvent = Callable[[PipelineEvent], None]
-_RETRIED = frozenset({"exception", "signal", "timeout", "exit"})
-_MAX_BACKOFF_S = 60.0
 _WATCH_S = 1.0
-
-Phase = Literal["waiting", "running", "done", "failed", "skipped"]
-
-
-@dataclass
-class _Node:
-    step: GraphStep
-    upstream: list[str]
-    phase: Phase = "waiting"
-    attempt: int = 0
-    failures: int = 0
-    not_before: float = 0.0
+_POLL_S = 0.25
 
 
 @dataclass
 class _Attempt:
-    """A running attempt, or one that just ended."""
+    """An attempt that is under way, or one that just ended. ``log`` is opened where it runs on this machine."""
 
-    node: _Node
+    node: Node
     execution: StepExecution
     judgement: Judgement
     scratch: Path
-    log: CappedLog
     began: float
+    log: CappedLog | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Outcome:
+    """What an attempt came to; ``result`` is None where it ended elsewhere, which the database tells."""
+
     attempt: _Attempt
-    result: Result
-    error: StepError | None
-    outputs: list[Artifact]
-    log: str | None
+    result: StepResult | None
     unfit: str | None = None
 
 
@@ -92,7 +84,7 @@ class Settings:
 
 
 class Drive:
-    """One run under one lease. ``executor`` is made when the first step needs a process."""
+    """One run under one lease."""
 
     def __init__(
         self,
@@ -109,20 +101,15 @@ class Drive:
     ) -> None:
         self._base = base
         self._run = run
-        self._built = built
         self._planner = planner
         self._lease = lease
         self._executor = executor
         self._settings = settings
         self._on_event = on_event
         self._folder = folder_of(base.home, run.id)
-        self._done: dict[str, Done] = dict(sources)
+        self._schedule = Schedule(run.id, built.graph.steps, sources=sources, workers=settings.workers)
         self._verified: set[str] = {a.digest for d in sources.values() for a in d.outputs}
-        self._nodes = {s.name: _Node(s, upstream(s)) for s in built.graph.steps}
         self._running: dict[str, _Attempt] = {}
-        self._events: list[PipelineEvent] = []
-        self._cancelled = False
-        self._failed: tuple[str, StepError] | None = None
         self._fenced = threading.Event()
         self._stop = threading.Event()
         self._ended: RunState | None = None
@@ -131,8 +118,8 @@ class Drive:
         """Run until every step is done, failed or skipped. Raises :class:`Fenced` if the lease is lost on the way."""
         with self._base.store.read() as tx:
             for step, attempt in state.attempts_of(tx, self._base.project, self._run.id).items():
-                if step in self._nodes:
-                    self._nodes[step].attempt = attempt
+                if step in self._schedule.nodes:
+                    self._schedule.nodes[step].attempt = attempt
         renewer = threading.Thread(target=self._renew, name="pipeline-lease", daemon=True)
         renewer.start()
         try:
@@ -171,20 +158,11 @@ class Drive:
             for attempt in starts:
                 ended += self._launch(attempt)
             if not ended:
-                ended = [
-                    (self._running.pop(e.execution), e) for e in self._executor.poll(wait_s=self._wait_s())
-                ]
+                waited = self._schedule.wait_s(_POLL_S)
+                ended = [(self._running.pop(e.execution), e) for e in self._executor.poll(wait_s=waited)]
             if time.monotonic() - watched > _WATCH_S:
                 watched = time.monotonic()
                 self._watch_cancel()
-
-    def _wait_s(self) -> float:
-        waits = [
-            n.not_before - time.monotonic()
-            for n in self._nodes.values()
-            if n.phase == "waiting" and n.not_before
-        ]
-        return max(0.0, min([0.25, *waits]))
 
     def _renew(self) -> None:
         while not self._stop.wait(self._settings.lease_ttl_s / 3):
@@ -199,20 +177,22 @@ class Drive:
     def _watch_cancel(self) -> None:
         with self._base.store.read() as tx:
             cancelled = state.is_cancelled(tx, self._base.project, self._run.id)
-        if cancelled and not self._cancelled:
-            self._cancelled = True
+        if cancelled and not self._schedule.cancelled:
+            self._schedule.cancelled = True
             for execution in self._running:
+                if not self._executor.is_here:
+                    with self._base.ledger.decision() as d:
+                        self._base.leases.check(d.tx, self._lease)
+                        attempts.withdraw(d, self._base.project, execution)
                 self._executor.kill(execution)
 
     # --- one moment ----------------------------------------------------------------------------------------------------
 
     def _advance(self, ended: list[tuple[_Attempt, Ended | Result]]) -> list[_Attempt]:
-        if not ended and self._idle():
+        if not ended and self._schedule.is_idle():
             return []
         self._planner.moment += bool(ended)
-        self._planner.look(
-            n.step for n in self._nodes.values() if (self._is_ready(n) if ended else n.phase == "waiting")
-        )
+        self._planner.look(self._schedule.to_look_at(after_an_end=bool(ended)))
         with contextlib.ExitStack() as stack:
             outcomes = []
             if ended:
@@ -224,51 +204,27 @@ class Drive:
                 self._base.leases.check(d.tx, self._lease)
                 for outcome in outcomes:
                     self._commit(d, outcome)
-                starts = self._schedule(d)
+                starts = self._start_ready(d)
                 self._maybe_end(d)
             failpoint("pipelines.committed")
         for attempt, _ in ended:
             shutil.rmtree(attempt.scratch, ignore_errors=True)
         return starts
 
-    def _idle(self) -> bool:
-        """Nothing to decide: all workers busy, or what waits must wait longer."""
-        if self._cancelled and not self._running:
-            return False
-        if len(self._running) >= self._settings.workers:
-            return True
-        return bool(self._running or self._ready_later()) and not any(
-            self._is_ready(n) for n in self._nodes.values()
-        )
-
-    def _is_ready(self, node: _Node) -> bool:
-        return (
-            node.phase == "waiting"
-            and not self._cancelled
-            and node.not_before <= time.monotonic()
-            and all(self._nodes[u].phase == "done" for u in node.upstream)
-        )
-
-    def _ready_later(self) -> bool:
-        return any(n.phase == "waiting" and n.not_before > time.monotonic() for n in self._nodes.values())
-
-    def _schedule(self, d: Decision) -> list[_Attempt]:
+    def _start_ready(self, d: Decision) -> list[_Attempt]:
         starts: list[_Attempt] = []
         cached: dict[str, str] = {}
-        for (
-            node
-        ) in self._nodes.values():  # in topological order, so one pass follows a chain of hits to its end
-            if (
-                any(self._nodes[u].phase in {"failed", "skipped"} for u in node.upstream)
-                and node.phase == "waiting"
-            ):
-                self._skip(d, node)
-            if not self._is_ready(node) or len(self._running) + len(starts) >= self._settings.workers:
+        # In topological order, so one pass follows a chain of hits to its end.
+        for node in self._schedule.nodes.values():
+            cause = self._schedule.lacking(node)
+            if cause is not None:
+                self._skip(d, node, cause)
+            if not self._schedule.is_ready(node) or not self._schedule.has_room():
                 continue
             judgement = self._planner.judge(
                 d.tx,
                 node.step,
-                self._done,
+                self._schedule.done,
                 pipeline=self._run.pipeline,
                 run=self._run.id,
                 verified=self._verified,
@@ -284,14 +240,12 @@ class Drive:
             d.event("step.cached", f"run:{self._run.id}", {"steps": cached})
         return starts
 
-    def _take(self, d: Decision, node: _Node, judgement: Judgement, entry: StepExecution) -> None:
-        node.phase = "done"
-        self._done[node.step.name] = Done(entry.shape, entry.outputs, entry.id)
-        self._note("cached", node, judgement.why.reason)
+    def _take(self, d: Decision, node: Node, judgement: Judgement, entry: StepExecution) -> None:
+        self._schedule.took(node, Done(entry.shape, entry.outputs, entry.id), judgement.why.reason)
         if entry.run == self._run.id:
             return  # resumed: it stands in this run already
         node.attempt += 1
-        execution = _with(
+        execution = msgspec.structs.replace(
             state.new_execution(
                 run=self._run.id,
                 step=node.step.name,
@@ -310,13 +264,17 @@ class Drive:
             d.refer(artifact.digest, f"step:{execution.id}", tree=artifact.kind == "tree")
         state.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
-    def _begin(self, d: Decision, node: _Node, judgement: Judgement) -> _Attempt:
-        node.attempt += 1
-        node.phase = "running"
+    def _is_here(self, node: Node) -> bool:
+        """Whether the attempt runs on this machine: an inline step is the runner's, whatever runs the others."""
+        return self._executor.is_here or node.step.isolation == "inline"
+
+    def _begin(self, d: Decision, node: Node, judgement: Judgement) -> _Attempt:
+        is_here = self._is_here(node)
+        self._schedule.began(node, judgement.why.reason, elsewhere=not is_here)
         execution = state.new_execution(
             run=self._run.id,
             step=node.step.name,
-            state="running",
+            state="running" if is_here else "waiting",
             attempt=node.attempt,
             why=judgement.why,
             inputs=judgement.inputs,
@@ -324,71 +282,97 @@ class Drive:
         state.insert_execution(
             d.tx, self._base.project, self._run.pipeline, execution, ingredients=judgement.ingredients
         )
-        self._note("running", node, judgement.why.reason)
-        log = CappedLog(log_file(self._base.home, self._run.id, execution.id))
-        return _Attempt(
-            node, execution, judgement, self._folder / "steps" / execution.id, log, time.monotonic()
-        )
+        scratch = self._folder / "steps" / execution.id
+        return _Attempt(node, execution, judgement, scratch, time.monotonic())
 
-    def _skip(self, d: Decision, node: _Node) -> None:
-        node.phase = "skipped"
-        cause = next(u for u in node.upstream if self._nodes[u].phase in {"failed", "skipped"})
-        execution = _with(
+    def _skip(self, d: Decision, node: Node, cause: str) -> None:
+        execution = msgspec.structs.replace(
             state.new_execution(
                 run=self._run.id, step=node.step.name, state="skipped", attempt=node.attempt + 1, why=None
             ),
             error=StepError(kind="upstream", type="", message=f"step {cause!r} has no result"),
         )
         state.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
-        self._note("skipped", node, f"{cause} has no result")
+        self._schedule.skipped(node, cause)
 
     def _maybe_end(self, d: Decision) -> None:
-        phases = {n.phase for n in self._nodes.values()}
-        if "running" in phases or ("waiting" in phases and not self._cancelled):
+        self._ended = self._schedule.ending()
+        if self._ended is None:
             return
-        failed_step, error = self._failed or (None, None)
-        self._ended = (
-            "cancelled"
-            if (self._cancelled and "waiting" in phases) or (error is not None and error.kind == "cancelled")
-            else "failed"
-            if error
-            else "finished"
-        )
-        state.end_run(d, self._base.project, self._run.id, self._ended, error=error, step=failed_step)
-        self._events.append(PipelineEvent(kind="ended", run=self._run.id, detail=self._ended))
+        step, error = self._schedule.failed or (None, None)
+        state.end_run(d, self._base.project, self._run.id, self._ended, error=error, step=step)
+        self._schedule.note("ended", None, self._ended)
 
     # --- launching -----------------------------------------------------------------------------------------------------
 
     def _launch(self, attempt: _Attempt) -> list[tuple[_Attempt, Ended | Result]]:
         """Start an attempt; an inline one, or one whose inputs cannot be read, is over at once."""
         failpoint("pipelines.started")
+        job = self._job(attempt)
         try:
-            attempt.scratch.mkdir(parents=True, mode=0o700)
-            job = self._job(attempt)
+            if not self._is_here(attempt.node):
+                job = self._offer(attempt, job)
+            elif attempt.node.step.isolation == "inline":
+                return [(attempt, self._inline(attempt, job))]
+            self._executor.start(job, lambda: self._prepare(attempt, job))
         except (Corrupt, NotFound) as error:
-            attempt.log.close()
             self._distrust_inputs(attempt)
             text = f"an input cannot be read any more: {error}; the step that made it will run again in the next run"
             return [(attempt, Result(error=StepError(kind="input", type=type(error).__name__, message=text)))]
-        if attempt.node.step.isolation == "inline":
-            return [(attempt, self._inline(attempt, job))]
+        except InvalidInput as error:  # what it needs cannot travel
+            return [
+                (
+                    attempt,
+                    Result(error=StepError(kind="input", type=type(error).__name__, message=str(error))),
+                )
+            ]
         self._running[attempt.execution.id] = attempt
-        self._executor.start(job, log=attempt.log, timeout_s=attempt.node.step.timeout_s)
         failpoint("pipelines.spawned")
         return []
 
-    def _inline(self, attempt: _Attempt, job: Job) -> Result:
-        text = LogText(attempt.log)
+    def _inline(self, attempt: _Attempt, job: StepJob) -> Result:
+        task, log = self._prepare(attempt, job)
+        text = LogText(log)
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            result = worker.execute(job)
-        attempt.log.close()
+            result = execute.execute(task)
+        log.close()
         return result
+
+    def _prepare(self, attempt: _Attempt, job: StepJob) -> tuple[Task, CappedLog]:
+        """Give an attempt its place on this machine: inputs from the object store, the project's own files."""
+        attempt.scratch.mkdir(parents=True, mode=0o700)
+        place = Place(
+            root=self._run.root,
+            scratch=str(attempt.scratch),
+            inputs=fetch_inputs(
+                job, StoredObjects(self._base.objects), scratch=attempt.scratch, shared=self._folder / "in"
+            ),
+            opener=self._settings.opener,
+            workspace=dict(self._settings.workspace),
+        )
+        attempt.log = CappedLog(log_file(self._base.home, self._run.id, attempt.execution.id))
+        return Task(job=job, place=place), attempt.log
+
+    def _offer(self, attempt: _Attempt, job: StepJob) -> StepJob:
+        """Put what the attempt needs of the project into the object store, and let workers take it."""
+        step, judgement = attempt.node.step, attempt.judgement
+        with self._base.objects.writing() as writer:
+            files = self._planner.pack(writer, step)
+            writer.put(self._planner.code_of(step.name))
+            writer.flush()
+            unfit = self._planner.disturbed(step, judgement)
+            job = msgspec.structs.replace(job, files=files, modules=self._planner.modules())
+            with self._base.ledger.decision() as d:
+                self._base.leases.check(d.tx, self._lease)
+                ttl_s, code = self._settings.lease_ttl_s, judgement.ingredients.code
+                attempts.offer(d, job, code=code, ttl_s=ttl_s, unfit=unfit)
+        return job
 
     def _distrust_inputs(self, attempt: _Attempt) -> None:
         with self._base.ledger.decision() as d:
             self._base.leases.check(d.tx, self._lease)
             for name in attempt.node.upstream:
-                done = self._done[name]
+                done = self._schedule.done[name]
                 if done.execution is not None and any(not self._readable(a) for a in done.outputs):
                     state.distrust(d.tx, self._base.project, done.execution)
 
@@ -400,10 +384,14 @@ class Drive:
             return False
         return True
 
-    def _job(self, attempt: _Attempt) -> Job:
-        step, run = attempt.node.step, self._run
-        sources = {k: self._done[k] for k in needed(step)}
-        return Job(
+    def _job(self, attempt: _Attempt) -> StepJob:
+        step, run, nodes = attempt.node.step, self._run, self._schedule.nodes
+        sources = {}
+        for key in needed(step):
+            done = self._schedule.done[key]
+            producer = nodes[key].step.function if key in nodes else None
+            sources[key] = StepSource(shape=done.shape, outputs=done.outputs, producer=producer)
+        return StepJob(
             project=self._base.project,
             run=run.id,
             pipeline=run.pipeline,
@@ -411,167 +399,61 @@ class Drive:
             execution=attempt.execution.id,
             attempt=attempt.node.attempt,
             function=step.function,
-            root=run.root,
-            scratch=str(attempt.scratch),
             arguments=step.arguments,
-            sources={k: self._located(k, done, attempt) for k, done in sources.items()},
+            sources=sources,
             params=dict(run.params),
             at=(run.at or run.started).isoformat(),
             memory_bytes=step.memory_bytes,
+            timeout_s=step.timeout_s,
             outputs=step.outputs,
-            opener=self._settings.opener,
-            workspace=dict(self._settings.workspace),
         )
-
-    def _located(self, key: str, done: Done, attempt: _Attempt) -> Source:
-        producer = self._nodes[key].step.function if key in self._nodes else None
-        outputs = [Located(artifact=a, path=str(self._materialise(a, attempt))) for a in done.outputs]
-        return Source(shape=done.shape, outputs=outputs, producer=producer)
-
-    def _materialise(self, artifact: Artifact, attempt: _Attempt) -> Path:
-        """Local bytes of an artifact. Files a step sees as paths are its own copy: what it does to them stays with it."""
-        objects = self._base.objects
-        if artifact.kind in {"file", "tree"}:
-            target = attempt.scratch / "in" / artifact.digest / (artifact.type or "data")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if artifact.kind == "tree":
-                objects.materialise(artifact.digest, target, internal=True)
-                return target
-        else:
-            target = self._folder / "in" / artifact.digest
-            target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
-            part = target.with_name(target.name + ".part")
-            with part.open("wb") as file:
-                for chunk in objects.chunks(artifact.digest):
-                    file.write(chunk)
-            part.replace(target)
-        return target
 
     # --- ending --------------------------------------------------------------------------------------------------------
 
     def _store(self, writer: ObjectWriter, attempt: _Attempt, how: Ended | Result) -> _Outcome:
         """Put the bytes of an attempt's outputs and log; nothing refers to them yet."""
-        result = how if isinstance(how, Result) else read_result(attempt.scratch)
-        error = (
-            result.error
-            if isinstance(how, Result) and result
-            else classify(how, result)
-            if isinstance(how, Ended)
-            else None
-        )
-        result = result or Result()
+        if isinstance(how, Ended) and not self._is_here(attempt.node):
+            return _Outcome(attempt, None)
+        if isinstance(how, Result):
+            result, error = how, how.error
+        else:
+            found = read_result(attempt.scratch)
+            result, error = found or Result(), classify(how, found)
         warm.learn(Path(self._run.root), result.modules)
-        outputs: list[Artifact] = []
-        if error is None:
-            try:
-                outputs = [self._put(writer, o) for o in result.outputs]
-            except (MainspringError, FileNotFoundError) as problem:
-                if not isinstance(problem, FileNotFoundError) and problem.status >= 500:
-                    raise
-                error = StepError(kind="output", type=type(problem).__name__, message=str(problem))
-        attempt.log.close()
-        path = attempt.log.path
-        log = writer.put(path).digest if path.stat().st_size else None
-        if error is not None:
-            return _Outcome(attempt, result, error, [], log)
+        log = None
+        if attempt.log is not None:
+            attempt.log.close()
+            path = attempt.log.path
+            log = writer.put(path).digest if path.stat().st_size else None
+        described = describe(result, error, writer, log=log, keep=self._folder / "in")
+        if described.error is not None:
+            return _Outcome(attempt, described)
         writer.put(self._planner.code_of(attempt.node.step.name))
-        unfit = self._planner.disturbed(attempt.node.step, attempt.judgement)
-        return _Outcome(attempt, result, None, outputs, log, unfit)
-
-    def _put(self, writer: ObjectWriter, output: Output) -> Artifact:
-        path = Path(output.path)
-        reference = (
-            put_path(writer, path)
-            if output.kind == "tree"
-            else writer.put(path, table=output.kind == "table")
-        )
-        if output.kind not in {
-            "file",
-            "tree",
-        }:  # what was just written is the input of the next step: no need to read it back
-            target = self._folder / "in" / reference.digest
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(OSError):
-                path.replace(target)
-        return Artifact(
-            name=output.name, kind=output.kind, digest=reference.digest, size=reference.size, type=output.type
-        )
+        return _Outcome(attempt, described, self._planner.disturbed(attempt.node.step, attempt.judgement))
 
     def _commit(self, d: Decision, outcome: _Outcome) -> None:
-        attempt, node, error = outcome.attempt, outcome.attempt.node, outcome.error
-        execution, project = attempt.execution, self._base.project
-        final: StepState = (
-            "finished" if error is None else "cancelled" if error.kind == "cancelled" else "failed"
-        )
-        state.end_execution(
-            d.tx,
-            project,
-            execution.id,
-            final,
-            result=outcome.result,
-            outputs=outcome.outputs,
-            log=outcome.log,
-            error=error,
-            unfit=outcome.unfit,
-        )
-        seconds = time.monotonic() - attempt.began
-        if error is None:
-            state.record_finished(
-                d, project, execution, pipeline=self._run.pipeline, code=attempt.judgement.ingredients.code, environment=self._run.environment,
-                result=outcome.result, outputs=outcome.outputs, log=outcome.log,
-            )  # fmt: skip
-            node.phase = "done"
-            self._done[node.step.name] = Done(outcome.result.shape, outcome.outputs, execution.id)
-            self._verified.update(a.digest for a in outcome.outputs)
-            self._note("finished", node, "", seconds)
-            return
-        if outcome.log is not None:
-            d.refer(outcome.log, f"step:{execution.id}")
-        data = {
-            "run": self._run.id,
-            "step": node.step.name,
-            "attempt": node.attempt,
-            "kind": error.kind,
-            "type": error.type,
-            "message": error.message[:500],
-        }
-        d.event("step.failed", f"step:{execution.id}", data)
-        d.edge(f"run:{self._run.id}", f"step:{execution.id}", "step")
-        node.failures += 1
-        if error.kind in _RETRIED and node.failures <= node.step.retries and not self._cancelled:
-            pause = min(node.step.backoff_s * 2 ** (node.failures - 1), _MAX_BACKOFF_S)
-            node.phase, node.not_before = "waiting", time.monotonic() + pause
-            self._note(
-                "retry", node, f"{error.type or error.kind}: {error.message}; again in {pause:g} s", seconds
+        attempt, node = outcome.attempt, outcome.attempt.node
+        execution, project, result = attempt.execution, self._base.project, outcome.result
+        if result is None:
+            found = attempts.settle(d, project, execution.id)
+            shape, outputs, error = found.shape, found.outputs, found.error
+        else:
+            facts = Facts(
+                self._run.pipeline, attempt.judgement.ingredients.code, self._run.environment, outcome.unfit
             )
+            attempts.end(d, project, execution, result, facts)
+            shape, outputs, error = result.shape, result.outputs, result.error
+        seconds = time.monotonic() - attempt.began
+        if error is not None:
+            self._schedule.failed_once(node, error, seconds)
             return
-        node.phase = "failed"
-        self._failed = self._failed or (node.step.name, error)
-        self._note("failed", node, f"{error.type or error.kind}: {error.message}", seconds)
-
-    def _note(
-        self,
-        kind: Literal["cached", "running", "retry", "finished", "failed", "skipped"],
-        node: _Node,
-        detail: str,
-        seconds: float | None = None,
-    ) -> None:
-        self._events.append(
-            PipelineEvent(kind=kind, run=self._run.id, step=node.step.name, detail=detail, seconds=seconds)
-        )
+        self._schedule.finished(node, Done(shape, outputs, execution.id), seconds)
+        self._verified.update(a.digest for a in outputs)
 
     def _tell(self) -> None:
         """Progress is told only of what is committed."""
-        events, self._events = self._events, []
-        for event in events:
+        for event in self._schedule.take_notes():
             self._on_event(event)
-
-
-def _with(execution: StepExecution, **changes: object) -> StepExecution:
-    import msgspec
-
-    return msgspec.structs.replace(execution, **changes)
 
 
 @contextlib.contextmanager

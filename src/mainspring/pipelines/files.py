@@ -153,7 +153,7 @@ class Files:
             mode = path.stat().st_mode
         except (OSError, ValueError):
             return None
-        inside = self._inside(path)
+        inside = self.inside(path)
         if inside is None:
             return path if os.path.isabs(text) and stat.S_ISREG(mode) else None  # noqa: PTH117 - text, not a path
         if IGNORED & set(inside.parts):
@@ -161,7 +161,7 @@ class Files:
         return path if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
     def show(self, path: Path) -> str:
-        inside = self._inside(path)
+        inside = self.inside(path)
         return str(path) if inside is None else inside.as_posix()
 
     def fingerprint(self, path: Path) -> Fingerprint:
@@ -180,6 +180,24 @@ class Files:
             return Fingerprint(shown, "gone")
         except OSError as error:
             return Fingerprint(shown, new_id(), f"cannot be read: {error.strerror or error}")
+
+    def below(self, path: Path) -> Iterator[tuple[str, Path]]:
+        """The plain files that a file argument inside the project stands for, by their names in the project."""
+        if not path.is_dir():
+            yield self.show(path), path
+            return
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(path, followlinks=True):
+            here = os.stat(folder)  # noqa: PTH116 - it is text already
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            folders[:] = sorted(n for n in folders if n not in IGNORED)
+            for name in sorted(names):
+                file = Path(folder, name)
+                if file.is_file():
+                    yield self.show(file), file
 
     def _below(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Files below a folder by relative name, in a fixed order. Linked folders are entered once each."""
@@ -207,7 +225,7 @@ class Files:
                 else:
                     yield name, "not a plain file"
 
-    def _inside(self, path: Path) -> Path | None:
+    def inside(self, path: Path) -> Path | None:
         """The path relative to the project, by its name or by where it leads."""
         if path.is_relative_to(self.root):
             return path.relative_to(self.root)
