@@ -312,6 +312,18 @@ def test_what_no_step_can_come_to_is_refused(base: Foundation, ops: Pipelines, b
             ops.finish_step(execution=lease.job.execution, token=lease.token, result=result)
 
 
+@pytest.mark.parametrize("name", ["../up", "..", "a/b", "a\0b", "n" * 256])
+def test_an_output_cannot_be_named_into_another_folder(
+    base: Foundation, ops: Pipelines, begin: Begin, name: str
+) -> None:
+    """Where it is the input of a next step, it becomes a path. Seen red without _is_name in arrivals: the result was committed."""
+    begin()
+    lease, good = take(ops), put(base, b"x")
+    bad = Artifact(name="value", kind="file", digest=good.digest, size=good.size, type=name)
+    with pytest.raises(InvalidInput, match="not the name of a file"):
+        finish(ops, lease, bad)
+
+
 def test_a_viewer_takes_no_step(ops: Pipelines, begin: Begin) -> None:
     begin()
     found = waiting(ops)

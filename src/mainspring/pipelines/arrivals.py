@@ -15,6 +15,7 @@ from mainspring.records.pipelines import Effect, StepResult
 
 MAX_OUTPUTS = 10_000
 MAX_REFERENCE = 2000
+MAX_MESSAGE = 10_000
 _SHAPES = frozenset({"single", "tuple", "named", "dict"})
 _NOT_A_NUMBER = frozenset({"nan", "inf", "-inf"})
 
@@ -58,12 +59,28 @@ def _check_shape(result: StepResult) -> None:
         raise InvalidInput(
             "outputs are named once each, in a known shape", value=result.shape, place="result"
         )
-    if any(a.source for a in result.outputs):
-        raise InvalidInput("an output is no dataset version", place="result.outputs")
+    for artifact in result.outputs:
+        if artifact.source:
+            raise InvalidInput(
+                "an output is no dataset version", value=artifact.source, place="result.outputs"
+            )
+        # The base name becomes a path wherever the output is an input next.
+        if artifact.kind in {"file", "tree"} and not _is_name(artifact.type):
+            raise InvalidInput("not the name of a file", value=artifact.type, place="result.outputs")
+    if result.error is not None and len(result.error.message) > MAX_MESSAGE:
+        raise InvalidInput(f"a message has at most {MAX_MESSAGE} characters", value=len(result.error.message), place="result.error")  # fmt: skip
     if result.error is not None and result.outputs:
         raise InvalidInput("a step that failed has no outputs", value=names[:5], place="result")
     if result.error is None and result.shape == "single" and names != ["value"]:
         raise InvalidInput("a single output is called 'value'", value=names[:5], place="result")
+
+
+def _is_name(text: str) -> bool:
+    return (
+        text not in {".", ".."}
+        and not set(text) & {"/", "\0"}
+        and len(text.encode("utf-8", "surrogateescape")) <= 255
+    )
 
 
 def _check_effect(base: Foundation, effect: Effect) -> None:

@@ -28,10 +28,7 @@ from mainspring.records.pipelines import (
     StepState,
     WaitingStep,
 )
-from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql import Reader, Writer
-
-declare("pipelines.finish_step")
 
 _UNDER_WAY = frozenset({"waiting", "running"})
 
@@ -167,7 +164,6 @@ def finish(d: Decision, project: str, execution: str, token: str, result: StepRe
     if found.execution.state in _UNDER_WAY:
         end(d, project, found.execution, result, _facts(d.tx, project, found))
         d.unrefer(_owner(execution))
-        failpoint("pipelines.finish_step")
     return state.read_execution(d.tx, project, execution)
 
 

@@ -1,8 +1,8 @@
 """Driving one run to its end: advance in the database, start what is ready, wait, commit, again.
 
 Everything a moment decides (what finished, what can be taken from the cache, what starts) is one transaction, checked
-against the lease's fencing token: a runner that lost its run commits nothing any more. What comes next says ``schedule``, what an
-attempt comes to in the database ``attempts``, what it left in files ``outcomes``.
+against the lease's fencing token: a runner that lost its run commits nothing any more. ``schedule`` knows what comes next, ``attempts``
+what an attempt comes to in the database; ``launching`` starts attempts and keeps what they leave.
 """
 
 from __future__ import annotations
@@ -13,74 +13,34 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
-from mainspring.errors import Corrupt, Fenced, InvalidInput, MainspringError, NotFound
+from mainspring.errors import Fenced, MainspringError
 from mainspring.lineage import Decision, Foundation
-from mainspring.pipelines import attempts, execute, state, warm
+from mainspring.pipelines import attempts, state
 from mainspring.pipelines.attempts import Facts
 from mainspring.pipelines.executor import Ended, Executor
 from mainspring.pipelines.graph import Built
-from mainspring.pipelines.job import Place, Result, Task, read_result
-from mainspring.pipelines.logs import CappedLog
-from mainspring.pipelines.outcomes import LogText, classify, describe, folder_of, log_file, needed
-from mainspring.pipelines.places import StoredObjects, fetch_inputs
+from mainspring.pipelines.job import Result
+from mainspring.pipelines.launching import Attempt, Launcher, Outcome, Settings
 from mainspring.pipelines.planning import Done, Judgement, Planner
 from mainspring.pipelines.schedule import Node, Schedule
 from mainspring.records.pipelines import (
-    Artifact,
     PipelineEvent,
     PipelineRun,
     RunState,
     StepError,
     StepExecution,
-    StepJob,
-    StepResult,
-    StepSource,
 )
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.leases import Lease
-from mainspring.storage.objects import ObjectWriter
 
-declare("pipelines.started", "pipelines.spawned", "pipelines.outputs", "pipelines.committed")
+declare("pipelines.outputs", "pipelines.committed")
 
 OnEvent = Callable[[PipelineEvent], None]
 _WATCH_S = 1.0
 _POLL_S = 0.25
-
-
-@dataclass
-class _Attempt:
-    """An attempt that is under way, or one that just ended. ``log`` is opened where it runs on this machine."""
-
-    node: Node
-    execution: StepExecution
-    judgement: Judgement
-    scratch: Path
-    began: float
-    log: CappedLog | None = None
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What an attempt came to; ``result`` is None where it ended elsewhere, which the database tells."""
-
-    attempt: _Attempt
-    result: StepResult | None
-    unfit: str | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a runner passes on to each run. ``opener`` and ``workspace`` let a step open the workspace in its process."""
-
-    workers: int
-    lease_ttl_s: float
-    opener: str | None
-    workspace: dict[str, object]
 
 
 class Drive:
@@ -104,12 +64,14 @@ class Drive:
         self._planner = planner
         self._lease = lease
         self._executor = executor
-        self._settings = settings
+        self._ttl_s = settings.lease_ttl_s
         self._on_event = on_event
-        self._folder = folder_of(base.home, run.id)
         self._schedule = Schedule(run.id, built.graph.steps, sources=sources, workers=settings.workers)
+        self._launcher = Launcher(
+            base, run, planner, lease, self._schedule, executor=executor, settings=settings
+        )
         self._verified: set[str] = {a.digest for d in sources.values() for a in d.outputs}
-        self._running: dict[str, _Attempt] = {}
+        self._running: dict[str, Attempt] = {}
         self._fenced = threading.Event()
         self._stop = threading.Event()
         self._ended: RunState | None = None
@@ -138,25 +100,27 @@ class Drive:
             self._stop.set()
             renewer.join()
             self._executor.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            shutil.rmtree(self._launcher.folder, ignore_errors=True)
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> RunState:
-        ended: list[tuple[_Attempt, Ended | Result]] = []
+        ended: list[tuple[Attempt, Ended | Result]] = []
         watched = time.monotonic()
         while True:
             if self._fenced.is_set():
-                self._base.leases.renew(
-                    self._lease, ttl_s=self._settings.lease_ttl_s
-                )  # raises Fenced, naming the lease
+                self._base.leases.renew(self._lease, ttl_s=self._ttl_s)  # raises Fenced, naming the lease
             starts = self._advance(ended)
             self._tell()
             if self._ended is not None:
                 return self._ended
             ended = []
             for attempt in starts:
-                ended += self._launch(attempt)
+                result = self._launcher.launch(attempt)
+                if result is not None:
+                    ended.append((attempt, result))
+                else:
+                    self._running[attempt.execution.id] = attempt
             if not ended:
                 waited = self._schedule.wait_s(_POLL_S)
                 ended = [(self._running.pop(e.execution), e) for e in self._executor.poll(wait_s=waited)]
@@ -165,9 +129,9 @@ class Drive:
                 self._watch_cancel()
 
     def _renew(self) -> None:
-        while not self._stop.wait(self._settings.lease_ttl_s / 3):
+        while not self._stop.wait(self._ttl_s / 3):
             try:
-                self._base.leases.renew(self._lease, ttl_s=self._settings.lease_ttl_s)
+                self._base.leases.renew(self._lease, ttl_s=self._ttl_s)
             except Fenced:
                 self._fenced.set()
                 return
@@ -188,7 +152,7 @@ class Drive:
 
     # --- one moment ----------------------------------------------------------------------------------------------------
 
-    def _advance(self, ended: list[tuple[_Attempt, Ended | Result]]) -> list[_Attempt]:
+    def _advance(self, ended: list[tuple[Attempt, Ended | Result]]) -> list[Attempt]:
         if not ended and self._schedule.is_idle():
             return []
         self._planner.moment += bool(ended)
@@ -197,7 +161,7 @@ class Drive:
             outcomes = []
             if ended:
                 writer = stack.enter_context(self._base.objects.writing())
-                outcomes = [self._store(writer, attempt, how) for attempt, how in ended]
+                outcomes = [self._launcher.store(writer, attempt, how) for attempt, how in ended]
                 writer.flush()
                 failpoint("pipelines.outputs")
             with self._base.ledger.decision() as d:
@@ -211,8 +175,8 @@ class Drive:
             shutil.rmtree(attempt.scratch, ignore_errors=True)
         return starts
 
-    def _start_ready(self, d: Decision) -> list[_Attempt]:
-        starts: list[_Attempt] = []
+    def _start_ready(self, d: Decision) -> list[Attempt]:
+        starts: list[Attempt] = []
         cached: dict[str, str] = {}
         # In topological order, so one pass follows a chain of hits to its end.
         for node in self._schedule.nodes.values():
@@ -264,12 +228,8 @@ class Drive:
             d.refer(artifact.digest, f"step:{execution.id}", tree=artifact.kind == "tree")
         state.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
-    def _is_here(self, node: Node) -> bool:
-        """Whether the attempt runs on this machine: an inline step is the runner's, whatever runs the others."""
-        return self._executor.is_here or node.step.isolation == "inline"
-
-    def _begin(self, d: Decision, node: Node, judgement: Judgement) -> _Attempt:
-        is_here = self._is_here(node)
+    def _begin(self, d: Decision, node: Node, judgement: Judgement) -> Attempt:
+        is_here = self._launcher.is_here(node)
         self._schedule.began(node, judgement.why.reason, elsewhere=not is_here)
         execution = state.new_execution(
             run=self._run.id,
@@ -282,8 +242,8 @@ class Drive:
         state.insert_execution(
             d.tx, self._base.project, self._run.pipeline, execution, ingredients=judgement.ingredients
         )
-        scratch = self._folder / "steps" / execution.id
-        return _Attempt(node, execution, judgement, scratch, time.monotonic())
+        scratch = self._launcher.folder / "steps" / execution.id
+        return Attempt(node, execution, judgement, scratch, time.monotonic())
 
     def _skip(self, d: Decision, node: Node, cause: str) -> None:
         execution = msgspec.structs.replace(
@@ -303,135 +263,9 @@ class Drive:
         state.end_run(d, self._base.project, self._run.id, self._ended, error=error, step=step)
         self._schedule.note("ended", None, self._ended)
 
-    # --- launching -----------------------------------------------------------------------------------------------------
-
-    def _launch(self, attempt: _Attempt) -> list[tuple[_Attempt, Ended | Result]]:
-        """Start an attempt; an inline one, or one whose inputs cannot be read, is over at once."""
-        failpoint("pipelines.started")
-        job = self._job(attempt)
-        try:
-            if not self._is_here(attempt.node):
-                job = self._offer(attempt, job)
-            elif attempt.node.step.isolation == "inline":
-                return [(attempt, self._inline(attempt, job))]
-            self._executor.start(job, lambda: self._prepare(attempt, job))
-        except (Corrupt, NotFound) as error:
-            self._distrust_inputs(attempt)
-            text = f"an input cannot be read any more: {error}; the step that made it will run again in the next run"
-            return [(attempt, Result(error=StepError(kind="input", type=type(error).__name__, message=text)))]
-        except InvalidInput as error:  # what it needs cannot travel
-            return [
-                (
-                    attempt,
-                    Result(error=StepError(kind="input", type=type(error).__name__, message=str(error))),
-                )
-            ]
-        self._running[attempt.execution.id] = attempt
-        failpoint("pipelines.spawned")
-        return []
-
-    def _inline(self, attempt: _Attempt, job: StepJob) -> Result:
-        task, log = self._prepare(attempt, job)
-        text = LogText(log)
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            result = execute.execute(task)
-        log.close()
-        return result
-
-    def _prepare(self, attempt: _Attempt, job: StepJob) -> tuple[Task, CappedLog]:
-        """Give an attempt its place on this machine: inputs from the object store, the project's own files."""
-        attempt.scratch.mkdir(parents=True, mode=0o700)
-        place = Place(
-            root=self._run.root,
-            scratch=str(attempt.scratch),
-            inputs=fetch_inputs(
-                job, StoredObjects(self._base.objects), scratch=attempt.scratch, shared=self._folder / "in"
-            ),
-            opener=self._settings.opener,
-            workspace=dict(self._settings.workspace),
-        )
-        attempt.log = CappedLog(log_file(self._base.home, self._run.id, attempt.execution.id))
-        return Task(job=job, place=place), attempt.log
-
-    def _offer(self, attempt: _Attempt, job: StepJob) -> StepJob:
-        """Put what the attempt needs of the project into the object store, and let workers take it."""
-        step, judgement = attempt.node.step, attempt.judgement
-        with self._base.objects.writing() as writer:
-            files = self._planner.pack(writer, step)
-            writer.put(self._planner.code_of(step.name))
-            writer.flush()
-            unfit = self._planner.disturbed(step, judgement)
-            job = msgspec.structs.replace(job, files=files, modules=self._planner.modules())
-            with self._base.ledger.decision() as d:
-                self._base.leases.check(d.tx, self._lease)
-                ttl_s, code = self._settings.lease_ttl_s, judgement.ingredients.code
-                attempts.offer(d, job, code=code, ttl_s=ttl_s, unfit=unfit)
-        return job
-
-    def _distrust_inputs(self, attempt: _Attempt) -> None:
-        with self._base.ledger.decision() as d:
-            self._base.leases.check(d.tx, self._lease)
-            for name in attempt.node.upstream:
-                done = self._schedule.done[name]
-                if done.execution is not None and any(not self._readable(a) for a in done.outputs):
-                    state.distrust(d.tx, self._base.project, done.execution)
-
-    def _readable(self, artifact: Artifact) -> bool:
-        try:
-            for _ in self._base.objects.chunks(artifact.digest):
-                pass
-        except (Corrupt, NotFound):
-            return False
-        return True
-
-    def _job(self, attempt: _Attempt) -> StepJob:
-        step, run, nodes = attempt.node.step, self._run, self._schedule.nodes
-        sources = {}
-        for key in needed(step):
-            done = self._schedule.done[key]
-            producer = nodes[key].step.function if key in nodes else None
-            sources[key] = StepSource(shape=done.shape, outputs=done.outputs, producer=producer)
-        return StepJob(
-            project=self._base.project,
-            run=run.id,
-            pipeline=run.pipeline,
-            step=step.name,
-            execution=attempt.execution.id,
-            attempt=attempt.node.attempt,
-            function=step.function,
-            arguments=step.arguments,
-            sources=sources,
-            params=dict(run.params),
-            at=(run.at or run.started).isoformat(),
-            memory_bytes=step.memory_bytes,
-            timeout_s=step.timeout_s,
-            outputs=step.outputs,
-        )
-
     # --- ending --------------------------------------------------------------------------------------------------------
 
-    def _store(self, writer: ObjectWriter, attempt: _Attempt, how: Ended | Result) -> _Outcome:
-        """Put the bytes of an attempt's outputs and log; nothing refers to them yet."""
-        if isinstance(how, Ended) and not self._is_here(attempt.node):
-            return _Outcome(attempt, None)
-        if isinstance(how, Result):
-            result, error = how, how.error
-        else:
-            found = read_result(attempt.scratch)
-            result, error = found or Result(), classify(how, found)
-        warm.learn(Path(self._run.root), result.modules)
-        log = None
-        if attempt.log is not None:
-            attempt.log.close()
-            path = attempt.log.path
-            log = writer.put(path).digest if path.stat().st_size else None
-        described = describe(result, error, writer, log=log, keep=self._folder / "in")
-        if described.error is not None:
-            return _Outcome(attempt, described)
-        writer.put(self._planner.code_of(attempt.node.step.name))
-        return _Outcome(attempt, described, self._planner.disturbed(attempt.node.step, attempt.judgement))
-
-    def _commit(self, d: Decision, outcome: _Outcome) -> None:
+    def _commit(self, d: Decision, outcome: Outcome) -> None:
         attempt, node = outcome.attempt, outcome.attempt.node
         execution, project, result = attempt.execution, self._base.project, outcome.result
         if result is None:

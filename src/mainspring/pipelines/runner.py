@@ -13,10 +13,11 @@ from mainspring.errors import Conflict, StepFailed
 from mainspring.lineage import Foundation
 from mainspring.pipelines import processes, state
 from mainspring.pipelines.closure import Closures
-from mainspring.pipelines.drive import Drive, OnEvent, Settings
+from mainspring.pipelines.drive import Drive, OnEvent
 from mainspring.pipelines.executors import Setup, check_executor, make_executor
 from mainspring.pipelines.graph import Built, build, convert_params, function_spec, params_as_data, upstream
 from mainspring.pipelines.job import source_key
+from mainspring.pipelines.launching import Settings
 from mainspring.pipelines.loading import load_pipeline
 from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import folder_of
