@@ -12,8 +12,9 @@ import msgspec
 from mainspring.clock import from_us, to_us
 from mainspring.data import versions
 from mainspring.data.versions import NewVersion
-from mainspring.errors import CheckFailed, Conflict, InvalidInput, NotFound, near
+from mainspring.errors import CheckFailed, Conflict, InvalidInput, MainspringError, NotFound, near
 from mainspring.lineage import Foundation
+from mainspring.lineage.audit import DAMAGED, event_of, rows_of
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
 from mainspring.records.base import check_name, from_json, to_json
@@ -27,7 +28,7 @@ from mainspring.records.data import (
     Finding,
     VersionPage,
 )
-from mainspring.records.lineage import ref
+from mainspring.records.lineage import Event, ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
 from mainspring.storage.failpoints import declare, failpoint
@@ -289,17 +290,12 @@ class Data:
     def refusals(self, *, dataset: str, limit: int = 20) -> list[CheckReport]:
         """What was refused by checks on commit, newest first, with the rows that were kept of it."""
         check_name(dataset, what="dataset")
+        where = "project = ? AND subject = ? AND kind = 'dataset.refused'"
         with self._base.store.read() as tx:
-            rows = tx.all(
-                "SELECT data, id FROM events WHERE project = ? AND subject = ? AND kind = 'dataset.refused' ORDER BY seq DESC LIMIT ?",
-                self._base.project, ref("dataset", dataset), max(1, min(limit, 100)),
+            rows = rows_of(
+                tx, where, [self._base.project, ref("dataset", dataset)], f"ORDER BY seq DESC LIMIT {max(1, min(limit, 100))}"
             )  # fmt: skip
-        return [
-            msgspec.structs.replace(
-                from_json(msgspec.json.encode(from_json(r["data"])["report"]), CheckReport), event=r["id"]
-            )
-            for r in rows
-        ]
+        return [_refusal(dataset, event_of(row)) for row in rows]
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def profile(self, *, dataset: str, selector: str = "latest") -> Profile:
@@ -527,6 +523,19 @@ def _summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
             for f in bad
         ],
     }
+
+
+def _refusal(dataset: str, event: Event) -> CheckReport:
+    """What an event says of a refusal; a row that cannot be read is shown as one, and hides no other."""
+    try:
+        found: CheckReport = from_json(msgspec.json.encode(event.data["report"]), CheckReport)
+    except (KeyError, MainspringError) as error:
+        reason = event.data.get("reason") if event.kind == DAMAGED else f"its report cannot be read: {error}"
+        return CheckReport(
+            dataset=dataset, version=None, rows=0, passed=False, refused=True, findings=[], at=event.at, event=event.id,
+            damaged=f"event {event.seq}: {reason} Run 'mainspring audit verify'.",
+        )  # fmt: skip
+    return msgspec.structs.replace(found, event=event.id)
 
 
 def _trimmed(report: CheckReport) -> CheckReport:
