@@ -387,7 +387,7 @@ def test_a_stopped_worker_gives_its_step_back(
 def test_a_worker_outlives_a_killed_server(
     tmp_path: Path, workspace: Workspace, folder: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Seen red without the patience in finish_step: the result was dropped, and the step ran twice."""
+    """Seen red without the patience of Worker._patiently: the result was dropped, and the run waited for the lease to end."""
     first, address = _up(workspace.settings.root, 0)
     second, fleet = None, Workers(tmp_path / "workers", address["url"], ensure_token(workspace.settings.home))
     try:
@@ -478,6 +478,26 @@ def test_what_cannot_travel_is_said_before_a_worker_takes_the_step(
     assert run.error is not None
     assert run.error.kind == "input"
     assert said in run.error.message
+
+
+def test_a_variable_of_the_environment_is_the_same_or_the_step_fails(
+    workspace: Workspace, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen red without _check_variables: the result of another value stood under the runner's cache key."""
+    root = workspace.settings.root
+    (root / "sized.py").write_text(
+        "import os\nimport mainspring as ms\n\n@ms.step\ndef size() -> int:\n    return int(os.environ['SIZE_OF_IT'])\n\n"
+        "@ms.pipeline\ndef go():\n    size()\n"
+    )
+    forget_projects(root)
+    monkeypatch.setenv("SIZE_OF_IT", "5")
+    workers.start("one")
+    monkeypatch.setenv("SIZE_OF_IT", "7")
+    run = runner(workspace).run("sized.py:go", check=False)
+    assert run.error is not None
+    assert "SIZE_OF_IT" in run.error.message
+    monkeypatch.setenv("SIZE_OF_IT", "5")
+    assert runner(workspace).run("sized.py:go").state == "finished"
 
 
 def test_an_inline_step_stays_with_the_runner(workspace: Workspace) -> None:

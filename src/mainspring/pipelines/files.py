@@ -156,7 +156,7 @@ class Files:
         names = glob.iglob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 - as the step will call it
         for name in sorted(itertools.islice(names, MAX_FILES), key=lambda n: (len(n), n)):
             place = self.place(name)
-            if place is not None and place.is_file() and self._inside(place) is not None:
+            if place is not None and place.is_file() and self.inside(place) is not None:
                 status = place.stat()
                 found.setdefault((status.st_dev, status.st_ino), place)
         return {self.show(place): place for place in found.values()}

@@ -142,7 +142,9 @@ class Launcher:
             writer.put(self._planner.code_of(step.name))
             writer.flush()
             unfit = self._planner.disturbed(step, judgement)
-            job = msgspec.structs.replace(job, files=files, modules=self._planner.modules())
+            job = msgspec.structs.replace(
+                job, files=files, modules=self._planner.modules(), variables=self._planner.variables(step)
+            )
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, self._lease)
                 ttl_s, code = self._settings.lease_ttl_s, judgement.ingredients.code

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import blake3
 import msgspec
 
 from mainspring.data import versions
@@ -106,6 +104,10 @@ class Planner:
     def code_of(self, step: str) -> bytes:
         """The document that the digest of a step's code names: its definitions with their digests."""
         return self._codes[step].document()
+
+    def variables(self, step: GraphStep) -> dict[str, str | None]:
+        """The variables of the environment that a step's code reads, with short digests of what they hold here."""
+        return {n: keys.variable_digest(n) for n in sorted(self._codes[step.name].variables)}
 
     def pack(self, writer: ObjectWriter, step: GraphStep) -> str:
         """Put what a step needs of the project where the project is not: its source files, and files that it names by text.
@@ -262,7 +264,7 @@ class Planner:
             files={name: p.digest for name, p in files.items()},
             asked={
                 **{f"current().{name}": self._context[name] for name in sorted(code.asks)},
-                **{f"variable {name}": _variable(name) for name in sorted(code.variables)},
+                **{f"variable {name}": value for name, value in self.variables(step).items()},
             },
         )
         key = keys.key_of(ingredients)
@@ -373,12 +375,6 @@ def pin(graph: Graph, sources: Mapping[str, Done]) -> Graph:
         for s in graph.steps
     ]
     return msgspec.structs.replace(graph, steps=steps)
-
-
-def _variable(name: str) -> str | None:
-    """What a variable of the environment holds, as a short digest: its value may be a secret, and does not belong in a database."""
-    value = os.environ.get(name)  # a step's own variable, not a setting of ours
-    return None if value is None else blake3.blake3(value.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:

@@ -25,11 +25,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mainspring.errors import Conflict, Corrupt, Fenced, MainspringError, NotFound, Unavailable
+from mainspring.errors import (
+    Conflict,
+    Corrupt,
+    Fenced,
+    InvalidInput,
+    MainspringError,
+    NotFound,
+    Unavailable,
+)
 from mainspring.lineage.uploads import Uploads
 from mainspring.pipelines import warm
 from mainspring.pipelines.executor import LocalProcesses
 from mainspring.pipelines.job import Place, Result, Task, read_result
+from mainspring.pipelines.keys import variable_digest
 from mainspring.pipelines.logs import CappedLog
 from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import classify, describe
@@ -119,8 +128,8 @@ class Worker:
         """Run the job and put what it left; whatever goes wrong with it is in the result."""
         try:
             task = self._prepare(job, scratch)
-        except (Corrupt, NotFound) as error:
-            text = f"an input cannot be read: {error}"
+        except (Corrupt, InvalidInput, NotFound) as error:
+            text = f"what the step needs is not to be had: {error}"
             return StepResult(error=StepError(kind="input", type=type(error).__name__, message=text))
         except (
             Unavailable,
@@ -136,6 +145,7 @@ class Worker:
         return describe(result, failure, target, log=digest, keep=self._inputs(job))
 
     def _prepare(self, job: StepJob, scratch: Path) -> Task:
+        _check_variables(job)
         source, root = ServedObjects(self._objects), scratch / "project"
         if job.files is None:
             root.mkdir()
@@ -198,6 +208,18 @@ class Worker:
                 if beats.fenced or self._stop.is_set() or time.monotonic() > until:
                     raise
                 self._stop.wait(_RETRY_S)
+
+
+def _check_variables(job: StepJob) -> None:
+    """A result under the key that the runner made must have come from the values that the key names."""
+    for name, wanted in job.variables.items():
+        if variable_digest(name) != wanted:
+            raise InvalidInput(
+                "this variable of the environment is not here what it is where the run was started",
+                value=name,
+                place=f"step {job.step}",
+                next_step="Start the worker with the same value, or pass the value to the step as an argument.",
+            )
 
 
 class _Beats(threading.Thread):

@@ -197,6 +197,9 @@ class StepJob(Record, frozen=True):
     """Names declared by ``@step(outputs=...)``."""
     files: Digest | None = None
     """A tree of the source files, and of the files that the step names by text; None where the project itself is at hand."""
+    variables: dict[str, str | None] = {}
+    """Variables of the environment that the code reads, with short digests of what they held where the run was started: they count
+    in the cache key, so they are to hold the same wherever it runs."""
     modules: list[str] = []
     """What the code imports from outside the project: worth importing before the step's process is forked."""
 
