@@ -209,9 +209,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
+def pool(workspace: Workspace) -> Iterator[ThreadPoolExecutor]:
+    """For runners; a run that is still under way when the test is over ends then."""
     with ThreadPoolExecutor(2) as opened:
         yield opened
+        for run in workspace.pipelines.runs().items:
+            if run.state == "running":
+                workspace.pipelines.cancel(run=run.id)
+        with workspace.base.store.write() as tx:
+            tx.execute("UPDATE step_offers SET expires_us = 0")
 
 
 def runner(workspace: Workspace, *, executor: str = "worker", lease_ttl_s: float = HELD_S) -> Runner:
