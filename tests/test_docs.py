@@ -106,7 +106,7 @@ def test_every_setting_command_and_error_is_in_the_reference() -> None:
         assert f"## `[{'monitor' if field == 'retrain' else field}" in (place / "settings.md").read_text()
     for command in COMMANDS:
         assert f"\n## mainspring {command}\n" in (place / "cli.md").read_text()
-    for kind in errors._all(errors.MainspringError):
+    for kind in errors.loaded_classes():
         if kind.__module__.startswith("mainspring."):
             assert f"| `{kind.code}` |" in (place / "errors.md").read_text()
 

@@ -7,9 +7,16 @@ The same code appears in Python (``error.code``), in HTTP (``{"error": {"code": 
     ├── InvalidInput            422  what the caller sent cannot be right
     │   ├── ConfigError         422  ... in mainspring.toml
     │   ├── UnsafeFormat        422  a payload that would run code when loaded
-    │   └── CheckFailed         422  data broke its declared rules
+    │   ├── CheckFailed         422  data broke its declared rules
+    │   ├── TooManyRows         422  more rows than one request may have
+    │   ├── Malformed           400  a body that is not the JSON it should be
+    │   ├── BadRequest          400  headers, host, framing
+    │   ├── MethodNotAllowed    405
+    │   ├── SlowRequest         408  the body did not arrive in time
+    │   └── Misdirected         421  a host name that is not ours
     ├── Unauthenticated         401
     ├── PermissionDenied        403
+    │   └── ForeignOrigin       403  a browser page of another site
     ├── NotFound                404
     ├── Conflict                409  somebody else was first, or the thing is immutable
     │   ├── KeyTaken            409  another call with this idempotency key was first
@@ -19,10 +26,15 @@ The same code appears in Python (``error.code``), in HTTP (``{"error": {"code": 
     ├── UnsupportedMedia        415
     ├── Corrupt                 500  stored bytes are not what their digest says
     ├── StepFailed              500  user code in a step failed
+    ├── ModelFailed             500  a model raised, or answered something that is not an answer
     ├── Unavailable             503  busy or unreachable: try again
+    │   └── Overloaded          503  all slots and the whole queue are taken
     ├── DeadlineExceeded        504
     ├── StorageFull             507
     └── MissingExtra            501  an optional library is not installed
+
+A code names one class: a second class with the same code is refused where it is defined. Rooms define further ones beside what
+raises them; on another machine an error whose class is not loaded keeps its code and status.
 """
 
 from __future__ import annotations
@@ -31,6 +43,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+_BY_CODE: dict[str, type[MainspringError]] = {}
+
 
 class MainspringError(Exception):
     """Base of all our errors.
@@ -38,9 +52,18 @@ class MainspringError(Exception):
     ``value`` is what was wrong, ``place`` where it stood (file, field, table), ``next_step`` what to do now.
     """
 
-    code: ClassVar[str] = "error"
-    status: ClassVar[int] = 500
+    code: str = "error"
+    status: int = 500
     exit_code: ClassVar[int] = 1
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if "code" in vars(cls):
+            other = _BY_CODE.setdefault(cls.code, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                msg = f"the error code {cls.code!r} is {other.__module__}.{other.__qualname__}'s; {cls.__qualname__} needs one of its own"
+                raise TypeError(msg)
+            _BY_CODE[cls.code] = cls  # a module that was loaded again
 
     def __init__(
         self, message: str, *, value: object = None, place: str | None = None, next_step: str | None = None
@@ -61,9 +84,9 @@ class MainspringError(Exception):
         return f"{text}. {self.next_step}" if self.next_step else text
 
     def to_dict(self) -> dict[str, Any]:
-        """The wire form: ``{"code", "message"}`` plus ``value``, ``place`` and ``next_step`` where known."""
+        """The wire form: ``{"code", "status", "message"}`` plus ``value``, ``place`` and ``next_step`` where known."""
         extra = {"value": self.value, "place": self.place, "next_step": self.next_step}
-        return {"code": self.code, "message": self.message} | {
+        return {"code": self.code, "status": self.status, "message": self.message} | {
             k: v for k, v in extra.items() if v is not None
         }
 
@@ -86,6 +109,35 @@ class CheckFailed(InvalidInput):
     code = "check_failed"
 
 
+class TooManyRows(InvalidInput):
+    code = "too_many_rows"
+
+
+class Malformed(InvalidInput):
+    code = "malformed_json"
+    status = 400
+
+
+class BadRequest(InvalidInput):
+    code = "bad_request"
+    status = 400
+
+
+class MethodNotAllowed(InvalidInput):
+    code = "method_not_allowed"
+    status = 405
+
+
+class SlowRequest(InvalidInput):
+    code = "slow_request"
+    status = 408
+
+
+class Misdirected(InvalidInput):
+    code = "misdirected"
+    status = 421
+
+
 class Unauthenticated(MainspringError):
     code = "unauthenticated"
     status = 401
@@ -94,6 +146,10 @@ class Unauthenticated(MainspringError):
 class PermissionDenied(MainspringError):
     code = "permission_denied"
     status = 403
+
+
+class ForeignOrigin(PermissionDenied):
+    code = "foreign_origin"
 
 
 class NotFound(MainspringError):
@@ -137,9 +193,17 @@ class StepFailed(MainspringError):
     code = "step_failed"
 
 
+class ModelFailed(MainspringError):
+    code = "model_failed"
+
+
 class Unavailable(MainspringError):
     code = "unavailable"
     status = 503
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
 
 
 class DeadlineExceeded(MainspringError):
@@ -166,21 +230,25 @@ class MissingExtra(MainspringError):
         )
 
 
-def _all(base: type[MainspringError]) -> Iterable[type[MainspringError]]:
-    yield base
-    for child in base.__subclasses__():
-        yield from _all(child)
+def loaded_classes() -> list[type[MainspringError]]:
+    """Every error class of the modules that are loaded, the base first."""
+    return [MainspringError, *_BY_CODE.values()]
 
 
 def from_dict(payload: dict[str, Any]) -> MainspringError:
     """Rebuild an error from its wire form, so that remote callers catch the same class as local ones."""
-    kinds = {kind.code: kind for kind in _all(MainspringError)}
-    kind = kinds.get(str(payload.get("code")), MainspringError)
+    code, status = payload.get("code"), payload.get("status")
+    kind = _BY_CODE.get(str(code), MainspringError)
     error = kind(
         str(payload.get("message", "unknown error")),
         place=payload.get("place"),
         next_step=payload.get("next_step"),
     )
+    if kind is MainspringError and isinstance(
+        code, str
+    ):  # of a class that is not loaded here, or of a newer version
+        error.code = code
+        error.status = status if type(status) is int and 400 <= status <= 599 else error.status
     error.value = payload.get("value")
     return error
 

@@ -53,7 +53,6 @@ class Kind(enum.StrEnum):
     UNARY = "unary"  # JSON in, JSON out
     UPLOAD = "upload"  # parameter ``body`` is a stream of bytes
     DOWNLOAD = "download"  # returns a :class:`Download`
-    EVENTS = "events"  # returns an iterator of records, sent as server-sent events
 
 
 @dataclass(frozen=True)

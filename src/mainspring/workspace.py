@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from datetime import datetime
@@ -18,6 +17,7 @@ from mainspring.config import Settings
 from mainspring.errors import Conflict, Corrupt, InvalidInput
 from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.rooms import Namespaces
+from mainspring.storage import durable
 from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
 
@@ -295,7 +295,4 @@ def _sign(home: Path, marked: dict[str, Any], *, database: str) -> None:
 
 
 def _write_marker(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{_MARKER}.{os.getpid()}.{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps(content))
-    temporary.chmod(0o600)
-    temporary.replace(path)
+    durable.replace(path, json.dumps(content).encode())

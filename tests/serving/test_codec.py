@@ -4,10 +4,9 @@ import math
 
 import pytest
 
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, Malformed, TooManyRows
 from mainspring.records.models import Column, Signature, Task
-from mainspring.serving.codec import RowCodec, TooManyRows, parse_time
-from mainspring.serving.problems import Malformed
+from mainspring.serving.codec import RowCodec, parse_time
 
 MIXED = Signature(
     inputs=[

@@ -28,6 +28,7 @@ from mainspring.records.data import (
     Finding,
     VersionPage,
 )
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import Event, ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
@@ -262,7 +263,7 @@ class Data:
             version, fresh = versions.add(self._base, decision, new)
             if findings and fresh:
                 decision.event(
-                    "dataset.checked",
+                    EventKind.DATASET_CHECKED,
                     ref("dataset_version", version.id),
                     _summary(new.dataset, findings) | {"version": version.number},
                 )
@@ -280,7 +281,7 @@ class Data:
             findings = self._run(file, rules, int(row["row_count"]))
         with self._base.ledger.decision() as decision:
             event = decision.event(
-                "dataset.checked",
+                EventKind.DATASET_CHECKED,
                 ref("dataset_version", row["id"]),
                 _summary(dataset, findings) | {"version": int(row["number"])},
             )
@@ -382,7 +383,7 @@ class Data:
             )
             decision.unrefer(versions.owner_of(dataset, gone.id))
             decision.event(
-                "dataset.deleted",
+                EventKind.DATASET_DELETED,
                 here,
                 {"dataset": dataset, "number": gone.number, "reason": reason, "uses": uses},
             )
@@ -459,7 +460,7 @@ class Data:
         bad = [f for f in findings if not f.passed]
         with self._base.ledger.decision() as decision:
             event = decision.event(
-                "dataset.refused",
+                EventKind.DATASET_REFUSED,
                 ref("dataset", dataset),
                 _summary(dataset, findings) | {"report": msgspec.to_builtins(_trimmed(report))},
             )

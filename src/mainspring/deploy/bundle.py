@@ -20,6 +20,7 @@ from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import from_json, to_json
 from mainspring.records.objects import ObjectRef
 from mainspring.records.serving import ROUTES_FILE, RouteTable
+from mainspring.storage import durable
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.objects import Objects
 
@@ -77,15 +78,11 @@ def write(bundle: Path, table: RouteTable, objects: Objects) -> bool:
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == data and not any(changed):
             return False
-    temporary = bundle / f".{ROUTES_FILE}.tmp"
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    temporary = durable.stage(path, data, mode=0o644)  # servers may run as another user
     failpoint("deploy.routes.written")
     temporary.replace(path)
     failpoint("deploy.routes.renamed")
-    sync_folder(bundle)
+    durable.sync_folder(bundle)
     return True
 
 
@@ -119,15 +116,6 @@ def packages_of(table: RouteTable) -> set[str]:
     return found
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
     """Have package ``digest`` whole and sound in ``bundle``; whether it had to be written. Call it under :func:`locked`."""
     packages = bundle / PACKAGES
@@ -139,8 +127,8 @@ def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
     objects.materialise(digest, temporary, internal=True)
     for folder, _, files in os.walk(temporary):
         for name in files:
-            _sync_file(Path(folder) / name)
-        sync_folder(Path(folder))
+            durable.sync_file(Path(folder) / name)
+        durable.sync_folder(Path(folder))
     failpoint("deploy.package.written")
     if target.exists():  # damaged: out of the way by rename, so that a reader finds all of one or nothing
         doomed = packages / f".gone-{digest}"
@@ -149,7 +137,7 @@ def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
         shutil.rmtree(doomed, ignore_errors=True)
     temporary.rename(target)
     failpoint("deploy.package.renamed")
-    sync_folder(packages)
+    durable.sync_folder(packages)
     return True
 
 
@@ -165,14 +153,6 @@ def _sound(folder: Path, entries: Mapping[str, ObjectRef]) -> bool:
         if blake3.blake3().update_mmap(file).hexdigest() != ref.digest:
             return False
     return True
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _last_good(bundle: Path) -> set[str]:

@@ -17,6 +17,7 @@ from mainspring.errors import Conflict, Fenced, NotFound
 from mainspring.lineage import Decision
 from mainspring.pipelines import state
 from mainspring.records.base import from_json, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.pipelines import (
     Heartbeat,
@@ -73,7 +74,7 @@ def end(d: Decision, project: str, execution: StepExecution, result: StepResult,
         "type": error.type,
         "message": error.message[:500],
     }
-    d.event("step.lost" if error.kind == "lost" else "step.failed", me, data)
+    d.event(EventKind.STEP_LOST if error.kind == "lost" else EventKind.STEP_FAILED, me, data)
     d.edge(ref("run", execution.run), me, "step")
 
 

@@ -26,6 +26,7 @@ from mainspring.pipelines.job import Result
 from mainspring.pipelines.launching import Attempt, Launcher, Outcome, Settings
 from mainspring.pipelines.planning import Done, Judgement, Planner
 from mainspring.pipelines.schedule import Node, Schedule
+from mainspring.records.events import EventKind
 from mainspring.records.pipelines import (
     PipelineEvent,
     PipelineRun,
@@ -201,7 +202,7 @@ class Drive:
             else:
                 starts.append(self._begin(d, node, judgement))
         if cached:
-            d.event("step.cached", f"run:{self._run.id}", {"steps": cached})
+            d.event(EventKind.STEP_CACHED, f"run:{self._run.id}", {"steps": cached})
         return starts
 
     def _take(self, d: Decision, node: Node, judgement: Judgement, entry: StepExecution) -> None:

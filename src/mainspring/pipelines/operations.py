@@ -10,6 +10,7 @@ from mainspring.operations import MIB, Download, Kind, Role, operation
 from mainspring.pipelines import attempts, effects, state
 from mainspring.pipelines.arrivals import check_result
 from mainspring.records.base import Id
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.pipelines import (
     Heartbeat,
@@ -109,7 +110,7 @@ class Pipelines:
             d.tx.execute(
                 "UPDATE pipeline_runs SET cancel = 1 WHERE project = ? AND id = ?", self._base.project, run
             )
-            d.event("pipeline.cancel_requested", ref("run", run), {"reason": reason})
+            d.event(EventKind.PIPELINE_CANCEL_REQUESTED, ref("run", run), {"reason": reason})
             return d.done(state.read_run(d.tx, self._base.project, run))
 
     # --- running steps elsewhere ---------------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class Pipelines:
         _check_text(environment, what="environment", least=0)
         with self._base.ledger.decision() as d:
             lease = attempts.take(d, self._base.project, execution, worker=worker, environment=environment)
-            d.event("step.begun", ref("step", execution), {"run": lease.job.run, "step": lease.job.step, "worker": worker})  # fmt: skip
+            d.event(EventKind.STEP_BEGUN, ref("step", execution), {"run": lease.job.run, "step": lease.job.step, "worker": worker})  # fmt: skip
             return d.done(lease)
 
     @operation(role=Role.EDITOR, changes=True)

@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from mainspring.errors import MainspringError, NotFound
+from mainspring.errors import MainspringError, MethodNotAllowed, NotFound
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server import openapi
 from mainspring.server.access import Access, Sessions
-from mainspring.server.gate import App, Gate, MethodNotAllowed
+from mainspring.server.gate import App, Gate
 from mainspring.server.routes import build_routes, error_response
 from mainspring.workspace import Workspace
 

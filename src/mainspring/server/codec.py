@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, Malformed
 
 MAX_INT = (1 << 63) - 1
 _NO_TEXT = re.compile("[\\x00\\ud800-\\udfff]")
@@ -16,11 +16,6 @@ _MAX_DEPTH = 64
 _MAX_KEYS = 100_000
 _MAX_VALUES = 1_000_000
 """Values of all kinds in a body: each takes some sixty bytes once it is decoded, an empty list two before."""
-
-
-class Malformed(InvalidInput):
-    code = "malformed_json"
-    status = 400
 
 
 def decode_object(body: bytes) -> dict[str, Any]:

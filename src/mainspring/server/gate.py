@@ -20,6 +20,8 @@ import anyio.to_thread
 from mainspring.errors import (
     InvalidInput,
     MainspringError,
+    MethodNotAllowed,
+    Misdirected,
     PermissionDenied,
     TooLarge,
     Unauthenticated,
@@ -155,21 +157,6 @@ class Gate:
         if value is None or self._sessions is None:
             return None
         return await anyio.to_thread.run_sync(self._sessions.find, value, limiter=self._readers)
-
-
-class Misdirected(MainspringError):
-    code = "misdirected"
-    status = 421
-
-
-class SlowRequest(MainspringError):
-    code = "slow_request"
-    status = 408
-
-
-class MethodNotAllowed(MainspringError):
-    code = "method_not_allowed"
-    status = 405
 
 
 def cookie_name(scope: Scope) -> str:

@@ -28,6 +28,7 @@ from mainspring.errors import (
     InvalidInput,
     KeyTaken,
     MainspringError,
+    SlowRequest,
     TooLarge,
     UnsupportedMedia,
     near,
@@ -46,7 +47,6 @@ from mainspring.operations import (
 )
 from mainspring.records.base import to_json
 from mainspring.server.codec import decode_object
-from mainspring.server.gate import SlowRequest
 
 PREFIX = "/api/v1"
 log = logging.getLogger("mainspring.server")

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from mainspring.errors import InvalidInput, MainspringError, TooLarge, UnsupportedMedia
+from mainspring.errors import InvalidInput, MainspringError, SlowRequest, TooLarge, UnsupportedMedia
 from mainspring.server.access import Sessions
-from mainspring.server.gate import COOKIE, SlowRequest, cookie_name, session_of
+from mainspring.server.gate import COOKIE, cookie_name, session_of
 
 MAX_FORM = 64 * 1024
 FORM_S = 30.0

@@ -14,8 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from mainspring.errors import DeadlineExceeded
-from mainspring.serving.problems import Overloaded
+from mainspring.errors import DeadlineExceeded, Overloaded
 
 T = TypeVar("T")
 

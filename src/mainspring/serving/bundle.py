@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from mainspring.serving.hosting import Nursery
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.table import LiveTable, Version, build, load_version, packages_of
+from mainspring.storage import durable
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("serving.load", "serving.switch")
@@ -368,14 +368,9 @@ class Watcher:
         if self._state.good is not None and good.digest == self._state.good.digest:
             return
         self._state = State(good=good)
-        temporary = self._state_path.with_suffix(f".{os.getpid()}.tmp")
         try:
             self._state_path.parent.mkdir(exist_ok=True, mode=0o700)
-            with temporary.open("wb") as file:
-                file.write(to_json(self._state))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._state_path)
+            durable.replace(self._state_path, to_json(self._state))
         except OSError as error:
             logger.warning("the serving state could not be written: %s", error)
 

@@ -16,9 +16,8 @@ from typing import Annotated, Any
 import msgspec
 
 from mainspring.clock import to_us
-from mainspring.errors import InvalidInput, near
+from mainspring.errors import InvalidInput, Malformed, TooManyRows, near
 from mainspring.records.models import Signature
-from mainspring.serving.problems import Malformed
 
 INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _KEY = Annotated[str, msgspec.Meta(max_length=256)]
@@ -36,6 +35,8 @@ class Call:
     rows: int
     key: str | None = None
     event_us: int | None = None
+    large: bool = False
+    """Whether its texts may take long, however few its rows are: then it is not predicted on the event loop."""
 
 
 class RowCodec:
@@ -175,12 +176,6 @@ class RowCodec:
             place=place,
             next_step=f"{hint}Columns: {describe(self.signature)}.",
         )
-
-
-class TooManyRows(InvalidInput):
-    """More rows than one request may have."""
-
-    code = "too_many_rows"
 
 
 def describe(signature: Signature, limit: int = 200) -> str:

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput, near
+from mainspring.errors import InvalidInput, Malformed, TooManyRows, near
 from mainspring.records.models import Column, Signature, Task
 from mainspring.serving.answers import labels
-from mainspring.serving.codec import Call, TooManyRows, describe, malformed, no_duplicates
-from mainspring.serving.problems import Malformed
+from mainspring.serving.codec import Call, describe, malformed, no_duplicates
 from mainspring.serving.table import LiveDeployment, LiveTarget
 
 _NAME = Annotated[str, msgspec.Meta(max_length=256)]

@@ -10,9 +10,18 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import MainspringError, TooLarge, Unauthenticated, UnsupportedMedia
+from mainspring.errors import (
+    BadRequest,
+    ForeignOrigin,
+    MainspringError,
+    MethodNotAllowed,
+    Overloaded,
+    SlowRequest,
+    TooLarge,
+    Unauthenticated,
+    UnsupportedMedia,
+)
 from mainspring.serving.options import LOOPBACK_HOSTS, ServeOptions, is_loopback
-from mainspring.serving.problems import BadRequest, ForeignOrigin, MethodNotAllowed, Overloaded, SlowRequest
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

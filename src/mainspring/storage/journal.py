@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from mainspring.errors import Corrupt, InvalidInput, StorageFull, TooLarge, Unavailable
+from mainspring.storage.durable import sync_folder
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("journal.append", "journal.sync", "journal.rename")
@@ -174,7 +175,7 @@ class JournalWriter:
             )  # says "alive" to readers; the kernel lets go when this process dies
             if os.write(fd, MAGIC) != len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             os.close(fd)
             with contextlib.suppress(OSError):
@@ -207,7 +208,7 @@ class JournalWriter:
         try:
             failpoint("journal.rename")
             self._path.rename(self._path.with_suffix(".seg"))
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except FileNotFoundError:  # a reader consumed and removed it: nothing is left to name
             pass
         except OSError as error:
@@ -461,14 +462,6 @@ def _parse(cursor: str) -> dict[str, tuple[int, int]]:
 
 def _format(positions: dict[str, tuple[int, int]]) -> str:
     return ",".join(f"{w}/{number}:{offset}" for w, (number, offset) in sorted(positions.items()))
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _failure(error: OSError, path: Path) -> StorageFull | Unavailable:

@@ -1,7 +1,7 @@
 """Runs, params, metrics, artifacts; search; the spool; capture of code and environment."""
 
-from mainspring.tracking.client import Run, RunClient, TrackingClient
+from mainspring.tracking.client import Run, TrackingClient
 from mainspring.tracking.operations import Tracking
 from mainspring.tracking.spool import ingest_spool
 
-__all__ = ["Run", "RunClient", "Tracking", "TrackingClient", "ingest_spool"]
+__all__ = ["Run", "Tracking", "TrackingClient", "ingest_spool"]

@@ -129,9 +129,6 @@ class TrackingClient:
         return ingest_spool(self.spool, cast("TrackingOperations", self.operations))
 
 
-RunClient = TrackingClient
-
-
 class Run:
     """A run being logged. All methods may be called from any thread; none raises for a server or disk that fails."""
 

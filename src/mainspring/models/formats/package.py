@@ -17,6 +17,7 @@ from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge, UnsafeF
 from mainspring.models.formats.trust import DEFAULT
 from mainspring.records.base import to_json
 from mainspring.records.models import Package, PackageFile
+from mainspring.storage.durable import sync_folder
 
 MANIFEST = "model.json"
 MAX_MANIFEST = 4 << 20
@@ -134,11 +135,7 @@ def write_package(folder: Path, package: Package, payloads: Mapping[str, bytes])
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)
 
 
 def _check_file(file: PackageFile, size: int, read: Callable[[str, int], bytes], *, place: str) -> bytes:

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from mainspring.errors import Conflict, Corrupt, MainspringError, NotFound, StorageFull, Unavailable
 from mainspring.records.base import new_id
+from mainspring.storage.durable import sync_folder
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("objects.put.temp", "objects.put.synced", "objects.put.published", "objects.put.done")
@@ -83,7 +84,7 @@ class LocalBytes:
                 self._write_temp(temp, data)
                 _publish(temp, target)
                 failpoint("objects.put.published")
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     temp.unlink()
@@ -123,7 +124,7 @@ class LocalBytes:
                 (self._root / key).unlink()
                 folders.add((self._root / key).parent)
         for folder in folders:
-            _sync_folder(folder)
+            sync_folder(folder)
 
     def size(self, key: str) -> int:
         with _translated(key):
@@ -172,14 +173,6 @@ def _read_range(fd: int, offset: int, length: int) -> bytes:
         parts.append(data)
         done += len(data)
     return b"".join(parts)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

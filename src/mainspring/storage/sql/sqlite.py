@@ -254,7 +254,7 @@ class SqliteEngine:
         try:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.OperationalError as error:
-            if "disk I/O" in str(error):
+            if _kind(error) == sqlite3.SQLITE_IOERR and not _is_full(error):
                 raise
             # A full disk or a busy reader: what was written is committed, and stays in the log until a later round.
         finally:
@@ -310,9 +310,20 @@ class SqliteEngine:
             )
 
 
-def _is_full(error: sqlite3.OperationalError) -> bool:
-    """The log's shared memory that cannot be made is a full disk too: SQLite calls it an I/O error."""
-    return "full" in str(error) or error.sqlite_errorname in {"SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMOPEN"}
+_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN})
+"""The log's shared memory that cannot be made is a full disk too: SQLite calls it an I/O error."""
+_NOT_UNIQUE = frozenset(
+    {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
+)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return error.sqlite_errorcode in _FULL
+
+
+def _kind(error: sqlite3.Error) -> int:
+    """The primary result code: the low byte of the extended one (https://sqlite.org/rescode.html)."""
+    return error.sqlite_errorcode & 0xFF
 
 
 @contextlib.contextmanager
@@ -322,32 +333,43 @@ def _translated(
     """Engine errors as ours. A broken unique constraint is a race lost: rooms compare and set where they can tell more."""
     try:
         yield
-    except sqlite3.OperationalError as error:
-        text = str(error)
-        if _is_full(error):
-            raise StorageFull(
-                "no space left for metadata",
-                place=str(path),
-                next_step="Free space, then try again; 'mainspring gc' works on a full disk.",
-            ) from error
-        if "disk I/O" in text:
-            failure = Corrupt(
-                f"the database could not be written: {text}",
+    except sqlite3.Error as error:
+        found = _error(error, path)
+        if found is None:
+            raise
+        if _kind(error) == sqlite3.SQLITE_IOERR and on_write_failure is not None:
+            on_write_failure(found)
+        raise found from error
+
+
+def _error(error: sqlite3.Error, path: Path) -> MainspringError | None:
+    """Our error for the engine's result code; None for what has no meaning of its own (a mistake in our SQL)."""
+    if (
+        getattr(error, "sqlite_errorcode", None) is None
+    ):  # raised by the module itself, before the engine was asked
+        return None
+    if _is_full(error):
+        return StorageFull(
+            "no space left for metadata",
+            place=str(path),
+            next_step="Free space, then try again; 'mainspring gc' works on a full disk.",
+        )
+    match _kind(error):
+        case sqlite3.SQLITE_IOERR:
+            return Corrupt(
+                f"the database could not be written: {error}",
                 place=str(path),
                 next_step="The outcome is unknown until restart; retry with the same idempotency key.",
             )
-            if on_write_failure is not None:
-                on_write_failure(failure)
-            raise failure from error
-        raise
-    except sqlite3.IntegrityError as error:
-        if not str(error).startswith("UNIQUE"):
-            raise
-        raise Conflict(
-            "this must be unique, and somebody else was first",
-            next_step="Read what is there now, then decide.",
-        ) from error
-    except sqlite3.DatabaseError as error:
-        if "malformed" in str(error) or "not a database" in str(error):
-            raise Corrupt(str(error), place=str(path), next_step="Restore from a backup.") from error
-        raise
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return Corrupt(str(error), place=str(path), next_step="Restore from a backup.")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return Unavailable(
+                "another process keeps the database busy", place=str(path), next_step="Try again."
+            )
+        case sqlite3.SQLITE_CONSTRAINT if error.sqlite_errorcode in _NOT_UNIQUE:
+            return Conflict(
+                "this must be unique, and somebody else was first",
+                next_step="Read what is there now, then decide.",
+            )
+    return None
