@@ -324,6 +324,26 @@ def test_an_output_cannot_be_named_into_another_folder(
         finish(ops, lease, bad)
 
 
+def test_a_step_of_another_project_is_not_there(base: Foundation, ops: Pipelines, begin: Begin) -> None:
+    begin()
+    found = waiting(ops)
+    other = Pipelines(
+        replace(base, project="other", ledger=Ledger(base.store, project="other", clock=base.clock))
+    )
+    assert other.waiting_steps() == []
+    with pytest.raises(NotFound):
+        other.begin_step(execution=found.execution, worker="w")
+    lease = ops.begin_step(execution=found.execution, worker="w")
+    with pytest.raises(NotFound):
+        other.heartbeat(execution=found.execution, token=lease.token)
+    with pytest.raises(NotFound):
+        other.finish_step(
+            execution=found.execution,
+            token=lease.token,
+            result=StepResult(error=StepError(kind="exit", type="", message="")),
+        )
+
+
 def test_a_viewer_takes_no_step(ops: Pipelines, begin: Begin) -> None:
     begin()
     found = waiting(ops)
