@@ -390,6 +390,25 @@ def test_what_is_under_way_when_the_runner_goes_is_lost_to_its_worker(
         assert tx.all("SELECT owner FROM object_refs WHERE owner LIKE 'job:%'") == []
 
 
+def test_a_resumed_run_has_what_a_worker_finished_meanwhile(
+    base: Foundation, ops: Pipelines, begin: Begin, project: Path
+) -> None:
+    run = begin()
+    lease = take(ops)
+    with base.store.write() as tx:  # the runner is gone, as after kill -9
+        tx.execute("UPDATE leases SET token = token + 1, expires_us = 0 WHERE name LIKE 'pipeline-run:%'")
+    assert finish(ops, lease, put(base, b"made without a runner")) == "finished"
+    assert isinstance(run.exception(60), Fenced)
+    resumed = Runner(base, ops, root=project, environment="e" * 64).resume(lease.job.run)
+    assert resumed.state == "finished"
+    tries = ops.steps(run=resumed.id, attempts=True)
+    assert [(e.step, e.state, e.worker) for e in tries] == [
+        ("first", "finished", "w1"),
+        ("second", "finished", ""),
+    ]
+    assert base.objects.read(tries[1].outputs[0].digest) == b"21"
+
+
 def test_executors_are_a_table(base: Foundation, ops: Pipelines, project: Path) -> None:
     import typing
 

@@ -308,19 +308,35 @@ def _workspace(given: argparse.Namespace) -> Iterator[tuple[Any, dict[str, objec
 @contextlib.contextmanager
 def _own_folder(parent: Path | None) -> Iterator[Path]:
     """A folder of this worker's own below ``parent``; what killed workers left there goes."""
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob("worker-*"):
-            with contextlib.suppress(OSError), (left / "lock").open("wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix="worker-", dir=parent)).resolve()
-    try:
-        with (folder / "lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # held while this process lives
+    with contextlib.ExitStack() as held:
+        if parent is None:
+            folder = Path(tempfile.mkdtemp(prefix="worker-")).resolve()
+        else:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(
+                parent / "lock"
+            ):  # or a worker that starts now would take a new folder for one that was left
+                _clear(parent)
+                folder = Path(tempfile.mkdtemp(prefix="worker-", dir=parent)).resolve()
+                held.enter_context(_locked(folder / "lock"))
+        try:
             yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(parent: Path) -> None:
+    for left in parent.glob("worker-*"):
+        with contextlib.suppress(OSError), _locked(left / "lock", wait=False):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock on a file; the system gives it back when this process dies. Raises :class:`BlockingIOError` without ``wait``."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def _say(text: str) -> None:
