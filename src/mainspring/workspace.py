@@ -65,7 +65,13 @@ class Workspace(Namespaces):
         """Runs this project's pipelines on this machine."""
         from mainspring.execution import Execution
 
-        return Execution(self.base, self.room("pipelines"), self.room("tracking"), root=self.settings.root)
+        return Execution(
+            self.base,
+            self.room("pipelines"),
+            self.room("tracking"),
+            root=self.settings.root,
+            policy=self.settings.config.pipelines,
+        )
 
     def close(self) -> None:
         """Release files and connections. Idempotent."""

@@ -26,6 +26,8 @@ from mainspring.records.labels import Feedback
 from mainspring.records.loop import RuleResult
 from mainspring.records.models import Column, Signature, Task
 from mainspring.records.objects import ObjectRef
+from mainspring.records.pipelines import Artifact as StepOutput
+from mainspring.records.pipelines import StepResult
 from mainspring.records.serving import Shadow, Target
 from mainspring.records.training import Evaluation
 from mainspring.rooms import ROOMS, room_class
@@ -81,6 +83,9 @@ class Things:
                 Evaluation(task=Task.BINARY, rows=1, metrics={}, subject=refs[1], dataset_version=self.dataset_version),
                 Evaluation(task=Task.BINARY, rows=1, metrics={}, subject=data, dataset_version="x"),
             ],
+            "consumer": [f"told-{name}"], "execution": [self.run], "result": [
+                StepResult(outputs=[StepOutput(name="value", kind="bytes", digest=d, size=self.upload.size)]) for d in digests
+            ],
             "a": [f"{name}@1"], "b": [f"{name}@1"], "scorer": [f"{name}@1"], "gate": [self.upload.digest], "version": [1],
         }  # fmt: skip
 
@@ -104,12 +109,12 @@ NAMES_NOTHING = {
     "key", "path", "prefix", "params", "started_us", "alive_s", "source", "status", "ended_us", "size", "metrics", "thin_to", "code",
     "environment", "filter", "order_by", "view", "remove", "at", "approved", "expected", "label", "max_uses", "purpose", "by", "attempts",
     "state", "now", "since", "until", "severity", "min_rows", "metric", "attempt", "error", "champion", "policy", "step",
-    "override",
+    "override", "worker", "token", "seq",
 }  # fmt: skip
 """Arguments that hold values, not names of things. ``version``, ``champion`` and ``expected`` count within a model; ``step`` within a
 run."""
 
-DIGESTS = {"digest", "package", "profile", "files"}
+DIGESTS = {"digest", "package", "profile", "files", "result"}
 """Arguments that name bytes: never taken from outside the project."""
 
 CLAIMS_AN_ID = {("tracking.create_run", "id")}
@@ -178,7 +183,7 @@ def own_arguments(o: Operation, own: Things) -> dict[str, Any]:
         "digest": own.upload.digest, "package": own.package.digest, "profile": own.profile, "size": own.upload.size, "path": "f",
         "reason": "r", "purpose": "p", "tags": {}, "alive_s": 1.0, "key": "loss", "rules": [], "champion": None, "attempt": 1, "policy": {},
         "metric": "auc", "step": "s", "version": 1, "kind": "input", "selector": "latest", "before": "latest", "after": "latest",
-        "now": None, "ref": f"run:{own.run}", "window": own.run, "id": own.dataset_version, "refs": [f"run:{own.run}"],
+        "now": None, "ref": f"run:{own.run}", "window": own.run, "worker": "w", "token": "t", "seq": 1, "id": own.dataset_version, "refs": [f"run:{own.run}"],
     }  # fmt: skip
     if o.id == "pipelines.run" or o.room == "monitoring":
         values["id"] = own.run

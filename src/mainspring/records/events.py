@@ -133,6 +133,8 @@ class EventKind(enum.StrEnum):
     RUN_DELETED = "run.deleted", "Run deleted", "warn"
     RUN_RESTORED = "run.restored", "Run restored", "idle"
     STEP_CACHED = "step.cached", "Steps taken from the cache", "idle"
+    STEP_BEGUN = "step.begun", "Step begun by a worker", "idle", _of_step
+    STEP_LOST = "step.lost", "Step lost by its worker", "warn", _of_step
     STEP_FINISHED = "step.finished", "Step finished", "idle", _of_step
     STEP_FAILED = "step.failed", "Step failed", "bad", _of_step
     FEEDBACK_RECEIVED = "feedback.received", "Labels received", "idle", _counts
