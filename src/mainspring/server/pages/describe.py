@@ -64,6 +64,9 @@ _WORDS: dict[str, tuple[str, str]] = {
     "feedback.settled": ("Parked labels joined", "idle"),
     "uploads.expired": ("Unused uploads expired", "idle"),
     "experiment.created": ("Experiment created", "idle"),
+    "experiment.renamed": ("Experiment renamed", "idle"),
+    "experiment.deleted": ("Experiment deleted", "warn"),
+    "experiment.restored": ("Experiment restored", "idle"),
     "event.damaged": ("This row cannot be read", "bad"),
     "lineage.sealed": ("Edges of version 1 sealed", "idle"),
     "lineage.recorded": ("Lineage recorded", "idle"),
@@ -119,6 +122,8 @@ def _detail(event: Event) -> str:
             return f"{data.get('pipeline', '')}: {data.get('step', '')}"
         case "pipeline.started":
             return str(data.get("pipeline", ""))
+        case "experiment.created" | "experiment.renamed" | "experiment.deleted" | "experiment.restored":
+            return " is now ".join(str(data[k]) for k in ("before", "name") if data.get(k))
         case "run.started":
             return str(data.get("name") or data.get("experiment") or "")
         case "loop.job_finished":
