@@ -131,7 +131,7 @@ def test_a_run_that_began_before_the_deletion_still_arrives(tracking: Tracking) 
 
 
 def test_what_is_in_a_spool_waits_for_the_experiment_to_come_back(foundation: Foundation) -> None:
-    """Seen red with a Conflict, which a spool takes for a final refusal."""
+    """Training goes on, and what it logged arrives when it can."""
     operations = Tracking(foundation)
     experiment = operations.create_experiment(name="a")
     operations.delete_experiment(id=experiment.id)
