@@ -70,6 +70,9 @@ GATES = [
     ('metric = "auc", min = 0.6, test = "pared"', "pared", "gate[0].test", "Did you mean 'paired'?"),
     ('metric = "latency_p99_ms", versus = "champion", max_worse = 1', "latency_p99_ms", "gate[0]", "write max"),
     ('metric = "latency_p99_ms", max = -1', "-1", "gate[0].max", "at least 0"),
+    ('metric = "auc", versus = "champion", max_worse = 5', "5", "gate[0].max_worse", "at most 1"),
+    ('metric = "mcc", versus = "champion", max_worse = 2.5', "2.5", "gate[0].max_worse", "at most 2"),
+    ('metric = "pinball_0.0", max = 1', "pinball_0.0", "gate[0].metric", "pinball"),
 ]  # fmt: skip
 
 
@@ -115,6 +118,12 @@ ROLLBACK = [
     ('metric = "auc", versus = "champion", max_worse = 0.1', "auc", ".metric", "log_loss"),
     ('metric = "error_rate"', "error_rate", "", "Write max"),
     ('metric = "error_rate", max = 5', "5", ".max", "at most 1"),
+    (
+        'metric = "log_loss", versus = "champion", max_worse = 1, min_rows = 100000000000000000000',
+        "1000",
+        ".min_rows",
+        "at most 1e+12",
+    ),
     ('metric = "error_rate", max = 0.1, versus = "champion"', "error_rate", "", "max alone"),
     ('metric = "score_shift", max = -0.2', "-0.2", ".max", "at least 0"),
     ('metric = "log_loss", max = 0.5', "log_loss", "", "max_worse"),
@@ -124,6 +133,18 @@ ROLLBACK = [
     ('metric = "error_rate", max = 0.1, min_rows = 0', "0", ".min_rows", "at least 1"),
     ('metric = "error_rate", max = 0.1, confidence = 1.0', "1.0", ".confidence", "below 1"),
 ]
+
+
+def test_two_limits_that_no_model_keeps() -> None:
+    """Seen red: each rule was sound by itself, and the gate could never pass."""
+    said = refused(
+        gate='{ metric = "auc", min = 0.6 }, { metric = "accuracy", max = 0.5 }, { metric = "auc", max = 0.5 }'
+    )
+    assert "[0.6, 0.5]" in said
+    assert "gate[2]" in said
+    parse(
+        written(gate='{ metric = "auc", min = 0.6 }, { metric = "auc", max = 0.9 }'), place="mainspring.toml"
+    )
 
 
 @pytest.mark.parametrize(("rule", "value", "place", "step"), ROLLBACK)

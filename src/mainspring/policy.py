@@ -27,6 +27,8 @@ from mainspring.records.models import Task
 from mainspring.records.monitoring import MonitorPolicy
 
 _LONGEST_S = 100 * 365 * 86_400.0
+_MOST = 1e12
+"""Rows, requests or windows that anybody could wait for."""
 
 
 class Known(NamedTuple):
@@ -66,7 +68,7 @@ METRICS: dict[str, Known] = {
 """The metrics of :mod:`mainspring.metrics`, computed on a hold-out and followed over windows. A copy, since the registry loads
 NumPy and this is read at every start; a test holds the two together (tests/test_policy.py)."""
 
-_QUANTILE = re.compile(r"pinball_0\.\d{1,4}", re.ASCII)
+_QUANTILE = re.compile(r"pinball_0\.(?!0+$)\d{1,4}", re.ASCII)
 
 LATENCY = {"latency_p99_ms": Known(frozenset(Task), 0.0)}
 """What a gate measures beside them."""
@@ -161,8 +163,17 @@ def _range(low: float, high: float, *, above: bool, below: bool) -> str:
 
 def _check_model(model: ModelPolicy, here: _Place) -> None:
     (here / "label_delay").duration(model.label_delay, zero=True)
+    limits: dict[str, tuple[float, float]] = {}
     for number, rule in enumerate(model.gate):
         _check_gate(rule, here / f"gate[{number}]")
+        if rule.versus is None:
+            low, high = limits.get(rule.metric, (-math.inf, math.inf))
+            low = max(low, -math.inf if rule.min is None else rule.min)
+            high = min(high, math.inf if rule.max is None else rule.max)
+            limits[rule.metric] = low, high
+            (here / f"gate[{number}]").ordered(
+                low, high, f"{rule.metric}, with the rules before: min and max"
+            )
 
 
 def _find(name: str, known: Mapping[str, Known]) -> Known | None:
@@ -195,7 +206,12 @@ def _check_gate(rule: GateRule, here: _Place) -> None:
         )
     if rule.min is not None or rule.max is not None:
         raise here.no("one rule holds either limits or a comparison", rule.metric, "Write two rules.")
-    (here / "max_worse").number(rule.max_worse, 0.0)
+    _max_worse(rule.max_worse, known, here)
+
+
+def _max_worse(value: float | None, known: Known, here: _Place) -> None:
+    """Nobody can be worse by more than the whole range of the metric."""
+    (here / "max_worse").number(value, 0.0, known.high - known.low)
 
 
 def _limits(metric: str, low: float | None, high: float | None, known: Known, here: _Place) -> None:
@@ -232,8 +248,8 @@ def _check_stage(stage: Stage, here: _Place, *, last: bool) -> None:
         said = "more than one kind of stage at once" if sum(kinds) else "a stage that says nothing"
         raise here.no(said, _written(stage), "Write one of shadow = true, canary = 0.1 or full = true.")
     (here / "canary").number(stage.canary, 0.0, 1.0, above=True, below=True)
-    (here / "min_requests").number(stage.min_requests, 0)
-    (here / "min_labels").number(stage.min_labels, 0)
+    (here / "min_requests").number(stage.min_requests, 0, _MOST)
+    (here / "min_labels").number(stage.min_labels, 0, _MOST)
     (here / "max_for").duration(stage.max_for)
     if stage.full:
         if not last:
@@ -254,7 +270,7 @@ def _check_stage(stage: Stage, here: _Place, *, last: bool) -> None:
 
 def _check_rollback(rule: RollbackRule, here: _Place) -> None:
     known = _metric(rule.metric, TRAFFIC | PAIRED, here, "is compared during a rollout")
-    (here / "min_rows").number(rule.min_rows, 1)
+    (here / "min_rows").number(rule.min_rows, 1, _MOST)
     _confidence(rule.confidence, here)
     if rule.metric in TRAFFIC:
         if rule.versus is not None or rule.max_worse is not None:
@@ -271,7 +287,7 @@ def _check_rollback(rule: RollbackRule, here: _Place) -> None:
         )
     if rule.versus is None or rule.max_worse is None:
         raise here.no("the rule sets no limit", rule.metric, 'Write versus = "champion" and max_worse.')
-    (here / "max_worse").number(rule.max_worse, 0.0)
+    _max_worse(rule.max_worse, known, here)
 
 
 # --- monitoring and retraining ---------------------------------------------------------------------------------------
@@ -297,7 +313,7 @@ def _check_monitor(policy: MonitorPolicy, here: _Place) -> None:
     for name in ("null_share", "invalid_share", "unseen_share", "outside_share", "error_rate"):
         (here / name).number(getattr(policy, name), 0.0, 1.0)
     for name in ("min_rows", "min_labels", "confirm", "clear"):
-        (here / name).number(getattr(policy, name), 1)
+        (here / name).number(getattr(policy, name), 1, _MOST)
     (here / "alpha").number(policy.alpha, 0.0, 1.0, above=True, below=True)
     (here / "bins").number(policy.bins, 2, 100)
     (here / "psi").number(policy.psi, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,12 +41,41 @@ from pathlib import Path
 from mainspring.serving import worker
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.sandbox import confine
+import ctypes, mmap, platform, resource, fcntl
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(number, *arguments):
+    # by its number on x86_64; raises what it fails with
+    if platform.machine() != "x86_64":
+        raise PermissionError("not tried here")
+    if libc.syscall(number, *arguments) == -1:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def namespace(number, *arguments):
+    # a child in namespaces of its own; it ends at once
+    pid = libc.syscall(number, *arguments)
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        raise PermissionError
+    os.waitpid(pid, 0)
+
 
 bundle, kind = Path(sys.argv[1]), sys.argv[2]
 if kind == "worker":
     assert worker.enter(ServeOptions(bundle=str(bundle), sandbox="require")) == "landlock"
 else:
-    assert confine(read=[bundle / "packages" / "mine"], write=[], mode="require") == "landlock"
+    assert confine(read=[bundle / "packages" / "mine"], write=[], mode="require", processes=kind == "keeper") == "landlock"
 home = bundle.parent
 mine = {
     "own package": lambda: (bundle / "packages" / "mine" / "model.json").read_text(),
@@ -82,7 +112,31 @@ others = {
     "a socket file": lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[4]),
     "a program": lambda: subprocess.run(["/bin/true"]),
     "a signal": lambda: os.kill(os.getppid(), 0),
+    "the mode of the database": lambda: os.chmod(home / "meta.db", 0),
+    "the mode of its own package": lambda: os.chmod(bundle / "packages" / "mine" / "model.json", 0o666),
+    "the owner of the token": lambda: os.chown(home / "token", os.getuid(), os.getgid()),
+    "the times of the token": lambda: os.utime(home / "token"),
+    "an attribute of the database": lambda: os.setxattr(home / "meta.db", "user.x", b"x"),
+    "names as they come": lambda: call(254 - 1),
+    "the limits of the supervisor": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (60, 60)),
+    "the priority of the supervisor": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+    "the processors of the supervisor": lambda: os.sched_setaffinity(os.getppid(), {0}),
+    "shared memory": lambda: call(29, 0, 4096, 0o1600),
+    "a message queue": lambda: call(240, b"/mainspring", os.O_CREAT | os.O_RDWR, 0o600, None),
+    "a user namespace": lambda: namespace(56, 0x10000000 | 17, None, None, None, None),
+    "any namespace, the new way": lambda: namespace(435, ctypes.create_string_buffer((0x40000000).to_bytes(8, "little") + bytes(80)), 88),
+    "another root": lambda: os.chroot("/"),
+    "a queue of calls": lambda: call(425, 8, ctypes.create_string_buffer(256)),
+    "abstract sockets": lambda: socket.socket(socket.AF_UNIX),
+    "raw sockets": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+    "machines beside": lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM),
+    "typing into the terminal": lambda: fcntl.ioctl(int(sys.argv[5]), 0x5412, b"x"),
 }
+if kind == "worker":
+    others["a child"] = fork
+else:
+    mine["a child"] = fork
 if kind == "keeper":
     others |= {"the log": lambda: os.listdir(bundle / "log"), "another package": lambda: os.listdir(bundle / "packages" / "theirs")}
 told = {"environment": sorted(os.environ), "directory": os.getcwd(), "path": sys.path, "could": [], "could not": []}
@@ -92,6 +146,8 @@ for name, attempt in others.items():
         told["could"].append(name)
     except PermissionError:
         pass
+    except OSError as error:
+        told["could"].append(f"{name}: {error}")
 for name, attempt in mine.items():
     try:
         attempt()
@@ -107,7 +163,8 @@ def test_X05_what_a_model_can_reach_from_inside(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cage itself, entered as the worker and a model's process do, from a project that is the working directory. Each attempt
-    is refused. Seen red with the sandbox of 0.1 (token, database, other bundle, environment, UDP, programs) and with mode ``off``.
+    is refused. Seen red with the sandbox of 0.1 (token, database, other bundle, environment, UDP, programs), with mode ``off``,
+    and (modes, owners, times, limits and priorities of others, shared memory, namespaces, children) with the calls of 0.1 refused only.
     """
     if landlock_abi() < 6:
         pytest.skip("this kernel's Landlock does not hold back signals")
@@ -135,14 +192,20 @@ def test_X05_what_a_model_can_reach_from_inside(
         )
         at = next(i for i, part in enumerate(command) if part.startswith("["))
         command[at] = json.dumps([*json.loads(command[at]), str(tmp_path)])
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            timeout=120,
-            check=False,
-            cwd=isolation.NEUTRAL,
-            env=isolation.environment(),
-        )
+        master, terminal = pty.openpty()
+        try:
+            done = subprocess.run(
+                [*command, str(terminal)],
+                capture_output=True,
+                timeout=120,
+                check=False,
+                cwd=isolation.NEUTRAL,
+                env=isolation.environment(),
+                pass_fds=[terminal],
+            )
+        finally:
+            os.close(master)
+            os.close(terminal)
     assert done.returncode == 0, done.stderr.decode()
     told = json.loads(done.stdout)
     assert told["could"] == []
@@ -201,6 +264,24 @@ def test_X05_files_of_the_project_do_not_reach_the_server(
         process.wait(120)
         process.stdout.close()
     assert not marker.exists(), marker.read_text()
+
+
+@pytest.mark.parametrize("name", ["uvloop", "sklearn", "numpy"])
+def test_X05_a_folder_on_the_path_is_no_place_of_libraries(name: str, tmp_path: Path) -> None:
+    """A file of the user's with the name of a library, on ``PYTHONPATH``: its folder, with all that lies in it, stays off the path of
+    our children. Seen red with libraries looked for there as where packages are installed."""
+    (tmp_path / f"{name}.py").touch()
+    code = "from mainspring.serving.isolation import command; print(command('module')[-2])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=300,
+        check=True,
+    )
+    places = json.loads(done.stdout)
+    assert str(tmp_path) not in places
+    assert places
 
 
 def test_X05_the_server_hands_no_secret_on(

@@ -6,8 +6,9 @@ import io
 import json
 import pickle
 import shutil
+import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mainspring.lineage import Foundation
 from mainspring.lineage.uploads import Uploads
 from mainspring.models import Models, ModelsClient, formats
 from mainspring.models.formats.package import describe_file
+from mainspring.models.formats.skops_schema import check_skops
 from mainspring.records.base import to_json
 from mainspring.records.models import Package, PackageFile
 
@@ -226,6 +228,69 @@ def test_X02_only_the_loaders_operator_widens_what_skops_may_build(
     formats.verify(package)
     with pytest.raises(UnsafeFormat, match=r"could run code|not on the loader's list"):
         formats.load(package)
+
+
+def _vectorizer(texts: list[str]) -> bytes:
+    import skops.io
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    fitted = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, [0, 1] * (len(texts) // 2))
+    data: bytes = skops.io.dumps(fitted)
+    return data
+
+
+@pytest.mark.parametrize("how", ["plainly", "another's id", "another's state", "not said"])
+def test_X02_a_vectorizer_that_opens_files_is_refused(how: str) -> None:
+    """``input="filename"`` makes a text of a request the name of a file to read. Seen red (plainly) without the look at it, and (ids) with
+    a look at the vectorizer's own state alone: skops builds the first node with an id, and gives it for all others."""
+    data = _vectorizer(["good day", "bad night"])
+    check_skops(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    schema = json.loads(entries["schema.json"])
+    state = next(n for n in _all_nodes(schema) if n.get("__class__") == "TfidfVectorizer")["content"]
+    evil = {**state["content"]["input"], "content": '"filename"'}
+    first = schema["content"]["content"]
+    if how == "plainly":
+        state["content"]["input"] = evil
+    elif how == "another's id":
+        schema["content"]["content"] = {"a": evil, **first}
+    elif how == "another's state":
+        other = {**state, "content": {**state["content"], "input": {**evil, "__id__": 7}}}
+        schema["content"]["content"] = {"a": other, **first}
+    else:
+        del state["content"]["input"]
+    entries["schema.json"] = json.dumps(schema).encode()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    with pytest.raises(UnsafeFormat, match="names of files"):
+        check_skops(out.getvalue())
+
+
+def _all_nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else []:
+        yield from _all_nodes(inner)
+
+
+def test_X02_a_schema_that_unpacks_to_millions_of_values_is_refused_unread() -> None:
+    """Sixty kilobytes packed, gigabytes as objects. Seen red with the values counted after they were built: 1.6 GB, 19 s."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", '{"__loader__": "JsonNode", "x": [' + "[]," * 20_000_000 + "[]]}")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnsafeFormat, match="too many nodes"):
+            check_skops(out.getvalue())
+        assert tracemalloc.get_traced_memory()[1] < 400 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_X02_a_narrower_policy_refuses_what_the_default_allows(package: Path) -> None:

@@ -284,7 +284,7 @@ def test_no_server_answers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_command_elsewhere_makes_no_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Seen red with _check_project emptied."""
+    """Seen red with check_project emptied."""
     shell = Shell(tmp_path, capsys)
     assert "mainspring init" in _failed(shell("status"), code="not_found", exit_code=3)
     assert list(tmp_path.iterdir()) == []
@@ -385,3 +385,50 @@ def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _commands(command, f"{prefix}{name} ")
         else:
             yield f"{prefix}{name}", command
+
+
+def test_serve_has_the_options_of_the_module_and_each_is_one_of_the_server() -> None:
+    """Seen red before ``serve`` had a spare, a deadline and the memory of models."""
+    from mainspring.cli.servers import serve
+    from mainspring.serving.__main__ import _parser
+    from mainspring.serving.options import ServeOptions
+
+    of_module = {a.dest for a in _parser()._actions} - {"help", "bundle", "end_with_stdin"}
+    of_command = {p.name for p in serve.params} - {"deployment"}
+    assert of_command == of_module
+    assert of_command - {"api_key_file"} <= set(ServeOptions.__struct_fields__)
+
+
+def test_v10_nothing_outlives_up_however_it_ends(tmp_path: Path) -> None:
+    """V10: killed without a chance to say goodbye. Seen red with the inference server not told to end with its input: it kept its
+    port, with a worker, a spare and their children, for ever."""
+    import json
+    import signal
+    import subprocess
+    import sys
+
+    import psutil
+
+    (tmp_path / "mainspring.toml").write_text('[project]\nname = "p"\n')
+    argv = [
+        sys.executable,
+        "-m",
+        "mainspring.cli",
+        "-C",
+        str(tmp_path),
+        "up",
+        "--port",
+        "0",
+        "--serving-port",
+        "0",
+        "--json",
+    ]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told["event"] == "ready"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3
+        process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=300)
+    assert alive == []

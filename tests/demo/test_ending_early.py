@@ -15,8 +15,9 @@ from mainspring.pipelines.processes import descendants
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process trees are followed on Linux only")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_ends_the_demo_with_all_its_processes(tmp_path: Path, number: signal.Signals) -> None:
+    """SIGKILL: seen red with servers that do not end with their input."""
     place = ["--dir", str(tmp_path / "flights"), "--port", "0"]
     command = [sys.executable, "-m", "mainspring.cli", "demo", "--once", *place]
     demo = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -29,7 +30,7 @@ def test_a_signal_ends_the_demo_with_all_its_processes(tmp_path: Path, number: s
         assert len(below) >= 4, "control plane, inference server and its worker, traffic, baseline"
         demo.send_signal(number)
         demo.communicate()
-        assert demo.returncode == 128 + number
+        assert demo.returncode == (-number if number == signal.SIGKILL else 128 + number)
         while any(_runs(pid) for pid in below):  # the time limit of the test is the only deadline
             time.sleep(0.05)
     finally:

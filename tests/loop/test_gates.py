@@ -13,7 +13,7 @@ import pytest
 from mainspring.errors import InvalidInput
 from mainspring.loop.gates import judge, label_array
 from mainspring.records.loop import GateRule
-from mainspring.records.models import Column, Signature, Task
+from mainspring.records.models import ClassType, Column, Signature, Task
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -32,6 +32,27 @@ class Recorded:
 
     def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
         return np.asarray(columns[self._column], dtype=np.float64)
+
+
+class Fixed:
+    """A predictor of these classes that answers these scores."""
+
+    def __init__(
+        self,
+        classes: list[str],
+        kind: ClassType,
+        scores: np.ndarray,
+        *,
+        task: Task = Task.MULTICLASS,
+        own: list[str] | None = None,
+    ) -> None:
+        self.signature = Signature(
+            inputs=[], task=task, classes=classes, class_type=kind, class_values=own or []
+        )
+        self._scores = scores
+
+    def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+        return self._scores
 
 
 def rows(count: int = 400, *, seed: int = 0, positives: float = 0.3) -> pa.Table:
@@ -161,3 +182,95 @@ def test_a_holdout_label_that_is_no_class_is_refused_with_its_row(values: list[A
     with pytest.raises(InvalidInput, match="classes: no, yes") as caught:
         label_array(pa.table({"y": values}), "y", signature)
     assert "column 'y'" in (caught.value.place or "")
+
+
+def test_a_champion_with_its_classes_in_another_order_is_judged_by_their_values() -> None:
+    """Champion trained on 1, 2, 10, candidate on "1", "10", "2". Seen red: the same model was 0.69 worse than itself."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 300)
+    right = np.eye(3)[truth] * 0.8 + 0.1
+    labels = np.array([1, 2, 10])[truth]
+    first = Fixed(["1", "2", "10"], "int64", right)
+    second = Fixed(["1", "10", "2"], "string", right[:, [0, 2, 1]])
+    table = pa.table({"y": labels})
+    rule = GateRule(metric="accuracy", versus="champion", max_worse=0.01)
+    for candidate, champion in ((first, second), (second, first)):
+        [found] = judge([rule], candidate=candidate, champion=champion, rows=table, label="y")
+        assert found.value == 0
+        assert found.passed
+
+
+def test_a_champion_of_other_classes_is_no_measure() -> None:
+    """Seen red: the scores of class b were taken for those of class c, and the gate passed on them."""
+    right = np.eye(3)[[0, 1, 2] * 40] * 0.8 + 0.1
+    table = pa.table({"y": ["a", "c", "d"] * 40})
+    rule = GateRule(metric="accuracy", versus="champion", max_worse=0.01)
+    for other in (["a", "b", "c"], ["a", "b", "c", "d"], ["a", "c"]):
+        champion = Fixed(other, "string", right[:, : len(other)])
+        [found] = judge(
+            [rule],
+            candidate=Fixed(["a", "c", "d"], "string", right),
+            champion=champion,
+            rows=table,
+            label="y",
+        )
+        assert not found.passed
+        assert found.value is None
+        assert f"its classes are {', '.join(other)}, not a, c, d" in found.reason
+
+
+def test_binary_classes_in_the_other_order_and_renamed_ones() -> None:
+    """Seen red: the champion's P(yes) was taken for P(no)."""
+    y = np.array([0, 1] * 50)
+    table = pa.table({"y": np.array(["no", "yes"])[y]})
+    right = Fixed(["no", "yes"], "string", np.where(y, 0.8, 0.1), task=Task.BINARY)
+    turned = Fixed(["yes", "no"], "string", np.where(y, 0.2, 0.9), task=Task.BINARY)
+    codes = Fixed(["no", "yes"], "int64", np.where(y, 0.8, 0.1), task=Task.BINARY, own=["0", "1"])
+    rule = GateRule(metric="log_loss", versus="champion", max_worse=0.01)
+    for champion in (right, turned, codes):
+        [found] = judge([rule], candidate=right, champion=champion, rows=table, label="y")
+        assert found.value == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.date32(), pa.date64(), pa.timestamp("s"), pa.timestamp("us", "Asia/Tokyo"), pa.string()]
+)
+@pytest.mark.parametrize("shift", ["", "Z"])
+def test_rows_of_one_day_are_one_block_however_the_day_is_written(kind: pa.DataType, shift: str) -> None:
+    """Seen red: with dates or texts every row counted for itself, and nine days showed what nine days cannot show."""
+    days = pa.array(np.repeat(np.arange(9), 30), pa.int32()).cast(pa.date32())
+    times = days.cast(pa.timestamp("s")).cast(kind) if not pa.types.is_string(kind) else None
+    if times is None:
+        times = pa.array([f"{d}T12:00:00{shift}" for d in days.to_pylist()])
+    table = rows(270).set_column(0, "event_time", times)
+    rule = GateRule(metric="log_loss", versus="champion", max_worse=0.01)
+    reference = rows(270).set_column(0, "event_time", days.cast(pa.timestamp("us")))
+    assert one(rule, "same", "bad", table).low == one(rule, "same", "bad", reference).low
+
+
+def test_a_time_column_that_tells_no_days_is_refused() -> None:
+    """Seen red: numbers, other texts, and a column that was not there were passed over, rows counting for themselves."""
+    rule = GateRule(metric="log_loss", versus="champion", max_worse=0.01)
+    for values in (pa.array(range(400)), pa.array(["soon"] * 400)):
+        with pytest.raises(InvalidInput, match="cannot be read as times"):
+            one(rule, "good", "bad", rows().set_column(0, "event_time", values))
+    with pytest.raises(InvalidInput, match="lacks the time column") as raised:
+        judge(
+            [rule], candidate=Recorded("good"), champion=None, rows=rows(), label="y", time_column="even_time"
+        )
+    assert "event_time" in (raised.value.next_step or "")
+
+
+def test_nulls_of_a_dictionary_column_stay_nulls() -> None:
+    """Seen red: Arrow's to_numpy turns a null of a dictionary into the last of its values."""
+    given: list[Any] = []
+
+    class Keeps(Recorded):
+        def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+            given.append(list(columns["c"]))
+            return np.full(len(columns["c"]), 0.9)
+
+    values = pa.array(["a", None, "b"] * 10).dictionary_encode()
+    table = pa.table({"c": values, "y": [True, False, True] * 10})
+    judge([GateRule(metric="accuracy", min=0)], candidate=Keeps("c"), champion=None, rows=table, label="y")
+    assert given[0] == ["a", None, "b"] * 10

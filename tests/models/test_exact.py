@@ -243,7 +243,7 @@ def _fitted(estimator: Any, x: Any, y: Any, *, named: bool) -> Any:
 def test_fresh_rows_are_answered_as_by_the_estimator(
     task: str, name: str, nan: bool, named: bool, tmp_path: Path
 ) -> None:
-    """Seen red with float32 conversion, with null rows, and with names that ONNX converters clean."""
+    """Seen red with tree thresholds rounded to float32 in ``Trees.add``: boosted trees and forests found no exact form any more."""
     import pandas as pd
 
     x = _data(ROWS, 1, nan=nan)

@@ -15,7 +15,7 @@ import pytest
 
 from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.models import formats
-from mainspring.records.models import Task
+from mainspring.records.models import Column, Signature, Task
 
 
 def _family(name: str) -> Any:
@@ -293,3 +293,78 @@ def test_loading_onnx_imports_neither_sklearn_nor_a_database(saved_logistic: Pat
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_several_targets_at_once_are_refused_by_name(tmp_path: Path) -> None:
+    """Seen red: a bare ValueError of NumPy, "the model answers in another shape" as corrupt data, or a bare IndexError."""
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.multioutput import MultiOutputClassifier
+
+    x = np.linspace(-1, 1, 60)[:, None]
+    two = np.hstack([x > 0, x > 0.3]).astype(int)
+    three = np.hstack([two, x > 0.5]).astype(int)
+    cases: list[tuple[Any, Any, Task]] = [
+        (RandomForestRegressor(2), np.hstack([x, x]), Task.REGRESSION),
+        (RandomForestClassifier(2), two, Task.BINARY),
+        (MultiOutputClassifier(LogisticRegression()), two, Task.BINARY),
+        (OneVsRestClassifier(LogisticRegression()), two, Task.BINARY),
+        (OneVsRestClassifier(LogisticRegression()), three, Task.MULTICLASS),
+    ]
+    for estimator, y, task in cases:
+        signature = Signature(inputs=[Column(name="x", type="float64")], task=task)
+        with pytest.raises(InvalidInput, match="several targets at once") as raised:
+            formats.save(estimator.fit(x, y), tmp_path / "p", signature=signature, sample={"x": x[:, 0]})
+        assert raised.value.next_step
+
+
+def test_a_classifier_of_names_is_no_regression(tmp_path: Path) -> None:
+    """Seen red: "could not convert string to float", without a way out."""
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.linspace(-1, 1, 60)
+    signature = Signature(inputs=[Column(name="x", type="float64")], task=Task.REGRESSION)
+    with pytest.raises(InvalidInput, match="answers classes, not numbers"):
+        formats.save(
+            LogisticRegression().fit(x[:, None], np.where(x > 0, "yes", "no")),
+            tmp_path / "p", signature=signature, sample={"x": x},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["onnx", "skops"])
+def test_arrow_columns_are_read_by_value(form: str, tmp_path: Path) -> None:
+    """Seen red: the null of a dictionary in chunks was the last of its values, and texts in chunks were refused."""
+    import pandas as pd
+    import pyarrow as pa
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    rows = pd.DataFrame({"x": [7.0, np.nan, 9.0, 1.0] * 10, "t": ["u", "v", "w", "v"] * 10})
+    made = make_column_transformer((SimpleImputer(), ["x"]), (OneHotEncoder(sparse_output=False), ["t"]))
+    estimator = make_pipeline(made, LinearRegression()).fit(rows, np.arange(40.0))
+    signature = formats.infer_signature(rows, task="regression")
+    formats.save(estimator, tmp_path / "p", signature=signature, sample=rows, format=form)
+    model = formats.load(tmp_path / "p")
+    want = estimator.predict(rows.iloc[:3])
+    x, t = pa.array([7.0, None, 9.0]), pa.array(["u", "v", "w"])
+    for numbers in (x, x.dictionary_encode()):
+        for texts in (t, t.dictionary_encode(), t.cast(pa.large_string()), t.cast(pa.string_view())):
+            for given in (
+                {"x": numbers, "t": texts},
+                {"x": pa.chunked_array([numbers]), "t": pa.chunked_array([texts])},
+            ):
+                assert model.predict(given) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("values", [[2**70], [1, "a"], [1 + 2j], [{"a": 1}]])
+def test_a_column_that_is_no_input_is_refused_with_its_name(values: list[Any]) -> None:
+    """Seen red: an OverflowError of Python and errors of Arrow, without the column."""
+    import pandas as pd
+
+    for table in ({"column": values}, pd.DataFrame({"column": values})):
+        with pytest.raises(InvalidInput, match="a number, a truth value or a string"):
+            formats.infer_signature(table, task="regression")

@@ -51,7 +51,7 @@ def at_most(n: int, rate: float) -> float:
 
 @pytest.mark.parametrize("kind", ["uniform", "zipf"])
 def test_no_change_in_many_categories_alarms_no_more_than_configured(kind: str) -> None:
-    """Seen red on 0.1: p < 0.05 in all but a few of these tests, `unseen` in a tenth of them."""
+    """Seen red on 0.1: p < 0.05 in 74 and 81 of 112 tests, `unseen` in 47 and 48 of them."""
     rng = np.random.default_rng(7)
     tested = small = drifted = warned = 0
     for categories in (2, 200, 5_000, 100_000):
@@ -72,7 +72,7 @@ def test_no_change_in_many_categories_alarms_no_more_than_configured(kind: str) 
 
 @pytest.mark.parametrize("kind", ["normal", "few", "zeros"])
 def test_no_change_in_numbers_alarms_no_more_than_configured(kind: str) -> None:
-    """The sketch's own error counts too. Seen red on 0.1 with 100,000 rows: p < 0.05 in 20 of 20."""
+    """The sketch's own error counts too. Seen red on 0.1 with the zeros: p < 0.05 in 21 of 100, 16 of them of 20 with 100,000 rows."""
     rng = np.random.default_rng(8)
 
     def numbers(n: int) -> Profile:

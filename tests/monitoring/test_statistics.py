@@ -6,16 +6,17 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mainspring.data.profile import ProfileBuilder
 from mainspring.monitoring import statistics as s
 from mainspring.monitoring.bins import Reference
-from mainspring.monitoring.drift import drift_report
+from mainspring.monitoring.drift import drift_report, judge
 from mainspring.monitoring.performance import losses, metrics_of
 from mainspring.records.models import Task
-from mainspring.records.monitoring import MonitorPolicy, Verdict
+from mainspring.records.monitoring import ColumnDrift, MonitorPolicy, Verdict
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,22 @@ def test_benjamini_hochberg_and_simes() -> None:
     assert s.benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     assert s.simes(p) == pytest.approx(0.02)
     assert s.simes([]) == 1.0
+
+
+def test_a_column_s_q_value_is_corrected_for_the_columns_tested_beside_it() -> None:
+    """As SciPy corrects; one of twenty columns at 0.02 is no discovery. Seen red with the p-values themselves."""
+    p = [0.02, *np.linspace(0.06, 0.97, 19)]
+    columns = [
+        ColumnDrift(column=f"c{i}", verdict=Verdict.OK, psi=1.0, threshold=0.25, p_value=float(v))
+        for i, v in enumerate(p)
+    ]
+    report = judge(columns, rows=1000, reference="r", windows=9, control=None, level=0.05)
+    found = {c.column: c.q_value for c in report.columns}
+    expected = scipy.stats.false_discovery_control(p)
+    assert [found[f"c{i}"] for i in range(20)] == pytest.approx(expected.tolist())
+    assert report.verdict is Verdict.OK
+    alone = judge(columns[:1], rows=1000, reference="r", windows=9, control=None, level=0.05)
+    assert alone.verdict is Verdict.DRIFT
 
 
 def test_the_error_budget_is_never_overspent() -> None:

@@ -76,6 +76,19 @@ def test_numbers_of_regression(value: Any, expected: float | None) -> None:
     assert LabelReader(Task.REGRESSION).read(value) == expected
 
 
+def test_a_float_that_stands_for_several_classes_names_none() -> None:
+    """pandas makes the float 2^53 of 2^53 + 1. Seen red: 2^53 + 1, sent as a float, counted as the class 2^53."""
+    big = 2**53
+    for kind, classes in (("int64", [big, big + 1, big + 4]), ("string", [big, big + 1, big + 4])):
+        reader = LabelReader(Task.MULTICLASS, [str(c) for c in classes], kind)
+        assert reader.read(float(big + 1)) is None
+        assert [reader.read(c) for c in classes] == [0, 1, 2]
+        assert [reader.read(str(c)) for c in classes] == [0, 1, 2]
+    reader = LabelReader(Task.MULTICLASS, [str(big), str(big + 1), str(big + 4), str(10**350)], "int64")
+    assert reader.read(float(big + 4)) == 2
+    assert reader.read(float(big - 1)) is None
+
+
 def test_classes_with_other_names_keep_their_own_values() -> None:
     signature = Signature(
         inputs=[Column(name="x", type="float64")], task=Task.BINARY,

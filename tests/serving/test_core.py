@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mainspring.errors import InvalidInput
 from mainspring.records.models import Column, Signature, Task
 from mainspring.records.serving import (
     LOG_PREFIX,
@@ -164,6 +165,15 @@ def raising(rows: int) -> Any:
     raise ValueError("model \ud800 says no")
 
 
+def refusing(rows: int) -> Any:
+    raise InvalidInput(
+        "the model knows no such value of this column",
+        value="x",
+        place="column 'x0'",
+        next_step="Did you mean 'y'?",
+    )
+
+
 def slow(seconds: float) -> Callable[[int], Any]:
     def answer(rows: int) -> Any:
         time.sleep(seconds)
@@ -208,6 +218,32 @@ def test_v14_a_canary_that_raises_is_stood_in_for(rig: MakeRig) -> None:
     assert 10 < len(failures) < 50
     assert {(f.name, f.version, f.status) for f in failures} == {("canary", 2, "model_failed")}
     assert 'version="2",role="canary",status="model_failed"' in one.core.metrics.text()
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_row_that_the_model_refuses_is_the_callers_to_mend(rig: MakeRig, *, inline: bool) -> None:
+    """An encoder with handle_unknown="error". Seen red: it came out as 500 and as a failure of the model."""
+    one = rig(Answers(refusing), inline=inline)
+    ((status, _, body, _),) = one.call()
+    assert status == 422
+    said = {k: body["error"][k] for k in ("code", "message", "value", "place", "next_step")}
+    assert said == {
+        "code": "invalid_input", "message": "the model knows no such value of this column", "value": "x",
+        "place": "column 'x0'", "next_step": "Did you mean 'y'?",
+    }  # fmt: skip
+    (record,) = one.logged()
+    assert (record.status, record.scores) == ("invalid_input", [])
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_canary_that_refuses_what_the_champion_knows_is_stood_in_for(rig: MakeRig, *, inline: bool) -> None:
+    """Seen red with ModelFailed alone in ``_NO_ANSWER``: half of the callers got a 422 for a row that is right."""
+    one = rig(Answers(good), canary=Answers(refusing), inline=inline)
+    answers = one.call(60)
+    assert {(a[0], a[2]["version"]) for a in answers} == {(200, 1)}
+    failures = [r for r in one.logged() if isinstance(r, LoggedShadow)]
+    assert 10 < len(failures) < 50
+    assert {(f.name, f.version, f.status) for f in failures} == {("canary", 2, "invalid_input")}
 
 
 def test_v14_a_slow_or_raising_shadow_does_not_touch_the_primary(rig: MakeRig) -> None:

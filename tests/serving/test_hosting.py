@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import threading
@@ -95,6 +96,20 @@ def skops_package(folder: Path) -> Signature:
     return AMOUNT
 
 
+def choosy_package(folder: Path) -> Signature:
+    """A skops package whose encoder refuses what it has not learned."""
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    from mainspring.models import formats
+
+    x = np.array([1.0, 2.0, 3.0] * 10)
+    estimator = make_pipeline(OneHotEncoder(), Ridge()).fit(x[:, None], x)
+    formats.save(estimator, folder, signature=AMOUNT, sample={"x0": x}, format="skops")
+    return AMOUNT
+
+
 def publish(bundle: Any, *deployments: Deployment) -> None:
     """All of them beside deployment ``d``."""
     bundle.number += 1
@@ -143,6 +158,7 @@ def test_d03_steps_that_a_value_asks_for_are_stopped_and_nobody_else_waits(bundl
     publish(bundle, add(bundle, "slow", onnx_package(counting(steps=True))))
     server = start(bundle, "--deadline", "5", "--no-spare")
     client, other = server.client(), server.client()
+    until(lambda: "slow" in versions(other), "it is loaded, however long that takes")
     assert versions(other)["slow"]["own_process"]
     assert not versions(other)["d"]["own_process"]
     until(lambda: ask(client, 10)[0] == 200, "it answers small requests")
@@ -177,11 +193,24 @@ def test_d03_memory_that_a_value_asks_for_is_refused_in_its_own_process(bundle: 
     until(lambda: ask(client, 10)[0] == 200, "it answers again")
 
 
+def test_a_row_that_a_model_in_its_own_process_refuses_is_422(bundle: Any, start: Any) -> None:
+    """Seen red: 500, "the model failed", without the value and the column."""
+    publish(bundle, add(bundle, "slow", choosy_package))
+    client = start(bundle, "--no-spare").client()
+    until(lambda: ask(client, 2.0)[0] == 200, "it answers what it knows")
+    status, body = ask(client, 7.0)
+    assert status == 422, body
+    error = json.loads(body)["error"]
+    assert (error["code"], error["value"], error["place"]) == ("invalid_input", "7.0", "column 'x0'")
+    assert ask(client, 3.0)[0] == 200
+
+
 def test_models_of_other_formats_have_a_process_of_their_own_and_answer_many_clients(
     bundle: Any, start: Any
 ) -> None:
     publish(bundle, add(bundle, "slow", skops_package))
     server = start(bundle, "--no-spare")
+    until(lambda: "slow" in versions(server.client()), "it is loaded, however long that takes")
     assert versions(server.client())["slow"]["own_process"]
     found: list[tuple[int, bytes]] = []
 
@@ -422,7 +451,7 @@ def test_a_model_is_warmed_up_with_a_row_it_knows(tmp_path: Path, example: bool)
     if not example:
         del manifest["example"]
         (tmp_path / "p" / "model.json").write_text(json.dumps(manifest))
-    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0)
+    version, why = open_version(tmp_path / "p", "0" * 64, inline_ms=1.0, max_rows=1000)
     assert (version.single_us > 0) is example
     assert why is not None
     assert len(version.scores({"colour": ["green"]}, 1)) == 1

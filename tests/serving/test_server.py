@@ -248,10 +248,15 @@ def test_feedback_is_relayed_through_the_journal(bundle, start) -> None:
         ({"value": 0.5}, "no (0), yes (1)"),
         ({"prediction_id": "nonsense"}, "no prediction can have this id"),
         ({"prediction_id": "3f2b8c1e-0000-4000-8000-000000000000/0"}, "no prediction can have this id"),
+        ({"at": "2013-01-02T00:00:00"}, "needs a zone"),
+        ({"value": 10**30}, "64 bits"),
+        ({"source": "s" * 300}, "short plain text"),
     ],
 )
 def test_feedback_that_cannot_be_true_is_refused(bundle, start, change, said) -> None:
-    """Taken with 202 in 0.1. The whole batch is refused, its place named."""
+    """The whole batch is refused, its place named. Seen red with the call of ``_refuse_impossible`` removed: taken with 202, and
+    for a time without a zone or a number beyond 64 bits 500, after the items before it had been kept.
+    """
     bundle.route(bundle.target(1, 0.75))
     client = start(bundle).client()
     ident = client.json("POST", PATH, ROW)["prediction_id"]

@@ -1,5 +1,5 @@
 """``python -m mainspring.cli``: how our own processes start one another, whatever the PATH."""
 
-from mainspring.cli.main import main
+from mainspring.cli.main import program
 
-main()
+program()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
 import sys
+import threading
 from typing import Any
 
 import click
@@ -38,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "blast-radius": ("mainspring.cli.lineage:blast_radius", "Everything that a thing led to."),
     "audit": ("mainspring.cli.lineage:audit", "Verify the chain of events."),
     "env": ("mainspring.cli.overview:env", "Settings with their origin, and the token."),
+    "token": ("mainspring.cli.tokens:token", "Tokens with one role each: add, list, revoke."),
     "doctor": ("mainspring.cli.upkeep:doctor", "Check this machine and workspace."),
     "fsck": ("mainspring.cli.upkeep:fsck", "Check every stored object."),
     "gc": ("mainspring.cli.upkeep:gc", "Remove what nothing refers to."),
@@ -102,6 +106,30 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(141)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def program() -> None:
+    """The command line as a process of its own, which ends here.
+
+    Arrow's thread pools may abort in their destructors when a process ends shortly after a read (apache/arrow#34314): what was
+    done is done, and the shell is told that it failed. So a process that has loaded it ends as Python does (threads joined, exit
+    functions run, output flushed), but without C++'s destructors.
+    """
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if "pyarrow" not in sys.modules:
+        sys.exit(code)
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - what the interpreter calls first at its end
+    atexit._run_exitfuncs()  # noqa: SLF001 - and second
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # its reader is gone, or it is closed already
+            code = code or 141
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 def _show(error: Any) -> None:

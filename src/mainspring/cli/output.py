@@ -30,7 +30,7 @@ def with_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
         settings = local_settings()
         where = _place()
         if settings.url is None or where.get("root") is not None:
-            _check_project(settings)
+            check_project(settings)
         with mainspring.open(
             where.get("url") or where.get("root"), project=settings.config.project.name
         ) as workspace:
@@ -50,7 +50,7 @@ def _place() -> dict[str, str | None]:
     return click.get_current_context().find_root().obj or {}
 
 
-def _check_project(settings: Settings) -> None:
+def check_project(settings: Settings) -> None:
     """A command typed in any other directory must not turn it into a workspace."""
     from mainspring.config import FILE
     from mainspring.errors import NotFound

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mainspring.workspace import Workspace
 
 
+SECONDS = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=1)
+
+
 @click.command()
 @click.option("--host", help="Address of the control plane (default: 127.0.0.1, or [server] host).")
 @click.option("--port", type=int, help="Its port (default: 8700, or [server] port); 0 for any free one.")
@@ -47,6 +51,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds between the inference server's looks at its routes.",
 )
+@click.option(
+    "--end-with-stdin",
+    is_flag=True,
+    help="End when standard input is closed: when whoever started this is gone.",
+)
 @json_option
 @with_workspace
 def up(
@@ -58,6 +67,7 @@ def up(
     serving: bool,
     serving_port: int | None,
     poll_s: float,
+    end_with_stdin: bool,
     as_json: bool,
 ) -> None:
     """Server, pages, loop and inference for this project, until Ctrl-C."""
@@ -100,6 +110,8 @@ def up(
             say(f"inference  {inference or '(not started)'}")
             say("Ctrl-C ends all.")
 
+    if end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     workspace.deploy.publish()
     try:
         serve(workspace, options, ready=ready)
@@ -138,6 +150,41 @@ def up(
     multiple=True,
     metavar="NAME",
     help="A further host name to answer for; repeat for more.",
+)
+@click.option(
+    "--deadline", "deadline_s", type=SECONDS, help="Seconds for a prediction, then 504 (default: 10)."
+)
+@click.option("--max-rows", type=COUNT, help="Rows in one request (default: 10000).")
+@click.option("--max-body", type=COUNT, metavar="BYTES", help="Size of one request (default: 16 MiB).")
+@click.option(
+    "--head-deadline",
+    "head_deadline_s",
+    type=SECONDS,
+    help="Seconds for the head of a request (default: 10).",
+)
+@click.option(
+    "--body-deadline",
+    "body_deadline_s",
+    type=SECONDS,
+    help="Seconds for its body, and for a client to take in the answer (default: 30).",
+)
+@click.option("--slots", type=COUNT, help="Predictions in threads at once (default: 2).")
+@click.option("--queue", type=click.IntRange(min=0), help="Requests that may wait for one (default: 64).")
+@click.option("--memory-mb", type=COUNT, help="Address space of the worker (default: not bounded).")
+@click.option(
+    "--model-memory-mb",
+    type=COUNT,
+    help="What a model in a process of its own may allocate (default: 1024).",
+)
+@click.option(
+    "--spare/--no-spare",
+    default=None,
+    help="Keep a second worker loaded, so that a dead one is replaced at once (default), or save its memory.",
+)
+@click.option(
+    "--log-mode",
+    type=click.Choice(["best_effort", "required"]),
+    help="When predictions cannot be logged: serve and count them (default), or answer 503.",
 )
 @click.option(
     "--sandbox", type=click.Choice(["auto", "require", "off"]), help="Confine the worker (default: auto)."
@@ -257,9 +304,10 @@ def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[su
             str(port),
             "--poll",
             str(poll_s),
+            "--end-with-stdin",  # our end closes however we end, SIGKILL included
         ),
         stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         text=True,
         cwd=isolation.NEUTRAL,
         env=isolation.environment(),
@@ -281,6 +329,12 @@ def _drain(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None  # noqa: S101
     for _ in process.stdout:
         pass
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(process: subprocess.Popen[str]) -> None:

@@ -12,8 +12,9 @@ import msgspec
 from mainspring.clock import from_us, to_us
 from mainspring.data import versions
 from mainspring.data.versions import NewVersion
-from mainspring.errors import CheckFailed, Conflict, InvalidInput, NotFound, near
+from mainspring.errors import CheckFailed, Conflict, InvalidInput, MainspringError, NotFound, near
 from mainspring.lineage import Foundation
+from mainspring.lineage.audit import DAMAGED, event_of, rows_of
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
 from mainspring.records.base import check_name, from_json, to_json
@@ -27,7 +28,8 @@ from mainspring.records.data import (
     Finding,
     VersionPage,
 )
-from mainspring.records.lineage import ref
+from mainspring.records.events import EventKind
+from mainspring.records.lineage import Event, ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
 from mainspring.storage.failpoints import declare, failpoint
@@ -261,7 +263,7 @@ class Data:
             version, fresh = versions.add(self._base, decision, new)
             if findings and fresh:
                 decision.event(
-                    "dataset.checked",
+                    EventKind.DATASET_CHECKED,
                     ref("dataset_version", version.id),
                     _summary(new.dataset, findings) | {"version": version.number},
                 )
@@ -279,7 +281,7 @@ class Data:
             findings = self._run(file, rules, int(row["row_count"]))
         with self._base.ledger.decision() as decision:
             event = decision.event(
-                "dataset.checked",
+                EventKind.DATASET_CHECKED,
                 ref("dataset_version", row["id"]),
                 _summary(dataset, findings) | {"version": int(row["number"])},
             )
@@ -289,17 +291,12 @@ class Data:
     def refusals(self, *, dataset: str, limit: int = 20) -> list[CheckReport]:
         """What was refused by checks on commit, newest first, with the rows that were kept of it."""
         check_name(dataset, what="dataset")
+        where = "project = ? AND subject = ? AND kind = 'dataset.refused'"
         with self._base.store.read() as tx:
-            rows = tx.all(
-                "SELECT data, id FROM events WHERE project = ? AND subject = ? AND kind = 'dataset.refused' ORDER BY seq DESC LIMIT ?",
-                self._base.project, ref("dataset", dataset), max(1, min(limit, 100)),
+            rows = rows_of(
+                tx, where, [self._base.project, ref("dataset", dataset)], f"ORDER BY seq DESC LIMIT {max(1, min(limit, 100))}"
             )  # fmt: skip
-        return [
-            msgspec.structs.replace(
-                from_json(msgspec.json.encode(from_json(r["data"])["report"]), CheckReport), event=r["id"]
-            )
-            for r in rows
-        ]
+        return [_refusal(dataset, event_of(row)) for row in rows]
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def profile(self, *, dataset: str, selector: str = "latest") -> Profile:
@@ -386,7 +383,7 @@ class Data:
             )
             decision.unrefer(versions.owner_of(dataset, gone.id))
             decision.event(
-                "dataset.deleted",
+                EventKind.DATASET_DELETED,
                 here,
                 {"dataset": dataset, "number": gone.number, "reason": reason, "uses": uses},
             )
@@ -463,7 +460,7 @@ class Data:
         bad = [f for f in findings if not f.passed]
         with self._base.ledger.decision() as decision:
             event = decision.event(
-                "dataset.refused",
+                EventKind.DATASET_REFUSED,
                 ref("dataset", dataset),
                 _summary(dataset, findings) | {"report": msgspec.to_builtins(_trimmed(report))},
             )
@@ -527,6 +524,19 @@ def _summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
             for f in bad
         ],
     }
+
+
+def _refusal(dataset: str, event: Event) -> CheckReport:
+    """What an event says of a refusal; a row that cannot be read is shown as one, and hides no other."""
+    try:
+        found: CheckReport = from_json(msgspec.json.encode(event.data["report"]), CheckReport)
+    except (KeyError, MainspringError) as error:
+        reason = event.data.get("reason") if event.kind == DAMAGED else f"its report cannot be read: {error}"
+        return CheckReport(
+            dataset=dataset, version=None, rows=0, passed=False, refused=True, findings=[], at=event.at, event=event.id,
+            damaged=f"event {event.seq}: {reason} Run 'mainspring audit verify'.",
+        )  # fmt: skip
+    return msgspec.structs.replace(found, event=event.id)
 
 
 def _trimmed(report: CheckReport) -> CheckReport:

@@ -343,6 +343,7 @@ class Story:
             "0",
             "--poll",
             "0.05",
+            "--end-with-stdin",  # ours closes even if we are killed
         ]
         return Process("mainspring.cli", arguments, log=logs / "servers.log")
 

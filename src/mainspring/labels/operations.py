@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -15,7 +14,8 @@ from mainspring.lineage import Foundation
 from mainspring.operations import MIB, Role, operation
 from mainspring.records.base import from_json, new_id, seconds
 from mainspring.records.classes import LabelReader
-from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport
+from mainspring.records.events import EventKind
+from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport, unfit
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelVersion
 from mainspring.records.serving import FEEDBACK_PREFIX, LoggedFeedback, decode_log
@@ -25,7 +25,6 @@ from mainspring.storage.journal import JournalReader
 declare("labels.recorded")
 
 MAX_BATCH = 10_000
-_MAX_TEXT = 256
 _MAX_LOOKUP = 1_000
 _MAX_READERS = 256
 
@@ -142,7 +141,7 @@ class Labels:
             )
             if joinable or expired:
                 d.event(
-                    "feedback.settled",
+                    EventKind.FEEDBACK_SETTLED,
                     ref("feedback", new_id()),
                     {"joined": report.joined, "expired": expired, **tally},
                 )
@@ -265,29 +264,17 @@ class Labels:
                 tally["rejected"] = tally.get("rejected", 0) + rejected
             failpoint("labels.recorded")
             if tally:
-                d.event("feedback.received", ref("feedback", new_id()), dict(tally))
+                d.event(EventKind.FEEDBACK_RECEIVED, ref("feedback", new_id()), dict(tally))
             return d.done(_counts(tally))
 
 
 def _problem(item: Feedback) -> str | None:
-    if isinstance(item.value, float) and not math.isfinite(item.value):
-        return "a label's value must be finite"
-    if isinstance(item.value, int) and not -(2**63) <= item.value < 2**63:
-        return "a label's value must fit 64 bits"
-    if isinstance(item.value, str) and len(item.value) > _MAX_TEXT:
-        return f"a label's value has at most {_MAX_TEXT} characters"
-    if (
-        len(item.source) > _MAX_TEXT
-        or (isinstance(item.value, str) and "\0" in item.value)
-        or "\0" in item.source
-    ):
-        return "a label's value and source are short plain text"
+    if (why := unfit(item)) is not None:
+        return why
     try:
         parse_id(item.prediction_id)
     except InvalidInput:
         return "not a prediction id"
-    if item.at is not None and item.at.tzinfo is None:
-        return "a label's time needs a zone"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput, MainspringError
+from mainspring.errors import InvalidInput, MainspringError, near
 from mainspring.records.classes import LabelReader
 from mainspring.records.loop import GateRule, RuleResult
 from mainspring.records.models import Signature, Task
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mainspring.models.formats import Predictor
 
 _LATENCY_ROWS = 200
+TIME_COLUMN = "event_time"
+"""Tells the days of a hold-out apart, if it has this column. One that a version names itself must be there."""
 
 
 @dataclass
@@ -42,7 +44,7 @@ def judge(
     champion: Predictor | None,
     rows: pa.Table,
     label: str,
-    time_column: str = "event_time",
+    time_column: str = TIME_COLUMN,
 ) -> list[RuleResult]:
     """Evaluate every rule. ``rows``: the hold-out with the inputs, the label and, for day blocks, ``time_column``."""
     if label not in rows.column_names:
@@ -59,6 +61,7 @@ def judge(
     if champion is not None and any(r.versus for r in rules):
         try:
             second = _score(champion, rows, timed=False)
+            second = Judged(same_order(second.scores, champion.signature, signature))
         except MainspringError as error:  # a champion that cannot score these rows cannot be beaten on them
             second = error
     return [_rule(rule, signature.task, truth, blocks, first, second) for rule in rules]
@@ -77,6 +80,31 @@ def label_array(rows: pa.Table, label: str, signature: Signature) -> NDArray[np.
     return np.asarray(found, dtype=np.float64)
 
 
+def same_order(scores: NDArray[np.float64], own: Signature, wanted: Signature) -> NDArray[np.float64]:
+    """Scores of a model of signature ``own`` in the order of the classes of ``wanted``, matched by value (records.classes).
+
+    1, 2, 10 and "1", "10", "2" are the same classes in two orders. Raises :class:`InvalidInput` if they are not the same.
+    """
+    if own.task is not wanted.task:
+        raise InvalidInput(
+            "it answers another kind of question", value=own.task.value, place=f"expected {wanted.task.value}"
+        )
+    if own.task is Task.REGRESSION:
+        return scores
+    reader, other = LabelReader.of(own), LabelReader.of(wanted)
+    texts = zip(other.classes, wanted.class_values or other.classes, strict=True)
+    found = [next((i for text in pair if (i := reader.read(text)) is not None), None) for pair in texts]
+    if None in found or len(set(found)) != len(reader.classes):
+        raise InvalidInput(
+            f"its classes are {reader.named()}, not {other.named()}: no score of one can stand for the other",
+            next_step="Compare models of the same classes.",
+        )
+    order = [int(i) for i in found if i is not None]
+    if order == sorted(order):
+        return scores
+    return 1 - scores if own.task is Task.BINARY else scores[:, order]
+
+
 def _score(model: Predictor, rows: pa.Table, *, timed: bool) -> Judged:
     columns = {c.name: _column(rows, c.name) for c in model.signature.inputs}
     judged = Judged(scores=model.predict(columns))
@@ -90,6 +118,8 @@ def _score(model: Predictor, rows: pa.Table, *, timed: bool) -> Judged:
 
 
 def _column(rows: pa.Table, name: str) -> Any:
+    import pyarrow as pa
+
     if name not in rows.column_names:
         raise InvalidInput(
             "the hold-out lacks an input of the model",
@@ -97,20 +127,48 @@ def _column(rows: pa.Table, name: str) -> Any:
             next_step=f"It has: {', '.join(rows.column_names)}.",
         )
     column = rows.column(name)
+    if pa.types.is_dictionary(column.type):  # Arrow's own to_numpy gives a null the last of the values
+        column = column.cast(column.type.value_type)
     return column.to_numpy(zero_copy_only=False)
 
 
 def _days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
-    """The day of each row: rows of one day are not independent."""
+    """The day of each row by the clock of its zone: rows of one day are not independent. Rows without a time share one.
+
+    None if there is no column of the usual name. Raises :class:`InvalidInput` for one that holds no times: rows taken as independent
+    would make the gate too sure.
+    """
     import numpy as np
     import pyarrow as pa
+    import pyarrow.compute
 
-    if column not in rows.column_names or not pa.types.is_timestamp(rows.schema.field(column).type):
-        return None
-    found: NDArray[np.int64] = (
-        rows.column(column).cast(pa.timestamp("us")).to_numpy().astype("datetime64[D]").astype(np.int64)
-    )
-    return found
+    from mainspring.data.periods import period_keys
+
+    if column not in rows.column_names:
+        if column == TIME_COLUMN:
+            return None
+        raise InvalidInput(
+            "the hold-out lacks the time column that the version names",
+            value=column,
+            next_step=near(column, rows.column_names, what="column"),
+        )
+    times = rows.column(column)
+    kind = times.type
+    try:
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            zoned = pa.compute.any(pa.compute.match_substring_regex(times, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
+            times = times.cast(pa.timestamp("us", "UTC" if zoned else None))
+        if not pa.types.is_timestamp(times.type) and not pa.types.is_date(times.type):
+            raise pa.ArrowInvalid(f"values of type {kind}")
+        keys = period_keys(times, "day")
+    except pa.ArrowException as error:
+        raise InvalidInput(
+            "the time column of the hold-out cannot be read as times, so days cannot be told apart",
+            value=str(error)[:200],
+            place=f"column {column!r}",
+            next_step="Commit it as a timestamp or a date, or name another column in the version's tag 'time_column'.",
+        ) from None
+    return np.asarray(keys.fill_null(-(2**62)).to_numpy(), dtype=np.int64)
 
 
 def _rule(

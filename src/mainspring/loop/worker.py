@@ -16,7 +16,7 @@ from mainspring import config as configuration
 from mainspring.config import Config
 from mainspring.errors import Fenced, MainspringError, StepFailed
 from mainspring.loop.apply import CHAMPION
-from mainspring.loop.gates import judge
+from mainspring.loop.gates import TIME_COLUMN, judge
 from mainspring.records.loop import Job, ModelPolicy, Verdict
 from mainspring.records.models import ModelVersion
 
@@ -129,7 +129,7 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
             champion=loaded[champion.version] if champion is not None else None,
             rows=rows,
             label=candidate.label,
-            time_column=candidate.tags.get("time_column", "event_time"),
+            time_column=candidate.tags.get("time_column", TIME_COLUMN),
         )
     return workspace.loop.record_verdict(
         model=candidate.model,

@@ -95,8 +95,9 @@ def _shares(
     reference = binned.profile
     n, m = column.rows, reference.rows
     invalid = "of the values have a wrong type or are not finite"
+    empty = _empty(reference)
     checks = [
-        _rate("nulls", column.nulls, n, reference.nulls, m, policy.null_share, "of the values are null"),
+        _rate("nulls", column.nulls, n, empty, m, policy.null_share, "of the values are null"),
         _rate(
             "invalid", round(column.invalid + unread), n, reference.invalid, m, policy.invalid_share, invalid
         ),
@@ -113,7 +114,7 @@ def _shares(
             yield Issue(column.name, code, "warning", shown, now, before + margin)
         elif code in {"unseen", "outside"} and now > 0.001:
             yield Issue(column.name, code, "info", shown, now, before + margin)
-    if column.nulls and reference.nulls == 0 and column.nulls / n <= policy.null_share:
+    if column.nulls and empty == 0 and column.nulls / n <= policy.null_share:
         yield Issue(
             column.name,
             "nulls",
@@ -122,6 +123,11 @@ def _shares(
             column.nulls / n,
             policy.null_share,
         )
+
+
+def _empty(reference: ColumnProfile) -> int:
+    """How often the reference held no value. What a request says as null may be NaN there: a model gets the same for both."""
+    return reference.nulls + (reference.invalid if reference.type in NUMERIC else 0)
 
 
 def _rate(code: str, now: int, n: int, before: int, m: int, margin: float, text: str) -> _Share:

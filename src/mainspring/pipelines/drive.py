@@ -25,6 +25,7 @@ from mainspring.pipelines.job import Job, Located, Output, Result, Source, read_
 from mainspring.pipelines.logs import CappedLog
 from mainspring.pipelines.outcomes import LogText, classify, folder_of, log_file, needed
 from mainspring.pipelines.planning import Done, Judgement, Planner, put_path
+from mainspring.records.events import EventKind
 from mainspring.records.pipelines import (
     Artifact,
     GraphStep,
@@ -281,7 +282,7 @@ class Drive:
             else:
                 starts.append(self._begin(d, node, judgement))
         if cached:
-            d.event("step.cached", f"run:{self._run.id}", {"steps": cached})
+            d.event(EventKind.STEP_CACHED, f"run:{self._run.id}", {"steps": cached})
         return starts
 
     def _take(self, d: Decision, node: _Node, judgement: Judgement, entry: StepExecution) -> None:
@@ -536,7 +537,7 @@ class Drive:
             "type": error.type,
             "message": error.message[:500],
         }
-        d.event("step.failed", f"step:{execution.id}", data)
+        d.event(EventKind.STEP_FAILED, f"step:{execution.id}", data)
         d.edge(f"run:{self._run.id}", f"step:{execution.id}", "step")
         node.failures += 1
         if error.kind in _RETRIED and node.failures <= node.step.retries and not self._cancelled:

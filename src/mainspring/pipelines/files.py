@@ -1,7 +1,7 @@
 """Files that are arguments of a step: found, compared by content, remembered by their status.
 
 An argument is a file argument if it is text (or a :class:`pathlib.Path`) that names an existing file or folder inside the
-project, or by its absolute path a regular file anywhere. Its content is hashed once; the status of the file (inode, size,
+project, or by its absolute path a regular file anywhere; a pattern of ``glob`` stands for the files that it matches. Its content is hashed once; the status of the file (inode, size,
 times) says whether that must be done again. Times are coarser than writes, so a status is believed only if it is older than
 the hashing by :data:`RACY_NS`, as Git's index does with entries that are as young as itself ("racy clean").
 """
@@ -9,6 +9,8 @@ the hashing by :data:`RACY_NS`, as Git's index does with entries that are as you
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import os
 import stat
 import time
@@ -131,6 +133,8 @@ class Files:
             place = self.place(text)
             if place is not None:
                 found[self.show(place)] = place
+            elif _is_pattern(text):
+                found |= self._matching(text)
         return found
 
     def named_in_code(self, texts: Iterable[str]) -> dict[str, Path]:
@@ -142,12 +146,26 @@ class Files:
             place = self.place(text)
             if place is not None and (place.is_file() or "/" in text.strip("./")):
                 found[self.show(place)] = place
+            elif place is None and _is_pattern(text) and "/" in text:
+                found |= self._matching(text)
         return found
+
+    def _matching(self, pattern: str) -> dict[str, Path]:
+        """The files of the project that a pattern of ``glob`` matches; one more or less is a change, too."""
+        found: dict[tuple[int, int], Path] = {}  # a file that links lead to several times is one
+        names = glob.iglob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 - as the step will call it
+        for name in sorted(itertools.islice(names, MAX_FILES), key=lambda n: (len(n), n)):
+            place = self.place(name)
+            if place is not None and place.is_file() and self._inside(place) is not None:
+                status = place.stat()
+                found.setdefault((status.st_dev, status.st_ino), place)
+        return {self.show(place): place for place in found.values()}
 
     def place(self, text: str) -> Path | None:
         """The existing file or folder that ``text`` names, if it counts as an input."""
         if not text or len(text) > _MAX_TEXT or "\0" in text or "\n" in text:
             return None
+        text = os.path.expanduser(text)  # noqa: PTH111 - text, not a path; an unknown user stays as it is
         path = Path(os.path.normpath(self.root / text))
         try:
             mode = path.stat().st_mode
@@ -216,6 +234,13 @@ class Files:
             if resolved.is_relative_to(self._resolved):
                 return resolved.relative_to(self._resolved)
         return None
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether text is a pattern of file names: the marks of one, and a slash or an ending. A lone ``*`` is a word."""
+    return (
+        len(text) <= _MAX_TEXT and "\n" not in text and glob.has_magic(text) and bool({"/", "."} & set(text))
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:

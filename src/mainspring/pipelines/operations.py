@@ -8,6 +8,7 @@ from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.operations import Download, Kind, Role, operation
 from mainspring.pipelines import effects, state
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.pipelines import PipelineRun, PipelineRunPage, RunEffect, StepExecution, Why
 
@@ -97,7 +98,7 @@ class Pipelines:
             d.tx.execute(
                 "UPDATE pipeline_runs SET cancel = 1 WHERE project = ? AND id = ?", self._base.project, run
             )
-            d.event("pipeline.cancel_requested", ref("run", run), {"reason": reason})
+            d.event(EventKind.PIPELINE_CANCEL_REQUESTED, ref("run", run), {"reason": reason})
             return d.done(state.read_run(d.tx, self._base.project, run))
 
     def _step(self, run: str, step: str) -> StepExecution:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import blake3
 import msgspec
 
 from mainspring.data import versions
@@ -214,7 +216,10 @@ class Planner:
             resolved=resolved,
             environment=self._environment,
             files={name: p.digest for name, p in files.items()},
-            asked={f"current().{name}": self._context[name] for name in sorted(code.asks)},
+            asked={
+                **{f"current().{name}": self._context[name] for name in sorted(code.asks)},
+                **{f"variable {name}": _variable(name) for name in sorted(code.variables)},
+            },
         )
         key = keys.key_of(ingredients)
         inputs = list({(a.name, a.digest): a for found in resolved.values() for a in found}.values())
@@ -324,6 +329,12 @@ def pin(graph: Graph, sources: Mapping[str, Done]) -> Graph:
         for s in graph.steps
     ]
     return msgspec.structs.replace(graph, steps=steps)
+
+
+def _variable(name: str) -> str | None:
+    """What a variable of the environment holds, as a short digest: its value may be a secret, and does not belong in a database."""
+    value = os.environ.get(name)  # a step's own variable, not a setting of ours
+    return None if value is None else blake3.blake3(value.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:

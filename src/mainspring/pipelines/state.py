@@ -12,6 +12,7 @@ from mainspring.pipelines import effects
 from mainspring.pipelines.job import Result
 from mainspring.pipelines.keys import Earlier
 from mainspring.records.base import from_json, new_id, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.pipelines import (
     Argument,
@@ -29,6 +30,13 @@ from mainspring.storage.sql import Reader, Row, Writer
 
 _STEP_COLUMNS = "id, run, step, state, attempt, cache_key, inputs, outputs, shape, metrics, log, error, why, cached_from, started_us, ended_us"
 
+_ENDED: dict[RunState, EventKind] = {
+    "finished": EventKind.PIPELINE_FINISHED,
+    "failed": EventKind.PIPELINE_FAILED,
+    "cancelled": EventKind.PIPELINE_CANCELLED,
+    "interrupted": EventKind.PIPELINE_INTERRUPTED,
+}
+
 
 def wall_us() -> int:
     return time.time_ns() // 1000
@@ -42,7 +50,7 @@ def insert_run(d: Decision, project: str, run: PipelineRun) -> None:
         to_us(run.at or run.started), to_us(run.started),
     )  # fmt: skip
     d.event(
-        "pipeline.started",
+        EventKind.PIPELINE_STARTED,
         ref("run", run.id),
         {"pipeline": run.pipeline, "params": run.params, "steps": len(run.graph.steps)},
     )
@@ -80,7 +88,7 @@ def end_run(
     data: dict[str, Any] = (
         {} if error is None else {"step": step, "kind": error.kind, "message": error.message[:500]}
     )
-    d.event(f"pipeline.{state}", ref("run", run), data)
+    d.event(_ENDED[state], ref("run", run), data)
 
 
 def reopen_run(d: Decision, project: str, run: str) -> None:
@@ -90,7 +98,7 @@ def reopen_run(d: Decision, project: str, run: str) -> None:
         "UPDATE pipeline_runs SET state = 'running', ended_us = NULL, error = NULL, failed_step = NULL, cancel = 0 WHERE project = ? AND id = ?",
         project, run,
     )  # fmt: skip
-    d.event("pipeline.resumed", ref("run", run))
+    d.event(EventKind.PIPELINE_RESUMED, ref("run", run))
 
 
 def lose_running(tx: Writer, project: str, run: str) -> None:
@@ -181,7 +189,7 @@ def record_finished(
         else:  # it was there before: whoever makes equal content again is not its cause
             d.edge(effect.ref, me, "reused")
     d.event(
-        "step.finished",
+        EventKind.STEP_FINISHED,
         me,
         {
             "run": execution.run,

@@ -7,11 +7,11 @@ stands in a signature as text. One reader brings both to one value, for feedback
 classes     a label names a class if
 ==========  =====================================================================================================
 int64       it is that number (1, 1.0, Decimal("1.00")), or text that reads as exactly that number ("1", "1.0");
-            true and false only where the classes are 0 and 1
+            true and false only where the classes are 0 and 1; a float from 2^53 on only if no other class is the same float
 float64     the same
 bool        it is that truth value, the text "true"/"false" in any case, or a number (or its text) equal to 1 or 0
 string      it is that text; or a number or truth value whose usual text (1, 1.0, True, true) is that class, a whole
-            number also without its point (1.0 names "1")
+            number also without its point (1.0 names "1"), as a float below 2^53
 ==========  =====================================================================================================
 
 None, NaN, infinities and everything else name no class. A binary model without declared classes has the classes 0 and 1.
@@ -33,6 +33,8 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 _MAX_DIGITS = 400
 _TRUTH = {"true": True, "false": False}
 _SHOWN = 20
+_EXACT = 2.0**53
+"""Up to here each whole number is a float of its own."""
 
 
 class LabelReader:
@@ -126,9 +128,16 @@ class _Table:
         if number is None:
             return None
         found = self._index.get(number)
+        if isinstance(number, float) and abs(number) >= _EXACT and found is not None:
+            # A float that large stands for several whole numbers: pandas makes 2^53 of 2^53 + 1.
+            return found if self._alike(number) == 1 else None
         if found is None and self._kind == "float64" and isinstance(number, Decimal):
             found = self._index.get(float(number))  # "0.1" is the float that is written so
         return found
+
+    def _alike(self, number: float) -> int:
+        """How many classes have this float."""
+        return sum(1 for v in self._index if isinstance(v, int | float) and _finite(v) == number)
 
     def _text(self, value: Any) -> int | None:
         if isinstance(value, str):
@@ -136,7 +145,8 @@ class _Table:
         if isinstance(value, bool):
             texts = [str(value), str(value).lower()]
         elif isinstance(value, int | float | Decimal) and _finite(value) is not None:
-            texts = [str(value)] + ([str(int(value))] if value == int(value) else [])
+            exact = not isinstance(value, float) or abs(value) < _EXACT
+            texts = [str(value)] + ([str(int(value))] if exact and value == int(value) else [])
         else:
             return None
         return next((self._index[t] for t in texts if t in self._index), None)

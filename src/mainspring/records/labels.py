@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from typing import Annotated
@@ -34,6 +35,25 @@ class Feedback(Record, frozen=True):
     value: LabelValue
     at: datetime | None = None
     source: str = ""
+
+
+MAX_TEXT = 256
+
+
+def unfit(item: Feedback) -> str | None:
+    """Why an item cannot be kept, whatever it is about; None if it can. Asked at every door, so that no batch is taken in half."""
+    value = item.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a label's value must be finite"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a label's value must fit 64 bits"
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return f"a label's value has at most {MAX_TEXT} characters"
+    if len(item.source) > MAX_TEXT or "\0" in item.source or (isinstance(value, str) and "\0" in value):
+        return "a label's value and source are short plain text"
+    if item.at is not None and item.at.tzinfo is None:
+        return "a label's time needs a zone"
+    return None
 
 
 class FeedbackCounts(Record, frozen=True):

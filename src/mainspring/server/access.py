@@ -33,10 +33,11 @@ _TOUCH_S = 600.0
 
 @dataclass(frozen=True)
 class Access:
-    """What the gate checks against: principals by the SHA-256 (hex) of their token. ``hosts`` are exact names or addresses,
-    without port."""
+    """What the gate checks against: principals by the SHA-256 (hex) of their token, ``issued`` those that may change meanwhile.
+    ``hosts`` are exact names or addresses, without port."""
 
     tokens: Mapping[str, Principal] = field(repr=False)
+    issued: Callable[[], Mapping[str, Principal]] = field(default=dict, repr=False)
     hosts: frozenset[str] = frozenset({"127.0.0.1", "::1", "localhost"})
     origins: frozenset[str] = frozenset()
     max_body: int = 8 * (1 << 30)
@@ -48,7 +49,7 @@ class Access:
     def holder(self, digest: str) -> Principal | None:
         """Whose token has this SHA-256."""
         found = None
-        for known, principal in self.tokens.items():
+        for known, principal in (dict(self.issued()) | dict(self.tokens)).items():
             if hmac.compare_digest(digest, known):
                 found = principal
         return found

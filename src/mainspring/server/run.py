@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mainspring.config import Settings, child_environment
 from mainspring.errors import Conflict, MainspringError, WorkspaceLocked
 from mainspring.operations import Role, acting, named_only
 from mainspring.server.access import access_for, ensure_token
+from mainspring.server.tokens import Tokens
 from mainspring.workspace import Workspace
 
 log = logging.getLogger("mainspring.server")
@@ -49,6 +51,8 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
         access = access_for(
             token, host=options.host, hosts=workspace.settings.config.server.hosts, public_auth=options.auth
         )
+        issued = Tokens(workspace.settings.home)
+        access = replace(access, issued=functools.partial(issued.principals, workspace.project))
         app = build_app(workspace, access, pages=page_routes)
         listener = listen(options.host, options.port)
         _die_on_lost_writes(workspace)

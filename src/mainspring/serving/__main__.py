@@ -18,12 +18,13 @@ def main(argv: list[str] | None = None) -> int:
     """Parse and serve; errors go to stderr with their code."""
     given = vars(_parser().parse_args(argv))
     key_file = given.pop("api_key_file")
+    lifeline = 0 if given.pop("end_with_stdin") else None
     options = {name: value for name, value in given.items() if value is not None}
     try:
         if key_file is not None:
             options["api_key"] = _read_key(key_file)
             options.setdefault("auth", "key")
-        return serve(Path(options.pop("bundle")), **options)
+        return serve(Path(options.pop("bundle")), lifeline=lifeline, **options)
     except MainspringError as error:
         print(f"error[{error.code}]: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return error.exit_code
@@ -80,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_const",
         const=False,
         help="keep no second worker loaded: half the memory, and a gap when a worker dies",
+    )
+    parser.add_argument(
+        "--end-with-stdin",
+        action="store_true",
+        help="end when standard input is closed: when whoever started the server is gone",
     )
     parser.add_argument("--sandbox", choices=("auto", "require", "off"))
     return parser

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from mainspring.errors import (
 )
 from mainspring.records.base import new_id
 from mainspring.records.classes import LabelReader
-from mainspring.records.labels import Feedback, is_issued_id
+from mainspring.records.labels import Feedback, is_issued_id, unfit
 from mainspring.serving import answers, v2
 from mainspring.serving.bundle import Failure
 from mainspring.serving.codec import Call, malformed, no_duplicates, parse_time
@@ -149,6 +150,7 @@ class App:
         async def predict(ident: str) -> _Done:
             if len(body) > _INLINE_BODY:
                 call = await self.core.admission.run(lambda: deployment.codec.decode(body))
+                call = replace(call, large=True)
             else:
                 call = deployment.codec.decode(body)
             call = _with_headers(call, headers)
@@ -358,6 +360,7 @@ class App:
                 call, request = await self.core.admission.run(
                     lambda: self._v2.decode(body, deployment.signature)
                 )
+                call = replace(call, large=True)
             else:
                 call, request = self._v2.decode(body, deployment.signature)
             outputs = v2.wanted(request, deployment.signature)
@@ -376,25 +379,11 @@ class App:
 
     async def _feedback(self, headers: Headers, receive: Receive, send: Send) -> None:
         body = await self.bodies.read(headers, receive)
-        try:
-            items = (
-                _decode_feedback_list(body) if body.lstrip()[:1] == b"[" else _decode_feedback(body).feedback
-            )
-        except msgspec.ValidationError as error:
-            raise InvalidInput(
-                f"not feedback: {str(error)[:300]}",
-                next_step='Send [{"prediction_id": "...", "value": ...}].',
-            ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise malformed(error) from None
-        no_duplicates(body)
-        if b"\\u0000" in body and any(
-            "\0" in text for i in items for text in (i.source, i.value) if isinstance(text, str)
-        ):
-            raise InvalidInput("NUL in a string", place="feedback")
-        if not 1 <= len(items) <= _MAX_FEEDBACK:
-            raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
-        _refuse_impossible(items, self.core.table)
+        table = self.core.table
+        if len(body) > _INLINE_BODY:
+            items = await self.core.admission.run(lambda: _read_feedback(body, table))
+        else:
+            items = _read_feedback(body, table)
         self.core.log.relay(items, arrival_us=time.time_ns() // 1000)
         await answer(send, 202, msgspec.json.encode({"relayed": len(items)}))
 
@@ -496,13 +485,30 @@ def _with_headers(call: Call, headers: Headers) -> Call:
         if len(key) > 256:
             raise InvalidInput("the routing key is too long", value=len(key), place="Mainspring-Key")
         shown = key.decode("latin-1")
-    return Call(call.columns, call.rows, shown, event_us)
+    return replace(call, key=shown, event_us=event_us)
 
 
 def _method(method: str, allowed: str) -> MethodNotAllowed:
     return MethodNotAllowed(
         "this method is not allowed here", value=method, place=allowed, next_step=f"Use {allowed}."
     )
+
+
+def _read_feedback(body: bytes, table: LiveTable) -> list[Feedback]:
+    """The items of a body, each of which can be kept and could be true."""
+    try:
+        items = _decode_feedback_list(body) if body.lstrip()[:1] == b"[" else _decode_feedback(body).feedback
+    except msgspec.ValidationError as error:
+        raise InvalidInput(
+            f"not feedback: {str(error)[:300]}", next_step='Send [{"prediction_id": "...", "value": ...}].'
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(error) from None
+    if not 1 <= len(items) <= _MAX_FEEDBACK:
+        raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
+    no_duplicates(body)
+    _refuse_impossible(items, table)
+    return items
 
 
 def _refuse_impossible(items: list[Feedback], table: LiveTable) -> None:
@@ -512,6 +518,8 @@ def _refuse_impossible(items: list[Feedback], table: LiveTable) -> None:
     """
     readers = [LabelReader.of(d.signature) for d in table.deployments.values()]
     for number, item in enumerate(items):
+        if (why := unfit(item)) is not None:
+            raise InvalidInput(why, place=f"feedback[{number}]")
         if not is_issued_id(item.prediction_id.partition("/")[0]):
             raise InvalidInput(
                 "no prediction can have this id",

@@ -35,6 +35,8 @@ class Call:
     rows: int
     key: str | None = None
     event_us: int | None = None
+    large: bool = False
+    """Whether its texts may take long, however few its rows are: then it is not predicted on the event loop."""
 
 
 class RowCodec:

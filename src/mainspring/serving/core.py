@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from mainspring.errors import MainspringError, ModelFailed
+from mainspring.errors import InvalidInput, MainspringError, ModelFailed
 from mainspring.records.serving import LoggedPrediction, LoggedShadow
 from mainspring.serving.admission import Admission
 from mainspring.serving.codec import Call
@@ -25,6 +25,9 @@ from mainspring.serving.routing import choose
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 
 logger = logging.getLogger("mainspring.serving")
+
+_NO_ANSWER = (ModelFailed, InvalidInput)
+"""A model that is not the champion gave none: it failed, or it refuses a row that the champion may know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +100,17 @@ class Core:
     ) -> Answer:
         """Answer ``call`` with the target that its key (or its id) is routed to, or with ``pinned``.
 
-        A target that is not the champion and fails is stood in for by the champion; its failure is logged and counted. Raises
+        A target that is not the champion and fails or refuses the rows is stood in for by the champion; its failure is logged and counted. Raises
         what the champion raised, :class:`Overloaded` or :class:`DeadlineExceeded`.
         """
-        if pinned is None and call.rows <= deployment.inline_rows:
+        if pinned is None and call.rows <= deployment.inline_rows and not call.large:
             return self.predict_inline(deployment, call, ident=ident, number=number)
         asked = _Asked(call, ident, number)
         target = pinned or self._route(deployment, call.key or ident)
         try:
             try:
                 scores = await self._scores(target, call)
-            except ModelFailed as error:
+            except _NO_ANSWER as error:
                 if target is deployment.champion or pinned is not None:
                     raise
                 self._stood_in(deployment, target, error, asked)
@@ -125,7 +128,7 @@ class Core:
         try:
             try:
                 scores = target.version.scores(call.columns, call.rows)
-            except ModelFailed as error:
+            except _NO_ANSWER as error:
                 if target is deployment.champion:
                     raise
                 self._stood_in(deployment, target, error, asked)
@@ -168,7 +171,7 @@ class Core:
         version = target.version
         if version.host is not None:
             return await version.hosted(version.host, call.columns, call.rows)
-        if call.rows <= version.inline_rows:
+        if call.rows <= version.inline_rows and not call.large:
             return version.scores(call.columns, call.rows)
         return await self.admission.run(lambda: version.scores(call.columns, call.rows))
 
@@ -203,7 +206,7 @@ class Core:
         )
 
     def _stood_in(
-        self, deployment: LiveDeployment, target: LiveTarget, error: ModelFailed, asked: _Asked
+        self, deployment: LiveDeployment, target: LiveTarget, error: MainspringError, asked: _Asked
     ) -> None:
         latency_us = asked.latency_us()
         target.series.observe(error.code, 0, latency_us)
@@ -252,7 +255,7 @@ class Core:
         try:
             if version.host is not None:
                 scores = await version.hosted(version.host, call.columns, call.rows, lane="shadow")
-            elif call.rows <= version.inline_rows:
+            elif call.rows <= version.inline_rows and not call.large:
                 scores = version.scores(call.columns, call.rows)
             else:
                 scores = await self._shadow_pool.run(lambda: version.scores(call.columns, call.rows))

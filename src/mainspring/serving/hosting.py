@@ -20,21 +20,44 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import DeadlineExceeded, MainspringError, ModelFailed, Unavailable, from_dict
+from mainspring.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    MainspringError,
+    ModelFailed,
+    Unavailable,
+    from_dict,
+)
 from mainspring.serving.admission import Places
-from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked
+from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked, memory_for
 from mainspring.serving.options import ServeOptions
 
 logger = logging.getLogger("mainspring.serving")
 
-_MAX_REPLY = 64 << 20
+_REPLY_BYTES, _ROW_BYTES, _SCORE_BYTES = 4096, 8, 9
+"""The most that an answer may take: an error's text, and for each row a list of so many numbers. What a model's process sends becomes
+objects here, many times its size."""
+
 _IMPORT_S = 600.0
 _REVIVE_S = (0.0, 1.0, 5.0, 30.0)
+
+
+class _Refusal(msgspec.Struct):
+    """What is wrong with a row. Its class and code are ours to say, whatever the process sends."""
+
+    message: str
+    value: str | None = None
+    place: str | None = None
+    next_step: str | None = None
+
+    def error(self) -> InvalidInput:
+        return InvalidInput(self.message, value=self.value, place=self.place, next_step=self.next_step)
 
 
 class _Reply(msgspec.Struct, forbid_unknown_fields=True):
     scores: list[Any] | None = None
     error: str | None = None
+    refused: _Refusal | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,8 +87,7 @@ class Nursery:
         asked = Asked(
             digest=digest,
             form=form,
-            # A model needs its own size some times over to be parsed: that is no sign of anything.
-            memory_mb=options.model_memory_mb + (4 * sum(f.stat().st_size for f in folder.iterdir()) >> 20),
+            memory_mb=memory_for(folder, options),
             inline_ms=options.inline_ms,
             max_rows=options.max_rows,
             deadline_s=options.load_deadline_s,
@@ -104,12 +126,15 @@ def _hear(control: socket.socket, within_s: float, digest: str) -> Loaded:
 class Hosted:
     """One package in processes of its own. Used from one event loop; made and revived in threads."""
 
-    def __init__(self, nursery: Nursery, folder: Path, digest: str, form: str, options: ServeOptions) -> None:
+    def __init__(
+        self, nursery: Nursery, folder: Path, digest: str, form: str, options: ServeOptions, *, width: int
+    ) -> None:
         self._start: Callable[[], tuple[socket.socket, Loaded]] = functools.partial(
             nursery.keep, folder, digest, form
         )
         self._control, self.loaded = self._start()
         self._digest = digest
+        self._width = width
         self._options = options
         self._lanes = {name: _Lane(name, self, options) for name in ("primary", "shadow")}
         self._reviving: asyncio.Task[None] | None = None
@@ -126,9 +151,10 @@ class Hosted:
     async def scores(
         self, columns: Mapping[str, Sequence[Any]], rows: int, *, lane: str = "primary"
     ) -> list[Any]:
-        """What the model answers, unchecked. Raises :class:`ModelFailed`, :class:`DeadlineExceeded`, ``Overloaded`` or
-        :class:`Unavailable` while its process is being made anew."""
-        return await self._lanes[lane].ask(_encode([rows, columns]))
+        """What the model answers, unchecked. Raises :class:`InvalidInput` (it refuses a row), :class:`ModelFailed`,
+        :class:`DeadlineExceeded`, ``Overloaded`` or :class:`Unavailable` while its process is being made anew."""
+        most = _REPLY_BYTES + rows * (_ROW_BYTES + self._width * _SCORE_BYTES)
+        return await self._lanes[lane].ask(_encode([rows, columns]), most)
 
     def serve(self, lane: str) -> socket.socket:
         """A new predictor for a lane; the one before is killed. Raises :class:`Unavailable` if the keeper is gone."""
@@ -179,11 +205,11 @@ class _Lane:
         self.places = Places(slots=1, queue=options.queue, queue_deadline_s=options.queue_deadline_s)
         self._stream: socket.socket | None = None
 
-    async def ask(self, message: bytes) -> list[Any]:
+    async def ask(self, message: bytes, most: int) -> list[Any]:
         async with self.places.place():
             stream = self._stream = self._stream or self._host.serve(self._name)
             try:
-                reply = _decode(await asyncio.wait_for(_exchange(stream, message), self._deadline_s))
+                reply = _decode(await asyncio.wait_for(_exchange(stream, message, most), self._deadline_s))
             except TimeoutError:
                 self._replace(stream)
                 raise DeadlineExceeded(
@@ -198,6 +224,8 @@ class _Lane:
             except BaseException:
                 self._replace(stream)
                 raise
+        if reply.refused is not None:
+            raise reply.refused.error()
         if reply.scores is None:
             raise ModelFailed(f"the model failed: {reply.error}")
         return reply.scores
@@ -212,11 +240,11 @@ class _Lane:
             logger.warning("%s", error)
 
 
-async def _exchange(stream: socket.socket, message: bytes) -> bytes:
+async def _exchange(stream: socket.socket, message: bytes, most: int) -> bytes:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(stream, LENGTH.pack(len(message)) + message)
     (size,) = LENGTH.unpack(await _receive(loop, stream, LENGTH.size))
-    if size > _MAX_REPLY:
+    if size > most:
         raise EOFError
     return await _receive(loop, stream, size)
 

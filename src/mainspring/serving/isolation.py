@@ -25,6 +25,9 @@ LIBRARIES = (
 )  # fmt: skip
 """What a serving process may import beside the standard library, by top-level name."""
 
+_NEEDED = frozenset(LIBRARIES[:8])
+"""Without these there is no server: they are looked for wherever they may be."""
+
 _ENVIRONMENT = frozenset(
     {
         "LANG",
@@ -92,16 +95,24 @@ def _shared_libraries() -> set[Path]:
     except OSError:
         return found
     mapped = {line.split(maxsplit=5)[5] for line in lines if line.count(" ") >= 5 and ".so" in line}
-    return found | {Path(p).parent for p in mapped if p.startswith("/") and "site-packages" not in p}
+    places = {Path(p) for p in mapped if p.startswith("/") and not _SITES & set(Path(p).parts)}
+    systems = (sys.base_prefix, sys.prefix, "/usr", "/lib", "/lib64", "/opt", "/nix")
+    # A library that lies elsewhere lies in somebody's folder: it may be read, and what is beside it not.
+    return found | {p.parent if any(map(p.is_relative_to, systems)) else p for p in places}
 
 
 def _import_places() -> list[str]:
-    """Folders on our import path that hold our libraries, the working directory aside."""
+    """Folders that hold our libraries: where packages are installed, then our own, then those of others (``PYTHONPATH``, source trees)
+    that hold a library which no server can do without. A file ``numpy.py`` beside the user's own is not one of these.
+    """
     here = {"", str(Path.cwd())}
     ours = str(Path(__file__).parents[2])
     path = [p for p in sys.path if p not in here]
-    found = [str(place.parent) for name in LIBRARIES for place in _package(name, path)]
-    return list(dict.fromkeys([*found, ours]))
+    installed = [p for p in path if Path(p).name in _SITES]
+    found = [str(place.parent) for name in LIBRARIES for place in _package(name, installed)]
+    missing = [name for name in sorted(_NEEDED) if not _package(name, [*found, ours])]
+    found += [ours, *(str(place.parent) for name in missing for place in _package(name, path))]
+    return list(dict.fromkeys(found))
 
 
 def _package(name: str, path: Iterable[str]) -> list[Path]:

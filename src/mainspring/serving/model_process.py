@@ -32,9 +32,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from mainspring.errors import MainspringError
+from mainspring.errors import InvalidInput, MainspringError, Unavailable
 from mainspring.serving.isolation import code_places
+from mainspring.serving.options import ServeOptions
 from mainspring.serving.sandbox import confine, die_with_parent
+from mainspring.serving.seccomp import refuse_processes
 
 MAX_MESSAGE = 32 << 10
 LENGTH = struct.Struct("<I")
@@ -48,6 +50,9 @@ LIBRARIES = {
     "skops": ("numpy", "sklearn.pipeline", "skops.io", "mainspring.models.formats.skops"),
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+TOO_LARGE = Unavailable("the model does not fit into its memory limit")
 
 
 class Asked(msgspec.Struct, forbid_unknown_fields=True):
@@ -83,8 +88,9 @@ def _child(parent: int, work: Callable[[], None], *, close: list[int]) -> NoRetu
             signal.signal(
                 number, signal.SIG_IGN
             )  # the parent decides; we end when its end of the socket closes
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1):  # the options come on one, what the server says of itself goes to the other
+            os.dup2(null, standard)
         os.close(null)
         for fd in close:
             with contextlib.suppress(OSError):
@@ -133,6 +139,22 @@ def import_libraries(form: str) -> None:
             importlib.import_module(name)
 
 
+def memory_for(folder: Path, options: ServeOptions) -> int:
+    """What the package in ``folder`` may allocate, in MiB. It needs its own size some times over to be parsed: that is no sign
+    of anything."""
+    return options.model_memory_mb + (4 * sum(f.stat().st_size for f in folder.iterdir()) >> 20)
+
+
+def address_space() -> int | None:
+    """Ours in bytes, None where the system does not tell. It must be asked before the process is confined."""
+    memory = _open("/proc/self/statm")
+    try:
+        return _size(memory)
+    finally:
+        if memory >= 0:
+            os.close(memory)
+
+
 def _open(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY)
@@ -152,21 +174,18 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
 
     control.send(b'{"event":"begun"}')
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    confine(read=[folder], write=[], mode=sandbox)
-    _bound_memory(size, asked.memory_mb)
+    confine(read=[folder], write=[], mode=sandbox, processes=True)
+    bound_memory(size, asked.memory_mb)
     signal.alarm(math.ceil(asked.deadline_s))  # nobody else could end a load that hangs
     try:
-        version, why = open_version(folder, asked.digest, inline_ms=asked.inline_ms)
+        version, why = open_version(folder, asked.digest, inline_ms=asked.inline_ms, max_rows=asked.max_rows)
         if why is None and asked.max_rows and not _survives(lambda: version.try_rows(asked.max_rows)):
             why = f"{asked.max_rows} rows take more memory or time than a server's own process may spend"
         told: dict[str, Any] = {"event": "loaded", "why": why, "single_us": version.single_us}
     except MainspringError as error:
         told = {"event": "failed", "error": error.to_dict()}
     except MemoryError:
-        told = {
-            "event": "failed",
-            "error": {"code": "unavailable", "message": "the model does not fit into its memory limit"},
-        }
+        told = {"event": "failed", "error": TOO_LARGE.to_dict()}
     control.send(json.dumps(told, default=str).encode()[:MAX_MESSAGE])
     signal.alarm(0)
     predictors: dict[str, int] = {}
@@ -182,12 +201,17 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
         parent, stream = os.getpid(), socket.socket(fileno=fds[0])
         pid = os.fork()
         if pid == 0:
-            _child(parent, functools.partial(_predict_forever, version, stream), close=[control.fileno()])
+            _child(
+                parent,
+                functools.partial(_predict_forever, version, stream, sandbox),
+                close=[control.fileno()],
+            )
         predictors[data.decode()] = pid
         stream.close()
 
 
-def _bound_memory(size: int | None, memory_mb: int) -> None:
+def bound_memory(size: int | None, memory_mb: int) -> None:
+    """Let this process allocate ``memory_mb`` beside ``size``, the address space it has; write no core dump, open few files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
     if size is not None:
@@ -207,14 +231,18 @@ def _survives(work: Callable[[], None]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def _predict_forever(version: Any, stream: socket.socket) -> None:
+def _predict_forever(version: Any, stream: socket.socket, sandbox: str) -> None:
     """Answer requests, each a length and a msgpack ``[rows, columns]``, until the other end closes."""
+    if sandbox != "off":
+        refuse_processes()
     decode, encode = msgspec.msgpack.Decoder(tuple[int, dict[str, list[Any]]]).decode, msgspec.msgpack.encode
     with stream.makefile("rb") as incoming:
         while head := incoming.read(LENGTH.size):
             rows, columns = decode(incoming.read(LENGTH.unpack(head)[0]))
             try:
                 reply = {"scores": version.scores(columns, rows)}
+            except InvalidInput as error:
+                reply = {"refused": error.to_dict()}
             except MainspringError as error:
                 reply = {"error": error.message[:500]}
             except MemoryError:

@@ -4,7 +4,8 @@ Landlock (Linux 5.13; man 7 landlock) is set through three system calls without 
 made afterwards. What may be read is a list: our libraries (``isolation.code_places``), what ONNX Runtime and the C library ask of the
 processor, the time zones, and what the caller names. Nothing of the working directory, nothing of ``/proc`` but the processor's
 description; so no other process's environment or memory. Nothing may be executed, no TCP connection opened or port bound (ABI 4,
-Linux 6.7), no abstract socket spoken to and no process outside signalled (ABI 6, Linux 6.12). ``seccomp`` refuses to make sockets at all.
+Linux 6.7), no abstract socket spoken to and no process outside signalled (ABI 6, Linux 6.12). ``seccomp`` refuses to make sockets at all,
+and what else reaches past Landlock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from mainspring.errors import Unavailable
 from mainspring.serving.isolation import code_places
-from mainspring.serving.seccomp import restrict_calls
+from mainspring.serving.seccomp import refuse_processes, restrict_calls
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
@@ -69,11 +70,11 @@ def landlock_abi() -> int:
     return max(int(_libc().syscall(_CREATE, None, 0, 1)), 0)
 
 
-def confine(*, read: list[Path], write: list[Path], mode: str) -> str:
+def confine(*, read: list[Path], write: list[Path], mode: str, processes: bool = False) -> str:
     """Confine this process and its children, for good; returns ``landlock`` or ``none``.
 
-    ``read`` are folders or files beside our libraries, ``write`` folders in which files may be made. A further call narrows. Call it
-    before any thread is started. Raises :class:`Unavailable` in mode ``require`` if the kernel cannot.
+    ``read`` are folders or files beside our libraries, ``write`` folders in which files may be made, ``processes`` whether it may
+    start children (never other programs). A further call narrows. Call it before any thread is started. Raises :class:`Unavailable` in mode ``require`` if the kernel cannot.
     """
     if mode == "off":
         return "none"
@@ -85,6 +86,8 @@ def confine(*, read: list[Path], write: list[Path], mode: str) -> str:
             next_step="Start 'mainspring serve --sandbox auto' to serve without it.",
         )
     restrict_calls()
+    if not processes:
+        refuse_processes()
     return "landlock" if done else "none"
 
 

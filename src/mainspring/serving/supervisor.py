@@ -33,8 +33,9 @@ _PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LOOK_S = 0.25
 
 
-def serve(bundle: Path, *, out: TextIO | None = None, **options: Any) -> int:
-    """Serve ``bundle`` until SIGTERM or SIGINT; returns the exit status.
+def serve(bundle: Path, *, out: TextIO | None = None, lifeline: int | None = None, **options: Any) -> int:
+    """Serve ``bundle`` until SIGTERM or SIGINT, or until ``lifeline``, a descriptor whose other end whoever started us holds, is closed;
+    returns the exit status.
 
     ``options`` are the fields of :class:`ServeOptions`. When the server answers, one line of JSON goes to ``out``: ``{"event": "ready",
     "url", "host", "port", "pid", "worker", "sandbox", "routes"}``. Raises :class:`ConfigError` for unsafe options, :class:`Conflict` for a
@@ -44,7 +45,7 @@ def serve(bundle: Path, *, out: TextIO | None = None, **options: Any) -> int:
         chosen = msgspec.convert({"bundle": str(Path(bundle).absolute())} | options, ServeOptions)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"not an option of the inference server: {error}") from None
-    return Supervisor(checked(chosen), out=out or sys.stdout).run()
+    return Supervisor(checked(chosen), out=out or sys.stdout, lifeline=lifeline).run()
 
 
 class _Child:
@@ -109,8 +110,9 @@ class _Child:
 class Supervisor:
     """Keeps one of its workers serving."""
 
-    def __init__(self, options: ServeOptions, *, out: TextIO) -> None:
+    def __init__(self, options: ServeOptions, *, out: TextIO, lifeline: int | None = None) -> None:
         self._out = out
+        self._lifeline = lifeline
         self._socket = _bind(options.host, options.port)
         self._host, self._port = self._socket.getsockname()[:2]
         self._options = msgspec.structs.replace(options, port=self._port)
@@ -187,7 +189,11 @@ class Supervisor:
     def _listen(self, status: int) -> int:
         """Wait for something to be said or to end; the exit status so far."""
         children = {child.reading: child for child in self._children()}
-        ready, _, _ = select.select([self._wake[0], *children], [], [], _LOOK_S)
+        lifeline = [] if self._lifeline is None else [self._lifeline]
+        ready, _, _ = select.select([self._wake[0], *lifeline, *children], [], [], _LOOK_S)
+        if self._lifeline in ready and not os.read(self._lifeline or 0, 4096):
+            self._lifeline = None
+            self._stop.set()  # whoever started us is gone, however it ended
         if self._wake[0] in ready:
             os.read(self._wake[0], 4096)
         for fd in ready:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -28,6 +28,9 @@ from mainspring.serving.model_process import BATCH
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.routing import edges
 from mainspring.serving.wire import JSON_LINES
+
+if TYPE_CHECKING:
+    from mainspring.models.formats.onnx_cost import Cost
 
 logger = logging.getLogger("mainspring.serving")
 
@@ -65,7 +68,8 @@ class Version:
     def scores(self, columns: Mapping[str, Sequence[Any]], rows: int, *, finite: bool = True) -> list[Any]:
         """One score per row (multiclass: one list per row), all finite.
 
-        Raises :class:`ModelFailed` if the model raises or answers something else.
+        Raises :class:`InvalidInput` for a row that the model refuses (a value that it does not know),
+        :class:`ModelFailed` if it raises or answers something else.
         """
         predictor = self.predictor
         if predictor is None:
@@ -78,6 +82,8 @@ class Version:
                 answer = predictor.predict(columns).tolist() if score is None else [score]
             else:
                 answer = predictor.predict(columns).tolist()
+        except InvalidInput:
+            raise
         except Exception as error:
             raise ModelFailed(f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
         return _checked(answer, rows, self.signature, finite=finite)
@@ -209,10 +215,12 @@ def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeO
             "a package named by the route table is not in the bundle", value=digest, place=str(folder)
         )
     package = formats.verify(folder)
-    host = Hosted(nursery, folder, digest, package.format, options)
+    host = Hosted(
+        nursery, folder, digest, package.format, options, width=max(1, len(package.signature.classes))
+    )
     if host.loaded.why is None:
         host.close()
-        version, why = open_version(folder, digest, inline_ms=options.inline_ms)
+        version, why = open_version(folder, digest, inline_ms=options.inline_ms, max_rows=options.max_rows)
         if why is None:
             return version
         raise Corrupt("the package changed while it was loaded", value=digest, place=str(folder))
@@ -229,13 +237,26 @@ def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeO
     return version
 
 
-def open_version(folder: Path, digest: str, *, inline_ms: float) -> tuple[Version, str | None]:
+STEP_S = 5e-9
+"""For a row to pass a node of a tree, with the node outside of the processor's caches now and then."""
+
+_LONGEST_S = 3.0
+"""For one request in a thread that cannot be stopped."""
+
+_SURPRISE_S = 0.1
+"""What a request on the event loop may take if its rows go to the bottom of every tree, and the sample's turned off at the top."""
+
+
+def open_version(folder: Path, digest: str, *, inline_ms: float, max_rows: int) -> tuple[Version, str | None]:
     """The package loaded and warmed in this process, and why it must not be served from a process that others share (None: it may)."""
     from mainspring.models import formats
     from mainspring.models.formats.package import read_package
 
     package, payloads = read_package(folder)
-    why = _why_apart(package, payloads)
+    cost = _cost(package, payloads)
+    why = cost.by_operator
+    if why is None and cost.steps * max_rows * STEP_S > _LONGEST_S:
+        why = f"its trees may take {cost.steps} steps for a row"
     predictor: Predictor = formats.load(folder)
     make = getattr(predictor, "row_scorer", None)
     one = make() if make is not None else None
@@ -252,22 +273,46 @@ def open_version(folder: Path, digest: str, *, inline_ms: float) -> tuple[Versio
         version = replace(version, example=_made_up(package.signature))
         try:
             version.try_rows(1)
-        except ModelFailed as error:  # a row that we made up proves nothing against a model
+        except (ModelFailed, InvalidInput) as error:  # a row that we made up proves nothing against a model
             return replace(version, single_us=0.0), why or f"it could not be warmed up: {error.message}"
     single, per_row = _warm(version)
-    budget_s = inline_ms / 1000
-    # The fixed part is what one row costs; further rows cost per_row each.
-    inline = 0 if single > budget_s else 1 + int(min((budget_s - single) / max(per_row, 1e-9), 100_000))
+    inline = 0 if why is not None else _inline_rows(version, single, per_row, inline_ms / 1000, cost)
     return replace(version, inline_rows=inline, single_us=single * 1e6), why
 
 
-def _why_apart(package: Package, payloads: Mapping[str, bytes]) -> str | None:
-    if package.format != "onnx":
-        return f"models of format {package.format!r} may take any time"
-    from mainspring.models.formats.onnx_cost import examine
+def _cost(package: Package, payloads: Mapping[str, bytes]) -> Cost:
+    from mainspring.models.formats.onnx_cost import Cost, examine
     from mainspring.models.formats.onnx_wire import check_onnx
 
-    return examine(check_onnx(payloads["model.onnx"])).by_operator
+    if package.format != "onnx":
+        return Cost(by_operator=f"models of format {package.format!r} may take any time")
+    return examine(check_onnx(payloads["model.onnx"]))
+
+
+def _inline_rows(version: Version, single: float, per_row: float, budget_s: float, cost: Cost) -> int:
+    """How many rows the event loop may predict at once: so many as were seen to fit, whatever values they have.
+
+    What was measured is what the example costs. A tree can be left at its first node or its last one, so the steps are counted
+    beside; and a matrix of pairs grows with the square of the rows, so a number of rows that was not tried is not believed.
+    """
+    longest = cost.steps * STEP_S
+    # A step costs a fifth at least of what entering a tree does: so much longer than seen can any use of the trees take.
+    seen_s = min(budget_s, _SURPRISE_S / max(1.0, cost.deepest / 5))
+    if single > seen_s or longest > budget_s:
+        return 0
+    # The fixed part is what one row costs; further rows cost per_row each.
+    further = min((seen_s - single) / max(per_row, 1e-9), (budget_s - longest) / max(per_row, longest, 1e-9))
+    wanted, rows = 1 + int(min(further, 100_000)), BATCH
+    while rows < wanted:
+        more = min(2 * rows, wanted)
+        try:
+            took = _best_time(version, more, repeat=2)
+        except ModelFailed:
+            return rows
+        if took > 2 * seen_s:
+            return rows
+        rows = more
+    return wanted
 
 
 def _fits(row: Mapping[str, Any], signature: Signature) -> bool:
@@ -290,15 +335,17 @@ def _made_up(signature: Signature) -> dict[str, Any]:
 
 def _warm(version: Version, batch: int = BATCH) -> tuple[float, float]:
     """Seconds for one row, and for each further row, on the example. Raises if the model cannot predict."""
-    timed = {}
-    for rows, repeat in ((1, 5), (batch, 3)):
-        best = math.inf
-        for _ in range(repeat):
-            start = time.perf_counter()
-            version.try_rows(rows)
-            best = min(best, time.perf_counter() - start)
-        timed[rows] = best
-    return timed[1], max(timed[batch] - timed[1], 0.0) / (batch - 1)
+    single, many = (_best_time(version, rows, repeat=repeat) for rows, repeat in ((1, 5), (batch, 3)))
+    return single, max(many - single, 0.0) / (batch - 1)
+
+
+def _best_time(version: Version, rows: int, *, repeat: int) -> float:
+    best = math.inf
+    for _ in range(repeat):
+        start = time.perf_counter()
+        version.try_rows(rows)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def packages_of(deployment: Deployment) -> set[str]:

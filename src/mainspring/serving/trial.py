@@ -10,7 +10,14 @@ from pathlib import Path
 
 from mainspring.errors import MainspringError
 from mainspring.serving.isolation import code_places
-from mainspring.serving.model_process import LIBRARIES, import_libraries
+from mainspring.serving.model_process import (
+    LIBRARIES,
+    TOO_LARGE,
+    address_space,
+    bound_memory,
+    import_libraries,
+    memory_for,
+)
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.sandbox import confine
 
@@ -29,9 +36,13 @@ def main(argv: list[str]) -> int:
         if form in LIBRARIES:
             import_libraries(form)
         code_places()
+        size = address_space()
         confine(read=[folder], write=[], mode="auto")
-        open_version(folder, folder.name, inline_ms=options.inline_ms)
+        bound_memory(size, memory_for(folder, options))
+        open_version(folder, folder.name, inline_ms=options.inline_ms, max_rows=options.max_rows)
         told = None
+    except MemoryError:
+        told = TOO_LARGE.to_dict()
     except MainspringError as error:
         told = error.to_dict()
     print(json.dumps(told, default=str))  # noqa: T201 - this is a command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import threading
 import time
@@ -15,6 +16,7 @@ from mainspring.server.app import build_app
 from mainspring.server.connections import ControlServer, Limits, control_config
 from mainspring.server.pages import page_routes
 from mainspring.server.run import listen
+from mainspring.server.tokens import Tokens
 from mainspring.workspace import Workspace
 
 
@@ -35,7 +37,11 @@ def running_server(
     token = ensure_token(workspace.settings.home)
     access = access_for(token, host="127.0.0.1", hosts=[])
     tokens = {p.name: f"msp_{secrets.token_urlsafe(32)}" for p in principals}
-    access = replace(access, tokens=dict(access.tokens) | {digest_of(tokens[p.name]): p for p in principals})
+    access = replace(
+        access,
+        tokens=dict(access.tokens) | {digest_of(tokens[p.name]): p for p in principals},
+        issued=functools.partial(Tokens(workspace.settings.home).principals, workspace.project),
+    )
     server = ControlServer(control_config(build_app(workspace, access, pages=page_routes), limits))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -13,6 +13,7 @@ from mainspring.errors import Conflict, InvalidInput, NotFound
 from mainspring.lineage import Decision, Foundation
 from mainspring.operations import Role, operation
 from mainspring.records.base import Id, check_name, from_json, new_id, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.tracking import Experiment, ExperimentPage
 from mainspring.storage.sql import Reader, Row
@@ -107,21 +108,25 @@ class Experiments:
                         next_step="Choose another name, or rename that one first.",
                     )
                 d.tx.execute("UPDATE experiments SET name = ? WHERE id = ?", name, id)
-                d.event("experiment.renamed", ref("experiment", id), {"name": name, "before": before["name"]})
+                d.event(
+                    EventKind.EXPERIMENT_RENAMED,
+                    ref("experiment", id),
+                    {"name": name, "before": before["name"]},
+                )
             return d.done(self._records(d.tx, [self._by_id(d.tx, id)])[0])
 
     @operation(role=Role.EDITOR, changes=True)
     def delete_experiment(self, *, id: Id) -> Experiment:  # noqa: A002
         """Hide an experiment and its runs: search leaves them out, and no run can begin in it. Nothing is lost."""
         with self._base.store.freeing():
-            return self._set_deleted(id, to_us(self._base.clock.now()), "experiment.deleted")
+            return self._set_deleted(id, to_us(self._base.clock.now()), EventKind.EXPERIMENT_DELETED)
 
     @operation(role=Role.EDITOR, changes=True)
     def restore_experiment(self, *, id: Id) -> Experiment:  # noqa: A002
         """Bring a deleted experiment back, with the runs that it had; runs that were deleted by themselves stay so."""
-        return self._set_deleted(id, None, "experiment.restored")
+        return self._set_deleted(id, None, EventKind.EXPERIMENT_RESTORED)
 
-    def _set_deleted(self, ident: str, deleted_us: int | None, event: str) -> Experiment:
+    def _set_deleted(self, ident: str, deleted_us: int | None, event: EventKind) -> Experiment:
         with self._base.ledger.decision() as d:
             row = self._by_id(d.tx, ident)
             if (row["deleted_us"] is None) != (deleted_us is None):
@@ -179,7 +184,7 @@ def experiment_named(d: Decision, base: Foundation, name: str, tags: dict[str, s
         base.project, name, ident, to_us(base.clock.now()), to_json(tags).decode(),
     )  # fmt: skip
     if made:
-        d.event("experiment.created", ref("experiment", ident), {"name": name})
+        d.event(EventKind.EXPERIMENT_CREATED, ref("experiment", ident), {"name": name})
     return d.tx.all(sql, base.project, name)[0]
 
 

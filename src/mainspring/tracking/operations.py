@@ -15,6 +15,7 @@ from mainspring.lineage import Foundation
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, current, operation
 from mainspring.records.base import Digest, Id, check_name, check_path, from_json, new_id, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.tracking import (
@@ -46,6 +47,12 @@ MAX_POINTS = 50_000
 """Points in one batch."""
 
 _US_MIN, _US_MAX = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
+
+_ENDED: dict[Literal["finished", "failed", "killed"], EventKind] = {
+    "finished": EventKind.RUN_FINISHED,
+    "failed": EventKind.RUN_FAILED,
+    "killed": EventKind.RUN_KILLED,
+}
 
 
 class Tracking(Experiments):
@@ -102,7 +109,7 @@ class Tracking(Experiments):
                 num = self._tables.num(d.tx, run)
                 self._tables.store_texts(d.tx, "run_params", num, params)
                 self._tables.store_texts(d.tx, "run_tags", num, tags)
-                d.event("run.started", ref("run", run), {"experiment": group["name"], "name": name})
+                d.event(EventKind.RUN_STARTED, ref("run", run), {"experiment": group["name"], "name": name})
                 if parent is not None:
                     d.edge(ref("run", parent), ref("run", run), "parent")
             return d.done(self._tables.run(d.tx, run))
@@ -186,7 +193,7 @@ class Tracking(Experiments):
             )
             if changed:
                 self._tables.compact(d.tx, num)
-                d.event(f"run.{status}", ref("run", run))
+                d.event(_ENDED[status], ref("run", run))
             return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
@@ -199,7 +206,7 @@ class Tracking(Experiments):
                 alive_until(alive_s),
                 num,
             )
-            d.event("run.resumed", ref("run", run))
+            d.event(EventKind.RUN_RESUMED, ref("run", run))
             return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
@@ -211,7 +218,7 @@ class Tracking(Experiments):
             self._tables.store_texts(d.tx, "run_tags", num, tags)
             for key in self._tables.keys(d.tx, remove).values():
                 d.tx.execute("DELETE FROM run_tags WHERE run = ? AND key = ?", num, key)
-            d.event("run.tagged", ref("run", run), {"set": sorted(tags)[:50], "removed": remove[:50]})
+            d.event(EventKind.RUN_TAGGED, ref("run", run), {"set": sorted(tags)[:50], "removed": remove[:50]})
             return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
@@ -229,7 +236,7 @@ class Tracking(Experiments):
             self._tables.num(d.tx, run)
             for reference in inputs:
                 d.edge(reference, ref("run", run), kind)
-            d.event("run.used", ref("run", run), {"inputs": inputs[:100]})
+            d.event(EventKind.RUN_USED, ref("run", run), {"inputs": inputs[:100]})
             d.done(None)
 
     @operation(role=Role.EDITOR, changes=True, max_body=8 * MIB)
@@ -276,7 +283,7 @@ class Tracking(Experiments):
                     d.tx.execute(
                         "UPDATE runs SET source = ? WHERE num = ?", to_json(known | source).decode(), num
                     )
-                d.event("run.captured", ref("run", run), {k: v for k, v in digests.items() if v})
+                d.event(EventKind.RUN_CAPTURED, ref("run", run), {k: v for k, v in digests.items() if v})
                 return d.done(CaptureResult(code=digests["code"], environment=digests["environment"]))
 
     @operation(role=Role.VIEWER)
@@ -332,12 +339,12 @@ class Tracking(Experiments):
     def delete_run(self, *, run: Id) -> Run:
         """Hide a run; nothing is lost, :meth:`restore_run` brings it back."""
         with self._base.store.freeing():
-            return self._hide(run, to_us(self._base.clock.now()), "run.deleted")
+            return self._hide(run, to_us(self._base.clock.now()), EventKind.RUN_DELETED)
 
     @operation(role=Role.EDITOR, changes=True)
     def restore_run(self, *, run: Id) -> Run:
         """Bring a deleted run back."""
-        return self._hide(run, None, "run.restored")
+        return self._hide(run, None, EventKind.RUN_RESTORED)
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
@@ -478,7 +485,7 @@ class Tracking(Experiments):
             d.edge(ref("run", run), ref("object", stored.digest), "artifact")
             if before is None or before["digest"] != stored.digest:
                 d.event(
-                    "run.artifact_logged",
+                    EventKind.RUN_ARTIFACT_LOGGED,
                     ref("run", run),
                     {"path": path, "digest": stored.digest, "size": stored.size},
                 )
@@ -486,7 +493,7 @@ class Tracking(Experiments):
                 _artifact_of(d.tx.all("SELECT * FROM run_artifacts WHERE run = ? AND path = ?", num, path)[0])
             )
 
-    def _hide(self, run: str, deleted_us: int | None, event: str) -> Run:
+    def _hide(self, run: str, deleted_us: int | None, event: EventKind) -> Run:
         with self._base.ledger.decision() as d:
             num = self._tables.num(d.tx, run)
             missing = "IS NULL" if deleted_us is not None else "IS NOT NULL"

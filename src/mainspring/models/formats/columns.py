@@ -43,6 +43,7 @@ def pick(columns: Columns, inputs: Sequence[Column]) -> tuple[int, list[Any]]:
                 )
             values.append(None)
             continue
+        found = plain(found)
         length = len(found)
         if rows not in (-1, length):
             raise InvalidInput(
@@ -55,6 +56,14 @@ def pick(columns: Columns, inputs: Sequence[Column]) -> tuple[int, list[Any]]:
     if rows < 0:
         raise InvalidInput("no column was given", next_step="Send at least one column of the signature.")
     return rows, values
+
+
+def plain(values: Any) -> Any:
+    """Arrow's texts and dictionaries as Python values: NumPy would make the last of its values of a dictionary's null."""
+    kind = str(getattr(values, "type", ""))
+    if kind.startswith(("dictionary", "string", "large_string")) and hasattr(values, "to_pylist"):
+        return values.to_pylist()
+    return values
 
 
 def floats(name: str, values: Any, rows: int) -> Floats:
@@ -132,8 +141,7 @@ class Known:
             values = columns.get(name)
             if values is None:
                 continue
-            listed = values.tolist() if hasattr(values, "tolist") else values
-            for value in listed:
+            for value in _listed(values):
                 if value not in known and not is_null(value):
                     raise InvalidInput(
                         "the model knows no such value of this column",
@@ -141,6 +149,13 @@ class Known:
                         place=f"column {name!r}",
                         next_step=near(str(value), [str(k) for k in known], what="value"),
                     )
+
+
+def _listed(values: Any) -> Any:
+    for method in ("to_pylist", "tolist"):
+        if hasattr(values, method):
+            return getattr(values, method)()
+    return values
 
 
 def _first_odd(values: Any) -> object:

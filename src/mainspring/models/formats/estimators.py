@@ -56,7 +56,10 @@ def estimator_scores(
     given = estimator_input(estimator, columns, signature, null_text)
     with np.errstate(all="ignore"):  # an overflow shows in the answer
         if signature.task is Task.REGRESSION:
-            return np.asarray(estimator.predict(given), dtype=np.float64).reshape(rows)
+            numbers = np.asarray(estimator.predict(given), dtype=np.float64)
+            if numbers.size != rows:
+                raise several_answers(estimator)
+            return numbers.reshape(rows)
         raw = np.asarray(estimator.predict_proba(given), dtype=np.float64)
     if raw.shape != (rows, len(signature.classes)):
         raise Corrupt(
@@ -65,6 +68,15 @@ def estimator_scores(
             place=f"expected {(rows, len(signature.classes))}",
         )
     return raw[:, 1] if signature.task is Task.BINARY else raw
+
+
+def several_answers(estimator: Any) -> InvalidInput:
+    """The refusal of an estimator that was fitted on several targets or labels at once."""
+    return InvalidInput(
+        "the estimator answers several targets at once; a model has one answer for a row",
+        value=type(estimator).__name__,
+        next_step="Fit and register one model for each target.",
+    )
 
 
 def learned_null(estimator: Any) -> NullText:

@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from mainspring.models.formats.onnx_steps import Steps
+
 
 @dataclass(slots=True)
 class Node:
@@ -23,6 +25,8 @@ class Node:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     attributes: set[str] = field(default_factory=set)
+    steps: Steps | None = None
+    """Of a tree ensemble: how far a row can go in it, if that is known."""
     graphs: list[Graph] = field(default_factory=list)
 
 
@@ -43,10 +47,13 @@ class Graph:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Why the cost of a graph may be unbounded. ``by_values``: a value of the request is the size of a tensor. ``by_operator``:
-    an operator of which we do not know that its cost follows from the shapes of its inputs."""
+    an operator of which we do not know that its cost follows from the shapes of its inputs. ``steps`` and ``deepest``: what a row
+    can cost in trees (``onnx_steps``), whatever the rows that were measured did."""
 
     by_values: str | None = None
     by_operator: str | None = None
+    steps: int = 0
+    deepest: int = 0
 
     @property
     def bounded(self) -> bool:
@@ -78,10 +85,12 @@ _STRUCTURAL = _words(
     "Squeeze Transpose Trilu Unsqueeze TopK OneHot Pad Tile Reshape Expand ConstantOfShape Range "
     "GlobalAveragePool GlobalMaxPool"
 )
-_MODELS = _words(
+TREES = _words("TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor")
+"""Operators whose cost follows from where a row turns, within what :func:`onnx_steps.tree_steps` says."""
+
+_MODELS = TREES | _words(
     "ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor "
-    "Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler StringNormalizer TfIdfVectorizer TreeEnsemble "
-    "TreeEnsembleClassifier TreeEnsembleRegressor"
+    "Normalizer OneHotEncoder SVMClassifier SVMRegressor Scaler StringNormalizer TfIdfVectorizer"
 )
 BOUNDED = _ELEMENTWISE | _STRUCTURAL | _MODELS
 """Operators whose time and memory follow from the shapes of their inputs and from the constants of the file."""
@@ -104,11 +113,16 @@ def examine(graph: Graph) -> Cost:
     known = dict.fromkeys(graph.constants, Known.CONSTANT)
     known |= dict.fromkeys(graph.inputs, Known.VALUES)  # an initializer that is also an input may be given
     by_values = by_operator = None
+    steps = deepest = 0
     for node in graph.nodes:
         if node.op not in BOUNDED or node.graphs:
             by_operator = (
                 by_operator or f"the cost of operator {node.op!r} may depend on the values of a request"
             )
+        if node.op in TREES and node.steps is None:
+            by_operator = by_operator or f"how far a row goes in the trees of {node.op!r} is not known"
+        elif node.steps is not None:
+            steps, deepest = steps + node.steps.per_row, max(deepest, node.steps.deepest)
         sized_by = _sized_by(node, known)
         if sized_by is Known.VALUES:
             by_values = (
@@ -119,7 +133,7 @@ def examine(graph: Graph) -> Cost:
         depends = _depends(node, known)
         for output in node.outputs:
             known[output] = max(depends, known.get(output, Known.CONSTANT))
-    return Cost(by_values=by_values, by_operator=by_operator)
+    return Cost(by_values=by_values, by_operator=by_operator, steps=steps, deepest=deepest)
 
 
 def _sized_by(node: Node, known: dict[str, Known]) -> Known:

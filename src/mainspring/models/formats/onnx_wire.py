@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mainspring.errors import UnsafeFormat
-from mainspring.models.formats.onnx_cost import Graph, Node, examine
+from mainspring.models.formats.onnx_cost import TREES, Graph, Node, examine
+from mainspring.models.formats.onnx_steps import Read, tree_steps, varints
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _FORBIDDEN_OPS = frozenset({"Loop"})
@@ -75,6 +76,10 @@ _VARINT = rb"(?:[\x00-\x7f]|[\x80-\xff]{1,8}[\x01-\x7f]|[\x80-\xff]{9}\x01)"
 """A 64-bit number in its shortest form."""
 
 _PACKED = re.compile(_VARINT + rb"*+")
+_INTS = re.compile(rb"(?:\x40" + _VARINT + rb")++")
+_NAMES = rb"\x04LEAF|\x0aBRANCH_LEQ|\x09BRANCH_LT|\x09BRANCH_GT|\x0aBRANCH_GTE|\x09BRANCH_EQ|\x0aBRANCH_NEQ"
+_MODE = re.compile(rb"\x4a(" + _NAMES + rb")")
+_MODES = re.compile(rb"(?:\x4a(?:" + _NAMES + rb"))++")
 # Long runs inside an attribute (tree nodes, weights): skipped at C speed. Each branch is one whole field, so the match
 # always ends on a field boundary; possessive, so it never backtracks.
 _RUN = re.compile(
@@ -139,6 +144,7 @@ def _graph(data: memoryview, depth: int) -> Graph:
 
 def _node(data: memoryview, depth: int) -> Node:
     node = Node()
+    attributes: dict[str, memoryview] = {}
     for number, value in _fields("Node", data):
         if number == 1:
             node.inputs.append(_text(value))
@@ -153,11 +159,54 @@ def _node(data: memoryview, depth: int) -> Node:
             if name in node.attributes:
                 raise _refuse(f"an attribute is there twice: {name[:100]!r}")
             node.attributes.add(name)
+            attributes[name] = _bytes(value)
         elif number == 7:
             _domain(_text(value))
         elif number == 9:
             _rest("Entry", _bytes(value))
+    if node.op in TREES:
+        node.steps = tree_steps(attributes, Read(ints=_ints, leaves=_leaves, tensor=_raw_tensor))
     return node
+
+
+def _ints(attribute: memoryview) -> Any:
+    """The whole numbers of an attribute that was checked."""
+    import numpy as np
+
+    parts = [
+        varints(_bytes(value)) if number == 8 else varints(_bytes(value))[1::2]  # a run: each after its tag
+        for number, value in _fields("Attribute", attribute, _INTS)
+        if number in (0, 8)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _leaves(attribute: memoryview) -> Any:
+    """Which of the strings of an attribute that was checked are ``LEAF``."""
+    import numpy as np
+
+    found = [
+        text == b"\x04LEAF"
+        for number, value in _fields("Attribute", attribute, _MODES)
+        if number in (0, 9)
+        for text in (_MODE.findall(_bytes(value)) if number == 0 else [b"\x04" + bytes(_bytes(value))])
+    ]
+    return np.array(found, dtype=bool)
+
+
+def _raw_tensor(attribute: memoryview) -> tuple[int, memoryview]:
+    """Type and bytes of the tensor of an attribute that was checked; ValueError if its values are not raw bytes."""
+    for number, value in _fields("Attribute", attribute):
+        if number == 5:
+            fields = dict(_fields("Tensor", _bytes(value)))
+            kind, raw = fields.get(2), fields.get(9)
+            if (
+                isinstance(kind, int)
+                and isinstance(raw, memoryview)
+                and not fields.keys() & {4, 5, 7, 10, 11}
+            ):
+                return kind, raw
+    raise ValueError
 
 
 def _attribute(data: memoryview, depth: int, graphs: list[Graph]) -> str:
@@ -226,12 +275,13 @@ def _domain(name: str) -> None:
 def _fields(
     message: str, data: memoryview, run: re.Pattern[bytes] | None = None
 ) -> Iterator[tuple[int, _Value]]:
-    """The fields of one message, in order, each as the schema has it."""
+    """The fields of one message, in order, each as the schema has it. What ``run`` matches, whole fields, comes as field 0."""
     schema, one_of = SCHEMA[message], _ONE_OF.get(message, frozenset())
     seen: set[int] = set()
     position, end = 0, len(data)
     while position < end:
         if run is not None and (match := run.match(data, position)):
+            yield 0, data[position : match.end()]
             position = match.end()
             continue
         key, position = _varint(data, position)

@@ -16,7 +16,12 @@ import numpy as np
 
 from mainspring.errors import InvalidInput, MissingExtra
 from mainspring.models.formats import _open
-from mainspring.models.formats.estimators import estimator_input, estimator_scores, learned_null
+from mainspring.models.formats.estimators import (
+    estimator_input,
+    estimator_scores,
+    learned_null,
+    several_answers,
+)
 from mainspring.models.formats.package import PAYLOADS, describe_file, write_package
 from mainspring.models.formats.parity import (
     SEED,
@@ -151,6 +156,8 @@ def _own_classes(estimator: Any, signature: Signature, rows: ParityRows, referen
         said = np.asarray(
             estimator.predict(estimator_input(estimator, rows.take(sound), signature, null_text))
         )
+    if said.ndim != 1:  # one 0 or 1 for each of several labels
+        raise several_answers(estimator)
     own = np.full(len(rows.kinds), -1)
     for position, label in enumerate(estimator.classes_):
         own[sound[said == label]] = position
@@ -332,7 +339,17 @@ def complete(signature: Signature, estimator: Any) -> Signature:
             value=type(estimator).__name__,
             next_step="Save the fitted estimator inside (.estimator_) and apply the threshold to its score where the decision is made.",
         )
+    own_classes = getattr(estimator, "classes_", None)
+    if isinstance(own_classes, list):
+        raise several_answers(estimator)
     if signature.task is Task.REGRESSION:
+        if own_classes is not None and np.asarray(own_classes).dtype.kind not in "biuf":
+            raise InvalidInput(
+                "the estimator answers classes, not numbers",
+                value=type(estimator).__name__,
+                place="task='regression'",
+                next_step="Give the signature the task 'binary' or 'multiclass'.",
+            )
         return signature
     if not hasattr(estimator, "predict_proba"):
         raise InvalidInput(

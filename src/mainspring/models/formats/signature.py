@@ -21,7 +21,8 @@ def infer(columns: Any, *, task: Task, classes: list[str]) -> Signature:
     else:
         import narwhals as nw
 
-        table = nw.from_native(columns, eager_only=True).to_arrow()
+        frame = nw.from_native(columns, eager_only=True)
+        table = pa.table({name: _array(name, frame[name]) for name in frame.columns})
     if not table.num_columns:
         raise InvalidInput("a signature needs at least one input column")
     if task is Task.BINARY and len(classes) not in (0, 2):
@@ -33,8 +34,10 @@ def _array(name: str, values: Any) -> Any:
     import pyarrow as pa
 
     try:
+        if hasattr(values, "to_arrow"):
+            return values.to_arrow()
         return pa.array(values, from_pandas=True)
-    except (TypeError, ValueError) as error:  # Arrow's own errors are among these
+    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         raise InvalidInput(
             f"a model input is a number, a truth value or a string: {error}", place=f"column {name!r}"
         ) from None

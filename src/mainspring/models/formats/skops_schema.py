@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
 from mainspring.errors import UnsafeFormat
@@ -40,6 +42,11 @@ LOADERS: dict[str, frozenset[str] | None] = {
     "LossNode": frozenset(),
 }
 """Node kinds that are rebuilt, and the types each may name; an empty set means the trust policy's."""
+
+READERS = frozenset(f"sklearn.feature_extraction.text.{n}Vectorizer" for n in ("Count", "Hashing", "Tfidf"))
+"""Types that can be told to take a text for the name of a file, and to open it: they must be told not to."""
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 _TRUSTED = frozenset({"ObjectNode", "TreeNode", "LossNode"})
 _MAX_NODES, _MAX_DEPTH, _MAX_SCHEMA = 5_000_000, 200, 256 << 20
@@ -81,10 +88,21 @@ def _check(archive: zipfile.ZipFile, trust: TrustPolicy) -> list[str]:
             raise _refuse(f"only arrays belong in a skops file, not {entry.filename!r}")
     if archive.getinfo("schema.json").file_size > _MAX_SCHEMA:
         raise _refuse("the schema is too large")
-    schema = json.loads(archive.read("schema.json"))
+    raw = archive.read("schema.json")
+    # Before anything is built of it: twenty million empty lists are sixty kilobytes packed, and gigabytes in memory.
+    if _marks(raw) > _MAX_NODES and _marks(_STRING.sub(b"", raw)) > _MAX_NODES:
+        raise _refuse("the schema holds too many nodes")
+    schema = json.loads(raw)
     types = _walk(schema, trust)
+    if types & READERS and not _reads_no_files(schema):
+        raise _refuse("a vectorizer that takes texts for names of files, and would open them")
     archive.testzip()
     return sorted(types)
+
+
+def _marks(text: bytes) -> int:
+    """How many values a JSON document holds, at most."""
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
@@ -106,6 +124,60 @@ def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
         elif isinstance(value, list):
             stack.extend((child, depth + 1) for child in value)
     return types
+
+
+def _reads_no_files(schema: Any) -> bool:
+    """Whether ``input='content'`` stands in the state of every vectorizer, in the plain form that skops writes.
+
+    skops builds a node whose id it has met no second time, whatever stands in it. So what was looked at must be what every node with
+    that id says.
+    """
+    nodes = list(_nodes(schema))
+    states, inputs = set(), set()
+    for node in nodes:
+        if f"{node.get('__module__')}.{node.get('__class__')}" in READERS:
+            state = node.get("content")
+            plain = node.get("__loader__") == "ObjectNode" and isinstance(state, dict)
+            if not plain or state is None or not _takes_content(state):
+                return False
+            states.add(state.get("__id__"))
+            inputs.add(state["content"]["input"].get("__id__"))
+    if not all(isinstance(ident, int) for ident in states | inputs):
+        return False
+    return all(
+        (n.get("__id__") not in states or _takes_content(n))
+        and (n.get("__id__") not in inputs or _is_content(n))
+        for n in nodes
+    )
+
+
+def _takes_content(state: Any) -> bool:
+    return (
+        isinstance(state, dict)
+        and state.get("__loader__") == "DictNode"
+        and isinstance(state.get("content"), dict)
+        and _is_content(state["content"].get("input"))
+    )
+
+
+def _is_content(node: Any) -> bool:
+    return (
+        isinstance(node, dict) and node.get("__loader__") == "JsonNode" and node.get("content") == '"content"'
+    )
+
+
+def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    stack = [schema]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            if isinstance(value.get("__id__"), list | dict):
+                raise _refuse("an id of a node is no number")
+            if "__loader__" in value:
+                yield value
+            stack.extend(value.values())
+        elif isinstance(value, list):
+            stack.extend(value)
 
 
 def _node(node: dict[str, Any], trust: TrustPolicy) -> set[str]:

@@ -31,7 +31,7 @@ ACTIONS: list[Action] = [*models.ACTIONS, *deployments.ACTIONS, *pipelines.ACTIO
 def page_routes(workspace: Workspace, sessions: Sessions) -> list[BaseRoute]:
     """Routes of all pages."""
     charts.ensure_bundle()
-    pages = Pages(workspace, environment())
+    pages = Pages(workspace, environment(), ACTIONS)
 
     async def missing(request: Request) -> Response:
         return pages.missing(request)

@@ -217,4 +217,7 @@ VIEWS = [
         lambda p: f"mainspring monitor {p.deployment}",
     ),
 ]
-ACTIONS = [Action("/deployments/{name}/rollback", rollback), Action("/deployments/{name}/retrain", retrain)]
+ACTIONS = [
+    Action("/deployments/{name}/rollback", "loop.rollback", rollback),
+    Action("/deployments/{name}/retrain", "loop.request_retrain", retrain),
+]

@@ -239,6 +239,6 @@ VIEWS = [
     ),
 ]
 ACTIONS = [
-    Action("/models/{model}/versions/{version}/promote", promote),
-    Action("/models/{model}/versions/{version}/approve", approve),
+    Action("/models/{model}/versions/{version}/promote", "models.set_alias", promote),
+    Action("/models/{model}/versions/{version}/approve", "models.approve", approve),
 ]

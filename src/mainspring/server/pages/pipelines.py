@@ -135,4 +135,4 @@ VIEWS = [
         extras=lambda p: {"bars": bars(p), "tones": TONES},
     ),
 ]
-ACTIONS = [Action("/pipelines/{id}/cancel", cancel)]
+ACTIONS = [Action("/pipelines/{id}/cancel", "pipelines.cancel", cancel)]

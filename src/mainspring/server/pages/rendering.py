@@ -6,7 +6,7 @@ A page acts as whoever is logged in: the gate has named them, and the operations
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -15,11 +15,13 @@ import anyio.to_thread
 from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, compile_path
 
 from mainspring.clock import SystemClock
 from mainspring.errors import InvalidInput, MainspringError, NotFound
+from mainspring.operations import Role, acts, operations_of
 from mainspring.records.base import Record, to_json
+from mainspring.rooms import room_class
 from mainspring.server import charts
 from mainspring.server.session import PAGE_HEADERS, form_of
 from mainspring.workspace import Workspace
@@ -81,18 +83,29 @@ class View:
 
 @dataclass(frozen=True)
 class Action:
-    """A form's target: does one thing through operations, then shows the page at the address it returns."""
+    """A form's target: does one thing through operations, then shows the page at the address it returns. ``operation`` is the one
+    that decides whether the form is shown: a form that would only be refused is not."""
 
     path: str
+    operation: str
     act: Callable[[Workspace, Mapping[str, str], Mapping[str, str]], str]
 
 
 class Pages:
     """Turns views and actions into routes."""
 
-    def __init__(self, workspace: Workspace, templates: Environment) -> None:
+    def __init__(self, workspace: Workspace, templates: Environment, actions: Sequence[Action] = ()) -> None:
         self._workspace = workspace
         self._templates = templates
+        self._needed = [(compile_path(a.path)[0], _role_of(a.operation)) for a in actions]
+        templates.globals["may"] = self._may
+
+    def _may(self, address: str, fields: Mapping[str, str]) -> bool:
+        """Whether whoever looks at the page may send the form at ``address``; only an admin overrides."""
+        held = acts().role_in(self._workspace.project) or 0
+        if fields.get("override") == "yes" and held < Role.ADMIN:
+            return False
+        return any(path.fullmatch(address) and held >= role for path, role in self._needed)
 
     def view(self, view: View) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -180,6 +193,11 @@ class Pages:
             self._frame(request) | {"error": error, "title": error.message, "command": ""}
         )
         return Response(text, status_code=error.status, media_type="text/html", headers=_HEADERS)
+
+
+def _role_of(operation: str) -> Role:
+    room, _, name = operation.partition(".")
+    return operations_of(room_class(room))[name].policy.role
 
 
 _HEADERS = PAGE_HEADERS | {"vary": "Accept"}

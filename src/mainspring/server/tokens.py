@@ -1,0 +1,128 @@
+"""Tokens for people and programs with less than everything: issued by whoever can write the workspace's folder, each with one role.
+
+Kept in a private file beside the administrator's token, as SHA-256 digests: whoever reads the file cannot use what is there. A server
+looks at the file again when it changes, so a revoked token, and every session that was opened with it, ends with the next request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring.operations import Principal, Role
+from mainspring.records.base import Record, check_name, from_json, to_json
+from mainspring.server.access import digest_of
+
+FILE = "tokens.json"
+RESERVED = frozenset({"token", "local", "anonymous", "loop", "recovery"})
+"""Names that events already use for somebody else."""
+
+
+class Issued(Record, frozen=True, kw_only=True):
+    """One token: whose it is, what it may, until when. The secret itself is shown once and kept nowhere."""
+
+    name: str
+    role: str
+    sha256: str
+    created_us: int
+    expires_us: int
+
+
+class Tokens:
+    """The issued tokens of one workspace."""
+
+    def __init__(self, home: Path, *, now: Callable[[], float] = time.time) -> None:
+        self._path = home / FILE
+        self._now = now
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int, int] | None = None
+        self._known: list[Issued] = []
+
+    def issue(self, name: str, role: Role, *, days: float) -> str:
+        """A new token, to be shown once. Raises :class:`Conflict` for a name that has one, :class:`InvalidInput` for a bad one."""
+        check_name(name, what="token")
+        if name in RESERVED:
+            raise InvalidInput(
+                "this name belongs to a part of the product",
+                value=name,
+                next_step="Choose the name of the person or program that will use the token.",
+            )
+        if not 0 < days <= 3660:
+            raise InvalidInput("a token lives for up to ten years", value=days, place="--days")
+        secret, now = f"msp_{secrets.token_urlsafe(32)}", int(self._now() * 1e6)
+        with self._changing() as known:
+            if any(t.name == name for t in known):
+                raise Conflict(
+                    "this name has a token",
+                    value=name,
+                    next_step=f"Revoke it first: mainspring token revoke {name}",
+                )
+            known.append(
+                Issued(
+                    name=name,
+                    role=role.name.lower(),
+                    sha256=digest_of(secret),
+                    created_us=now,
+                    expires_us=now + int(days * 86_400e6),
+                )
+            )
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """End a token. Raises :class:`NotFound` if there is none of that name."""
+        with self._changing() as known:
+            if all(t.name != name for t in known):
+                raise NotFound(
+                    "no token has this name",
+                    value=name,
+                    next_step=near(name, [t.name for t in known], what="token"),
+                )
+            known[:] = [t for t in known if t.name != name]
+
+    def listed(self) -> list[Issued]:
+        """All of them, expired ones too."""
+        with self._lock:
+            try:
+                status = self._path.stat()
+            except FileNotFoundError:
+                self._stamp, self._known = None, []
+                return []
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if stamp != self._stamp:
+                self._known = from_json(self._path.read_bytes(), list[Issued])
+                self._stamp = stamp
+            return list(self._known)
+
+    def principals(self, project: str) -> Mapping[str, Principal]:
+        """Who holds which token now, by its SHA-256, with their role in ``project``."""
+        now = int(self._now() * 1e6)
+        return {
+            t.sha256: Principal(t.name, {project: Role[t.role.upper()]})
+            for t in self.listed()
+            if now < t.expires_us and t.role.upper() in Role.__members__
+        }
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[list[Issued]]:
+        """The list, to be changed by one process at a time; written whole."""
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self.listed()
+            yield known
+            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - with its mode
+                file.write(to_json(known))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        finally:
+            os.close(lock)
