@@ -61,6 +61,8 @@ class Things:
     upload: ObjectRef
     table: str
     """A dataset's file."""
+    experiment: str
+    """An experiment's id."""
 
     def named(self) -> dict[str, list[Any]]:
         """By argument, the values that would name these things."""
@@ -71,7 +73,8 @@ class Things:
             "dataset": [f"data-{name}"], "model": [name], "deployment": [name], "name": [name], "experiment": [f"tries-{name}"],
             "dataset_version": [self.dataset_version], "holdout": [self.dataset_version], "run": [self.run], "parent": [self.run],
             "verdict": [self.verdict], "job": [self.job], "digest": digests, "package": digests, "profile": digests,
-            "id": [self.dataset_version, self.run, new_id()], "ref": refs, "subject": refs, "inputs": [[r] for r in refs], "refs": [[r] for r in refs],
+            "id": [self.dataset_version, self.run, self.experiment, new_id()],
+            "experiment_id": [self.experiment], "experiment_ids": [[self.experiment]], "ref": refs, "subject": refs, "inputs": [[r] for r in refs], "refs": [[r] for r in refs],
             "files": [{"f": ObjectRef(digest=d, size=self.upload.size)} for d in digests],
             "selector": [self.dataset_version], "before": [self.dataset_version], "after": [self.dataset_version],
             "alias": [f"alias-{name}"], "tag": [f"tag-{name}"], "experiments": [[f"tries-{name}"]], "pipeline": [f"{name}.py:t"],
@@ -93,7 +96,7 @@ class Things:
         return [
             ("dataset_version", self.dataset_version), ("run", self.run), ("model_version", f"{self.name}@1"),
             ("model", self.name), ("deployment", self.name), ("verdict", self.verdict), ("object", self.upload.digest),
-            ("evaluation", self.evaluation), ("job", self.job), ("dataset", f"data-{self.name}"),
+            ("evaluation", self.evaluation), ("job", self.job), ("dataset", f"data-{self.name}"), ("experiment", self.experiment),
         ]  # fmt: skip
 
 
@@ -101,6 +104,7 @@ NOTHING = Things(
     name="nobody", dataset_version="9a" * 32, run="01900000-0000-7000-8000-000000000000", verdict="01900000-0000-7000-8000-000000000001",
     job="01900000-0000-7000-8000-000000000002", evaluation="01900000-0000-7000-8000-000000000003",
     package=ObjectRef(digest="8a" * 32, size=10), profile="7a" * 32, upload=ObjectRef(digest="6a" * 32, size=11), table="5a" * 32,
+    experiment="01900000-0000-7000-8000-000000000004",
 )  # fmt: skip
 """Of the same shapes, and nowhere."""
 
@@ -173,7 +177,7 @@ def fill(workspace: Workspace, name: str) -> Things:
     ) if name == "theirs" else None
     return Things(
         name=name, dataset_version=data.id, run=run.id, verdict=verdict.id, job=job.id, evaluation=str(kept.id), package=package,
-        profile=profile, upload=upload, table=table,
+        profile=profile, upload=upload, table=table, experiment=run.experiment_id,
     )  # fmt: skip
 
 
@@ -187,6 +191,8 @@ def own_arguments(o: Operation, own: Things) -> dict[str, Any]:
     }  # fmt: skip
     if o.id == "pipelines.run" or o.room == "monitoring":
         values["id"] = own.run
+    if o.id.endswith("_experiment"):
+        values["id"] = own.experiment
     found = {n: values[n] for n, p in o.parameters.items() if p.default is p.empty and n != "body"}
     if o.policy.kind is Kind.UPLOAD:
         sink = io.BytesIO()

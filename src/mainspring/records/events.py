@@ -141,7 +141,15 @@ class EventKind(enum.StrEnum):
     FEEDBACK_SETTLED = "feedback.settled", "Parked labels joined", "idle", _counts
     HOLDOUT_LOCKED = "holdout.locked", "Hold-out locked", "idle"
     HOLDOUT_USED = "holdout.used", "Hold-out used", "idle"
-    EXPERIMENT_CREATED = "experiment.created", "Experiment created", "idle"
+    EXPERIMENT_CREATED = "experiment.created", "Experiment created", "idle", _usual_or("{name}")
+    EXPERIMENT_RENAMED = (
+        "experiment.renamed",
+        "Experiment renamed",
+        "idle",
+        _usual_or("{before} is {name} now"),
+    )
+    EXPERIMENT_DELETED = "experiment.deleted", "Experiment deleted", "warn", _usual_or("{name}")
+    EXPERIMENT_RESTORED = "experiment.restored", "Experiment restored", "idle", _usual_or("{name}")
     UPLOADS_EXPIRED = "uploads.expired", "Unused uploads expired", "idle"
     LINEAGE_SEALED = "lineage.sealed", "Edges of version 1 sealed", "idle"
     LINEAGE_RECORDED = "lineage.recorded", "Lineage recorded", "idle"
