@@ -53,7 +53,7 @@ class QuickTarget:
     """What a request line that is spelt as usual asks for."""
 
     dialect: AnyDialect
-    deployment: str
+    deployment: str | None
     slot_bytes: int = _INLINE_BODY
     """The smallest body seen that needed a slot: what is refused undecoded when there is none."""
 
@@ -89,8 +89,7 @@ class App:
             for path in dialect.exact(table.deployments):
                 route = dialect.match(path)
                 if self._owner(path) is dialect and isinstance(route, Prediction) and route.version is None:
-                    name = find_deployment(table, route.deployment).name
-                    targets[path.encode()] = QuickTarget(dialect, name)
+                    targets[path.encode()] = QuickTarget(dialect, route.deployment)
         self.quick_targets = targets
         self.core.table = table
 
