@@ -267,7 +267,7 @@ def test_a_request_that_comes_again_counts_once_and_belongs_to_its_dialect(rig: 
 
 @pytest.mark.parametrize("long", [False, True])
 def test_errors_have_the_dialects_own_shape_and_status(rig: Callable[..., Rig], *, long: bool) -> None:
-    """Refused at the gate, by type, in the body, by the model; on both ways. Seen red with ``_owner`` giving the last dialect."""
+    """Refused at the gate, by type, in the body, by the model; on both ways. Seen red with the last dialect asked in ``_refusal``."""
     one = rig()
     for body, headers, status, said in (
         (ROW, {"Host": "evil.example"}, 403, "foreign_origin: this host name"),
