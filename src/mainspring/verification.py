@@ -13,6 +13,7 @@ import blake3
 
 from mainspring.errors import Corrupt, InvalidInput, MainspringError, NotFound
 from mainspring.records.base import Record, from_json
+from mainspring.records.data import DatasetVersion
 from mainspring.records.lineage import EdgeReport, Event, Graph, split_ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.tracking import CodeState
@@ -144,6 +145,10 @@ def _dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
         yield _deleted(workspace, ref)
         return
     what = f"{version.dataset} version {version.number}"
+    otherwise = _said_otherwise(workspace, version)
+    if otherwise:
+        yield Checked(ref=ref, what=what, outcome="DIFFERS", detail=otherwise)
+        return
     if version.kind != "table":
         read = _Bytes(workspace)
         read.tree(ident, "the list of files")
@@ -158,6 +163,28 @@ def _dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
         return
     yield Checked(
         ref=ref, what=what, outcome="as recorded" if same else "DIFFERS", detail=f"{version.rows} rows"
+    )
+
+
+def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
+    """What of a version's row no event of its commit says: rows of the table are not on the chain, events are."""
+    row = {
+        "dataset": version.dataset, "number": version.number, "kind": version.kind, "message": version.message,
+        "rows": version.rows, "by": version.created_by,
+    }  # fmt: skip
+    differing: list[dict[str, object]] = []
+    for event in workspace.lineage.events(
+        subject=f"dataset_version:{version.id}", kind="dataset.committed", limit=100
+    ).items:
+        said = {**event.data, "by": event.actor}
+        differing.append({k: said[k] for k, v in row.items() if k in said and said[k] != v})
+        if not differing[-1]:
+            return ""
+    if not differing:
+        return "no event says that it was committed"
+    nearest = min(differing, key=len)
+    return "the event of its commit says " + ", ".join(
+        f"{k} {v!r} where the row says {row[k]!r}" for k, v in nearest.items()
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -138,6 +139,39 @@ def test_a_gate_refuses_before_anything_is_visible(foundation_on_each_engine: Fo
     assert accepted.number == 1, "a rule without refuse only reports"
     (event,) = Lineage(base).events(kind="dataset.checked").items
     assert [f["rule"]["check"] for f in event.data["failed"]] == ["not_null"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("data", "{"), ("data", "[]"), ("data", "{}"), ("data", '{"report": 5}'), ("at_us", 1 << 62)],
+)
+def test_a_damaged_refusal_hides_no_other(foundation: Foundation, column: str, value: object) -> None:
+    """Seen red: one row that is no event made ``refusals`` raise, and with it the pages that ask for it."""
+    data = room(foundation)
+    for low in (1, 2):
+        with pytest.raises(CheckFailed):
+            data.commit("d", {"x": [0]}, checks=[RangeRule(column="x", min=low)])
+    with foundation.store.write() as tx:
+        tx.execute(f"UPDATE events SET {column} = ? WHERE kind = 'dataset.refused' AND seq = 1", value)
+    newer, older = data.refusals("d")
+    assert (len(newer.findings), newer.damaged) == (1, "")
+    assert (older.findings, older.passed, older.refused) == ([], False, True)
+    assert "event 1: " in older.damaged
+    assert "mainspring audit verify" in older.damaged
+
+
+def test_a_refusal_that_is_not_even_text_hides_no_other(foundation: Foundation) -> None:
+    """One flipped bit in a letter. Seen red: the driver's error for one cell failed the whole query."""
+    data = room(foundation)
+    for low in (1, 2):
+        with pytest.raises(CheckFailed):
+            data.commit("d", {"x": [0]}, checks=[RangeRule(column="x", min=low)])
+    with sqlite3.connect(foundation.home / "meta.db") as raw:
+        raw.execute(
+            "UPDATE events SET data = CAST(replace(CAST(data AS BLOB), 'rule', x'f2756c65') AS TEXT) WHERE seq = 1"
+        )
+    raw.close()
+    assert ["cannot be read" in r.damaged for r in data.refusals("d")] == [False, True]
 
 
 def test_a_rule_for_a_column_that_is_not_there_commits_nothing(foundation: Foundation) -> None:

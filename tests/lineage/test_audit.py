@@ -10,6 +10,7 @@ import pytest
 
 from mainspring.clock import ManualClock
 from mainspring.lineage import Foundation, Ledger, Lineage
+from mainspring.records.events import EventKind
 from mainspring.storage.sql import Store
 from mainspring.workspace import open_workspace
 
@@ -24,12 +25,12 @@ def ledger(store: Store, clock: ManualClock) -> Ledger:
 def _linked(ledger: Ledger) -> None:
     with ledger.decision() as d:
         d.edge("run:1", "model_version:m@1", "trained")
-        d.event("model.registered", "model_version:m@1")
+        d.event(EventKind.MODEL_REGISTERED, "model_version:m@1")
     with ledger.decision() as d:
-        d.event("run.used", "run:1")
+        d.event(EventKind.RUN_USED, "run:1")
         d.edge("dataset_version:d", "run:1", "input")
     with ledger.decision() as d:
-        d.event("thing.happened", "thing:1")
+        d.event(EventKind.RUN_USED, "thing:1")
 
 
 def test_edges_are_named_by_the_event_they_were_committed_with(ledger: Ledger) -> None:
@@ -54,11 +55,11 @@ def test_parts_of_one_decision_share_its_last_event(ledger: Ledger, store: Store
     """A room that opened its ledger anew inside the transaction must not break the chain of the first."""
     other = Ledger(store, project="p", clock=clock)
     with ledger.decision() as d:
-        d.event("outer.began", "x:1")
+        d.event(EventKind.RUN_USED, "x:1")
         d.edge("a:1", "b:1", "one")
         with other.decision() as inner:
             inner.edge("b:1", "c:1", "two")
-            inner.event("inner.done", "x:2")
+            inner.event(EventKind.RUN_USED, "x:2")
         d.edge("c:1", "d:1", "three")
     report = ledger.verify()
     assert (report.ok, report.events, report.edges) == (True, 2, 3)
@@ -154,7 +155,7 @@ def test_a_row_that_is_not_even_text_is_named_and_the_walk_goes_on(
     """One flipped bit in meta.db. Seen red: sqlite3.OperationalError, "Could not decode to UTF-8 column"."""
     for number in range(5):
         with foundation.ledger.decision() as d:
-            d.event("thing.happened", "thing:1", {"said": f"word {number}"})
+            d.event(EventKind.RUN_USED, "thing:1", {"said": f"word {number}"})
             d.edge(f"a:{number}", "thing:1", "led")
     for seq in (2, 4):
         raw = sqlite3.connect(foundation.home / "meta.db", isolation_level=None)
@@ -169,11 +170,11 @@ def test_a_row_that_is_not_even_text_is_named_and_the_walk_goes_on(
     assert [p.split(" (id ")[0] for p in named] == ["event 2", "event 4"]
     page = Lineage(foundation).events(subject="thing:1")
     assert [e.kind for e in page.items] == [
-        "thing.happened",
+        EventKind.RUN_USED,
         "event.damaged",
-        "thing.happened",
+        EventKind.RUN_USED,
         "event.damaged",
-        "thing.happened",
+        EventKind.RUN_USED,
     ]
     assert page.items[1].seq == 4
     assert page.items[1].subject == "thing:1"
@@ -184,9 +185,18 @@ def test_a_row_that_is_not_even_text_is_named_and_the_walk_goes_on(
 def test_a_row_that_is_text_but_no_event_is_listed_as_damaged(foundation: Foundation, text: str) -> None:
     """Seen red: ``events`` raised "malformed document" and showed none."""
     with foundation.ledger.decision() as d:
-        d.event("thing.happened", "thing:1")
-        d.event("thing.happened", "thing:1")
+        d.event(EventKind.RUN_USED, "thing:1")
+        d.event(EventKind.RUN_USED, "thing:1")
     with foundation.store.write() as tx:
         tx.execute("UPDATE events SET data = ? WHERE seq = 1", text)
-    assert [e.kind for e in Lineage(foundation).events().items] == ["thing.happened", "event.damaged"]
+    assert [e.kind for e in Lineage(foundation).events().items] == [EventKind.RUN_USED, "event.damaged"]
     assert Lineage(foundation).verify().first_bad == 1
+
+
+def test_a_row_without_a_kind_is_damaged(foundation: Foundation) -> None:
+    """Seen red: what could not be read of a row became the text "None", and the row a sound event of the kind "None"."""
+    with foundation.ledger.decision() as d:
+        d.event(EventKind.RUN_USED, "run:1")
+    with foundation.store.write() as tx:
+        tx.execute("UPDATE events SET kind = CAST(x'ff' AS TEXT) WHERE seq = 1")
+    assert [e.kind for e in Lineage(foundation).events().items] == ["event.damaged"]

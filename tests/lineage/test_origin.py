@@ -190,6 +190,27 @@ def test_a_forged_edge_is_exposed(workspace: Workspace, root: Path) -> None:
     assert "not there any more" in said
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("row_count", 7, "rows 30 where the row says 7"),
+        ("created_by", "eve", "by 'local' where the row says 'eve'"),
+        ("message", "checked by ada", "message '' where the row says 'checked by ada'"),
+        ("number", 9, "number 2 where the row says 9"),
+    ],
+)
+def test_a_version_whose_row_was_rewritten_is_exposed(
+    workspace: Workspace, root: Path, column: str, value: object, said: str
+) -> None:
+    """Seen red: "digest as recorded (7 rows)", exit code 0."""
+    used = workspace.data.version("numbers", 2).id
+    with workspace.base.store.write() as tx:
+        tx.execute(f"UPDATE dataset_versions SET {column} = ? WHERE id = ?", value, used)
+    code, told = _cli(root, "explain-origin", "model_version:twice@2")
+    assert code == 1
+    assert f"the event of its commit says {said}" in told
+
+
 def _judged(workspace: Workspace, version: int, *, passed: bool) -> str:
     rule = RuleResult(
         rule={"metric": "auc", "min": 0.6}, passed=passed, value=0.51, reason="auc is 0.51, must be >= 0.6"

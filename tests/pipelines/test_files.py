@@ -29,6 +29,8 @@ def states(ops: Pipelines, run: str) -> dict[str, str]:
 
 
 READS = """
+import glob
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +77,22 @@ CONSTANT = "data/x.txt"
 def by_constant() -> str:
     return Path(CONSTANT).read_text()
 
+@step
+def by_pattern(given: str) -> str:
+    return "".join(Path(p).read_text() for p in sorted(glob.glob(given, recursive=True)))
+
+@step
+def by_pattern_in_code() -> str:
+    return "".join(Path(p).read_text() for p in sorted(glob.glob("data/*.txt")))
+
+@step
+def by_parts() -> str:
+    return (Path(__file__).parent / "data" / "x.txt").read_text()
+
+@step
+def by_join() -> str:
+    return Path(os.path.join(".", "data", "x.txt")).read_text()
+
 @step(paths=False)
 def not_at_all(file: str) -> str:
     return Path(file).read_text()
@@ -116,6 +134,22 @@ def absolute(file: str = str(Path(__file__).parent / "data" / "x.txt")):
     by_absolute(file)
 
 @pipeline
+def pattern(given: str = "**/x*.txt"):
+    by_pattern(given)
+
+@pipeline
+def pattern_in_code():
+    by_pattern_in_code()
+
+@pipeline
+def parts():
+    by_parts()
+
+@pipeline
+def join():
+    by_join()
+
+@pipeline
 def opted_out(file: str = "data/x.txt"):
     not_at_all(file)
 """
@@ -142,12 +176,19 @@ def data(project: Path, write: Write) -> Path:
         ("code", "by_name_in_code"),
         ("constant", "by_constant"),
         ("absolute", "by_absolute"),
+        ("pattern", "by_pattern"),
+        ("pattern_in_code", "by_pattern_in_code"),
+        ("parts", "by_parts"),
+        ("join", "by_join"),
     ],
 )
 def test_a_changed_file_is_read_again_and_plan_names_it(
     foundation: Foundation, runner: Runner, ops: Pipelines, data: Path, pipeline: str, step: str
 ) -> None:
-    """Seen red on 0.1 for all but ``path``: "cached: everything it depends on is as it was", and the old text returned."""
+    """Seen red on 0.1 for all but ``path``: "cached: everything it depends on is as it was", and the old text returned.
+
+    Seen red later for patterns and for paths that the code puts together from constants.
+    """
     source = f"p.py:{pipeline}"
     first = runner.run(source)
     assert value_of(foundation, ops, first.id, step) == "before"
@@ -162,6 +203,69 @@ def test_a_changed_file_is_read_again_and_plan_names_it(
     assert value_of(foundation, ops, second.id, step) == "after!"
     data.write_text("before")  # as it was: the first result is taken again
     assert states(ops, runner.run(source).id) == {step: "cached"}
+
+
+def test_one_file_more_or_less_that_a_pattern_matches_is_a_change(runner: Runner, data: Path) -> None:
+    runner.run("p.py:pattern_in_code")
+    other = data.with_name("y.txt")
+    other.write_text("more")
+    assert runner.plan("p.py:pattern_in_code")[0].reason == "file data/y.txt is new"
+    runner.run("p.py:pattern_in_code")
+    other.unlink()
+    assert runner.plan("p.py:pattern_in_code")[0].hit, "as it was at first"
+    data.unlink()
+    assert "file data/x.txt is gone" in runner.plan("p.py:pattern_in_code")[0].reason
+
+
+VARIABLES = """
+import os
+from os import environ, getenv
+
+@step
+def item() -> str:
+    return os.environ["ANSWER"]
+
+@step
+def get() -> str:
+    return environ.get("ANSWER", "")
+
+@step
+def got() -> str:
+    return getenv("ANSWER") or ""
+
+@step
+def held() -> bool:
+    return "ANSWER" in os.environ
+
+@step
+def other() -> str:
+    return "ANSWER"
+
+@pipeline
+def work():
+    item()
+    get()
+    got()
+    held()
+    other()
+"""
+
+
+def test_a_variable_of_the_environment_counts_and_its_value_is_not_kept(
+    foundation: Foundation, runner: Runner, ops: Pipelines, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen red: cached, with what another value of the variable had given."""
+    write("p.py", VARIABLES)
+    monkeypatch.setenv("ANSWER", "forty-two")
+    runner.run("p.py:work")
+    monkeypatch.setenv("ANSWER", "forty-three")
+    plan = {w.step: w for w in runner.plan("p.py:work")}
+    assert {s for s, w in plan.items() if w.hit} == {"other"}
+    assert plan["item"].reason.startswith("param variable ANSWER: ")
+    run = runner.run("p.py:work")
+    assert [value_of(foundation, ops, run.id, s) for s in ("item", "get", "got")] == ["forty-three"] * 3
+    assert b"forty-three" not in (foundation.home / "meta.db").read_bytes()
+    assert states(ops, runner.run("p.py:work").id) == dict.fromkeys(plan, "cached")
 
 
 def test_the_same_size_and_times_do_not_hide_a_change(
@@ -411,8 +515,12 @@ def test_what_counts_as_a_file(tmp_path: Path) -> None:
     (root / "data" / "broken").symlink_to("nowhere")
     found = Files(root, tmp_path)
     given = ["data/a.csv", "./data/a.csv", "data", ".git/config", "../outside/b.csv", str(outside / "b.csv"), str(outside),
-             "/", "", "data/none.csv", "a\nb", "x" * 5000, "link/b.csv", "\0", 3, None]  # fmt: skip
+             "*", "data/*.tsv", "[a-z]+", "**/.git/*", "~/none", "/", "", "data/none.csv", "a\nb", "x" * 5000, "link/b.csv", "\0", 3, None]  # fmt: skip
     assert set(found.named(given)) == {"data/a.csv", "data", str(outside / "b.csv"), "link/b.csv"}
+    assert set(found.named("data/?.csv")) == {"data/a.csv"}
+    assert set(found.named("**/*.csv")) == {"data/a.csv", "link/b.csv"}, "a link in a circle counts once"
+    assert found.named(str(outside / "*.csv")) == {}
+    assert set(found.named_in_code(["*.csv", "data/*", "[a-z]/+", "no/*"])) == {"data/a.csv"}
     before = found.fingerprint(root / "data")
     (outside / "b.csv").write_text("y")
     assert found.fingerprint(root / "data") == before

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
+from mainspring.records.events import describe
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
+    from mainspring.records.lineage import Event
     from mainspring.records.monitoring import MonitorCounts
     from mainspring.workspace import Workspace
 
@@ -114,17 +116,13 @@ def timeline(workspace: Workspace, kind: str | None, subject: str | None, limit:
     if as_json:
         emit(page)
         return
-    rows = [
-        (
-            e.at,
-            e.kind,
-            e.subject,
-            e.actor,
-            e.data.get("reason") or "  ".join(f"{k}={v}" for k, v in e.data.items()),
-        )
-        for e in page.items
-    ]
-    table(("policy time", "event", "about", "by", "why"), rows)
+    rows = [(e.at, e.kind, e.subject, e.actor, _in_words(e)) for e in page.items]
+    table(("policy time", "event", "about", "by", "what happened"), rows)
+
+
+def _in_words(event: Event) -> str:
+    said = describe(event.kind, event.data)
+    return f"{said.words}: {said.detail}" if said.detail else said.words
 
 
 @click.command()

@@ -68,6 +68,10 @@ class Kind:
     """Of fractions: how they are marked, ``.`` or ``,``."""
     grouped: bool = False
     """Of fractions: every one has three digits, so that the mark may be one of thousands."""
+    coded: str | None = None
+    """Of fractions: a cell such as ``12E4`` if none has a mark or a signed exponent. Programs write ``1.2e+05``; it may be a code."""
+    rounded: str | None = None
+    """Of fractions: a cell whose last zero goes, such as ``3.10`` beside ``3.9``."""
     forms: tuple[str, ...] = ()
     """Of dates: formats that fit all of them."""
     zoned: bool = False
@@ -216,7 +220,14 @@ def _merge_numbers(a: Kind, b: Kind) -> Kind:
     if len(marks) > 1:
         return replace(TEXT, reason="fractions are marked with '.' in some cells and with ',' in others")
     floats = [k for k in (a, b) if k.name == "float64"]
-    return Kind("float64", mark=next(iter(marks), None), grouped=all(k.grouped for k in floats if k.mark))
+    coded = None if any(k.coded is None for k in floats) else floats[0].coded
+    return Kind(
+        "float64",
+        mark=next(iter(marks), None),
+        grouped=all(k.grouped for k in floats if k.mark),
+        coded=coded,
+        rounded=a.rounded or b.rounded,
+    )
 
 
 def _said(kind: Kind) -> str:
@@ -269,7 +280,30 @@ def number_kind(values: Strings, marks: Marks) -> Kind:
     grouped = False
     if marks.comma_possible and marks.decimal is None and len(marked):
         grouped = bool(pc.all(pc.match_substring_regex(marked, r"\A-?[1-9]\d{0,2}[.,]\d{3}\z")).as_py())
-    return Kind("float64", mark=fraction if len(marked) else None, grouped=grouped)
+    if not len(marked):
+        return Kind("float64", coded=_coded(plain))
+    return Kind("float64", mark=fraction, grouped=grouped, rounded=_rounded(marked))
+
+
+def _coded(plain: Strings) -> str | None:
+    """The first cell such as ``12E4``; None if there is none, or one has a signed exponent, as programs write it."""
+    if pc.any(pc.match_substring_regex(plain, r"[eE][-+]")).as_py():
+        return None
+    at = pc.index(pc.match_substring_regex(plain, r"\A-?\d+[eE]\d+\z"), True).as_py()
+    return None if at < 0 else str(plain[at].as_py())
+
+
+def _rounded(marked: Strings) -> str | None:
+    """The first cell such as ``3.10`` if another is such as ``3.9``: as numbers 3.10 and 3.1 are one, as versions they are two."""
+    zeros = marked.filter(pc.ends_with(marked, "0"))
+    at = (
+        pc.index(pc.match_substring_regex(zeros, r"\A\d{1,2}[.,][1-9]0\z"), True).as_py()
+        if len(zeros)
+        else -1
+    )
+    if at < 0 or not pc.any(pc.match_substring_regex(marked, r"\A\d{1,2}[.,][1-9]\z")).as_py():
+        return None
+    return str(zeros[at].as_py())
 
 
 def _not_fractions(values: Strings, plain: Strings) -> Kind | None:
@@ -336,7 +370,7 @@ def first_not_kept(text: Strings, numbers: Strings) -> str | None:
 def keeps(cell: str, number: float) -> bool:
     """Whether a float64 is the number written, to the 17 digits that tell doubles apart.
 
-    >>> keeps("0.1", 0.1), keeps("1e400", float("inf")), keeps("9007199254740993", 9007199254740992.0)
+    >>> keeps("0.1", 0.1), keeps("1e400", float("inf")), keeps("9007199254740993.0", 9007199254740992.0)
     (True, False, False)
     """
     if "inf" in cell.lower():
@@ -347,6 +381,8 @@ def keeps(cell: str, number: float) -> bool:
         return False
     if "." not in mantissa and "e" not in cell.lower():
         return abs(int(cell)) < 1 << 63 and int(cell) == int(number)
+    if "e" not in cell.lower() and abs(number) >= EXACT:
+        return Decimal(cell) == Decimal(number)  # whole numbers that were made fractions: 9007199254740993.0
     if len(digits) <= 17:
         return True
     written = Decimal(cell)  # a double printed with more digits than it needs is still that double

@@ -10,7 +10,7 @@ import contextlib
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import pyarrow.types as pt
 
 from mainspring.data import dates
 from mainspring.data.cells import NULL_WORDS, ColumnScan, Kind, Marks
+from mainspring.data.quoting import Misquoted, Quotes
 from mainspring.data.text import Recoded, Shape, shape_of
 from mainspring.data.typed import Lost, Plan, type_of, values_of
 from mainspring.errors import InvalidInput, near
@@ -91,8 +92,9 @@ class CsvFile:
     def _scan(self) -> int:
         rows = 0
         while True:
+            quotes = Quotes(self.shape.delimiter, self.shape.quote) if self.shape.quote else None
             try:
-                for batch in self._cells():
+                for batch in self._cells(watch=None if quotes is None else quotes.add):
                     for column, cells in zip(self._columns, batch.columns, strict=True):
                         if column.scan is not None:
                             column.scan.add(cells)
@@ -105,8 +107,11 @@ class CsvFile:
                     self._columns = [self._column(name) for name in self.shape.names]
                     rows = 0
                     continue
+                if quotes is not None and quotes.first is not None:
+                    self._check_quotes(quotes.first)
                 raise self._malformed(error) from None
             break
+        self._check_quotes(None if quotes is None else quotes.end())
         if not rows:
             raise InvalidInput(
                 "the file has a header but no rows" if self.shape.header else "the file has no rows",
@@ -116,15 +121,37 @@ class CsvFile:
             )
         return rows
 
+    def _check_quotes(self, found: Misquoted | None) -> None:
+        if found is None:
+            return
+        if not self._reading.lossy:
+            raise InvalidInput(
+                found.what,
+                value=found.shown,
+                place=f"{self._path}, line {self.shape.skip_lines + found.line}",
+                next_step="Correct it (a quote inside quotes is written twice), or declare quote = '' if quotes are text like any other; lossy = true takes what can be read.",
+            )
+        self._notes.append(f"line {self.shape.skip_lines + found.line}: {found.what}; read as it stands")
+
     def _cells(
-        self, *, words: tuple[str, ...] = (), only: list[int] | None = None
+        self,
+        *,
+        words: tuple[str, ...] = (),
+        only: list[int] | None = None,
+        watch: Callable[[bytes], None] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """All cells as text, null where a cell is empty (or one of ``words``) and not quoted."""
         names = [f"c{i}" for i in range(len(self.shape.names))]
         single = len(names) == 1
         quote = self.shape.quote
         with contextlib.closing(
-            Recoded(self._path, self.shape.encoding, skip=self.shape.skip_bytes, lossy=self._reading.lossy)
+            Recoded(
+                self._path,
+                self.shape.encoding,
+                skip=self.shape.skip_bytes,
+                lossy=self._reading.lossy,
+                watch=watch,
+            )
         ) as stream:
             if not stream.peek():
                 return
@@ -171,6 +198,7 @@ class CsvFile:
     def _decide(self) -> None:
         kinds = [c.scan.kind if c.scan is not None else Kind("string") for c in self._columns]
         comma = self._reading.decimal == "," or any(k.mark == "," and not k.grouped for k in kinds)
+        self._points = any(k.mark == "." and not k.grouped for k in kinds)
         for index, (column, kind) in enumerate(zip(self._columns, kinds, strict=True)):
             if name := self.shape.renamed.get(column.name):
                 column.notes.append(name)
@@ -190,7 +218,7 @@ class CsvFile:
         ):
             raise self._ambiguous(column, kind)
         mark = self._reading.decimal or kind.mark or ("," if comma else ".")
-        if self._reading.decimal is None and kind.grouped and (mark == ",") != comma:
+        if self._reading.decimal is None and self._unclear(kind, comma=comma):
             raise InvalidInput(
                 f"the marks in the numbers of column {column.name!r} may be of fractions or of thousands",
                 value=mark,
@@ -215,15 +243,14 @@ class CsvFile:
                 f"kept as text: its dates may be written {' or '.join(kind.forms)}; declare 'dates'"
             )
             kind = Kind("string")
-        if kind.mark == "," and kind.grouped and not comma:
+        if self._reading.decimal is None and self._unclear(kind, comma=comma):
+            said = "a comma" if kind.mark == "," else "a point"
             column.notes.append(
-                "kept as text: a comma may mark fractions or thousands; declare 'decimal' or 'thousands'"
+                f"kept as text: {said} may mark fractions or thousands; declare 'decimal' or 'thousands'"
             )
             kind = Kind("string")
-        if kind.mark == "." and kind.grouped and comma and self._reading.decimal is None:
-            column.notes.append(
-                "kept as text: a point may mark fractions or thousands, since other columns mark fractions with a comma; declare 'decimal' or 'thousands'"
-            )
+        if kind.name == "float64" and kind.coded is not None:
+            column.notes.append(f"kept as text: {kind.coded!r} may be a code; declare its type")
             kind = Kind("string")
         if kind.name != "string":
             column.plan = Plan(
@@ -234,6 +261,10 @@ class CsvFile:
                 self._reading.thousands,
                 kind.forms[0] if kind.forms else None,
             )
+            if kind.rounded is not None:
+                column.notes.append(
+                    f"{kind.rounded!r} is read as a number, without its last zero; declare 'string' if it is a version"
+                )
             if len(kind.offsets) > 1:
                 column.notes.append(
                     f"offsets from UTC differ ({', '.join(sorted(kind.offsets)[:4])}): kept as instants in UTC"
@@ -246,6 +277,17 @@ class CsvFile:
         if scan.words and not scan.everywhere and not column.unquoted:
             shown = ", ".join(f"'{w}' ({n})" for w, n in scan.words.most_common(3))
             column.notes.append(f"{shown} kept as text; declare 'nulls' if it means null")
+
+    def _unclear(self, kind: Kind, *, comma: bool) -> bool:
+        """Whether the marks of a column's numbers may be of thousands as well: no other column tells.
+
+        Semicolons separate fields where a comma marks fractions, so that a point there is not plainly one of fractions.
+        """
+        if not kind.grouped or kind.mark is None:
+            return False
+        if kind.mark == ",":
+            return not comma
+        return comma or (self.shape.delimiter == ";" and not self._points)
 
     def _ambiguous(self, column: Column, kind: Kind) -> InvalidInput:
         return InvalidInput(

@@ -32,6 +32,8 @@ _PARTS = {
     "B": r"(?P<B>[A-Za-z]{3,9})", "%": "%",
 }  # fmt: skip
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")  # fmt: skip
+_YEAR_1 = -62_135_596_800_000_000
+"""Microseconds: there is no year 0, and no date of Python holds it."""
 Strings = Any  # a string array or chunked array
 
 
@@ -60,7 +62,11 @@ def check_format(text: str) -> None:
 def read(values: Strings, form: str) -> Found | None:
     """The values by this format, none of them null; None if any is not written so, or names no day."""
     quick = _iso(values) if form == ISO else None
-    return quick or _by_parts(values, form)
+    found = quick or _by_parts(values, form)
+    if found is None or found.values.type.unit == "ns":  # nanoseconds begin in 1677
+        return found
+    early = pc.less(found.values.cast(pa.int64()), _YEAR_1)
+    return None if pc.any(early).as_py() else found
 
 
 def _iso(values: Strings) -> Found | None:
@@ -160,6 +166,7 @@ def _zones(zone: Strings | None, tail: Strings | None) -> tuple[bool | None, fro
         pc.if_else(pc.equal(zone, "Z"), "+00:00", zone), r"^([-+]\d\d):?(\d\d)$", r"\1:\2"
     )
     plain = pc.replace_substring_regex(plain, r"^([-+]\d\d)$", r"\1:00")
+    plain = pc.if_else(pc.equal(plain, "-00:00"), "+00:00", plain)
     return True, frozenset(pc.unique(plain).to_pylist()), plain
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -184,6 +185,15 @@ def array_of(name: str, values: Any, notes: Notes, place: str) -> pa.Array | pa.
     """A column of these values. Raises :class:`InvalidInput` where they are of kinds that do not go together."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
+    if isinstance(values, str | bytes | bytearray | Mapping | AbstractSet):
+        raise InvalidInput(
+            f"the values of column {name!r} are no list",
+            value=type(values).__name__,
+            place=place,
+            next_step="Give each column a list, an array or a Series; of pandas' to_dict(), to_dict('list') is one of columns.",
+        )
+    if isinstance(values, np.ndarray) and values.dtype.kind == "S":
+        values = values.tolist()  # Arrow cuts them at a zero byte
     dtype = getattr(values, "dtype", None)
     plain = dtype is None or str(dtype) == "object"
     if plain and not isinstance(values, list | tuple):
@@ -212,6 +222,8 @@ def _kind_of(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.D
         and any(not issubclass(k, bool) for k in kinds - truths)
     ):
         raise _mixed(name, values, "numbers and truth values", place)
+    if has(dt.date, dt.time, dt.timedelta) and has(int, float, Decimal):
+        raise _mixed(name, values, "times and numbers", place)
     stamps = {k for k in kinds if issubclass(k, dt.datetime)}
     if stamps and any(issubclass(k, dt.date) and k not in stamps for k in kinds):
         raise _mixed(name, values, "dates and times", place)
@@ -273,6 +285,7 @@ def _from_frame(source: object, reading: Reading, notes: Notes, place: str) -> p
     if nw.dependencies.is_pandas_dataframe(source):
         return _from_pandas(source, reading, notes, place)
     _check_relation(source, place)
+    _check_polars(source, place)
     try:
         if nw.dependencies.is_modin_dataframe(source) or nw.dependencies.is_cudf_dataframe(source):
             return _from_pandas(nw.from_native(source, eager_only=True).to_pandas(), reading, notes, place)
@@ -305,6 +318,20 @@ def _check_relation(source: Any, place: str) -> None:
                 value=str(kind),
                 place=place,
                 next_step="Cast it to text, a timestamp or a decimal in the query.",
+            )
+
+
+def _check_polars(source: Any, place: str) -> None:
+    """Columns of Python objects: Polars gives Arrow their addresses in memory."""
+    if not type(source).__module__.startswith("polars") or not hasattr(source, "collect_schema"):
+        return
+    for name, kind in source.collect_schema().items():
+        if str(kind) == "Object":
+            raise InvalidInput(
+                f"column {name!r} holds Python objects, which a table version cannot hold",
+                value=str(kind),
+                place=place,
+                next_step="Make them values of one type of Polars before committing.",
             )
 
 

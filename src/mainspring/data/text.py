@@ -9,15 +9,18 @@ import codecs
 import contextlib
 import csv
 import io
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
+from mainspring.data import dates
 from mainspring.data.cells import NULL_WORDS
 from mainspring.errors import InvalidInput
 from mainspring.records.reading import Reading
@@ -44,6 +47,8 @@ class Shape:
     """One a column, as found or declared; an unnamed one has a name of ours."""
     skip_bytes: int
     """Bytes of UTF-8 before the first row of data."""
+    skip_lines: int
+    """Lines in them."""
     quoted: list[bool]
     """Columns whose text is always quoted: there an unquoted null word is not text."""
     notes: list[str] = field(default_factory=list)
@@ -54,8 +59,17 @@ class Shape:
 class Recoded(io.RawIOBase):
     """The bytes of a file as UTF-8, without a mark at the start, from an offset on."""
 
-    def __init__(self, path: Path, encoding: str, *, skip: int = 0, lossy: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        encoding: str,
+        *,
+        skip: int = 0,
+        lossy: bool = False,
+        watch: Callable[[bytes], None] | None = None,
+    ) -> None:
         super().__init__()
+        self._watch = watch
         self._source: Any = pa.input_stream(str(path), compression="detect", buffer_size=_BLOCK)
         errors = "replace" if lossy else "strict"
         plain = encoding in {"utf-8", "utf-8-sig", "ascii"} and not lossy
@@ -101,6 +115,8 @@ class Recoded(io.RawIOBase):
         dropped = min(self._skip, len(raw))
         self._skip -= dropped
         self._pending = raw[dropped:]
+        if self._watch is not None and self._pending:
+            self._watch(self._pending)
 
 
 def shape_of(path: Path, reading: Reading) -> Shape:
@@ -110,6 +126,10 @@ def shape_of(path: Path, reading: Reading) -> Shape:
     body, before = _after_lines(sample, reading.skip_lines)
     if not body.strip():
         raise _bad(path, "the file is empty")
+    if reading.delimiter is None and (named := _SEP.match(body)):  # a line that Excel writes and reads
+        body, before = body[named.end() :], before + body[: named.end()]
+        reading = msgspec.structs.replace(reading, delimiter=named[1])
+        notes.append(f"the line {named[0].strip()!r} names the delimiter")
     delimiter = reading.delimiter if reading.delimiter is not None else _delimiter(body, path, reading, whole)
     if len(delimiter.encode()) != 1 or delimiter in "\r\n":
         raise _bad(path, "a delimiter is one ASCII character", value=delimiter)
@@ -122,16 +142,28 @@ def shape_of(path: Path, reading: Reading) -> Shape:
     header = _header(path, first, rows[1:], reading)
     names = [cell.strip() for cell in first] if header else []
     if header and rows[1:] and all(len(r) == len(first) + 1 for r in rows[1:]):
+        _check_short_header(path, first, rows[1:], reading)
         names = ["", *names]
         notes.append("the header has one name less than the rows have cells: the first column is unnamed")
     if not header:
         names = [f"column_{i + 1}" for i in range(len(first))]
     names = _named(names, reading, path, renamed)
-    skip = len(before.encode()) + (len(_first_record(body, delimiter, quote).encode()) if header else 0)
+    skipped = before + (_first_record(body, delimiter, quote) if header else "")
     quoted = _quoted_columns(body, delimiter, quote, len(names)) if quote else [False] * len(names)
     if len(names) == 1 and reading.delimiter is None and " " in first[0].strip():
         notes.append("there is one column; if spaces separate the fields, declare delimiter = ' '")
-    return Shape(encoding, delimiter, quote, header, names, skip, quoted, notes, renamed)
+    return Shape(
+        encoding,
+        delimiter,
+        quote,
+        header,
+        names,
+        len(skipped.encode()),
+        skipped.count("\n"),
+        quoted,
+        notes,
+        renamed,
+    )
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -320,6 +352,8 @@ def _first_record(text: str, delimiter: str, quote: str) -> str:
     return text
 
 
+_SEP = re.compile(r'"?sep=([^\r\n])"?\r?\n', re.IGNORECASE)
+_SAY_HEADER = "Say header = false if it is a row, or header = true if they are names."
 _NUMERIC = re.compile(r"[-+]?(?:\d+[.,]?\d*|[.,]\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -337,9 +371,62 @@ def _header(path: Path, first: list[str], rest: list[list[str]], reading: Readin
             path,
             "the first line holds numbers: names of columns, or the first row?",
             value=", ".join(cells[:5]),
-            next_step="Say header = false if it is a row, or header = true if they are names.",
+            next_step=_SAY_HEADER,
+        )
+    values = _values_in(cells, rest)
+    if values:
+        raise _bad(
+            path,
+            "the first line holds values like those below it: names of columns, or the first row?",
+            value=", ".join(values[:5]),
+            next_step=_SAY_HEADER,
         )
     return True
+
+
+def _values_in(first: list[str], rest: list[list[str]]) -> list[str]:
+    """The cells of the first record that are numbers or dates as all the cells below them are, unless they may well be names."""
+    below = [[r[i].strip() for r in rest if i < len(r)] for i in range(len(first))]
+    filled = [[c for c in column if c and c not in NULL_WORDS] for column in below]
+    dated, numbers = [], []
+    for cell, column in zip(first, filled, strict=True):
+        if cell and column and dates.candidates(cell, []) and all(dates.candidates(c, []) for c in column):
+            dated.append(cell)
+        elif column and _NUMERIC.fullmatch(cell) and all(_NUMERIC.fullmatch(c) for c in column):
+            numbers.append(cell)
+    return dated + ([] if _in_order(numbers) else numbers)
+
+
+def _in_order(cells: list[str]) -> bool:
+    """Whether numbers may well be names: years, or whole numbers in equal steps."""
+    if not all(c.isascii() and c.isdigit() for c in cells):
+        return False
+    numbers = [int(c) for c in cells]
+    steps = {b - a for a, b in itertools.pairwise(numbers)}
+    years = len(numbers) > 1 and all(1000 <= n < 3000 for n in numbers) and (min(steps) > 0 or max(steps) < 0)
+    return years or (len(steps) == 1 and min(steps) > 0 and (len(numbers) > 2 or numbers[0] == 0))
+
+
+def _check_short_header(path: Path, first: list[str], rest: list[list[str]], reading: Reading) -> None:
+    """Refuses a header with one name less than the rows have cells where it is not the first column that has none."""
+    if reading.columns is None and all(not r[-1].strip() for r in rest):
+        raise _bad(
+            path,
+            "each row ends with a delimiter that the header does not have: is the first column without a name, or the last?",
+            value=", ".join(first[:5]),
+            next_step="Name all of them: columns = ['...', ...], one more than the header has.",
+        )
+    if reading.header or len(first) > 1:
+        return
+    below = [[c.strip() for c in column if c.strip()] for column in zip(*rest[1:], strict=True)]
+    typed = any(column and all(_NUMERIC.fullmatch(c) for c in column) for column in below)
+    if first[0].startswith("#") or (typed and not any(_NUMERIC.fullmatch(c.strip()) for c in rest[0])):
+        raise _bad(
+            path,
+            "the first line may be a title above the names of the columns",
+            value=first[0][:60],
+            next_step="Say skip_lines = 1 if it is, or header = true if it is the name of a column.",
+        )
 
 
 def _named(names: list[str], reading: Reading, path: Path, renamed: dict[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ from mainspring.lineage import Decision, Foundation
 from mainspring.operations import current
 from mainspring.records.base import check_name, from_json, to_json
 from mainspring.records.data import DatasetVersion, TableColumn
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref, split_ref
 from mainspring.records.reading import ReadReport
 from mainspring.storage.sql import Reader, Row
@@ -138,7 +139,7 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
         }
         if new.reading is not None:
             facts["reading"] = _told(new.reading)
-        decision.event("dataset.committed", here, facts)
+        decision.event(EventKind.DATASET_COMMITTED, here, facts)
     return version, fresh
 
 
@@ -195,7 +196,9 @@ def set_tag(base: Foundation, decision: Decision, dataset: str, tag: str, ident:
         base.project, dataset, tag, ident,
     )  # fmt: skip
     decision.event(
-        "dataset.tagged", ref("dataset_version", ident), {"dataset": dataset, "tag": tag, "previous": before}
+        EventKind.DATASET_TAGGED,
+        ref("dataset_version", ident),
+        {"dataset": dataset, "tag": tag, "previous": before},
     )
 
 

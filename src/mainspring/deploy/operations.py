@@ -16,6 +16,7 @@ from mainspring.lineage.foundation import Foundation
 from mainspring.lineage.ledger import Decision
 from mainspring.operations import Role, current, operation
 from mainspring.records.base import check_name, from_json, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelVersion, Signature
 from mainspring.records.serving import (
@@ -118,7 +119,9 @@ class Deploy:
                 "DELETE FROM deployments WHERE project = ? AND name = ?", self._base.project, deployment
             )
             number = self._next_number(d)
-            self._record(d, number, deployment, None, reason, kind="deployment.removed", before=before)
+            self._record(
+                d, number, deployment, None, reason, kind=EventKind.DEPLOYMENT_REMOVED, before=before
+            )
             self._decide_bundle(d, number)
             result = d.done(Published(number=number, written=False))
         self._publish_after_commit()
@@ -299,7 +302,7 @@ class Deploy:
             "ON CONFLICT (project, name) DO UPDATE SET number = excluded.number, routes = excluded.routes, updated_us = excluded.updated_us",
             self._base.project, name, number, to_json(after).decode(), to_us(self._base.clock.now()),
         )  # fmt: skip
-        self._record(d, number, name, after, reason, kind="deployment.routed", before=before)
+        self._record(d, number, name, after, reason, kind=EventKind.DEPLOYMENT_ROUTED, before=before)
         for route in _all(targets, shadows):
             kind = "answers" if isinstance(route, Target) else "shadows"
             d.edge(ref("model_version", f"{route.model}@{route.version}"), ref("deployment", name), kind)
@@ -318,7 +321,7 @@ class Deploy:
         after: Deployment | None,
         reason: str,
         *,
-        kind: str,
+        kind: EventKind,
         before: Deployment | None,
     ) -> None:
         data = {"number": number, "reason": reason, "from": _summary(before), "to": _summary(after)}

@@ -14,6 +14,7 @@ from mainspring.lineage import Foundation
 from mainspring.operations import MIB, Role, operation
 from mainspring.records.base import from_json, new_id, seconds
 from mainspring.records.classes import LabelReader
+from mainspring.records.events import EventKind
 from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport, unfit
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelVersion
@@ -140,7 +141,7 @@ class Labels:
             )
             if joinable or expired:
                 d.event(
-                    "feedback.settled",
+                    EventKind.FEEDBACK_SETTLED,
                     ref("feedback", new_id()),
                     {"joined": report.joined, "expired": expired, **tally},
                 )
@@ -263,7 +264,7 @@ class Labels:
                 tally["rejected"] = tally.get("rejected", 0) + rejected
             failpoint("labels.recorded")
             if tally:
-                d.event("feedback.received", ref("feedback", new_id()), dict(tally))
+                d.event(EventKind.FEEDBACK_RECEIVED, ref("feedback", new_id()), dict(tally))
             return d.done(_counts(tally))
 
 

@@ -16,6 +16,7 @@ import blake3
 
 from mainspring.clock import from_us
 from mainspring.records.base import from_json, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import AuditReport, Edge, EdgeReport, Event
 from mainspring.storage.sql import Reader, Row
 
@@ -23,8 +24,8 @@ GENESIS = "0" * 64
 EDGES = "edges"
 """In an event's data: the edges that were recorded with it, each ``[source, target, kind]``."""
 
-SEALED = "lineage.sealed"
-DAMAGED = "event.damaged"
+SEALED = EventKind.LINEAGE_SEALED.value
+DAMAGED = EventKind.EVENT_DAMAGED.value
 MAX_PROBLEMS = 200
 
 _COLUMNS = ("seq", "id", "at_us", "wall_us", "kind", "subject", "actor", "operation", "data", "prev", "hash")
@@ -41,19 +42,27 @@ def event_of(row: Row) -> Event:
     try:
         return Event(
             seq=int(row["seq"]),
-            id=str(row["id"]),
+            id=_text(row, "id"),
             at=from_us(row["at_us"]),
             wall=from_us(row["wall_us"]),
-            kind=str(row["kind"]),
-            subject=str(row["subject"]),
-            actor=str(row["actor"]),
-            operation=str(row["operation"]),
+            kind=_text(row, "kind"),
+            subject=_text(row, "subject"),
+            actor=_text(row, "actor"),
+            operation=_text(row, "operation"),
             data=from_json(row["data"], dict[str, Any]),
-            prev=str(row["prev"]),
-            hash=str(row["hash"]),
+            prev=_text(row, "prev"),
+            hash=_text(row, "hash"),
         )
     except Exception as error:  # noqa: BLE001 - whatever stands in a damaged row must not hide the others
         return _damaged(row, f"{type(error).__name__}: {error}")
+
+
+def _text(row: Row, name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):  # not str(): a cell that cannot be read would become the text "None"
+        msg = f"{name} is no text"
+        raise TypeError(msg)
+    return value
 
 
 def _damaged(row: Row, reason: str) -> Event:
@@ -255,7 +264,7 @@ def _unnamed_edges(tx: Reader, project: str, seen: _Walk) -> int:
 
 
 def seal_edges_of_version_1(
-    tx: Reader, project: str, new: list[EdgeKey], record: Callable[[str, dict[str, Any]], object]
+    tx: Reader, project: str, new: list[EdgeKey], record: Callable[[EventKind, dict[str, Any]], object]
 ) -> None:
     """Called once per transaction that records ``new`` edges: before the first of version 2, seal those of version 1.
 
@@ -267,7 +276,7 @@ def seal_edges_of_version_1(
         return
     count, digest = _digest_of_version_1(tx, project, without=set(new))
     if count:
-        record(SEALED, {"count": count, "digest": digest})
+        record(EventKind.LINEAGE_SEALED, {"count": count, "digest": digest})
 
 
 def _digest_of_version_1(

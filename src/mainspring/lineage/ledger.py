@@ -23,6 +23,7 @@ from mainspring.lineage.audit import EDGES, GENESIS, event_of, row_hash
 from mainspring.observation import observer
 from mainspring.operations import Invocation, Settlement, current
 from mainspring.records.base import new_id, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import AuditReport, EdgeReport, Event
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql import Store, Writer
@@ -65,8 +66,8 @@ class Decision:
         self._invocation = invocation
         self._outermost = outermost
 
-    def event(self, kind: str, subject: str, data: dict[str, Any] | None = None) -> Event:
-        """Append an event to the chain. ``kind`` is ``thing.verb_in_past``, ``subject`` a reference."""
+    def event(self, kind: EventKind, subject: str, data: dict[str, Any] | None = None) -> Event:
+        """Append an event to the chain, about the reference ``subject``. Raises ValueError for a kind that nobody declared."""
         tx, project = self.tx, self._project
         # Taking the head by an update locks the row on PostgreSQL: appends to one chain are serial on every engine.
         tx.execute(
@@ -82,7 +83,7 @@ class Decision:
             id=new_id(),
             at=self._clock.now(),
             wall=from_us(time.time_ns() // 1000),
-            kind=kind,
+            kind=EventKind(kind).value,  # a plain string: drivers would store a member in their own ways
             subject=subject,
             actor=self._invocation.actor if self._invocation else "local",
             operation=self._invocation.operation if self._invocation else "",
@@ -93,7 +94,7 @@ class Decision:
         digest = chain_hash(project, event)
         tx.execute(
             "INSERT INTO events (project, seq, id, at_us, wall_us, kind, subject, actor, operation, data, prev, hash) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            project, event.seq, event.id, to_us(event.at), to_us(event.wall), kind, subject, event.actor, event.operation,
+            project, event.seq, event.id, to_us(event.at), to_us(event.wall), event.kind, subject, event.actor, event.operation,
             to_json(event.data).decode(), event.prev, digest,
         )  # fmt: skip
         failpoint("ledger.event")
@@ -121,7 +122,7 @@ class Decision:
             tx, project, trace.edges, lambda kind, data: self.event(kind, f"project:{project}", data)
         )
         if trace.last is None:
-            self.event("lineage.recorded", trace.edges[0][1])
+            self.event(EventKind.LINEAGE_RECORDED, trace.edges[0][1])
         assert trace.last is not None  # noqa: S101 - event() has just set it
         named = [list(edge) for edge in trace.edges]
         event = msgspec.structs.replace(trace.last, data={**trace.last.data, EDGES: named}, hash="")

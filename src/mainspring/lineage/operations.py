@@ -9,10 +9,23 @@ import msgspec
 
 from mainspring.clock import from_us
 from mainspring.errors import InvalidInput, NotFound
+from mainspring.lineage import deliveries
 from mainspring.lineage.audit import MAX_PROBLEMS, event_of, rows_of
 from mainspring.lineage.foundation import Foundation
 from mainspring.operations import MIB, Role, operation
-from mainspring.records.lineage import AuditReport, Edge, EdgeReport, EventPage, Graph, Node, split_ref
+from mainspring.records.events import EventKind
+from mainspring.records.lineage import (
+    AuditReport,
+    ConsumerStatus,
+    Edge,
+    EdgeReport,
+    EventPage,
+    FailedDelivery,
+    Graph,
+    Node,
+    ref,
+    split_ref,
+)
 from mainspring.storage.sql import Reader
 
 EdgeSource = Callable[[str], Iterable[Edge]]
@@ -129,6 +142,50 @@ class Lineage:
         if len(refs) > _MAX_REFS:
             raise InvalidInput("too many references", value=len(refs), next_step=f"At most {_MAX_REFS}.")
         return self._base.ledger.verify_edges(set(refs))
+
+    # --- consumers of events (lineage/consumers.py delivers) -----------------------------------------------------------
+
+    @operation(role=Role.VIEWER)
+    def consumers(self) -> list[ConsumerStatus]:
+        """Who reads the event log by name: how far each has come, what waits, since when and why it fails."""
+        with self._base.store.read() as tx:
+            return deliveries.statuses(tx, self._base.project)
+
+    @operation(role=Role.VIEWER)
+    def failed_deliveries(
+        self, *, consumer: str, after: int | None = None, limit: int = 100
+    ) -> list[FailedDelivery]:
+        """Events that were set aside because this consumer could not be given them, oldest first."""
+        if not 1 <= limit <= 1000:
+            raise InvalidInput("limit must be 1 to 1000", value=limit)
+        with self._base.store.read() as tx:
+            deliveries.check_known(tx, self._base.project, consumer)
+            return deliveries.failed(tx, self._base.project, consumer, after=after or 0, limit=limit)
+
+    @operation(role=Role.OPERATOR, changes=True)
+    def redeliver(self, *, consumer: str, seq: int | None = None) -> int:
+        """Ask for one more attempt with an event that was set aside, or with all; returns how many were asked for just now.
+
+        The process that runs the consumer makes it in its next turn. What fails again is set aside again.
+        """
+        with self._base.ledger.decision() as d:
+            deliveries.check_known(d.tx, self._base.project, consumer)
+            count = deliveries.ask_again(d.tx, self._base.project, consumer, seq)
+            if count:
+                d.event(
+                    EventKind.CONSUMER_REDELIVERED, ref("consumer", consumer), {"count": count, "seq": seq}
+                )
+            return d.done(count)
+
+    @operation(role=Role.ADMIN, changes=True)
+    def remove_consumer(self, *, consumer: str, reason: str) -> None:
+        """Forget a consumer: its cursor and what was set aside. One that a process still runs stops there; it is made anew
+        when such a process starts."""
+        with self._base.ledger.decision() as d:
+            deliveries.check_known(d.tx, self._base.project, consumer)
+            deliveries.remove(d.tx, self._base.project, consumer)
+            d.event(EventKind.CONSUMER_REMOVED, ref("consumer", consumer), {"reason": reason})
+            d.done(None)
 
     def _audited(self, report: AuditReport) -> AuditReport:
         with self._base.store.read() as tx:

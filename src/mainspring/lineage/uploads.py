@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge
 from mainspring.lineage.foundation import Foundation
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
+from mainspring.records.events import EventKind
 from mainspring.records.objects import ObjectRef
 from mainspring.storage.sql import Reader
 
@@ -89,7 +90,9 @@ class Uploads:
             )
             if rows:
                 decision.event(
-                    "uploads.expired", "objects:uploads", {"count": len(rows), "older_than_s": older_than_s}
+                    EventKind.UPLOADS_EXPIRED,
+                    "objects:uploads",
+                    {"count": len(rows), "older_than_s": older_than_s},
                 )
             return decision.done(len(rows))
 

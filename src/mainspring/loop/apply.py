@@ -16,6 +16,7 @@ from mainspring.loop import state
 from mainspring.loop.rooms import LoopRooms
 from mainspring.loop.routing import stage_routes
 from mainspring.records.base import new_id, seconds, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.loop import (
     DeployPolicy,
@@ -29,6 +30,19 @@ from mainspring.records.loop import (
 )
 
 CHAMPION = "champion"
+
+_KINDS: dict[str, EventKind] = {
+    "retrain": EventKind.LOOP_RETRAIN,
+    "gate_pass": EventKind.LOOP_GATE_PASS,
+    "gate_stop": EventKind.LOOP_GATE_STOP,
+    "job_failed": EventKind.LOOP_JOB_FAILED,
+    "start": EventKind.LOOP_START,
+    "advance": EventKind.LOOP_ADVANCE,
+    "promote": EventKind.LOOP_PROMOTE,
+    "rollback": EventKind.LOOP_ROLLBACK,
+    "abandon": EventKind.LOOP_ABANDON,
+    "needs_human": EventKind.LOOP_NEEDS_HUMAN,
+}
 
 
 class Applier:
@@ -67,7 +81,7 @@ class Applier:
                 return False
             details = {k: v for k, v in decision.details.items() if k != "stages"}
             event = d.event(
-                f"loop.{decision.action}",
+                _KINDS[decision.action],
                 subject,
                 {"reason": decision.reason, "key": decision.key, **_plain(details)},
             )

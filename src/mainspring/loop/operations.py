@@ -21,6 +21,7 @@ from mainspring.loop.rooms import LoopRooms
 from mainspring.operations import Role, operation
 from mainspring.policy import check_retrain
 from mainspring.records.base import new_id
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.loop import (
     DeployPolicy,
@@ -156,7 +157,7 @@ class Loop:
                 delay=model.label_delay, params=params or {},
             )  # fmt: skip
             d.event(
-                "loop.retrain",
+                EventKind.LOOP_RETRAIN,
                 ref("deployment", deployment),
                 {"reason": reason, "job": ident, "trigger": "manual"},
             )
@@ -190,7 +191,7 @@ class Loop:
                     details={"version": moved.previous, "to": moved.version},
                 )
                 d.event(
-                    "loop.rollback",
+                    EventKind.LOOP_ROLLBACK,
                     ref("deployment", deployment),
                     {"reason": reason, "from": moved.previous, "to": moved.version},
                 )
@@ -219,7 +220,7 @@ class Loop:
                     value=job,
                     next_step="Only a queued job can be claimed.",
                 )
-            d.event("loop.job_started", ref("job", job))
+            d.event(EventKind.LOOP_JOB_STARTED, ref("job", job))
             return d.done(state.job(d.tx, self._base.project, job))
 
     @operation(role=Role.EDITOR, changes=True)
@@ -254,7 +255,9 @@ class Loop:
             if not changed:
                 raise _lost(job)
             told = {"run": run, "version": version, "verdict": verdict, "error": error}
-            d.event("loop.job_finished", ref("job", job), {k: v for k, v in told.items() if v is not None})
+            d.event(
+                EventKind.LOOP_JOB_FINISHED, ref("job", job), {k: v for k, v in told.items() if v is not None}
+            )
             return d.done(state.job(d.tx, self._base.project, job))
 
     def _recover_jobs(self) -> None:
@@ -277,7 +280,7 @@ class Loop:
                     "UPDATE loop_jobs SET state = ? WHERE project = ? AND id = ? AND state = ? AND attempt = ?",
                     JobState.QUEUED.value, self._base.project, row["id"], JobState.RUNNING.value, row["attempt"],
                 ):  # fmt: skip
-                    d.event("loop.job_requeued", ref("job", row["id"]), {"attempt": row["attempt"]})
+                    d.event(EventKind.LOOP_JOB_REQUEUED, ref("job", row["id"]), {"attempt": row["attempt"]})
 
     @operation(role=Role.EDITOR, changes=True)
     def record_verdict(
@@ -293,7 +296,7 @@ class Loop:
             state.save_verdict(d.tx, self._base.project, verdict)
             subject = ref("model_version", f"{model}@{version}")
             d.event(
-                "gate.passed" if verdict.passed else "gate.stopped",
+                EventKind.GATE_PASSED if verdict.passed else EventKind.GATE_STOPPED,
                 subject,
                 {
                     "verdict": verdict.id,

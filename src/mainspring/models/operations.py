@@ -15,6 +15,7 @@ from mainspring.models import rows, standing
 from mainspring.models.formats.package import check_package
 from mainspring.operations import Role, acts, operation
 from mainspring.records.base import Digest, check_name
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.models import (
     AliasEvent,
@@ -142,7 +143,7 @@ class Models:
         with self._base.ledger.decision() as d:
             self._select(d.tx, model, str(version))
             rows.set_tags(d.tx, self._base, model, version, tags)
-            d.event("model.tagged", _version_ref(model, version), {"tags": tags})
+            d.event(EventKind.MODEL_TAGGED, _version_ref(model, version), {"tags": tags})
             return d.done(self._select(d.tx, model, str(version)))
 
     @operation(role=Role.OPERATOR, changes=True)
@@ -153,7 +154,7 @@ class Models:
             rows.lock_model(d.tx, self._base, model, create=False)
             self._select(d.tx, model, str(version))
             event = d.event(
-                "model.approved" if approved else "model.refused",
+                EventKind.MODEL_APPROVED if approved else EventKind.MODEL_REFUSED,
                 _version_ref(model, version),
                 {"reason": reason},
             )
@@ -331,7 +332,7 @@ class Models:
                 d.edge(ref(cause, ident), here, kind)
         d.edge(here, ref("model", version.model), "version")
         d.event(
-            "model.registered",
+            EventKind.MODEL_REGISTERED,
             here,
             {"package": version.package, "run": version.run, "format": version.format},
         )
@@ -348,7 +349,7 @@ class Models:
         kind: str,
         overridden: Sequence[str] = (),
     ) -> AliasEvent:
-        what = "model.alias_removed" if version is None else "model.alias_set"
+        what = EventKind.MODEL_ALIAS_REMOVED if version is None else EventKind.MODEL_ALIAS_SET
         data = {
             "alias": alias,
             "version": version,

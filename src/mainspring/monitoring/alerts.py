@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 
 from mainspring.lineage.ledger import Decision
 from mainspring.records.base import new_id
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.monitoring import MonitorPolicy
 from mainspring.storage.sql import Row
@@ -98,7 +99,7 @@ def _open(
     )  # fmt: skip
     kind, subject = key
     d.event(
-        "alert.opened",
+        EventKind.ALERT_OPENED,
         ref("alert", ident),
         {"deployment": deployment, "kind": kind, "subject": subject, "window": window, "detail": detail},
     )
@@ -114,7 +115,7 @@ def _resolve(d: Decision, project: str, row: Row, at_us: int, reason: str) -> No
         row["id"],
     )
     d.event(
-        "alert.resolved",
+        EventKind.ALERT_RESOLVED,
         ref("alert", row["id"]),
         {"deployment": row["deployment"], "kind": row["kind"], "subject": row["subject"], "reason": reason},
     )

@@ -26,6 +26,7 @@ import blake3
 import msgspec
 
 from mainspring.errors import InvalidInput
+from mainspring.pipelines.constants import texts_in, variables_in
 from mainspring.records.base import new_id, to_json
 
 _WHOLE = "*"
@@ -43,6 +44,8 @@ class Closure:
     """The project's files that hold them, relative to the project."""
     texts: frozenset[str] = frozenset()
     """Text constants in them: one that names a file is how most steps read a file that is no argument."""
+    variables: frozenset[str] = frozenset()
+    """Variables of the environment that they read."""
     asks: frozenset[str] = frozenset()
     """What the code asks the context of the run for: ``params``, ``at``."""
 
@@ -98,16 +101,11 @@ class Closures:
             for n in nodes
             if isinstance(n, (ast.Attribute, ast.Name))
         }
-        written = {id(n) for call in nodes if isinstance(call, ast.Call) for n in _written(call)}
-        texts = {
-            n.value
-            for n in nodes
-            if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in written
-        }
         return replace(
             self._finish(parts),
             files=frozenset(known),
-            texts=frozenset(t for t in texts if len(t) < _MAX_NAME),
+            texts=frozenset(t for t in texts_in(nodes) if len(t) < _MAX_NAME),
+            variables=frozenset(variables_in(nodes)),
             asks=frozenset(names & {"params", "at"} if "current" in names else ()),
         )
 
@@ -340,24 +338,6 @@ class Closures:
             _note(module, statement)
         self._modules[file] = (stamp, module)
         return module
-
-
-_WRITES = frozenset({"write_text", "write_bytes", "touch", "mkdir", "unlink", "rmdir"})
-
-
-def _written(call: ast.Call) -> list[ast.AST]:
-    """The part of a call that names a file which it writes: ``open(name, "w")``, ``Path(name).write_text(...)``; else nothing."""
-    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    if isinstance(call.func, ast.Attribute) and called in _WRITES:
-        return list(ast.walk(call.func.value))
-    if called != "open":
-        return []
-    # Path.open(mode) and open(name, mode): whichever text is a mode that writes.
-    modes = [a.value for a in [*call.args, *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
-    if not any(isinstance(m, str) and len(m) <= 3 and set(m) & set("wax") and set(m) <= set("waxbt") for m in modes):  # fmt: skip
-        return []
-    named = [call.func.value] if isinstance(call.func, ast.Attribute) else []
-    return [n for part in [*named, *call.args[:1]] for n in ast.walk(part)]
 
 
 def _is_constant(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Files that are arguments of a step: found, compared by content, remembered by their status.
 
 An argument is a file argument if it is text (or a :class:`pathlib.Path`) that names an existing file or folder inside the
-project, or by its absolute path a regular file anywhere. Its content is hashed once; the status of the file (inode, size,
+project, or by its absolute path a regular file anywhere; a pattern of ``glob`` stands for the files that it matches. Its content is hashed once; the status of the file (inode, size,
 times) says whether that must be done again. Times are coarser than writes, so a status is believed only if it is older than
 the hashing by :data:`RACY_NS`, as Git's index does with entries that are as young as itself ("racy clean").
 """
@@ -9,6 +9,8 @@ the hashing by :data:`RACY_NS`, as Git's index does with entries that are as you
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import os
 import stat
 import time
@@ -131,6 +133,8 @@ class Files:
             place = self.place(text)
             if place is not None:
                 found[self.show(place)] = place
+            elif _is_pattern(text):
+                found |= self._matching(text)
         return found
 
     def named_in_code(self, texts: Iterable[str]) -> dict[str, Path]:
@@ -142,18 +146,32 @@ class Files:
             place = self.place(text)
             if place is not None and (place.is_file() or "/" in text.strip("./")):
                 found[self.show(place)] = place
+            elif place is None and _is_pattern(text) and "/" in text:
+                found |= self._matching(text)
         return found
+
+    def _matching(self, pattern: str) -> dict[str, Path]:
+        """The files of the project that a pattern of ``glob`` matches; one more or less is a change, too."""
+        found: dict[tuple[int, int], Path] = {}  # a file that links lead to several times is one
+        names = glob.iglob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 - as the step will call it
+        for name in sorted(itertools.islice(names, MAX_FILES), key=lambda n: (len(n), n)):
+            place = self.place(name)
+            if place is not None and place.is_file() and self.inside(place) is not None:
+                status = place.stat()
+                found.setdefault((status.st_dev, status.st_ino), place)
+        return {self.show(place): place for place in found.values()}
 
     def place(self, text: str) -> Path | None:
         """The existing file or folder that ``text`` names, if it counts as an input."""
         if not text or len(text) > _MAX_TEXT or "\0" in text or "\n" in text:
             return None
+        text = os.path.expanduser(text)  # noqa: PTH111 - text, not a path; an unknown user stays as it is
         path = Path(os.path.normpath(self.root / text))
         try:
             mode = path.stat().st_mode
         except (OSError, ValueError):
             return None
-        inside = self._inside(path)
+        inside = self.inside(path)
         if inside is None:
             return path if os.path.isabs(text) and stat.S_ISREG(mode) else None  # noqa: PTH117 - text, not a path
         if IGNORED & set(inside.parts):
@@ -161,7 +179,7 @@ class Files:
         return path if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
     def show(self, path: Path) -> str:
-        inside = self._inside(path)
+        inside = self.inside(path)
         return str(path) if inside is None else inside.as_posix()
 
     def fingerprint(self, path: Path) -> Fingerprint:
@@ -180,6 +198,24 @@ class Files:
             return Fingerprint(shown, "gone")
         except OSError as error:
             return Fingerprint(shown, new_id(), f"cannot be read: {error.strerror or error}")
+
+    def below(self, path: Path) -> Iterator[tuple[str, Path]]:
+        """The plain files that a file argument inside the project stands for, by their names in the project."""
+        if not path.is_dir():
+            yield self.show(path), path
+            return
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(path, followlinks=True):
+            here = os.stat(folder)  # noqa: PTH116 - it is text already
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            folders[:] = sorted(n for n in folders if n not in IGNORED)
+            for name in sorted(names):
+                file = Path(folder, name)
+                if file.is_file():
+                    yield self.show(file), file
 
     def _below(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Files below a folder by relative name, in a fixed order. Linked folders are entered once each."""
@@ -207,7 +243,7 @@ class Files:
                 else:
                     yield name, "not a plain file"
 
-    def _inside(self, path: Path) -> Path | None:
+    def inside(self, path: Path) -> Path | None:
         """The path relative to the project, by its name or by where it leads."""
         if path.is_relative_to(self.root):
             return path.relative_to(self.root)
@@ -216,6 +252,13 @@ class Files:
             if resolved.is_relative_to(self._resolved):
                 return resolved.relative_to(self._resolved)
         return None
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether text is a pattern of file names: the marks of one, and a slash or an ending. A lone ``*`` is a word."""
+    return (
+        len(text) <= _MAX_TEXT and "\n" not in text and glob.has_magic(text) and bool({"/", "."} & set(text))
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:

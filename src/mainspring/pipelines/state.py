@@ -9,9 +9,9 @@ from typing import Any
 from mainspring.clock import from_us, to_us
 from mainspring.lineage import Decision, Foundation
 from mainspring.pipelines import effects
-from mainspring.pipelines.job import Result
 from mainspring.pipelines.keys import Earlier
 from mainspring.records.base import from_json, new_id, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.pipelines import (
     Argument,
@@ -22,12 +22,20 @@ from mainspring.records.pipelines import (
     RunState,
     StepError,
     StepExecution,
+    StepResult,
     StepState,
     Why,
 )
 from mainspring.storage.sql import Reader, Row, Writer
 
-_STEP_COLUMNS = "id, run, step, state, attempt, cache_key, inputs, outputs, shape, metrics, log, error, why, cached_from, started_us, ended_us"
+_STEP_COLUMNS = "id, run, step, state, attempt, cache_key, inputs, outputs, shape, metrics, log, error, why, cached_from, worker, environment, started_us, ended_us"
+
+_ENDED: dict[RunState, EventKind] = {
+    "finished": EventKind.PIPELINE_FINISHED,
+    "failed": EventKind.PIPELINE_FAILED,
+    "cancelled": EventKind.PIPELINE_CANCELLED,
+    "interrupted": EventKind.PIPELINE_INTERRUPTED,
+}
 
 
 def wall_us() -> int:
@@ -42,7 +50,7 @@ def insert_run(d: Decision, project: str, run: PipelineRun) -> None:
         to_us(run.at or run.started), to_us(run.started),
     )  # fmt: skip
     d.event(
-        "pipeline.started",
+        EventKind.PIPELINE_STARTED,
         ref("run", run.id),
         {"pipeline": run.pipeline, "params": run.params, "steps": len(run.graph.steps)},
     )
@@ -80,7 +88,7 @@ def end_run(
     data: dict[str, Any] = (
         {} if error is None else {"step": step, "kind": error.kind, "message": error.message[:500]}
     )
-    d.event(f"pipeline.{state}", ref("run", run), data)
+    d.event(_ENDED[state], ref("run", run), data)
 
 
 def reopen_run(d: Decision, project: str, run: str) -> None:
@@ -90,12 +98,18 @@ def reopen_run(d: Decision, project: str, run: str) -> None:
         "UPDATE pipeline_runs SET state = 'running', ended_us = NULL, error = NULL, failed_step = NULL, cancel = 0 WHERE project = ? AND id = ?",
         project, run,
     )  # fmt: skip
-    d.event("pipeline.resumed", ref("run", run))
+    d.event(EventKind.PIPELINE_RESUMED, ref("run", run))
 
 
 def lose_running(tx: Writer, project: str, run: str) -> None:
+    """Whatever of the run is under way is lost, at workers too: what they send from now on is refused."""
     tx.execute(
-        "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state = 'running'",
+        "DELETE FROM object_refs WHERE project = ? AND owner IN "
+        "(SELECT 'job:' || id FROM step_executions WHERE project = ? AND run = ? AND state IN ('waiting', 'running'))",
+        project, project, run,
+    )  # fmt: skip
+    tx.execute(
+        "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state IN ('waiting', 'running')",
         wall_us(),
         project,
         run,
@@ -126,15 +140,13 @@ def end_execution(
     execution: str,
     state: StepState,
     *,
-    result: Result,
-    outputs: Sequence[Artifact],
-    log: str | None,
-    error: StepError | None,
+    result: StepResult,
     unfit: str | None = None,
 ) -> None:
+    error = result.error
     tx.execute(
         "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, unfit = ?, ended_us = ? WHERE project = ? AND id = ?",
-        state, _text(list(outputs)), result.shape, _text(result.metrics), log, None if error is None else _text(error), unfit,
+        state, _text(result.outputs), result.shape, _text(result.metrics), result.log, None if error is None else _text(error), unfit,
         wall_us(), project, execution,
     )  # fmt: skip
 
@@ -147,9 +159,7 @@ def record_finished(
     pipeline: str,
     code: str,
     environment: str,
-    result: Result,
-    outputs: Sequence[Artifact],
-    log: str | None,
+    result: StepResult,
 ) -> None:
     """The event, the edges and the references of a step that really ran and finished."""
     me = ref("step", execution.id)
@@ -159,11 +169,11 @@ def record_finished(
             not artifact.source
         ):  # a dataset's version keeps its own bytes, and gives them up when it is deleted
             d.refer(artifact.digest, me, tree=artifact.kind == "tree")
-    for artifact in outputs:
+    for artifact in result.outputs:
         d.edge(me, ref("object", artifact.digest), "output")
         d.refer(artifact.digest, me, tree=artifact.kind == "tree")
-    if log is not None:
-        d.refer(log, me)
+    if result.log is not None:
+        d.refer(result.log, me)
     d.edge(ref("run", execution.run), me, "step")
     d.edge(ref("code", code), me, "code")
     d.refer(code, me)
@@ -181,14 +191,14 @@ def record_finished(
         else:  # it was there before: whoever makes equal content again is not its cause
             d.edge(effect.ref, me, "reused")
     d.event(
-        "step.finished",
+        EventKind.STEP_FINISHED,
         me,
         {
             "run": execution.run,
             "pipeline": pipeline,
             "step": execution.step,
             "key": execution.key,
-            "outputs": {a.name: a.digest for a in outputs},
+            "outputs": {a.name: a.digest for a in result.outputs},
         },
     )
 
@@ -268,6 +278,22 @@ def read_executions(tx: Reader, project: str, run: str) -> list[StepExecution]:
     return [execution_of(r) for r in rows]
 
 
+def read_execution(tx: Reader, project: str, execution: str) -> StepExecution:
+    row = tx.one(
+        f"SELECT {_STEP_COLUMNS} FROM step_executions WHERE project = ? AND id = ?",
+        project, execution, what=f"step execution {execution}",
+    )  # fmt: skip
+    return execution_of(row)
+
+
+def read_ingredients(tx: Reader, project: str, execution: str) -> Ingredients:
+    """What the cache key of an execution that ran is made of."""
+    text = tx.scalar(
+        "SELECT ingredients FROM step_executions WHERE project = ? AND id = ?", project, execution
+    )
+    return from_json(text, Ingredients)
+
+
 def is_cancelled(tx: Reader, project: str, run: str) -> bool:
     return bool(tx.scalar("SELECT cancel FROM pipeline_runs WHERE project = ? AND id = ?", project, run))
 
@@ -309,6 +335,8 @@ def execution_of(row: Row) -> StepExecution:
         error=None if row["error"] is None else from_json(row["error"], StepError),
         why=None if row["why"] is None else from_json(row["why"], Why),
         cached_from=row["cached_from"],
+        worker=row["worker"],
+        environment=row["environment"],
     )
 
 
@@ -323,7 +351,7 @@ def new_execution(
         state=state,
         attempt=attempt,
         started=now,
-        ended=None if state == "running" else now,
+        ended=None if state in {"waiting", "running"} else now,
         key=None if why is None else why.key,
         inputs=list(inputs),
         why=why,

@@ -204,7 +204,10 @@ class Finding(Record, frozen=True):
 
 
 class CheckReport(Record, frozen=True):
-    """All rules over one table. ``refused``: a rule with ``refuse`` was breached. ``version`` None: never committed."""
+    """All rules over one table. ``refused``: a rule with ``refuse`` was breached. ``version`` None: never committed.
+
+    ``damaged``: what is wrong with the record that this was to be read from; then nothing else is known of the check.
+    """
 
     dataset: str
     version: Digest | None
@@ -214,6 +217,7 @@ class CheckReport(Record, frozen=True):
     findings: list[Finding]
     at: datetime
     event: str | None = None
+    damaged: str = ""
 
 
 # --- differences -----------------------------------------------------------------------------------------------------

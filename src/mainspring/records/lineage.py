@@ -51,6 +51,45 @@ class EventPage(Record, frozen=True):
     """Pass as ``after`` for the next page; None at the end."""
 
 
+class ConsumerStatus(Record, frozen=True):
+    """How far a consumer of events has come. Times are machine time."""
+
+    name: str
+    kinds: list[str] | None
+    """What it takes; None: every kind."""
+    cursor: int
+    """It is done with every event up to this one."""
+    head: int
+    """The newest event of the chain."""
+    waiting: int
+    """Events behind the cursor that it takes, counted up to 100,000."""
+    created_at: datetime
+    delivered_at: datetime | None = None
+    """When it took something last."""
+    failing_since: datetime | None = None
+    """The first failure after its last success."""
+    attempts: int = 0
+    """Failed ones, of the event it is at."""
+    retry_at: datetime | None = None
+    error: str | None = None
+    set_aside: int = 0
+    """Events it could not be given: ``lineage.failed_deliveries`` lists them, ``lineage.redeliver`` tries again."""
+
+
+class FailedDelivery(Record, frozen=True):
+    """An event that was set aside: the consumer failed with it too often, refused it, or its row cannot be read."""
+
+    seq: int
+    event: str
+    """Its id."""
+    kind: str
+    attempts: int
+    error: str
+    at: datetime
+    again: bool = False
+    """One more attempt was asked for and is to come."""
+
+
 class Edge(Record, frozen=True):
     """``source`` led to ``target``, in the role ``kind``."""
 

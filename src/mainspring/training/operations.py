@@ -9,6 +9,7 @@ from mainspring.errors import Conflict, InvalidInput, NotFound
 from mainspring.lineage.foundation import Foundation
 from mainspring.operations import Role, current, operation
 from mainspring.records.base import from_json, new_id, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref, split_ref
 from mainspring.records.training import Evaluation, EvaluationPage, Holdout, HoldoutUse
 from mainspring.storage.sql.store import Row
@@ -47,7 +48,7 @@ class Training:
                 "INSERT INTO holdouts (project, dataset_version, uses, max_uses, locked_us) VALUES (?, ?, 0, ?, ?)",
                 base.project, dataset_version, max_uses, to_us(now),
             )  # fmt: skip
-            d.event("holdout.locked", ref("dataset_version", dataset_version), {"max_uses": max_uses})
+            d.event(EventKind.HOLDOUT_LOCKED, ref("dataset_version", dataset_version), {"max_uses": max_uses})
             return d.done(Holdout(dataset_version=dataset_version, uses=0, max_uses=max_uses, locked_at=now))
 
     @operation(role=Role.EDITOR, changes=True)
@@ -87,7 +88,9 @@ class Training:
                 base.project, use.id, dataset_version, purpose, actor, to_us(use.at), count,
             )  # fmt: skip
             d.event(
-                "holdout.used", ref("dataset_version", dataset_version), {"purpose": purpose, "count": count}
+                EventKind.HOLDOUT_USED,
+                ref("dataset_version", dataset_version),
+                {"purpose": purpose, "count": count},
             )
             return d.done(use)
 
@@ -142,7 +145,7 @@ class Training:
             d.edge(ref("dataset_version", dataset_version), f"evaluation:{kept.id}", "evaluated_on")
             d.edge(subject, f"evaluation:{kept.id}", "evaluated")
             d.event(
-                "model.evaluated",
+                EventKind.MODEL_EVALUATED,
                 subject,
                 {"evaluation": kept.id, "dataset_version": dataset_version, "rows": kept.rows},
             )

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
+from mainspring.durable import sync_folder
 from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge, UnsafeFormat
 from mainspring.models.formats.trust import DEFAULT
 from mainspring.records.base import to_json
 from mainspring.records.models import Package, PackageFile
-from mainspring.storage.durable import sync_folder
 
 MANIFEST = "model.json"
 MAX_MANIFEST = 4 << 20

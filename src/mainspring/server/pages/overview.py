@@ -259,7 +259,7 @@ def _refused(report: CheckReport) -> Need:
     return Need(
         tone="bad",
         what=f"A batch of {report.dataset} was refused",
-        detail="; ".join(f.reason for f in broken),
+        detail=report.damaged or "; ".join(f.reason for f in broken),
         at=f"/data/{report.dataset}",
         when=report.at,
     )

@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from mainspring.records.base import Record
+from mainspring.records.events import THINGS
 from mainspring.server.pages.describe import Told, tell
 from mainspring.server.pages.rendering import Ask, View
 from mainspring.workspace import Workspace
-
-KINDS = [
-    "loop.",
-    "gate.",
-    "alert.",
-    "model.",
-    "deployment.",
-    "dataset.",
-    "pipeline.",
-    "run.",
-    "step.",
-    "feedback.",
-    "holdout.",
-]
-"""Prefixes of event kinds that the filter offers."""
 
 
 class Timeline(Record, frozen=True):
@@ -54,5 +40,5 @@ VIEW = View(
     lambda _p: "Timeline",
     gather,
     command=command,
-    extras=lambda _p: {"kinds": KINDS},
+    extras=lambda _p: {"kinds": THINGS},
 )
