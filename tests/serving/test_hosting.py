@@ -153,7 +153,7 @@ def until(condition: Callable[[], object], what: str, within_s: float = 300.0) -
 
 def test_d03_steps_that_a_value_asks_for_are_stopped_and_nobody_else_waits(bundle: Any, start: Any) -> None:
     """Case 33, a small request that takes half a minute: 504 after the deadline, and all the while the other deployment answers.
-    Seen red with the model in the worker's own process (``_why_apart`` answering None): no answer from anybody for 30 s.
+    Seen red with the model in the worker's own process (``Cost.unbounded`` None): no answer from anybody for 30 s.
     """
     publish(bundle, add(bundle, "slow", onnx_package(counting(steps=True))))
     server = start(bundle, "--deadline", "5", "--no-spare")
