@@ -229,11 +229,11 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
 
 
 def test_it_is_registered_and_fetched(
-    base: Foundation, estimator: Additive, columns: dict[str, Any], expected: Any, tmp_path: Path
+    foundation: Foundation, estimator: Additive, columns: dict[str, Any], expected: Any, tmp_path: Path
 ) -> None:
     from mainspring.lineage.uploads import Uploads
 
-    client = ModelsClient(Models(base), Uploads(base))
+    client = ModelsClient(Models(foundation), Uploads(foundation))
     signature = formats.infer_signature(columns, task="binary", classes=["fine", "late"])
     client.save_and_register(estimator, model="delay", signature=signature, sample=columns)
     client.package("delay", "latest", tmp_path / "out")
