@@ -51,7 +51,7 @@ def test_p04_a_listing_with_other_files_than_the_package_writes_nothing(
     """What a registry sends names files here. Seen red with the comparison with the manifest removed: the file lay beside the folder."""
     client = client_of(foundation)
     good = client.register_folder(saved_logistic, model="delay")
-    listing = {n: e for n, e in foundation.objects.tree(good.package).items()}
+    listing = dict(foundation.objects.tree(good.package))
     stored = foundation.objects.tree(good.package)["model.json"]
     crooked = client._objects.put(body=[to_json(listing | {odd: stored})])
     ops = client.ops
