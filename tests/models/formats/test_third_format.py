@@ -6,7 +6,6 @@ has this format in its table.
 
 from __future__ import annotations
 
-import ast
 import http.client
 import json
 import os
@@ -24,7 +23,6 @@ import pytest
 from mainspring.errors import InvalidInput, MissingExtra, UnsafeFormat
 from mainspring.lineage import Foundation
 from mainspring.models import Models, ModelsClient, formats
-from mainspring.models.formats import table
 from mainspring.models.formats.columns import floats, pick, strings
 from mainspring.models.formats.model_format import Cost, Form, ModelFormat, Payloads
 from mainspring.models.formats.predictor import Columns, Predictor, Scores
@@ -192,20 +190,6 @@ def test_an_estimator_of_another_kind_is_refused_by_name(columns: dict[str, Any]
     with pytest.raises(InvalidInput, match="takes no estimator of this kind") as caught:
         _save(other, tmp_path / "p", wind, format="coefficients")
     assert caught.value.value == "LogisticRegression"
-
-
-def test_nothing_outside_of_the_formats_names_one() -> None:
-    """Seen red with `package.format == "onnx"` asked in `serving/table.py`."""
-    source = Path(formats.__file__).parents[2]
-    names = {name for entry in table.model_formats() for name in (entry.name, *entry.payloads)}
-    named = [
-        f"{path.relative_to(source)}:{node.lineno}: {node.value!r}"
-        for path in source.rglob("*.py")
-        if not path.is_relative_to(source / "models" / "formats")
-        for node in ast.walk(ast.parse(path.read_bytes()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names
-    ]
-    assert named == []
 
 
 @pytest.mark.parametrize(
