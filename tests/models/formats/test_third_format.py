@@ -214,7 +214,7 @@ def test_p04_names_of_files_are_those_of_the_format_and_lead_nowhere(names: list
 def test_a_library_that_is_missing_is_named_with_its_extra(
     estimator: Additive, columns: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen red without `extra_needed` around `open`: a bare ImportError."""
+    """Seen red without `extra_needed` around `open` (a bare ImportError), and with every ImportError taken for a missing library."""
     _save(estimator, tmp_path / "p", columns, format="coefficients")
 
     def needs_more(*_: Any, **__: Any) -> Predictor:
@@ -226,6 +226,15 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
     with pytest.raises(MissingExtra, match="no_such_library is not installed") as caught:
         formats.load(tmp_path / "p")
     assert caught.value.next_step == "Type: pip install 'mainspring[ml]'"
+
+    def wrong(*_: Any, **__: Any) -> Predictor:
+        import mainspring.no_such_module  # type: ignore[import-not-found]  # noqa: F401
+
+        raise AssertionError
+
+    monkeypatch.setattr(Coefficients, "open", wrong)
+    with pytest.raises(ImportError, match="no_such_module"):  # a mistake of ours is no missing library
+        formats.load(tmp_path / "p")
 
 
 def test_it_is_registered_and_fetched(
@@ -246,7 +255,11 @@ def test_it_is_registered_and_fetched(
 def test_an_inference_server_predicts_with_it(
     estimator: Additive, columns: dict[str, Any], expected: Any, tmp_path: Path
 ) -> None:
-    """A real worker with its nursery and its keeper, which open the package in processes of their own first."""
+    """A real worker with its nursery and its keeper, which open the package in processes of their own first.
+
+    Seen red with the format not in the worker's table (503: not a format that is loaded here), and without its ``cost`` (the model
+    answered from a process of its own).
+    """
     digest = "c0" * 32
     package = _save(estimator, tmp_path / "packages" / digest, columns)
     deployment = Deployment(
@@ -285,6 +298,9 @@ def _ask_worker(bundle: Path, listener: socket.socket, body: str) -> tuple[int, 
             asking.request("POST", "/v1/deployments/d/predict", body, {"Content-Type": "application/json"})
             answer = asking.getresponse()
             found = answer.status, answer.read()
+            asking.request("GET", "/v1/status")
+            (deployment,) = json.loads(asking.getresponse().read())["deployments"]
+            assert not deployment["versions"][0]["own_process"], "its cost is bounded"
             asking.close()
             process.stdin.write(b"stop\n")
             process.stdin.flush()
