@@ -256,6 +256,8 @@ def test_the_processes_of_a_model_end_with_it(bundle: Any, start: Any) -> None:
     """Seen red without ``weakref.finalize`` in ``load_version``."""
     publish(bundle, add(bundle, "slow", skops_package))
     server = start(bundle, "--no-spare")
+    client = server.client()
+    until(lambda: "slow" in versions(client), "it is loaded, however long that takes")
     nursery = psutil.Process(server.ready["worker"]).children()[0]
     assert len(nursery.children()) == 1
     publish(bundle)
