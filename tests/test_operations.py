@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mainspring.operations import Kind, Role, operation, operations_of
+from mainspring.operations import Kind, Role, delegating, operation, operations_of
 from mainspring.rooms import ROOMS, room_class
 
 
@@ -37,6 +37,30 @@ def test_an_operation_knows_its_parameters_and_policy() -> None:
     assert look.id == "good.look"
     assert list(look.parameters) == ["name", "limit"]
     assert (look.policy.role, look.policy.changes, look.policy.kind) == (Role.VIEWER, False, Kind.UNARY)
+
+
+class Better(Good):
+    @operation(role=Role.VIEWER)
+    def find(self, *, name: str) -> str:
+        return name.upper()
+
+
+def test_a_client_has_the_operations_of_its_room_and_nothing_else_of_it() -> None:
+    class Client(delegating(Better)):  # type: ignore[misc]
+        def __init__(self, operations: Better) -> None:
+            self.operations = operations
+
+        def find(self, *, name: str) -> str:
+            return "mine: " + self.operations.find(name=name)
+
+    client = Client(Better())
+    assert client.look(name="x", limit=2) == ["x", "x"]
+    assert client.find(name="x") == "mine: X"
+    assert not isinstance(client, Good)
+    with pytest.raises(AttributeError, match="lock"):
+        client.lock(name="x")
+    with pytest.raises(TypeError):
+        client.look("x")
 
 
 def test_a_public_method_without_policy_is_refused() -> None:

@@ -113,7 +113,7 @@ def _few(names: list[str]) -> str:
 
 
 def _run(workspace: Workspace, ident: str) -> Facts:
-    found = workspace.room("tracking").run(run=ident)
+    found = workspace.room("tracking").get_run(run=ident)
     return _given(experiment=found.experiment, name=found.name, status=found.status, by=found.created_by)
 
 

@@ -267,6 +267,28 @@ def operation(
     return declare
 
 
+def delegating(room: type[R]) -> type[R]:
+    """The base of a room's client: a class with the room's operations, each answered by ``self.operations``.
+
+    ``operations`` is the room itself or its remote counterpart. To a type checker the base is the room (see its users), so that a
+    call of the client is checked as a call of the operation is; here it knows nothing of the room but its operations.
+    """
+
+    def method(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inspect.unwrap(function))
+        def call(self: Any, **arguments: Any) -> Any:
+            return getattr(self.operations, name)(**arguments)
+
+        return call
+
+    found = {
+        n: method(n, f)
+        for n, f in inspect.getmembers(room, inspect.isfunction)
+        if isinstance(getattr(f, "__policy__", None), Policy)
+    }
+    return typing.cast("type[R]", type(f"{room.__name__}Client", (), found))
+
+
 def operations_of(room: type) -> dict[str, Operation]:
     """All operations of a room class, by name.
 

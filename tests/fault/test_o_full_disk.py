@@ -95,7 +95,7 @@ for filler in root.glob("filler*"):
     filler.unlink()
 with open_workspace(root) as workspace:
     workspace.tracking.recover()
-    run = workspace.tracking.operations.run(run=sys.argv[2])
+    run = workspace.tracking.operations.get_run(run=sys.argv[2])
     chain = workspace.lineage.verify().ok
     left = [p.name for p in (root / ".mainspring/spool/shop").iterdir()]
     workspace.data.commit("d", {"x": [1, 2, 3]})
@@ -292,9 +292,9 @@ def test_t13_the_mark_of_a_dead_run_was_allocated_at_its_start(tmp_path: Path, h
     (note,) = (tmp_path / ".mainspring/spool/shop" / run).glob("degraded-*")
     assert note.stat().st_size == 1024
     with open_workspace(tmp_path) as workspace:
-        assert "mainspring.degraded" not in workspace.tracking.operations.run(run=run).tags
+        assert "mainspring.degraded" not in workspace.tracking.operations.get_run(run=run).tags
         workspace.tracking.recover()
-        stored = workspace.tracking.operations.run(run=run)
+        stored = workspace.tracking.operations.get_run(run=run)
         said = stored.tags["mainspring.degraded"]
         assert said.startswith("lost at least 10" if how == "is killed" else "lost at least 101 log calls")
         assert "no space left" in said

@@ -245,7 +245,7 @@ os.kill(os.getpid(), 9)
     try:
         for _ in range(200):
             answer = httpx2.get(
-                f"{told['url']}/api/v1/faults/tracking/run",
+                f"{told['url']}/api/v1/faults/tracking/get_run",
                 params={"run": run},
                 headers=headers,
                 trust_env=False,

@@ -119,7 +119,7 @@ def test_tracking(any_workspace: Namespaces) -> None:
         run.log_metric("odd", float("nan"))
         run.set_tag("who", "me")
         run.log_artifact(b"hello", "notes/hello.txt")
-    stored = tracking.operations.run(run=run.id)
+    stored = tracking.operations.get_run(run=run.id)
     assert (stored.status.value, stored.params, stored.tags["who"]) == ("finished", {"depth": "3"}, "me")
     assert stored.metrics["loss"].value == 1 / 50
     history = tracking.metric_history(run=run.id, key="loss")
@@ -289,7 +289,7 @@ os.kill(os.getpid(), 9)
     ident = done.stdout.strip()
     with RemoteWorkspace(server.url, token=server.token, project="both", spool=tmp_path / "spool") as later:
         assert list(later.tracking.recover()) == [ident]
-        assert later.tracking.operations.run(run=ident).metrics["loss"].value == 0.5
+        assert later.tracking.operations.get_run(run=ident).metrics["loss"].value == 0.5
         assert later.tracking.recover() == {}
 
 

@@ -82,7 +82,7 @@ def test_datasets_are_read(frozen: tuple[Workspace, dict[str, Any]]) -> None:
 
 def test_runs_are_read(frozen: tuple[Workspace, dict[str, Any]]) -> None:
     workspace, expected = frozen
-    run = workspace.tracking.operations.run(run=expected["run"])
+    run = workspace.tracking.operations.get_run(run=expected["run"])
     assert (run.name, run.experiment, run.status) == ("first", "freeze", "finished")
     points = workspace.tracking.operations.metric_history(run=run.id, key="loss").items
     assert (

@@ -169,7 +169,7 @@ def test_t11_training_goes_on_without_a_server_and_nothing_is_lost(
     assert tracking.search().items == []
     down.up = True
     run._thread.join(60)
-    assert tracking.run(run=run.id).status is RunStatus.FINISHED
+    assert tracking.get_run(run=run.id).status is RunStatus.FINISHED
     assert tracking.metric_history(run=run.id, key="x").total == 2000
     assert not list((tmp_path / "spool").iterdir())
 
@@ -186,7 +186,7 @@ def test_a_spool_of_several_batches_is_stored_whole(tracking: Tracking, tmp_path
         assert not run.finish(flush_s=0.2)
     down.up = True
     run._thread.join(120)
-    stored = tracking.run(run=run.id)
+    stored = tracking.get_run(run=run.id)
     assert stored.status is RunStatus.FINISHED
     assert {m.number for m in stored.metrics.values()} == {rounds - 1.0}
     assert {tracking.metric_history(run=run.id, key=f"m{i}").total for i in (0, 499)} == {rounds}
@@ -260,7 +260,7 @@ def test_t12_a_killed_run_shows_as_crashed_and_its_data_arrives(
     assert history.total >= acked
     with base.store.write() as tx:
         tx.execute("UPDATE runs SET alive_until_us = 1 WHERE id = ?", run)
-    assert client.operations.run(run=run).status is RunStatus.CRASHED
+    assert client.operations.get_run(run=run).status is RunStatus.CRASHED
     assert not (client.spool / run).exists()
 
 
@@ -280,7 +280,7 @@ def test_a_run_that_nobody_finished_ends_with_the_program(base: Foundation, clie
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    stored = client.operations.run(run=done.stdout.strip())
+    stored = client.operations.get_run(run=done.stdout.strip())
     assert stored.status is RunStatus.FINISHED
     assert stored.metrics["x"].number == 1.0
 

@@ -56,7 +56,7 @@ def test_a_new_name_is_shown_everywhere_at_once(tracking: Tracking) -> None:
     run = tracking.create_run(experiment="old")
     renamed = tracking.rename_experiment(id=run.experiment_id, name="new")
     assert (renamed.id, renamed.name, renamed.runs) == (run.experiment_id, "new", 1)
-    assert tracking.run(run=run.id).experiment == "new"
+    assert tracking.get_run(run=run.id).experiment == "new"
     assert [r.id for r in tracking.search(experiments=["new"]).items] == [run.id]
     assert [r.id for r in tracking.search(filter="experiment = 'new'").items] == [run.id]
     assert tracking.search(experiments=["old"]).items == []
@@ -104,7 +104,7 @@ def test_a_deleted_experiment_hides_its_runs_and_loses_nothing(tracking: Trackin
     assert shown("active", experiments=["gone"]) == set()
     assert shown("deleted") == {gone.id, own.id}
     assert shown("all") == {kept.id, gone.id, own.id}
-    assert tracking.run(run=gone.id).deleted
+    assert tracking.get_run(run=gone.id).deleted
     assert [e.name for e in tracking.experiments()] == ["kept"]
     assert tracking.get_experiment(name="gone").deleted
     for arguments in ({"experiment": "gone"}, {"experiment_id": gone.experiment_id}):
@@ -143,7 +143,7 @@ def test_what_is_in_a_spool_waits_for_the_experiment_to_come_back(foundation: Fo
     operations.restore_experiment(id=experiment.id)
     run._wake.set()
     run._thread.join(60)
-    assert operations.run(run=run.id).metrics["x"].number == 1.0
+    assert operations.get_run(run=run.id).metrics["x"].number == 1.0
 
 
 def test_pages_of_experiments(tracking: Tracking) -> None:

@@ -32,6 +32,6 @@ def test_the_latest_point_does_not_depend_on_how_it_was_shipped(
     made = [Point.of("x", value, step=step, time_us=T0 + time) for value, step, time in points]
     for number, part in enumerate([made] if batches == "one batch" else [[point] for point in made]):
         tracking.log_batch(run=run, batch_id=str(number), metrics=part)
-    assert tracking.run(run=run).metrics["x"].number == latest
+    assert tracking.get_run(run=run).metrics["x"].number == latest
     tracking.finish_run(run=run)
-    assert tracking.run(run=run).metrics["x"].number == latest
+    assert tracking.get_run(run=run).metrics["x"].number == latest

@@ -134,7 +134,7 @@ def test_t13_t14_every_number_comes_back_exactly_in_step_order(
         if after is None:
             break
     assert to_json(paged) == to_json(page.items)
-    latest = from_json(to_json(tracking.run(run=run)), Run).metrics["m"]
+    latest = from_json(to_json(tracking.get_run(run=run)), Run).metrics["m"]
     assert (latest.step, latest.time_us) == expected[-1][:2]
     assert _bits(_plain(latest.number)) in {
         _bits(_plain(n)) for s, t, _, n in expected if (s, t) == expected[-1][:2]
@@ -183,7 +183,7 @@ def test_params_stand_and_tags_change(tracking: Tracking) -> None:
     tracking.log_batch(run=run, batch_id="same", params={"a": "1"})
     with pytest.raises(Conflict, match="param 'a' is '1' already"):
         tracking.log_batch(run=run, batch_id="other", params={"a": "2"}, metrics=[Point.of("m", 1.0)])
-    assert "m" not in tracking.run(run=run).metrics  # all or none
+    assert "m" not in tracking.get_run(run=run).metrics  # all or none
     assert tracking.set_tags(run=run, tags={"t": "1", "u": "2"}).tags == {"t": "1", "u": "2"}
     assert tracking.set_tags(run=run, tags={"t": "9"}, remove=["u", "never"]).tags == {"t": "9"}
 
@@ -192,7 +192,7 @@ def test_no_length_limit_loses_a_run(tracking: Tracking) -> None:
     key, value = "k" * 10_000, "\N{SNOWMAN}" * 100_000
     run = tracking.create_run(name="n" * 5000, params={key: value}, tags={key + "t": value}).id
     tracking.log_batch(run=run, batch_id="1", metrics=[Point.of(key + "m", 1.0)])
-    stored = tracking.run(run=run)
+    stored = tracking.get_run(run=run)
     assert stored.params == {key: value}
     assert stored.tags == {key + "t": value}
     assert stored.metrics[key + "m"].number == 1.0
@@ -200,12 +200,12 @@ def test_no_length_limit_loses_a_run(tracking: Tracking) -> None:
 
 def test_a_silent_run_shows_as_crashed_until_data_resumes(tracking: Tracking) -> None:
     run = tracking.create_run(alive_s=0.05).id
-    assert tracking.run(run=run).status is RunStatus.RUNNING
+    assert tracking.get_run(run=run).status is RunStatus.RUNNING
     time.sleep(0.08)
-    assert tracking.run(run=run).status is RunStatus.CRASHED
+    assert tracking.get_run(run=run).status is RunStatus.CRASHED
     assert [r.id for r in tracking.search(filter="attributes.status = 'crashed'").items] == [run]
     tracking.heartbeat(run=run, alive_s=60)
-    assert tracking.run(run=run).status is RunStatus.RUNNING
+    assert tracking.get_run(run=run).status is RunStatus.RUNNING
     assert tracking.search(filter="status = 'crashed'").items == []
     assert tracking.finish_run(run=run, status="failed").status is RunStatus.FAILED
 
@@ -238,7 +238,7 @@ def test_another_projects_run_does_not_exist(tracking: Tracking, base: Foundatio
     run = tracking.create_run().id
     other = Tracking(dataclasses.replace(base, project="other"))
     for call in (
-        lambda: other.run(run=run),
+        lambda: other.get_run(run=run),
         lambda: other.log_batch(run=run, batch_id="1"),
         lambda: other.finish_run(run=run),
         lambda: other.create_run(id=run),

@@ -59,7 +59,7 @@ def runs(both: Tracking) -> list[Run]:
             )
         made.append(run.id)
     # A run's number is the order of its making, not that of its id.
-    return [both.run(run=ident) for ident in made]
+    return [both.get_run(run=ident) for ident in made]
 
 
 _FIELDS = [

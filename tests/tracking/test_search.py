@@ -50,7 +50,7 @@ def runs(both: Tracking) -> list[Run]:
         both.log_batch(run=run.id, batch_id="1", metrics=[*metrics, Point.of("n", float(i))])
         if i % 2:
             both.finish_run(run=run.id, status="failed" if i % 3 else "finished")
-        made.append(both.run(run=run.id))
+        made.append(both.get_run(run=run.id))
     return made
 
 

@@ -76,7 +76,7 @@ def list_(
 def show(workspace: Workspace, run: str, as_json: bool) -> None:
     """Everything recorded of RUN."""
     _take_in(workspace)
-    found = workspace.tracking.operations.run(run=run)
+    found = workspace.tracking.operations.get_run(run=run)
     if as_json:
         emit(found)
         return
@@ -110,7 +110,7 @@ def show(workspace: Workspace, run: str, as_json: bool) -> None:
 def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
     """Params and metrics of several runs side by side; what is equal everywhere is left out."""
     _take_in(workspace)
-    found = [workspace.tracking.operations.run(run=r) for r in run]
+    found = [workspace.tracking.operations.get_run(run=r) for r in run]
     values = [
         {
             **{f"param {k}": v for k, v in r.params.items()},

@@ -12,6 +12,8 @@ from blake3 import blake3
 from mainspring.errors import Corrupt, InvalidInput, TooLarge
 from mainspring.models.formats.package import MANIFEST, MAX_MANIFEST, parse_manifest
 from mainspring.models.formats.trust import DEFAULT, TrustPolicy
+from mainspring.models.operations import Models
+from mainspring.operations import delegating
 from mainspring.records.base import from_json
 from mainspring.records.models import ModelVersion, Package, Signature
 from mainspring.records.objects import ObjectRef
@@ -19,23 +21,23 @@ from mainspring.records.objects import ObjectRef
 if TYPE_CHECKING:
     from mainspring.lineage.uploads import Uploads
     from mainspring.models.formats import Predictor
-    from mainspring.models.operations import Models
 
 _CHUNK = 1 << 20
 
 
-class ModelsClient:
+if TYPE_CHECKING:
+    _Operations = Models
+else:
+    _Operations = delegating(Models)
+"""All operations of the room are the client's too: ``set_alias``, ``versions``, ``card``, ..."""
+
+
+class ModelsClient(_Operations):
     """The registry for people and steps. ``ops`` are the operations themselves."""
 
     def __init__(self, ops: Models, objects: Uploads) -> None:
         self.ops = self.operations = ops
         self._objects = objects
-
-    def __getattr__(self, name: str) -> Any:
-        """All operations of the room: ``set_alias``, ``versions``, ``card``, ..."""
-        if name.startswith("_") or name == "operations":
-            raise AttributeError(name)
-        return getattr(self.operations, name)
 
     def save_and_register(
         self,

@@ -19,10 +19,11 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from mainspring.clock import Clock, SystemClock, to_us
 from mainspring.errors import InvalidInput, MainspringError
+from mainspring.operations import delegating
 from mainspring.records.base import check_name, check_path, new_id
 from mainspring.records.tracking import Run as RunRecord
 from mainspring.storage.journal import JournalWriter
@@ -42,11 +43,17 @@ KEPT_BYTES = 4 << 20
 LONG_TEXT = 256 << 10
 """A longer param or tag is kept whole as an artifact; the value holds its head and says so."""
 
+if TYPE_CHECKING:
+    _Operations = Tracking
+else:
+    _Operations = delegating(Tracking)
+"""All operations of the room are the client's too: ``search``, ``metric_history``, ..."""
+
 Number = float | int
 Ended = Literal["finished", "failed", "killed"]
 
 
-class TrackingClient:
+class TrackingClient(_Operations):
     """Runs from the user's side. ``operations`` is the tracking room, here or remote.
 
     ``spool`` is a private folder on this machine; by default inside the local workspace, or in the user's cache for a
@@ -72,12 +79,6 @@ class TrackingClient:
                 else Path.home() / ".cache" / "mainspring" / "spool"
             )
         self.spool = spool
-
-    def __getattr__(self, name: str) -> Any:
-        """All operations of the room: ``search``, ``metric_history``, ..."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.operations, name)
 
     def run(
         self,
@@ -300,7 +301,7 @@ class Run:
 
     def record(self) -> RunRecord:
         """The run as it is stored now."""
-        return self._operations.run(run=self.id)
+        return self._operations.get_run(run=self.id)
 
     def __enter__(self) -> Self:
         return self

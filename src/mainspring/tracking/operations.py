@@ -349,7 +349,7 @@ class Tracking(Experiments):
     # --- reading -------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def run(self, *, run: Id) -> Run:
+    def get_run(self, *, run: Id) -> Run:
         """One run with its latest metrics, params and tags."""
         with self._base.store.read() as tx:
             return self._tables.run(tx, run)

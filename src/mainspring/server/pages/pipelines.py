@@ -60,7 +60,7 @@ def gather(workspace: Workspace, ask: Ask) -> PipelineRunPage:
     chosen = ask.text("step") or next((s.step for s in steps if s.state == "failed"), None)
     log, cut = _log(workspace, run.id, chosen) if chosen else (None, False)
     try:
-        workspace.tracking.operations.run(run=run.id)
+        workspace.tracking.operations.get_run(run=run.id)
         tracked = True
     except NotFound:
         tracked = False

@@ -81,7 +81,7 @@ def listing(workspace: Workspace, ask: Ask) -> RunsPage:
 
 def gather(workspace: Workspace, ask: Ask) -> RunPage:
     ops, ident = workspace.tracking.operations, ask.path["run"]
-    run = ops.run(run=ident)
+    run = ops.get_run(run=ident)
     histories = [ops.metric_history(run=ident, key=key, thin_to=200) for key in list(run.metrics)[:12]]
     try:
         pipeline: PipelineRun | None = workspace.pipelines.run(id=ident)
@@ -119,7 +119,7 @@ def compare(workspace: Workspace, ask: Ask) -> Comparison:
         raise InvalidInput(
             "compare 2 to 10 runs", value=len(idents), next_step="Tick runs in the list, then press Compare."
         )
-    runs = [workspace.tracking.operations.run(run=i) for i in idents]
+    runs = [workspace.tracking.operations.get_run(run=i) for i in idents]
     params = [*dict.fromkeys(k for r in runs for k in r.params)]
     metrics = [*dict.fromkeys(k for r in runs for k in r.metrics)]
     differing = [k for k in params if len({r.params.get(k) for r in runs}) > 1]
