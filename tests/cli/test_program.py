@@ -51,3 +51,34 @@ def test_arrow_s_destructors_do_not_run() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "rent"], ["plan", "rent"], ["resume", "r"], ["up"], ["serve"]],
+    ids=lambda a: a[0],
+)
+def test_what_needs_the_workspace_itself_refuses_a_server(arguments: list[str]) -> None:
+    """On 0.1 resume, up and serve ended in an AttributeError."""
+    command = [sys.executable, "-m", "mainspring.cli", "--url", "http://127.0.0.1:1", *arguments]
+    environment = os.environ | {"MAINSPRING_TOKEN": "x"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error[invalid_input]: this command needs the workspace itself" in done.stderr
+
+
+def test_predictions_are_not_asked_of_the_control_plane() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "mainspring.cli",
+        "--url",
+        "http://127.0.0.1:1",
+        "predict",
+        "d",
+        "--row",
+        "{}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--at" in done.stderr

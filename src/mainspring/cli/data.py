@@ -22,7 +22,7 @@ from mainspring.cli.output import (
 if TYPE_CHECKING:
     from mainspring.records.data import CheckReport, CheckRule
     from mainspring.records.reading import Reading, ReadReport
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MAX_SHOWN = 40
@@ -80,7 +80,8 @@ def data() -> None:
 @json_option
 @with_workspace
 def commit(
-    workspace: Workspace,
+    workspace: Namespaces,
+    /,
     dataset: str,
     source: str,
     message: str,
@@ -126,7 +127,7 @@ def commit(
 @data.command("list")
 @json_option
 @with_workspace
-def list_(workspace: Workspace, as_json: bool) -> None:
+def list_(workspace: Namespaces, as_json: bool) -> None:
     """All datasets."""
     found = workspace.data.datasets()
     if as_json:
@@ -145,7 +146,7 @@ def list_(workspace: Workspace, as_json: bool) -> None:
 @click.option("--limit", default=20, show_default=True)
 @json_option
 @with_workspace
-def log(workspace: Workspace, dataset: str, limit: int, as_json: bool) -> None:
+def log(workspace: Namespaces, dataset: str, limit: int, as_json: bool) -> None:
     """Versions of DATASET, newest first."""
     found = workspace.data.log(dataset, limit=limit)
     if as_json:
@@ -175,7 +176,7 @@ def log(workspace: Workspace, dataset: str, limit: int, as_json: bool) -> None:
 @json_option
 @with_workspace
 def diff(
-    workspace: Workspace, dataset: str, before: str, after: str, key: tuple[str, ...], as_json: bool
+    workspace: Namespaces, dataset: str, before: str, after: str, key: tuple[str, ...], as_json: bool
 ) -> None:
     """What changed in DATASET from version BEFORE to version AFTER (number, id, tag or latest)."""
     found = workspace.data.diff(dataset, before, after, key=list(key))
@@ -210,7 +211,7 @@ def diff(
 @click.argument("to", type=click.Path())
 @json_option
 @with_workspace
-def checkout(workspace: Workspace, dataset: str, selector: str, to: str, as_json: bool) -> None:
+def checkout(workspace: Namespaces, dataset: str, selector: str, to: str, as_json: bool) -> None:
     """Write version SELECTOR of DATASET into the directory TO, verified."""
     written = workspace.data.checkout(dataset, selector, to)
     if as_json:
@@ -225,7 +226,7 @@ def checkout(workspace: Workspace, dataset: str, selector: str, to: str, as_json
 @click.argument("selector", default="latest")
 @json_option
 @with_workspace
-def check(workspace: Workspace, dataset: str, selector: str, as_json: bool) -> int:
+def check(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> int:
     """Check a version against the rules of [data.DATASET]; exits 1 if one is broken."""
     rules = _rules(dataset)
     report = workspace.data.check(dataset, rules, selector)
@@ -245,7 +246,7 @@ def check(workspace: Workspace, dataset: str, selector: str, as_json: bool) -> i
 @click.argument("selector", default="latest")
 @json_option
 @with_workspace
-def profile(workspace: Workspace, dataset: str, selector: str, as_json: bool) -> None:
+def profile(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> None:
     """What the columns of a version look like."""
     found = workspace.data.profile(dataset, selector)
     if as_json:

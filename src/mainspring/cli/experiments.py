@@ -11,7 +11,7 @@ from mainspring.cli.output import emit, facts, json_option, say, table, with_wor
 
 if TYPE_CHECKING:
     from mainspring.records.tracking import Experiment
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 
 @click.group()
@@ -37,7 +37,7 @@ def _one(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--after", help="Go on after this name.")
 @json_option
 @with_workspace
-def list_(workspace: Workspace, view: Any, limit: int, after: str | None, as_json: bool) -> None:
+def list_(workspace: Namespaces, view: Any, limit: int, after: str | None, as_json: bool) -> None:
     """Experiments by name, with how many runs each holds."""
     page = workspace.tracking.operations.list_experiments(view=view, limit=limit, after=after)
     if as_json:
@@ -55,7 +55,7 @@ def list_(workspace: Workspace, view: Any, limit: int, after: str | None, as_jso
 @_one
 @json_option
 @with_workspace
-def show(workspace: Workspace, name: str | None, ident: str | None, as_json: bool) -> None:
+def show(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
     """The experiment NAME."""
     _show(workspace.tracking.operations.get_experiment(name=name, id=ident), as_json)
 
@@ -65,7 +65,7 @@ def show(workspace: Workspace, name: str | None, ident: str | None, as_json: boo
 @click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; repeat for more.")
 @json_option
 @with_workspace
-def create(workspace: Workspace, name: str, tags: tuple[str, ...], as_json: bool) -> None:
+def create(workspace: Namespaces, name: str, tags: tuple[str, ...], as_json: bool) -> None:
     """Make the experiment NAME. One that exists is shown as it is."""
     from mainspring.errors import InvalidInput
 
@@ -81,7 +81,7 @@ def create(workspace: Workspace, name: str, tags: tuple[str, ...], as_json: bool
 @click.option("--to", "new", required=True, metavar="NAME", help="The new name.")
 @json_option
 @with_workspace
-def rename(workspace: Workspace, name: str | None, ident: str | None, new: str, as_json: bool) -> None:
+def rename(workspace: Namespaces, name: str | None, ident: str | None, new: str, as_json: bool) -> None:
     """Give the experiment NAME another name; its runs follow by themselves."""
     operations = workspace.tracking.operations
     found = operations.get_experiment(name=name, id=ident)
@@ -92,7 +92,7 @@ def rename(workspace: Workspace, name: str | None, ident: str | None, new: str, 
 @_one
 @json_option
 @with_workspace
-def delete(workspace: Workspace, name: str | None, ident: str | None, as_json: bool) -> None:
+def delete(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
     """Hide the experiment NAME and its runs. Nothing is lost: 'restore' brings them back."""
     operations = workspace.tracking.operations
     found = operations.get_experiment(name=name, id=ident)
@@ -103,7 +103,7 @@ def delete(workspace: Workspace, name: str | None, ident: str | None, as_json: b
 @_one
 @json_option
 @with_workspace
-def restore(workspace: Workspace, name: str | None, ident: str | None, as_json: bool) -> None:
+def restore(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
     """Bring the deleted experiment NAME back, with its runs."""
     operations = workspace.tracking.operations
     found = operations.get_experiment(name=name, id=ident)

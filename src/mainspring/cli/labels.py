@@ -12,7 +12,7 @@ from mainspring.cli.output import emit, facts, json_option, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.records.labels import LabelValue
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 _BATCH = 10_000
 
@@ -31,7 +31,7 @@ _COUNTS = ("accepted", "duplicate", "revised", "parked", "rejected")
 @json_option
 @with_workspace
 def label(
-    workspace: Workspace, prediction: str | None, value: str | None, file: Path | None, as_json: bool
+    workspace: Namespaces, prediction: str | None, value: str | None, file: Path | None, as_json: bool
 ) -> None:
     """Say that VALUE turned out to be true of PREDICTION; or many at once with --file."""
     import msgspec

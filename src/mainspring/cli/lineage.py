@@ -11,8 +11,8 @@ from mainspring.cli.output import brief, emit, facts, json_option, say, table, w
 
 if TYPE_CHECKING:
     from mainspring.records.lineage import Graph, Node
+    from mainspring.rooms import Namespaces
     from mainspring.verification import Verification
-    from mainspring.workspace import Workspace
 
 
 @click.command("explain-origin")
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @with_workspace
-def explain_origin(workspace: Workspace, ref: str, depth: int, verify: bool, as_json: bool) -> int:
+def explain_origin(workspace: Namespaces, ref: str, depth: int, verify: bool, as_json: bool) -> int:
     """Everything that led to REF (a prediction id, or kind:id such as model_version:delay@3), and who decided about it."""
     graph = workspace.lineage.origin(ref=_ref(ref), depth=depth)
     if not verify:
@@ -83,7 +83,7 @@ def _show_verification(found: Verification) -> None:
 @click.option("--depth", default=20, show_default=True, help="Steps to go forward.")
 @json_option
 @with_workspace
-def blast_radius(workspace: Workspace, ref: str, depth: int, as_json: bool) -> None:
+def blast_radius(workspace: Namespaces, ref: str, depth: int, as_json: bool) -> None:
     """Everything that REF led to, for example dataset_version:ID."""
     graph = workspace.lineage.reach(ref=_ref(ref), depth=depth)
     counts = {}
@@ -112,7 +112,7 @@ def audit() -> None:
 )
 @json_option
 @with_workspace
-def verify(workspace: Workspace, anchor: str | None, as_json: bool) -> int:
+def verify(workspace: Namespaces, anchor: str | None, as_json: bool) -> int:
     """Walk the whole chain, with the edges, verdicts, aliases and approvals that hang on it; exits 1 and names all that does
     not fit."""
     report = workspace.lineage.verify(anchor=anchor)
@@ -136,7 +136,7 @@ def verify(workspace: Workspace, anchor: str | None, as_json: bool) -> int:
 
 @audit.command()
 @with_workspace
-def anchor(workspace: Workspace) -> None:
+def anchor(workspace: Namespaces) -> None:
     """Print SEQ:HASH of the newest event. Keep it outside: it proves that nothing before was cut off or changed."""
     report = workspace.lineage.verify()
     click.echo(f"{report.events}:{report.head}")

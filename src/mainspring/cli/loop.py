@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
+from mainspring.cli.output import (
+    emit,
+    facts,
+    json_option,
+    local_settings,
+    say,
+    table,
+    with_local_workspace,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
+    from mainspring.rooms import Namespaces
     from mainspring.workspace import Workspace
 
 
@@ -21,7 +31,7 @@ def loop() -> None:
 @loop.command()
 @json_option
 @with_workspace
-def tick(workspace: Workspace, as_json: bool) -> int:
+def tick(workspace: Namespaces, as_json: bool) -> int:
     """One round: take in what happened, decide what is due, do it; exits 1 if a part of it failed."""
     result = workspace.loop.tick()
     if as_json:
@@ -39,7 +49,7 @@ def tick(workspace: Workspace, as_json: bool) -> int:
 @click.option("--reason", required=True, help="Why; it is recorded.")
 @json_option
 @with_workspace
-def retrain(workspace: Workspace, deployment: str, reason: str, as_json: bool) -> None:
+def retrain(workspace: Namespaces, deployment: str, reason: str, as_json: bool) -> None:
     """Ask for a retraining of DEPLOYMENT's model; gate and rollout follow as always."""
     job = workspace.loop.request_retrain(deployment=deployment, reason=reason)
     if as_json:
@@ -54,7 +64,7 @@ def retrain(workspace: Workspace, deployment: str, reason: str, as_json: bool) -
 @click.option("--reason", required=True, help="Why; it is recorded.")
 @json_option
 @with_workspace
-def rollback(workspace: Workspace, deployment: str, reason: str, as_json: bool) -> None:
+def rollback(workspace: Namespaces, deployment: str, reason: str, as_json: bool) -> None:
     """Withdraw DEPLOYMENT's candidate; without one, put the previous champion back."""
     decision = workspace.loop.rollback(deployment=deployment, reason=reason)
     if as_json:
@@ -73,7 +83,7 @@ def rollback(workspace: Workspace, deployment: str, reason: str, as_json: bool) 
 @click.option("--deployment", help="Only this one.")
 @json_option
 @with_workspace
-def jobs(workspace: Workspace, deployment: str | None, as_json: bool) -> None:
+def jobs(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
     """Retraining jobs, newest first."""
     found = workspace.loop.jobs(deployment=deployment)
     if as_json:
@@ -90,7 +100,7 @@ def jobs(workspace: Workspace, deployment: str | None, as_json: bool) -> None:
 @click.option("--deployment", help="Only this one.")
 @json_option
 @with_workspace
-def rollouts(workspace: Workspace, deployment: str | None, as_json: bool) -> None:
+def rollouts(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
     """Rollouts, newest first."""
     found = workspace.loop.rollouts(deployment=deployment)
     if as_json:
@@ -106,7 +116,7 @@ def rollouts(workspace: Workspace, deployment: str | None, as_json: bool) -> Non
 @loop.command()
 @json_option
 @with_workspace
-def replay(workspace: Workspace, as_json: bool) -> int:
+def replay(workspace: Namespaces, as_json: bool) -> int:
     """Decide all recorded facts again; exits 1 if any decision would differ."""
     report = workspace.loop.replay()
     if as_json:
@@ -124,7 +134,7 @@ def replay(workspace: Workspace, as_json: bool) -> int:
 )
 @json_option
 @with_workspace
-def what_if(workspace: Workspace, deployment: str, settings: tuple[str, ...], as_json: bool) -> None:
+def what_if(workspace: Namespaces, deployment: str, settings: tuple[str, ...], as_json: bool) -> None:
     """Ask what another reaction policy would have decided on the recorded facts."""
     import msgspec
 
@@ -147,7 +157,7 @@ def what_if(workspace: Workspace, deployment: str, settings: tuple[str, ...], as
 
 
 @loop.command(hidden=True)
-@with_workspace
+@with_local_workspace
 def follow(workspace: Workspace) -> None:
     """Do jobs whose ids come on stdin, one a line, until it ends: a worker that stays warm between jobs."""
     from mainspring.errors import MainspringError
@@ -167,7 +177,7 @@ def follow(workspace: Workspace) -> None:
 @loop.command(hidden=True)
 @click.argument("job")
 @json_option
-@with_workspace
+@with_local_workspace
 def work(workspace: Workspace, job: str, as_json: bool) -> int:
     """Do a queued retraining job in this process."""
     from mainspring.execution import worker_runner

@@ -11,7 +11,7 @@ from mainspring.cli.output import emit, facts, json_option, local_settings, say,
 
 if TYPE_CHECKING:
     from mainspring.records.models import ModelInfo
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 
 @click.group()
@@ -22,7 +22,7 @@ def models() -> None:
 @models.command("list")
 @json_option
 @with_workspace
-def list_(workspace: Workspace, as_json: bool) -> None:
+def list_(workspace: Namespaces, as_json: bool) -> None:
     """All models with their aliases."""
     found = workspace.models.ops.list()
     if as_json:
@@ -43,7 +43,7 @@ def _alias(model: ModelInfo, alias: str) -> str:
 @click.option("--limit", default=20, show_default=True)
 @json_option
 @with_workspace
-def versions(workspace: Workspace, model: str, limit: int, as_json: bool) -> None:
+def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> None:
     """Versions of MODEL, newest first."""
     found = workspace.models.ops.versions(model=model, limit=limit).items
     if as_json:
@@ -67,7 +67,7 @@ def versions(workspace: Workspace, model: str, limit: int, as_json: bool) -> Non
 @click.argument("version", default="champion")
 @json_option
 @with_workspace
-def show(workspace: Workspace, model: str, version: str, as_json: bool) -> None:
+def show(workspace: Namespaces, model: str, version: str, as_json: bool) -> None:
     """One VERSION of MODEL (number, alias or latest)."""
     found = workspace.models.ops.version(model=model, selector=version)
     if as_json:
@@ -99,7 +99,7 @@ def show(workspace: Workspace, model: str, version: str, as_json: bool) -> None:
 @click.option("--alias", help="Only this one.")
 @json_option
 @with_workspace
-def history(workspace: Workspace, model: str, alias: str | None, as_json: bool) -> None:
+def history(workspace: Namespaces, model: str, alias: str | None, as_json: bool) -> None:
     """Which version held which alias, since when, and why."""
     found = workspace.models.ops.alias_history(model=model, alias=alias)
     if as_json:
@@ -117,7 +117,7 @@ def history(workspace: Workspace, model: str, alias: str | None, as_json: bool) 
 @click.option("--html", is_flag=True, help="HTML instead of Markdown.")
 @json_option
 @with_workspace
-def card(workspace: Workspace, model: str, version: str, html: bool, as_json: bool) -> None:
+def card(workspace: Namespaces, model: str, version: str, html: bool, as_json: bool) -> None:
     """The model card of VERSION, generated from what is recorded."""
     number = workspace.models.ops.version(model=model, selector=version).version
     found = workspace.models.ops.card(model=model, version=number)
@@ -139,7 +139,7 @@ def card(workspace: Workspace, model: str, version: str, html: bool, as_json: bo
 @json_option
 @with_workspace
 def promote(
-    workspace: Workspace, model: str, version: str, reason: str, override: bool, as_json: bool
+    workspace: Namespaces, model: str, version: str, reason: str, override: bool, as_json: bool
 ) -> None:
     """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. The rollout is passed by."""
     number = workspace.models.ops.version(model=model, selector=version).version
@@ -167,7 +167,7 @@ def promote(
 @click.option("--reason", required=True, help="Why; it is recorded.")
 @json_option
 @with_workspace
-def rollback(workspace: Workspace, model: str, alias: str, reason: str, as_json: bool) -> None:
+def rollback(workspace: Namespaces, model: str, alias: str, reason: str, as_json: bool) -> None:
     """Give ALIAS back to the version that held it before, verified first; traffic follows."""
     moved = workspace.models.ops.rollback(model=model, alias=alias, reason=reason)
     names: list[str] = []
@@ -191,7 +191,7 @@ def rollback(workspace: Workspace, model: str, alias: str, reason: str, as_json:
 @click.argument("to", type=click.Path(path_type=Path))
 @json_option
 @with_workspace
-def package(workspace: Workspace, model: str, version: str, to: Path, as_json: bool) -> None:
+def package(workspace: Namespaces, model: str, version: str, to: Path, as_json: bool) -> None:
     """Write the package of VERSION into the directory TO, verified."""
     found = workspace.models.package(model, version, to)
     if as_json:
@@ -200,7 +200,7 @@ def package(workspace: Workspace, model: str, version: str, to: Path, as_json: b
     facts([("package", to), ("format", found.format), ("files", len(found.files) + 1)])
 
 
-def _deploy_everywhere(workspace: Workspace, model: str, version: int, reason: str) -> list[str]:
+def _deploy_everywhere(workspace: Namespaces, model: str, version: int, reason: str) -> list[str]:
     """Let ``version`` answer wherever the policy deploys ``model``, and where a version of it answers now."""
     names = {n for n, policy in local_settings().config.deploy.items() if policy.model == model}
     names |= {d.name for d in workspace.deploy.deployments() if any(t.model == model for t in d.targets)}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
+    from mainspring.rooms import Namespaces
+    from mainspring.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def json_option(command: F) -> F:
@@ -20,23 +25,52 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def with_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Opens the workspace that the options name, passes it as the first argument and closes it."""
+def with_workspace(command: Callable[Concatenate[Namespaces, P], R]) -> Callable[P, R]:
+    """Opens the workspace that the options name, here or on a server, passes it as the first argument and closes it."""
 
     @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        import mainspring
-
-        settings = local_settings()
-        where = _place()
-        if settings.url is None or where.get("root") is not None:
-            check_project(settings)
-        with mainspring.open(
-            where.get("url") or where.get("root"), project=settings.config.project.name
-        ) as workspace:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _opened() as workspace:
             return command(workspace, *args, **kwargs)
 
     return run
+
+
+def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Callable[P, R]:
+    """As :func:`with_workspace`, for what needs the files of the workspace; refuses one on a server."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from mainspring.errors import InvalidInput
+        from mainspring.workspace import Workspace
+
+        settings = local_settings()
+        if settings.url is not None and _place().get("root") is None:
+            raise InvalidInput(
+                "this command needs the workspace itself, not one on a server",
+                value=settings.url,
+                place=settings.origins.get("url", "--url"),
+                next_step="Type it where the workspace is, without --url and MAINSPRING_URL.",
+            )
+        with _opened() as workspace:
+            assert isinstance(workspace, Workspace)  # noqa: S101 - there is no address of a server
+            return command(workspace, *args, **kwargs)
+
+    return run
+
+
+@contextlib.contextmanager
+def _opened() -> Iterator[Namespaces]:
+    import mainspring
+
+    settings = local_settings()
+    where = _place()
+    if settings.url is None or where.get("root") is not None:
+        check_project(settings)
+    with mainspring.open(
+        where.get("url") or where.get("root"), project=settings.config.project.name
+    ) as workspace:
+        yield workspace
 
 
 def local_settings() -> Settings:

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from mainspring.config import Settings
     from mainspring.records.lineage import Event
     from mainspring.records.monitoring import MonitorCounts
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 
 @click.command()
 @json_option
 @with_workspace
-def status(workspace: Workspace, as_json: bool) -> None:
+def status(workspace: Namespaces, as_json: bool) -> None:
     """One line per deployment: champion, traffic, alerts, what is under way."""
     found = []
     for deployment in workspace.deploy.deployments():
@@ -57,7 +57,7 @@ def status(workspace: Workspace, as_json: bool) -> None:
     )
 
 
-def _counts(workspace: Workspace, deployment: str) -> MonitorCounts | None:
+def _counts(workspace: Namespaces, deployment: str) -> MonitorCounts | None:
     """None before the first request."""
     from mainspring.errors import NotFound
 
@@ -72,7 +72,7 @@ def _counts(workspace: Workspace, deployment: str) -> MonitorCounts | None:
 @click.option("--windows", "count", default=7, show_default=True, help="How many of the newest windows.")
 @json_option
 @with_workspace
-def monitor(workspace: Workspace, deployment: str, count: int, as_json: bool) -> None:
+def monitor(workspace: Namespaces, deployment: str, count: int, as_json: bool) -> None:
     """Windows, drift and alerts of DEPLOYMENT."""
     workspace.deploy.deployment(name=deployment)  # a misspelt name is no quiet deployment
     windows = workspace.monitoring.windows(deployment=deployment, limit=count)
@@ -110,7 +110,7 @@ def monitor(workspace: Workspace, deployment: str, count: int, as_json: bool) ->
 @click.option("--limit", default=30, show_default=True)
 @json_option
 @with_workspace
-def timeline(workspace: Workspace, kind: str | None, subject: str | None, limit: int, as_json: bool) -> None:
+def timeline(workspace: Namespaces, kind: str | None, subject: str | None, limit: int, as_json: bool) -> None:
     """What happened, newest first."""
     page = workspace.lineage.events(kind=kind, subject=subject, limit=limit)
     if as_json:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+from mainspring.cli.output import emit, facts, json_option, say, table, with_local_workspace, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.execution import OnEvent
     from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
+    from mainspring.rooms import Namespaces
     from mainspring.workspace import Workspace
 
 _params = click.option(
@@ -22,7 +23,7 @@ _params = click.option(
 @click.argument("pipeline")
 @_params
 @json_option
-@with_workspace
+@with_local_workspace
 def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
     """Run PIPELINE: a model's name from mainspring.toml, or file.py:function."""
     source, given = _resolve(workspace, pipeline, params)
@@ -33,7 +34,7 @@ def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: b
 @click.argument("pipeline")
 @_params
 @json_option
-@with_workspace
+@with_local_workspace
 def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
     """Show what a run of PIPELINE would take from the cache and what it would do. Nothing runs."""
     source, given = _resolve(workspace, pipeline, params)
@@ -49,7 +50,7 @@ def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: 
 @click.argument("step")
 @json_option
 @with_workspace
-def why(workspace: Workspace, run_id: str, step: str, as_json: bool) -> None:
+def why(workspace: Namespaces, run_id: str, step: str, as_json: bool) -> None:
     """Explain why STEP of RUN was cached or ran."""
     found = workspace.pipelines.why(run=run_id, step=step)
     if as_json:
@@ -72,7 +73,7 @@ def why(workspace: Workspace, run_id: str, step: str, as_json: bool) -> None:
 @click.command()
 @click.argument("run_id", metavar="RUN")
 @json_option
-@with_workspace
+@with_local_workspace
 def resume(workspace: Workspace, run_id: str, as_json: bool) -> None:
     """Go on with RUN, which was interrupted or failed. Finished steps are not run again."""
     _show(workspace.execution.resume(run_id, on_event=_progress()), as_json)
@@ -81,7 +82,6 @@ def resume(workspace: Workspace, run_id: str, as_json: bool) -> None:
 def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     from mainspring.errors import InvalidInput
 
-    _local_only(workspace)
     given: dict[str, Any] = {}
     for item in params:
         name, equals, value = item.partition("=")
@@ -101,16 +101,6 @@ def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tu
             next_step=near(pipeline, known, what="[model.*]"),
         )
     return pipeline, given
-
-
-def _local_only(workspace: Any) -> None:
-    if not hasattr(workspace, "execution"):
-        from mainspring.errors import InvalidInput
-
-        raise InvalidInput(
-            "pipelines run where the project's code is",
-            next_step="Leave out --url; a server runs retrainings by itself.",
-        )
 
 
 def _progress() -> OnEvent:

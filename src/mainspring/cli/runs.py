@@ -11,7 +11,7 @@ import click
 from mainspring.cli.output import cell, emit, facts, json_option, say, short, table, with_workspace
 
 if TYPE_CHECKING:
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 
 @click.group()
@@ -41,7 +41,7 @@ def runs() -> None:
 @json_option
 @with_workspace
 def list_(
-    workspace: Workspace,
+    workspace: Namespaces,
     experiment: tuple[str, ...],
     filter_: str,
     order_by: tuple[str, ...],
@@ -73,7 +73,7 @@ def list_(
 @click.argument("run")
 @json_option
 @with_workspace
-def show(workspace: Workspace, run: str, as_json: bool) -> None:
+def show(workspace: Namespaces, run: str, as_json: bool) -> None:
     """Everything recorded of RUN."""
     _take_in(workspace)
     found = workspace.tracking.operations.get_run(run=run)
@@ -107,7 +107,7 @@ def show(workspace: Workspace, run: str, as_json: bool) -> None:
 @click.argument("run", nargs=-1, required=True)
 @json_option
 @with_workspace
-def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
+def compare(workspace: Namespaces, run: tuple[str, ...], as_json: bool) -> None:
     """Params and metrics of several runs side by side; what is equal everywhere is left out."""
     _take_in(workspace)
     found = [workspace.tracking.operations.get_run(run=r) for r in run]
@@ -143,7 +143,7 @@ def compare(workspace: Workspace, run: tuple[str, ...], as_json: bool) -> None:
 )
 @json_option
 @with_workspace
-def code(workspace: Workspace, run: str, path: str | None, to: Path | None, as_json: bool) -> None:
+def code(workspace: Namespaces, run: str, path: str | None, to: Path | None, as_json: bool) -> None:
     """The source files that RUN was made of, kept with it; with PATH the text of one."""
     tracking = workspace.tracking.operations
     _take_in(workspace)
@@ -171,7 +171,7 @@ def code(workspace: Workspace, run: str, path: str | None, to: Path | None, as_j
     )
 
 
-def _write_files(workspace: Workspace, run: str, paths: list[str], to: Path) -> None:
+def _write_files(workspace: Namespaces, run: str, paths: list[str], to: Path) -> None:
     from mainspring.storage.materialise import SafeFolder, check_target
 
     target = check_target(to)
@@ -185,7 +185,7 @@ def _write_files(workspace: Workspace, run: str, paths: list[str], to: Path) -> 
 @click.argument("run")
 @click.argument("step")
 @with_workspace
-def log(workspace: Workspace, run: str, step: str) -> None:
+def log(workspace: Namespaces, run: str, step: str) -> None:
     """What STEP of the pipeline run RUN printed."""
     out = sys.stdout.buffer
     told = False
@@ -200,7 +200,7 @@ def log(workspace: Workspace, run: str, step: str) -> None:
 @click.argument("run")
 @json_option
 @with_workspace
-def steps(workspace: Workspace, run: str, as_json: bool) -> None:
+def steps(workspace: Namespaces, run: str, as_json: bool) -> None:
     """Steps of the pipeline run RUN."""
     found = workspace.pipelines.steps(run=run)
     if as_json:
@@ -219,7 +219,7 @@ def steps(workspace: Workspace, run: str, as_json: bool) -> None:
     table(("step", "state", "attempt", "seconds", "why"), rows)
 
 
-def _take_in(workspace: Workspace) -> None:
+def _take_in(workspace: Namespaces) -> None:
     """Ship what processes that died left in the spool, so that their runs show; says so when there was something."""
     from mainspring.errors import MainspringError
 

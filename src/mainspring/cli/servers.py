@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, json_option, say, with_workspace
+from mainspring.cli.output import emit, json_option, local_settings, say, with_local_workspace
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -57,7 +57,7 @@ COUNT = click.IntRange(min=1)
     help="End when standard input is closed: when whoever started this is gone.",
 )
 @json_option
-@with_workspace
+@with_local_workspace
 def up(
     workspace: Workspace,
     host: str | None,
@@ -189,8 +189,8 @@ def up(
 @click.option(
     "--sandbox", type=click.Choice(["auto", "require", "off"]), help="Confine the worker (default: auto)."
 )
-@with_workspace
-def serve(workspace: Workspace, deployment: str | None, api_key_file: str | None, **given: Any) -> int:
+@with_local_workspace
+def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | None, **given: Any) -> int:
     """An inference server on its own, for what this workspace has deployed. DEPLOYMENT only checks that it is there."""
     if deployment is not None:
         workspace.deploy.deployment(name=deployment)
@@ -216,9 +216,7 @@ def serve(workspace: Workspace, deployment: str | None, api_key_file: str | None
 )
 @click.option("--at", "address", metavar="URL", help="The inference server (default: where [serving] says).")
 @json_option
-@with_workspace
 def predict(
-    workspace: Workspace,
     deployment: str,
     rows: tuple[str, ...],
     file: str | None,
@@ -235,7 +233,14 @@ def predict(
         raise InvalidInput(
             "there is nothing to predict", next_step="Give --row '{\"column\": value}' or --file rows.csv."
         )
-    config = workspace.settings.config.serving
+    settings = local_settings()
+    if address is None and settings.url is not None:
+        raise InvalidInput(
+            "the inference server is not the server of --url",
+            value=settings.url,
+            next_step="Name it with --at.",
+        )
+    config = settings.config.serving
     answer = _ask(address or f"http://{config.host}:{config.port}", deployment, given)
     if as_json:
         emit(answer)

@@ -26,7 +26,7 @@ from mainspring.cli.output import (
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
-    from mainspring.workspace import Workspace
+    from mainspring.rooms import Namespaces
 
 
 @click.command()
@@ -83,7 +83,7 @@ def fsck(read_data: bool, repair: bool, start_anew: bool, as_json: bool) -> int:
 
 
 @with_workspace
-def _fsck(workspace: Workspace, mended: list[str], *, read_data: bool, repair: bool, as_json: bool) -> int:
+def _fsck(workspace: Namespaces, mended: list[str], *, read_data: bool, repair: bool, as_json: bool) -> int:
     import msgspec
 
     objects = _base(workspace).objects
@@ -131,7 +131,7 @@ def _fsck(workspace: Workspace, mended: list[str], *, read_data: bool, repair: b
 )
 @json_option
 @with_workspace
-def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, as_json: bool) -> None:
+def gc(workspace: Namespaces, yes: bool, grace_s: float, even_if_younger: bool, as_json: bool) -> None:
     """Remove stored objects that nothing refers to. Shows what would go unless --yes."""
     objects = _base(workspace).objects
     report = objects.gc(dry_run=not yes, grace_s=grace_s, even_if_younger=even_if_younger)
@@ -168,7 +168,7 @@ def _here() -> Settings:
     return settings
 
 
-def _base(workspace: Workspace):  # type: ignore[no-untyped-def]
+def _base(workspace: Namespaces):  # type: ignore[no-untyped-def]
     from mainspring.errors import InvalidInput
 
     if not hasattr(workspace, "base"):
