@@ -37,7 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "blast-radius": ("mainspring.cli.lineage:blast_radius", "Everything that a thing led to."),
     "audit": ("mainspring.cli.lineage:audit", "Verify the chain of events."),
     "env": ("mainspring.cli.overview:env", "Settings with their origin, and the token."),
-    "token": ("mainspring.cli.tokens:token", "Tokens with one role each: add, list, revoke."),
+    "token": ("mainspring.cli.tokens:token", "Tokens with a role by project: add, list, change, revoke."),
     "doctor": ("mainspring.cli.upkeep:doctor", "Check this machine and workspace."),
     "fsck": ("mainspring.cli.upkeep:fsck", "Check every stored object."),
     "gc": ("mainspring.cli.upkeep:gc", "Remove what nothing refers to."),

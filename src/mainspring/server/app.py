@@ -19,7 +19,8 @@ from starlette.staticfiles import StaticFiles
 from mainspring.errors import MainspringError, MethodNotAllowed, NotFound
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server import openapi
-from mainspring.server.access import Access, Sessions
+from mainspring.server.access import Access
+from mainspring.server.authentication import Sessions
 from mainspring.server.gate import App, Gate
 from mainspring.server.routes import build_routes, error_response
 from mainspring.workspace import Workspace
@@ -35,7 +36,7 @@ def build_app(
 ) -> App:
     """The whole application behind its gate. Raises TypeError if any public room method declares no policy."""
     rooms = {name: room_class(name) for name in ROOMS}
-    sessions = Sessions(workspace.base.store, access)
+    sessions = Sessions(workspace.base.store, access.tokens)
 
     def find(project: str, room: str) -> object | None:
         return workspace.room(room) if project == workspace.project else None
@@ -58,7 +59,7 @@ def build_app(
             Exception: _bug,
         },
     )
-    return Gate(starlette, access, sessions)
+    return Gate(starlette, access, [*access.tokens, sessions])
 
 
 async def live(_request: Request) -> Response:

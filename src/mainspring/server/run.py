@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import signal
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,12 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
     with server_lock(workspace.settings.home), named_only():
         token = ensure_token(workspace.settings.home)
         access = access_for(
-            token, host=options.host, hosts=workspace.settings.config.server.hosts, public_auth=options.auth
+            token,
+            host=options.host,
+            hosts=workspace.settings.config.server.hosts,
+            public_auth=options.auth,
+            issued=Tokens(workspace.settings.home),
         )
-        issued = Tokens(workspace.settings.home)
-        access = replace(access, issued=functools.partial(issued.principals, workspace.project))
         app = build_app(workspace, access, pages=page_routes)
         listener = listen(options.host, options.port)
         _die_on_lost_writes(workspace)

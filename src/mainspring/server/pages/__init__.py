@@ -8,7 +8,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from mainspring.server import charts
-from mainspring.server.access import Sessions
+from mainspring.server.authentication import Sessions
 from mainspring.server.pages import data, deployments, lineage, models, overview, pipelines, runs, timeline
 from mainspring.server.pages.rendering import Action, Pages, View
 from mainspring.server.pages.text import environment
