@@ -20,6 +20,7 @@ import msgspec
 from mainspring.errors import MainspringError, Unavailable, from_dict
 from mainspring.operations import Download, Kind, Operation, operations_of
 from mainspring.records.base import new_id, to_json
+from mainspring.records.projects import Project
 from mainspring.rooms import Namespaces, room_class
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ class Connection:
                 place=f"{self.url}, {operation.id}",
                 next_step="Use the same version of mainspring here and there.",
             ) from None
+
+    def projects(self) -> list[Project]:
+        """The projects in which the caller has a part, whichever this connection is for."""
+        return msgspec.json.decode(self._retried("GET", "/api/v1/projects").content, type=list[Project])
 
     def close(self) -> None:
         self._client.close()

@@ -60,7 +60,7 @@ def fill(one: Workspace) -> dict[str, Any]:
         "verdict": verdict.id, "job": job.id, "attempt": 1, "digest": digest, "package": digest, "ref": f"run:{run.id}", "refs": [f"run:{run.id}"], "reason": "r",
         "purpose": "p", "tag": "t", "tags": {}, "alive_s": 1.0, "size": len(CANARY), "a": "1", "b": "1", "metric": "auc", "window": "w",
         "step": "s", "predictions": ["x"], "prediction_id": "x", "policy": {}, "inputs": [f"dataset_version:{data.id}"], "batch_id": "b",
-        "items": [], "gate": "0" * 64, "rules": [], "champion": None, "targets": [], "files": {},
+        "items": [], "consumer": "hooks", "seq": 1, "gate": "0" * 64, "rules": [], "champion": None, "targets": [], "files": {},
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mainspring.cli.main import app
 from mainspring.config import load
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, NotFound
 from mainspring.operations import Role
 from mainspring.server.tokens import Tokens
 from mainspring.testing.server import Running, running_server
@@ -45,6 +45,7 @@ def command(root: Path, *words: str) -> Any:
 def test_a02_a_session_follows_the_roles_of_its_token(server: Running, workspace: Workspace) -> None:
     """A02: a lowered token lowers its sessions; one whose roles are elsewhere is nobody here; a revoked one ends them."""
     root = workspace.settings.root
+    workspace.projects.create(name="elsewhere")
     told = json.loads(command(root, "add", "bea", "--role", "editor", "--role", "*=viewer", "--json"))
     assert told["roles"] == {"here": "editor", "*": "viewer"}
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=120) as browser:
@@ -75,13 +76,14 @@ def test_a02_a_token_says_its_roles_as_they_were_given(workspace: Workspace) -> 
         (["king"], "no such role"),
         (["viewer", "admin"], "a project has one role"),
         (["=viewer", "here=admin"], "a project has one role"),
-        (["../x=viewer"], "project"),
+        (["../x=viewer"], "no such project"),
+        (["viewer", "unmade=admin"], "no such project"),
     ],
 )
 def test_a06_a_role_that_means_nothing_gives_no_token(
     workspace: Workspace, roles: list[str], message: str
 ) -> None:
     """A06. Seen red with the second role of a project put in the place of the first."""
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises((InvalidInput, NotFound), match=message):
         command(workspace.settings.root, "add", "eve", *(f"--role={r}" for r in roles))
     assert Tokens(workspace.settings.home).listed() == []

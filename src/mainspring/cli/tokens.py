@@ -121,7 +121,25 @@ def _roles_of(given: tuple[str, ...]) -> dict[str, Role]:
         if project in roles:
             raise InvalidInput("a project has one role", value=project, place="--role")
         roles[project] = Role[role.upper()]
+    _check_projects(set(roles))
     return roles
+
+
+def _check_projects(named: set[str]) -> None:
+    """A role waits for no project that somebody may make one day: each must be there."""
+    from mainspring.operations import EVERY_PROJECT, no_project
+
+    settings = local_settings()
+    others = named - {settings.config.project.name, EVERY_PROJECT}
+    if not others:
+        return
+    from mainspring.lineage.projects import exists
+    from mainspring.workspace import Workspace
+
+    with Workspace(settings) as workspace:
+        for project in sorted(others):
+            if not exists(workspace.base.store, project):
+                raise no_project(project)
 
 
 def _day(at_us: int) -> str:

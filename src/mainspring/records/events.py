@@ -139,6 +139,7 @@ class EventKind(enum.StrEnum):
     FEEDBACK_SETTLED = "feedback.settled", "Parked labels joined", "idle", _counts
     HOLDOUT_LOCKED = "holdout.locked", "Hold-out locked", "idle"
     HOLDOUT_USED = "holdout.used", "Hold-out used", "idle"
+    PROJECT_CREATED = "project.created", "Project created", "idle"
     EXPERIMENT_CREATED = "experiment.created", "Experiment created", "idle"
     UPLOADS_EXPIRED = "uploads.expired", "Unused uploads expired", "idle"
     LINEAGE_SEALED = "lineage.sealed", "Edges of version 1 sealed", "idle"

@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from mainspring.config import served
 from mainspring.operations import Principal
 from mainspring.server.access import access_for, ensure_token
 from mainspring.server.app import build_app
 from mainspring.server.authentication import FixedTokens
 from mainspring.server.connections import ControlServer, Limits, control_config
+from mainspring.server.hosted import Hosted
 from mainspring.server.pages import page_routes
 from mainspring.server.run import listen
 from mainspring.server.tokens import Tokens, digest_of
@@ -39,7 +41,8 @@ def running_server(
     access = access_for(token, host="127.0.0.1", hosts=[], issued=Tokens(workspace.settings.home))
     more = FixedTokens({digest_of(tokens[p.name]): p for p in principals})
     access = replace(access, tokens=(*access.tokens, more))
-    server = ControlServer(control_config(build_app(workspace, access, pages=page_routes), limits))
+    hosted = Hosted(workspace, served(workspace.settings))
+    server = ControlServer(control_config(build_app(hosted, access, pages=page_routes), limits))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -9,11 +9,11 @@ from starlette.types import Scope
 
 from mainspring.server import charts
 from mainspring.server.authentication import Sessions
+from mainspring.server.hosted import Hosted
 from mainspring.server.pages import data, deployments, lineage, models, overview, pipelines, runs, timeline
 from mainspring.server.pages.rendering import Action, Pages, View
 from mainspring.server.pages.text import environment
 from mainspring.server.session import session_routes
-from mainspring.workspace import Workspace
 
 VIEWS: list[View] = [
     overview.VIEW,
@@ -28,10 +28,10 @@ VIEWS: list[View] = [
 ACTIONS: list[Action] = [*models.ACTIONS, *deployments.ACTIONS, *pipelines.ACTIONS]
 
 
-def page_routes(workspace: Workspace, sessions: Sessions) -> list[BaseRoute]:
+def page_routes(hosted: Hosted, sessions: Sessions) -> list[BaseRoute]:
     """Routes of all pages."""
     charts.ensure_bundle()
-    pages = Pages(workspace, environment(), ACTIONS)
+    pages = Pages(hosted.own, environment(), ACTIONS)
 
     async def missing(request: Request) -> Response:
         return pages.missing(request)
