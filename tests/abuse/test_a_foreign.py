@@ -20,6 +20,7 @@ import pytest
 
 from mainspring.config import load
 from mainspring.errors import MainspringError, NotFound
+from mainspring.lineage.consumers import Consumer, Consumers
 from mainspring.operations import Download, Kind, Operation, operations_of
 from mainspring.records.base import new_id, to_json
 from mainspring.records.labels import Feedback
@@ -77,6 +78,7 @@ class Things:
             "items": [[Feedback(prediction_id=f"{self.run}/0", value=True)]],
             "targets": [[Target(model=name, version=1, package=self.package.digest)], [Target(model="ours", version=1, package=self.package.digest)]],
             "shadows": [[Shadow(model=name, version=1, package=self.package.digest, name="s")], [Shadow(model="ours", version=1, package=self.package.digest, name="s")]],
+            "consumer": [f"hooks-{name}"],
             "evaluation": [
                 Evaluation(task=Task.BINARY, rows=1, metrics={}, subject=refs[1], dataset_version=self.dataset_version),
                 Evaluation(task=Task.BINARY, rows=1, metrics={}, subject=data, dataset_version="x"),
@@ -104,7 +106,7 @@ NAMES_NOTHING = {
     "key", "path", "prefix", "params", "started_us", "alive_s", "source", "status", "ended_us", "size", "metrics", "thin_to", "code",
     "environment", "filter", "order_by", "view", "remove", "at", "approved", "expected", "label", "max_uses", "purpose", "by", "attempts",
     "state", "now", "since", "until", "severity", "min_rows", "metric", "attempt", "error", "champion", "policy", "step",
-    "override",
+    "override", "seq",
 }  # fmt: skip
 """Arguments that hold values, not names of things. ``version``, ``champion`` and ``expected`` count within a model; ``step`` within a
 run."""
@@ -160,6 +162,7 @@ def fill(workspace: Workspace, name: str) -> Things:
             task=Task.BINARY, rows=3, metrics={}, subject=f"run:{run.id}", dataset_version=data.id
         )
     )
+    Consumers(workspace.base, [Consumer(name=f"hooks-{name}", handler=lambda _events: None)])
     upload = workspace.objects.put(body=iter([f"{word} bytes".encode()]))
     table = workspace.data.operations.files(dataset=f"data-{name}")[0].digest
     package = ObjectRef(digest=made.package, size=workspace.base.objects.size(made.package))
