@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
@@ -31,16 +29,13 @@ ACTIONS: list[Action] = [*models.ACTIONS, *deployments.ACTIONS, *pipelines.ACTIO
 def page_routes(hosted: Hosted, sessions: Sessions) -> list[BaseRoute]:
     """Routes of all pages."""
     charts.ensure_bundle()
-    pages = Pages(hosted.own, environment(), ACTIONS)
-
-    async def missing(request: Request) -> Response:
-        return pages.missing(request)
+    pages = Pages(hosted, environment(), ACTIONS)
 
     return [
         *session_routes(sessions),
-        *(pages.view(v) for v in VIEWS),
-        *(pages.action(a) for a in ACTIONS),
-        _Elsewhere("/{rest:path}", missing, methods=["GET"]),
+        *(route for v in VIEWS for route in pages.view(v)),
+        *(route for a in ACTIONS for route in pages.action(a)),
+        _Elsewhere("/{rest:path}", pages.missing, methods=["GET"]),
     ]
 
 
