@@ -43,7 +43,8 @@ def command(root: Path, *words: str) -> Any:
 
 
 def test_a02_a_session_follows_the_roles_of_its_token(server: Running, workspace: Workspace) -> None:
-    """A02: a lowered token lowers its sessions; one whose roles are elsewhere is nobody here; a revoked one ends them."""
+    """A02: a lowered token lowers its sessions; one whose roles are elsewhere is nobody here; a revoked one ends
+    them. Seen red with the principal of a session remembered."""
     root = workspace.settings.root
     workspace.projects.create(name="elsewhere")
     told = json.loads(command(root, "add", "bea", "--role", "editor", "--role", "*=viewer", "--json"))
