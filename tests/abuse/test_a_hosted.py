@@ -102,7 +102,8 @@ def test_a03_every_operation_on_a_project_of_others_is_one_that_is_not_there(
 
 
 def test_a03_ids_of_others_name_nothing_here(served: Served) -> None:
-    """A03, A04: every reading operation of the own project, asked for what another one has, over HTTP."""
+    """A03, A04: every reading operation of the own project, asked for what another one has, over HTTP. Seen red without
+    ``project = ?`` in the look-up of a run."""
     nothing = {
         "dataset_version": "9" * 64,
         "run": "01900000-0000-7000-8000-000000000000",
@@ -149,6 +150,7 @@ def test_a03_an_idempotency_key_is_of_its_project(served: Served) -> None:
 
 
 def test_a03_events_and_lists_are_of_one_project(served: Served) -> None:
+    """A03. Seen red with every project listed to whoever asks."""
     with served.as_("ann") as http:
         for o in (o for o in OPERATIONS if not o.policy.changes and o.policy.kind is Kind.UNARY):
             if all(p.default is not p.empty for p in o.parameters.values()):

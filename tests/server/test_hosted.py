@@ -95,7 +95,7 @@ def test_a02_an_administrator_of_one_project_makes_none(workspace: Workspace) ->
     assert "five" not in [p.name for p in workspace.projects.list()]
 
 
-def test_f_a_repeated_creation_is_answered_from_its_key(server: Running) -> None:
+def test_a_repeated_creation_is_answered_from_its_key(server: Running) -> None:
     with httpx2.Client(
         base_url=server.url, headers={"authorization": f"Bearer {server.token}"}, trust_env=False, timeout=120
     ) as http:
@@ -130,7 +130,7 @@ def test_a03_equal_names_in_two_projects_do_not_mix(server: Running) -> None:
             assert it.lineage.verify().ok
 
 
-def test_l_opening_at_once_and_beyond_the_bound(workspace: Workspace) -> None:
+def test_opening_at_once_and_beyond_the_bound(workspace: Workspace) -> None:
     """Many threads, twelve projects, a cache of two: everyone gets their own, and a project that stays open is opened once."""
     names = [f"p{i}" for i in range(12)]
     for name in names:

@@ -63,7 +63,7 @@ def test_a02_a_session_follows_the_roles_of_its_token(server: Running, workspace
         assert asked() == 401
 
 
-def test_a02_a_token_says_its_roles_as_they_were_given(workspace: Workspace) -> None:
+def test_a_token_says_its_roles_as_they_were_given(workspace: Workspace) -> None:
     tokens = Tokens(workspace.settings.home)
     tokens.issue("ann", {"here": Role.VIEWER, "there": Role.ADMIN}, days=1)
     (ann,) = tokens.principals().values()
