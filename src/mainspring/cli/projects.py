@@ -71,6 +71,12 @@ def list_(workspace: Workspace | RemoteWorkspace, as_json: bool) -> None:
 @with_workspace
 def create(workspace: Workspace | RemoteWorkspace, name: str, as_json: bool) -> None:
     """Make the project NAME in this workspace. Needs the role admin in every project."""
+    from mainspring.remote import RemoteWorkspace
+
+    if isinstance(workspace, RemoteWorkspace):  # a call goes through a project that is there
+        visible = [p.name for p in workspace.connection.projects()]
+        if visible and workspace.project not in visible:
+            workspace.connection.project = visible[0]
     made = workspace.projects.create(name=name)
     if as_json:
         emit(made)
