@@ -73,6 +73,7 @@ def search(workspace: Workspace, runs: int, rounds: int = 9) -> dict[str, float]
         "newest": {},
         "filtered": {"filter": "metrics.m1 > 0.5 and metrics.m2 < 0.1"},
         "by_metric": {"order_by": ["metrics.m3 desc"]},
+        "by_two_metrics_and_start": {"order_by": ["-metrics.m3", "metrics.m1", "-started"]},
     }
     result: dict[str, float] = {"runs": runs, "fill_s": round(filled, 1)}
     for name, query in queries.items():

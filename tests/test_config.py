@@ -58,6 +58,9 @@ def test_a_whole_policy_is_typed() -> None:
         (GOOD[: len(GOOD) // 2], "not valid TOML"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[project]\nname = '../x'\n", "not a valid project name"),
+        (b"[pipelines]\nexecutor = 'slurm'\n", "Known: 'local', 'worker'."),
+        (b"[pipelines]\nexecutor = 'workers'\n", "Did you mean 'worker'?"),
+        (b"[pipelines]\nworkers = 0\n", "Write 1 to 1000."),
     ],
 )
 def test_what_is_wrong_is_named(wrong: bytes, said: str) -> None:

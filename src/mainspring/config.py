@@ -21,6 +21,7 @@ from mainspring.records.base import Duration, Record, check_name, seconds, to_js
 from mainspring.records.data import CheckRule
 from mainspring.records.loop import DeployPolicy, ModelPolicy, RetrainPolicy
 from mainspring.records.monitoring import MonitorPolicy
+from mainspring.records.pipelines import ExecutorName
 from mainspring.records.reading import Reading
 
 FILE = "mainspring.toml"
@@ -85,6 +86,15 @@ class ServingSection(Record, frozen=True):
     port: int = 8710
 
 
+class PipelinesSection(Record, frozen=True):
+    """``[pipelines]``: where the steps of this project's runs are executed."""
+
+    executor: ExecutorName = "local"
+    """``local``: in processes of the runner's machine. ``worker``: by whichever ``python -m mainspring.pipelines.worker`` takes them."""
+    workers: int | None = None
+    """How many steps of a run are under way at once; by default two, or one on a single core."""
+
+
 class DataPolicy(Record, frozen=True):
     """``[data.<dataset>]``: where it comes from, how it is read, and what must hold before a version becomes visible."""
 
@@ -100,6 +110,7 @@ class Config(Record, frozen=True):
     storage: StorageSection = StorageSection()
     server: ServerSection = ServerSection()
     serving: ServingSection = ServingSection()
+    pipelines: PipelinesSection = PipelinesSection()
     data: dict[str, DataPolicy] = {}
     model: dict[str, ModelPolicy] = {}
     deploy: dict[str, DeployPolicy] = {}
@@ -369,6 +380,14 @@ def _check_settings(config: Config, place: str) -> None:
             value=config.storage.clock,
             place=f"{place}, storage.clock",
             next_step=near(config.storage.clock, clocks, what="clock"),
+        )
+    workers = config.pipelines.workers
+    if workers is not None and not 1 <= workers <= 1000:
+        raise ConfigError(
+            "not a number of steps at once",
+            value=workers,
+            place=f"{place}, pipelines.workers",
+            next_step="Write 1 to 1000.",
         )
     for name, section in (("server", config.server), ("serving", config.serving)):
         if not 0 <= section.port <= 65535:

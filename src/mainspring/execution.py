@@ -16,6 +16,7 @@ from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
 from mainspring.records.tracking import Point
 
 if TYPE_CHECKING:
+    from mainspring.config import PipelinesSection
     from mainspring.lineage import Foundation
     from mainspring.pipelines import Pipelines, Runner
     from mainspring.tracking import Tracking
@@ -26,7 +27,16 @@ OnEvent = Callable[[PipelineEvent], None]
 class Execution:
     """Runs, plans and resumes the pipelines of the project at ``root``."""
 
-    def __init__(self, base: Foundation, pipelines: Pipelines, tracking: Tracking, *, root: Path) -> None:
+    def __init__(
+        self,
+        base: Foundation,
+        pipelines: Pipelines,
+        tracking: Tracking,
+        *,
+        root: Path,
+        policy: PipelinesSection,
+    ) -> None:
+        self._policy = policy
         self._base = base
         self._pipelines = pipelines
         self._tracking = tracking
@@ -62,6 +72,8 @@ class Execution:
             self._pipelines,
             root=self._root,
             environment=environment_digest(),
+            executor=self._policy.executor,
+            workers=self._policy.workers,
             opener="mainspring.workspace:open_workspace",
             workspace={"root": str(self._root), "project": self._base.project},
         )

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from mainspring.errors import MainspringError, Unavailable, from_dict
+from mainspring.errors import InvalidInput, MainspringError, Unavailable, from_dict
+from mainspring.observation import observer
 from mainspring.operations import Download, Kind, Operation, operations_of
 from mainspring.records.base import new_id, to_json
 from mainspring.records.projects import Project
@@ -33,11 +34,21 @@ _ATTEMPTS = 4
 class Connection:
     """An authenticated HTTP connection to a control plane."""
 
-    def __init__(self, url: str, *, token: str, project: str = "default", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        project: str = "default",
+        timeout_s: float = 60.0,
+        observed: bool = False,
+    ) -> None:
+        """``observed``: who observes this process (a running step) is told of the decisions made through the connection."""
         import httpx2
 
         self.url = url.rstrip("/")
         self.project = project
+        self._observed = observed
         self._timeout_s = timeout_s
         self._client: httpx2.Client = httpx2.Client(
             base_url=self.url,
@@ -75,13 +86,17 @@ class Connection:
                 "GET", path, params=_query(operation, arguments), timeout=self._timeout(operation)
             )
         try:
-            return msgspec.json.decode(response.content, type=operation.returns)
+            result = msgspec.json.decode(response.content, type=operation.returns)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise MainspringError(
                 f"the server's answer cannot be read: {error}",
                 place=f"{self.url}, {operation.id}",
                 next_step="Use the same version of mainspring here and there.",
             ) from None
+        told = observer() if self._observed and operation.policy.changes else None
+        if told is not None:
+            told(operation.id, arguments, result)
+        return result
 
     def projects(self) -> list[Project]:
         """The projects in which the caller has a part, whichever this connection is for."""
@@ -204,9 +219,17 @@ class RemoteWorkspace(Namespaces):
     so that what a dead process left is shipped to where it belongs and nowhere else.
     """
 
-    def __init__(self, url: str, *, token: str, project: str = "default", spool: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        project: str = "default",
+        spool: Path | None = None,
+        observed: bool = False,
+    ) -> None:
         self.project = project
-        self.connection = Connection(url, token=token, project=project)
+        self.connection = Connection(url, token=token, project=project, observed=observed)
         self.spool = spool or _spool_of(self.connection.url, project)
         self._rooms: dict[str, Any] = {}
 
@@ -226,3 +249,16 @@ class RemoteWorkspace(Namespaces):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_served(*, url: str, token_file: str, project: str) -> RemoteWorkspace:
+    """The workspace of a step that runs away from it (``pipelines.worker``): what the step decides there is noted as its effects."""
+    try:
+        token = Path(token_file).read_text().strip()
+    except OSError as error:
+        raise InvalidInput(
+            f"the token cannot be read: {error.strerror}",
+            value=token_file,
+            next_step="'mainspring env --token' prints it where the server runs; write it to a private file.",
+        ) from None
+    return RemoteWorkspace(url, token=token, project=project, observed=True)

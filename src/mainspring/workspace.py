@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mainspring import config as configuration
+from mainspring import durable
 from mainspring.clock import Clock, SystemClock, from_us, to_us
 from mainspring.config import Settings
 from mainspring.errors import Conflict, Corrupt, InvalidInput
 from mainspring.lineage import Foundation, Ledger, Lineage, projects
 from mainspring.operations import Role, operation, operations_of
 from mainspring.rooms import Namespaces
-from mainspring.storage import durable
 from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
 
@@ -81,7 +81,13 @@ class Workspace(Namespaces):
         """Runs this project's pipelines on this machine."""
         from mainspring.execution import Execution
 
-        return Execution(self.base, self.room("pipelines"), self.room("tracking"), root=self.settings.root)
+        return Execution(
+            self.base,
+            self.room("pipelines"),
+            self.room("tracking"),
+            root=self.settings.root,
+            policy=self.settings.config.pipelines,
+        )
 
     def close(self) -> None:
         """Release files and connections. Idempotent."""

@@ -27,6 +27,8 @@ from mainspring.records.labels import Feedback
 from mainspring.records.loop import RuleResult
 from mainspring.records.models import Column, Signature, Task
 from mainspring.records.objects import ObjectRef
+from mainspring.records.pipelines import Artifact as StepOutput
+from mainspring.records.pipelines import StepResult
 from mainspring.records.serving import Shadow, Target
 from mainspring.records.training import Evaluation
 from mainspring.rooms import ROOMS, room_class
@@ -60,6 +62,8 @@ class Things:
     upload: ObjectRef
     table: str
     """A dataset's file."""
+    experiment: str
+    """An experiment's id."""
 
     def named(self) -> dict[str, list[Any]]:
         """By argument, the values that would name these things."""
@@ -70,7 +74,8 @@ class Things:
             "dataset": [f"data-{name}"], "model": [name], "deployment": [name], "name": [name], "experiment": [f"tries-{name}"],
             "dataset_version": [self.dataset_version], "holdout": [self.dataset_version], "run": [self.run], "parent": [self.run],
             "verdict": [self.verdict], "job": [self.job], "digest": digests, "package": digests, "profile": digests,
-            "id": [self.dataset_version, self.run, new_id()], "ref": refs, "subject": refs, "inputs": [[r] for r in refs], "refs": [[r] for r in refs],
+            "id": [self.dataset_version, self.run, self.experiment, new_id()],
+            "experiment_id": [self.experiment], "experiment_ids": [[self.experiment]], "ref": refs, "subject": refs, "inputs": [[r] for r in refs], "refs": [[r] for r in refs],
             "files": [{"f": ObjectRef(digest=d, size=self.upload.size)} for d in digests],
             "selector": [self.dataset_version], "before": [self.dataset_version], "after": [self.dataset_version],
             "alias": [f"alias-{name}"], "tag": [f"tag-{name}"], "experiments": [[f"tries-{name}"]], "pipeline": [f"{name}.py:t"],
@@ -78,10 +83,12 @@ class Things:
             "items": [[Feedback(prediction_id=f"{self.run}/0", value=True)]],
             "targets": [[Target(model=name, version=1, package=self.package.digest)], [Target(model="ours", version=1, package=self.package.digest)]],
             "shadows": [[Shadow(model=name, version=1, package=self.package.digest, name="s")], [Shadow(model="ours", version=1, package=self.package.digest, name="s")]],
-            "consumer": [f"hooks-{name}"],
             "evaluation": [
                 Evaluation(task=Task.BINARY, rows=1, metrics={}, subject=refs[1], dataset_version=self.dataset_version),
                 Evaluation(task=Task.BINARY, rows=1, metrics={}, subject=data, dataset_version="x"),
+            ],
+            "consumer": [f"told-{name}"], "execution": [self.run], "result": [
+                StepResult(outputs=[StepOutput(name="value", kind="bytes", digest=d, size=self.upload.size)]) for d in digests
             ],
             "a": [f"{name}@1"], "b": [f"{name}@1"], "scorer": [f"{name}@1"], "gate": [self.upload.digest], "version": [1],
         }  # fmt: skip
@@ -90,7 +97,7 @@ class Things:
         return [
             ("dataset_version", self.dataset_version), ("run", self.run), ("model_version", f"{self.name}@1"),
             ("model", self.name), ("deployment", self.name), ("verdict", self.verdict), ("object", self.upload.digest),
-            ("evaluation", self.evaluation), ("job", self.job), ("dataset", f"data-{self.name}"),
+            ("evaluation", self.evaluation), ("job", self.job), ("dataset", f"data-{self.name}"), ("experiment", self.experiment),
         ]  # fmt: skip
 
 
@@ -98,6 +105,7 @@ NOTHING = Things(
     name="nobody", dataset_version="9a" * 32, run="01900000-0000-7000-8000-000000000000", verdict="01900000-0000-7000-8000-000000000001",
     job="01900000-0000-7000-8000-000000000002", evaluation="01900000-0000-7000-8000-000000000003",
     package=ObjectRef(digest="8a" * 32, size=10), profile="7a" * 32, upload=ObjectRef(digest="6a" * 32, size=11), table="5a" * 32,
+    experiment="01900000-0000-7000-8000-000000000004",
 )  # fmt: skip
 """Of the same shapes, and nowhere."""
 
@@ -106,12 +114,12 @@ NAMES_NOTHING = {
     "key", "path", "prefix", "params", "started_us", "alive_s", "source", "status", "ended_us", "size", "metrics", "thin_to", "code",
     "environment", "filter", "order_by", "view", "remove", "at", "approved", "expected", "label", "max_uses", "purpose", "by", "attempts",
     "state", "now", "since", "until", "severity", "min_rows", "metric", "attempt", "error", "champion", "policy", "step",
-    "override", "seq",
+    "override", "worker", "token", "seq",
 }  # fmt: skip
 """Arguments that hold values, not names of things. ``version``, ``champion`` and ``expected`` count within a model; ``step`` within a
 run."""
 
-DIGESTS = {"digest", "package", "profile", "files"}
+DIGESTS = {"digest", "package", "profile", "files", "result"}
 """Arguments that name bytes: never taken from outside the project."""
 
 CLAIMS_AN_ID = {("tracking.create_run", "id")}
@@ -162,7 +170,7 @@ def fill(workspace: Workspace, name: str) -> Things:
             task=Task.BINARY, rows=3, metrics={}, subject=f"run:{run.id}", dataset_version=data.id
         )
     )
-    Consumers(workspace.base, [Consumer(name=f"hooks-{name}", handler=lambda _events: None)])
+    Consumers(workspace.base, [Consumer(name=f"told-{name}", handler=lambda _events: None)])
     upload = workspace.objects.put(body=iter([f"{word} bytes".encode()]))
     table = workspace.data.operations.files(dataset=f"data-{name}")[0].digest
     package = ObjectRef(digest=made.package, size=workspace.base.objects.size(made.package))
@@ -171,7 +179,7 @@ def fill(workspace: Workspace, name: str) -> Things:
     ) if name == "theirs" else None
     return Things(
         name=name, dataset_version=data.id, run=run.id, verdict=verdict.id, job=job.id, evaluation=str(kept.id), package=package,
-        profile=profile, upload=upload, table=table,
+        profile=profile, upload=upload, table=table, experiment=run.experiment_id,
     )  # fmt: skip
 
 
@@ -181,10 +189,12 @@ def own_arguments(o: Operation, own: Things) -> dict[str, Any]:
         "digest": own.upload.digest, "package": own.package.digest, "profile": own.profile, "size": own.upload.size, "path": "f",
         "reason": "r", "purpose": "p", "tags": {}, "alive_s": 1.0, "key": "loss", "rules": [], "champion": None, "attempt": 1, "policy": {},
         "metric": "auc", "step": "s", "version": 1, "kind": "input", "selector": "latest", "before": "latest", "after": "latest",
-        "now": None, "ref": f"run:{own.run}", "window": own.run, "id": own.dataset_version, "refs": [f"run:{own.run}"],
+        "now": None, "ref": f"run:{own.run}", "window": own.run, "worker": "w", "token": "t", "seq": 1, "id": own.dataset_version, "refs": [f"run:{own.run}"],
     }  # fmt: skip
     if o.id == "pipelines.run" or o.room == "monitoring":
         values["id"] = own.run
+    if o.id.endswith("_experiment"):
+        values["id"] = own.experiment
     found = {n: values[n] for n, p in o.parameters.items() if p.default is p.empty and n != "body"}
     if o.policy.kind is Kind.UPLOAD:
         sink = io.BytesIO()

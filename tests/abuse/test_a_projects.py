@@ -16,6 +16,7 @@ from mainspring.operations import Download, Kind, operations_of
 from mainspring.records.base import to_json
 from mainspring.records.loop import RuleResult
 from mainspring.records.models import Column, Signature, Task
+from mainspring.records.pipelines import StepResult
 from mainspring.rooms import ROOMS, room_class
 from mainspring.workspace import Workspace
 
@@ -60,7 +61,8 @@ def fill(one: Workspace) -> dict[str, Any]:
         "verdict": verdict.id, "job": job.id, "attempt": 1, "digest": digest, "package": digest, "ref": f"run:{run.id}", "refs": [f"run:{run.id}"], "reason": "r",
         "purpose": "p", "tag": "t", "tags": {}, "alive_s": 1.0, "size": len(CANARY), "a": "1", "b": "1", "metric": "auc", "window": "w",
         "step": "s", "predictions": ["x"], "prediction_id": "x", "policy": {}, "inputs": [f"dataset_version:{data.id}"], "batch_id": "b",
-        "items": [], "consumer": "hooks", "seq": 1, "gate": "0" * 64, "rules": [], "champion": None, "targets": [], "files": {},
+        "execution": run.id, "worker": "w", "token": "t", "result": StepResult(), "consumer": "told", "seq": 1,
+        "items": [], "gate": "0" * 64, "rules": [], "champion": None, "targets": [], "files": {},
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 
 _LOAD = """
 import time
-from mainspring.models.formats.onnx import _runtime
+from mainspring.models.formats.onnx.predictor import _runtime
 _runtime()
 time.sleep(1.0)
 """

@@ -21,7 +21,7 @@ from mainspring.lineage import Foundation
 from mainspring.lineage.uploads import Uploads
 from mainspring.models import Models, ModelsClient, formats
 from mainspring.models.formats.package import describe_file
-from mainspring.models.formats.skops_schema import check_skops
+from mainspring.models.formats.skops.schema import check_skops
 from mainspring.records.base import to_json
 from mainspring.records.models import Package, PackageFile
 
@@ -211,7 +211,7 @@ def _rewrite_schema(
 def test_X02_only_the_loaders_operator_widens_what_skops_may_build(
     module: str, name: str, loader: str, package: Path
 ) -> None:
-    """A node outside our list, with notes that ask to trust it. Seen red with the walk in `skops_schema` skipped."""
+    """A node outside our list, with notes that ask to trust it. Seen red with the walk in `skops.schema` skipped."""
 
     def change(schema: Any) -> None:
         schema["content"]["content"]["evil"] = {
@@ -374,7 +374,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__.strip("_"))
 def test_X04_onnx_that_reaches_outside_itself_is_refused(change: Any, tmp_path: Path) -> None:
-    """Seen red with the matching branch of `onnx_wire` removed. The unchanged model loads."""
+    """Seen red with the matching branch of `onnx.wire` removed. The unchanged model loads."""
     good = _onnx(lambda _: None)
     formats.load(_write(tmp_path / "p", "model.onnx", good, _manifest("model.onnx", good, "onnx")))
     data = _onnx(change)

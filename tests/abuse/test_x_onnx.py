@@ -16,8 +16,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto, helper, numpy_helper
 
 from mainspring.errors import InvalidInput, UnsafeFormat
-from mainspring.models.formats.onnx_cost import BOUNDED, examine
-from mainspring.models.formats.onnx_wire import DOMAINS, SCHEMA, check_onnx
+from mainspring.models.formats.onnx.cost import BOUNDED, examine
+from mainspring.models.formats.onnx.wire import DOMAINS, SCHEMA, check_onnx
 
 INFO = helper.make_tensor_value_info
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -427,7 +427,7 @@ def test_ordinary_estimators_stay_in_the_servers_own_process() -> None:
     from sklearn.preprocessing import StandardScaler
 
     from mainspring.models.formats import infer_signature
-    from mainspring.models.formats.onnx_convert import candidates
+    from mainspring.models.formats.onnx.convert import candidates
 
     x = np.random.default_rng(0).normal(size=(80, 3))
     signature = infer_signature({f"c{i}": x[:, i] for i in range(3)}, task="binary")

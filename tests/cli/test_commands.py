@@ -123,6 +123,40 @@ def test_runs_and_what_a_dead_process_left(shell: Shell) -> None:
     assert "took in" not in shell("runs", "show", run["id"]).err
 
 
+def test_experiments(shell: Shell) -> None:
+    made = shell("experiments", "create", "tuning", "--tag", "team=a=b", "--json").data
+    assert (made["name"], made["tags"], made.get("deleted", False)) == ("tuning", {"team": "a=b"}, False)
+    assert shell("experiments", "show", "--id", made["id"], "--json").data == made
+    assert shell("experiments", "show", "tuning", "--json").data == made
+    assert made["id"] in shell("experiments", "list").out
+    assert shell("experiments", "rename", "tuning", "--to", "search", "--json").data["id"] == made["id"]
+    assert "deleted" in shell("experiments", "delete", "search").out
+    assert "nothing yet" in shell("experiments", "list").err
+    assert [e["name"] for e in shell("experiments", "list", "--view", "all", "--json").data["items"]] == [
+        "search"
+    ]
+    assert "active" in shell("experiments", "restore", "--id", made["id"]).out
+    assert "by its name or by its id" in shell("experiments", "show").err
+    assert "--tag KEY=VALUE" in shell("experiments", "create", "x", "--tag", "team").err
+
+
+def test_runs_sort_by_several_keys(shell: Shell) -> None:
+    script = (
+        "import mainspring\n"
+        "for depth, loss in (('1', 2.0), ('2', 1.0), ('3', 2.0)):\n"
+        "    with mainspring.open().tracking.run(capture=False, params={'depth': depth}) as run: run.log_metric('loss', loss)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=shell.root, check=True)
+
+    def depths(*options: str) -> list[str]:
+        return [r["params"]["depth"] for r in shell("runs", "list", "--json", *options).data["items"]]
+
+    assert depths("--sort", "-metrics.loss,params.depth") == ["1", "3", "2"]
+    assert depths("--sort", "metrics.loss", "--sort", "-params.depth") == ["2", "3", "1"]
+    assert depths("-o", "-metrics.loss, -started") == ["3", "1", "2"]
+    assert depths("--order-by", "metrics.loss DESC", "--order-by", "params.depth") == ["1", "3", "2"]
+
+
 def test_overview(shell: Shell) -> None:
     assert "nothing is deployed yet" in shell("status").err
     assert shell("status", "--json").data["deployments"] == []

@@ -309,12 +309,14 @@ def test_rows_without_a_group_or_with_nan_are_groups_of_their_own() -> None:
         ({"d": pa.array([Decimal(10**45)] * 2, pa.decimal256(60, 2))}, UniqueRule(columns=["d"]), [0, 1]),
         ({"i": [2**53 + 1]}, SetRule(column="i", allowed=[float(2**53)]), [0]),
         ({"f": [float(2**53)]}, SetRule(column="f", allowed=[2**53 + 1]), [0]),
+        ({"f": pa.array([float("inf")], pa.float32())}, SetRule(column="f", allowed=[1e300, 2.0]), [0]),
         ({"f": [0.0, -0.0, 1.0]}, UniqueRule(columns=["f"]), [0, 1]),
         ({"f": [NAN, NAN, 1.0]}, UniqueRule(columns=["f"]), [0, 1]),
     ],
 )
 def test_values_are_compared_exactly(columns: dict[str, Any], rule: CheckRule, rows: list[int]) -> None:
-    """Seen red: bounds became floats, and decimals of more than 38 digits ended in the engine's own exception."""
+    """Seen red: bounds became floats, and decimals of more than 38 digits ended in the engine's own exception,
+    and 1e300 was the infinity of a float32."""
     finding = one(columns, rule)
     assert not finding.passed
     assert [r.row for r in finding.sample] == rows
@@ -364,3 +366,13 @@ def test_label_rate_refuses_a_positive_that_is_no_class(values: list[Any], posit
     finding = one({"y": values}, LabelRateRule(column="y", low=0.0, high=1.0, positive=positive))
     assert not finding.passed
     assert f"never {positive!r}" in finding.reason
+
+
+def test_numbers_and_times_beyond_an_engine_or_a_calendar_are_findings() -> None:
+    """Seen red: the engine's own exception for a number of more than 128 bits, and OverflowError for a class beyond the year 9999."""
+    held = one({"i": pa.array([1, 2, None], pa.int8())}, SetRule(column="i", allowed=[1, 300, 1e300]))
+    assert [r.row for r in held.sample] == [1]
+    far = one(
+        {"t": pa.array([2**62], pa.timestamp("us"))}, LabelRateRule(column="t", low=0, high=1, positive=1)
+    )
+    assert "never 1" in far.reason

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from mainspring.errors import InvalidInput
+from mainspring.errors import Corrupt, InvalidInput
 from mainspring.lineage import Foundation
 from mainspring.models import ModelsClient
+from mainspring.records.base import to_json
 
 
 def test_save_register_load_and_fetch(
@@ -39,3 +42,22 @@ def test_save_register_load_and_fetch(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
     with pytest.raises(InvalidInput, match="not empty"):
         client.package("delay", "1", tmp_path / "out")
+
+
+@pytest.mark.parametrize("odd", ["../evil", "evil", "sub/evil"])
+def test_p04_a_listing_with_other_files_than_the_package_writes_nothing(
+    foundation: Foundation, client_of: Callable[[Foundation], ModelsClient], saved_logistic: Path, tmp_path: Path, odd: str
+) -> None:  # fmt: skip
+    """What a registry sends names files here. Seen red with the comparison with the manifest removed: the file lay beside the folder."""
+    client = client_of(foundation)
+    good = client.register_folder(saved_logistic, model="delay")
+    listing = dict(foundation.objects.tree(good.package))
+    stored = foundation.objects.tree(good.package)["model.json"]
+    crooked = client._objects.put(body=[to_json(listing | {odd: stored})])
+    ops = client.ops
+    client.ops = SimpleNamespace(version=lambda **_: msgspec.structs.replace(good, package=crooked.digest))  # type: ignore[assignment]
+    with pytest.raises(Corrupt, match="not those of the package"):
+        client.package("delay", "1", tmp_path / "here" / "out")
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and "here" in p.parts] == []
+    client.ops = ops
+    client.package("delay", "1", tmp_path / "again")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mainspring.errors import Corrupt, InvalidInput, NotFound
+from mainspring.errors import Corrupt, InvalidInput, NotFound, UnsafeFormat
 from mainspring.models import formats
 from mainspring.records.models import Column, Signature, Task
 
@@ -282,6 +282,50 @@ def test_the_manifest_says_what_made_it(saved_logistic: Path) -> None:
     assert manifest["metrics"] == {"auc": 0.8}
     assert {"scikit-learn", "onnxruntime"} <= set(manifest["libraries"])
     assert manifest["files"][0]["size"] == (saved_logistic / "model.onnx").stat().st_size
+
+
+def test_the_same_model_gives_the_same_manifest_byte_for_byte(tmp_path: Path) -> None:
+    """Written by 0.1's chain of conditions, before formats were a table; what a clock and installed versions say is masked.
+
+    Seen red with the libraries of one format alone recorded, and with `onnx_form` left out.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [3.0, 5.0]])
+    estimator = LogisticRegression().fit(x, [0, 0, 1, 1])
+    estimator.coef_, estimator.intercept_ = np.array([[1.5, -0.5]]), np.array([0.25])
+    signature = Signature(
+        inputs=[Column(name="x", type="float64"), Column(name="n", type="int64")],
+        task=Task.BINARY,
+        classes=["no", "yes"],
+    )
+    formats.save(
+        estimator, tmp_path / "p", signature=signature, sample={"x": x[:, 0], "n": x[:, 1].astype(int)}, metrics={"auc": 0.5},
+        notes={"why": "test"}, run="r", tolerance=1e-6,
+    )  # fmt: skip
+    manifest = json.loads((tmp_path / "p" / "model.json").read_bytes())
+    manifest["created_at"] = manifest["parity"]["max_abs_difference"] = None
+    manifest["libraries"] = sorted(manifest["libraries"])
+    assert json.dumps(manifest, separators=(",", ":")) == (
+        '{"code":null,"created_at":null,"dataset_version":null,"environment":null,"example":{"n":1,"x":0.0},"files":[{"blake3":'
+        '"7f8d015e8b7947f22bbe42b873c9108890f1166f31284f645faf6e53bd4b3dd4","path":"model.onnx","sha256":'
+        '"b8082ac9daafb2c58ac078b22c229a71a0f0f39ac103636eaebcf564811da54d","size":206}],"format":"onnx","format_version":1,"known":{},'
+        '"libraries":["numpy","onnxruntime","scikit-learn","skl2onnx","skops"],"metrics":{"auc":0.5},"notes":{"onnx_form":'
+        '"onnx (float64, exact)","why":"test"},"null_text":"none","parity":{"generated":431,"judged":217,"label_mismatches":0,'
+        '"max_abs_difference":null,"refused":0,"rows":435,"tolerance":1e-06},"run":"r","signature":{"class_type":"int64","class_values":'
+        '["0","1"],"classes":["no","yes"],"inputs":[{"name":"x","nullable":false,"type":"float64"},{"name":"n","nullable":false,'
+        '"type":"int64"}],"task":"binary"}}'
+    )
+
+
+@pytest.mark.parametrize("form", [["onnx"], {"onnx": 1}, 7, None, "", "ONNX", "onnx "])
+def test_x02_a_format_that_is_no_name_of_the_table_is_refused(package_copy: Path, form: Any) -> None:
+    """Seen red on the code of before: a list was a bare TypeError."""
+    path = package_copy / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"format": form}))
+    with pytest.raises(UnsafeFormat, match="not a format that is loaded here") as caught:
+        formats.load(package_copy)
+    assert "'onnx' and 'skops'" in str(caught.value.next_step)
 
 
 def test_loading_onnx_imports_neither_sklearn_nor_a_database(saved_logistic: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from mainspring.errors import InvalidInput, UnsafeFormat
 from mainspring.models import formats
-from mainspring.models.formats.onnx_convert import candidates
+from mainspring.models.formats.onnx.convert import candidates
 from mainspring.models.formats.parity import NULL, REAL, UNSEEN, make_rows
 from mainspring.models.formats.saving import ParityFailed
 from mainspring.records.models import Column, Signature, Task
@@ -439,7 +439,7 @@ def test_a_numpy_function_is_stored_by_name_and_others_are_refused(tmp_path: Pat
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
 
-    from mainspring.models.formats.skops_schema import check_skops
+    from mainspring.models.formats.skops.schema import check_skops
 
     x = np.linspace(0.1, 1, 40)
     estimator = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(x[:, None], x > 0.5)

@@ -470,5 +470,5 @@ def go(folder: str):
     ]  # fmt: skip
     assert ops.runs(limit=1).next is None
     assert sorted(operations_of(Pipelines)) == [
-        "cancel", "effects", "log", "run", "runs", "steps", "why",
+        "begin_step", "cancel", "effects", "finish_step", "heartbeat", "log", "run", "runs", "steps", "waiting_steps", "why",
     ]  # fmt: skip

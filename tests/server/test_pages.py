@@ -158,6 +158,17 @@ def test_the_timeline_pages_by_key_without_gap_or_repeat(client: httpx2.Client) 
     assert {t["event"]["kind"].split(".")[0] for t in only} == {"model"}
 
 
+def test_runs_are_listed_by_several_keys(client: httpx2.Client, shop: Any) -> None:
+    def seeds(order: str) -> list[str]:
+        query = {"format": "json", "experiment": "tries", "order": order}
+        return [r["params"]["seed"] for r in client.get("/runs", params=query).json()["items"]]
+
+    assert seeds("params.nothing, -params.seed") == ["1", "0"]
+    assert seeds("status,params.seed") == ["0", "1"]
+    page = client.get("/runs", params={"experiment": "tries", "order": "status,-params.seed"}).text
+    assert "mainspring runs list --experiment tries --sort status,-params.seed" in page
+
+
 def test_an_error_says_value_place_and_next_step(client: httpx2.Client) -> None:
     answer = client.get("/models/bay")
     assert answer.status_code == 404

@@ -153,7 +153,7 @@ def until(condition: Callable[[], object], what: str, within_s: float = 300.0) -
 
 def test_d03_steps_that_a_value_asks_for_are_stopped_and_nobody_else_waits(bundle: Any, start: Any) -> None:
     """Case 33, a small request that takes half a minute: 504 after the deadline, and all the while the other deployment answers.
-    Seen red with the model in the worker's own process (``_why_apart`` answering None): no answer from anybody for 30 s.
+    Seen red with the model in the worker's own process (``Cost.unbounded`` None): no answer from anybody for 30 s.
     """
     publish(bundle, add(bundle, "slow", onnx_package(counting(steps=True))))
     server = start(bundle, "--deadline", "5", "--no-spare")
@@ -256,6 +256,8 @@ def test_the_processes_of_a_model_end_with_it(bundle: Any, start: Any) -> None:
     """Seen red without ``weakref.finalize`` in ``load_version``."""
     publish(bundle, add(bundle, "slow", skops_package))
     server = start(bundle, "--no-spare")
+    client = server.client()
+    until(lambda: "slow" in versions(client), "it is loaded, however long that takes")
     nursery = psutil.Process(server.ready["worker"]).children()[0]
     assert len(nursery.children()) == 1
     publish(bundle)

@@ -9,7 +9,8 @@ import pytest
 from mainspring.errors import Conflict, InvalidInput, Unavailable
 from mainspring.records.base import new_id
 from mainspring.records.serving import LOG_PREFIX, decode_log
-from mainspring.serving.repeats import Kept, Repeats
+from mainspring.serving.repeats import Repeats
+from mainspring.serving.wire import Reply as Kept
 from mainspring.storage.journal import JournalReader
 
 ROW = {"rows": [{"x0": 1, "x1": 2.5}]}

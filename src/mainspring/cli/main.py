@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("mainspring.cli.pipelines:resume", "Go on with a run that was interrupted."),
     "status": ("mainspring.cli.overview:status", "Is the loop healthy, and what needs me?"),
     "data": ("mainspring.cli.data:data", "Datasets: commit, log, diff, checkout, check, profile."),
+    "experiments": (
+        "mainspring.cli.experiments:experiments",
+        "Experiments: list, show, create, rename, delete, restore.",
+    ),
     "runs": ("mainspring.cli.runs:runs", "Runs: list, show, compare."),
     "models": ("mainspring.cli.models:models", "Models: list, show, card, promote, rollback, package."),
     "predict": ("mainspring.cli.servers:predict", "Ask a deployment for predictions."),

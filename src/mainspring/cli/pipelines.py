@@ -114,7 +114,7 @@ def _local_only(workspace: Any) -> None:
 
 
 def _progress() -> OnEvent:
-    marks = {"cached": "=", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
+    marks = {"cached": "=", "waiting": ".", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
 
     def tell(event: PipelineEvent) -> None:
         if event.kind == "started":

@@ -28,7 +28,14 @@ def runs() -> None:
     default="",
     help="For example: metrics.auc > 0.7 and params.family = 'forest'.",
 )
-@click.option("--order-by", "-o", multiple=True, help="For example: 'metrics.auc DESC'.")
+@click.option(
+    "--sort",
+    "--order-by",
+    "-o",
+    "order_by",
+    multiple=True,
+    help="Sort keys, repeated or with commas between: metrics.loss,-params.depth,-started",
+)
 @click.option("--limit", default=20, show_default=True)
 @click.option("--after", help="Go on after this page mark.")
 @json_option
@@ -42,7 +49,7 @@ def list_(
     after: str | None,
     as_json: bool,
 ) -> None:
-    """Runs, newest first, or by --order-by."""
+    """Runs, newest first, or by --sort."""
     _take_in(workspace)
     options: dict[str, Any] = {"filter": filter_, "limit": limit, "after": after}
     if experiment:

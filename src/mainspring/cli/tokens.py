@@ -90,9 +90,13 @@ def list_(as_json: bool) -> None:
 
 @token.command()
 @click.argument("name")
-def revoke(name: str) -> None:
+@json_option
+def revoke(name: str, as_json: bool) -> None:
     """End the token of NAME, and every session that was opened with it."""
     _tokens().revoke(name)
+    if as_json:
+        emit({"revoked": name})
+        return
     facts([("revoked", name)])
 
 

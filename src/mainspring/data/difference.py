@@ -1,30 +1,27 @@
 """What changed between two versions: files, columns, rows.
 
-Rows are compared by DuckDB over the columns that both sides have, null equal to null and NaN to NaN, and by value: a column
+Rows are compared by a table engine over the columns that both sides have, null equal to null and NaN to NaN, and by value: a column
 that changed its type is a change of the columns, and of the rows only where the values differ (``values``). With key columns a
 full join tells added, removed and changed rows apart; without, the tables are bags and a changed row is one removed and one
-added. Counts are exact, samples bounded. Imports pyarrow and duckdb; import it lazily.
+added. Counts are exact, samples bounded. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-import duckdb
+import narwhals as nw
 import pyarrow as pa
 
-from mainspring.data.engine import connection
+from mainspring.data.engines import ROW, ArrowSource, Keyed, Source, Stream, TableEngine, open_engine
 from mainspring.data.shown import MAX_SAMPLE, plain_rows
-from mainspring.data.tables import content_digest
-from mainspring.data.values import engine_columns, row_numbers
+from mainspring.data.tables import batches_digest
+from mainspring.data.values import decoded, engine_columns, row_numbers, same_as
 from mainspring.errors import InvalidInput, near
 from mainspring.records.data import ChangedRow, ColumnChange, FileDiff, RowDiff, TableColumn
 from mainspring.records.objects import ObjectRef
 
 _MAX_PATHS = 1000
-ROW = "__row"
 
 
 def tree_difference(before: Mapping[str, ObjectRef], after: Mapping[str, ObjectRef]) -> FileDiff:
@@ -48,9 +45,19 @@ def type_changes(before: Sequence[TableColumn], after: Sequence[TableColumn]) ->
     ]
 
 
-def row_difference(before: pa.Table, after: pa.Table, key: Sequence[str]) -> RowDiff:
+def row_difference(
+    before: pa.Table | Source,
+    after: pa.Table | Source,
+    key: Sequence[str],
+    *,
+    engine: TableEngine | None = None,
+) -> RowDiff:
     """Rows that differ. Raises :class:`InvalidInput` for a key column that is missing, or a key that is not unique."""
-    shared = [n for n in before.column_names if n in after.column_names]
+    if engine is None:
+        with open_engine() as default:
+            return row_difference(before, after, key, engine=default)
+    one, two = (ArrowSource(t) if isinstance(t, pa.Table) else t for t in (before, after))
+    shared = [n for n in one.schema.names if n in two.schema.names]
     for name in key:
         if name not in shared:
             raise InvalidInput(
@@ -60,113 +67,116 @@ def row_difference(before: pa.Table, after: pa.Table, key: Sequence[str]) -> Row
                 next_step=near(name, shared, what="column"),
             )
     if not shared:
-        return RowDiff(key=[], added=after.num_rows, removed=before.num_rows, changed=0, unchanged=0)
-    names = [f"c{i}" for i in range(len(shared))]
-    pairs = [engine_columns(before.column(n), after.column(n)) for n in shared]
-    # The engine sees columns by number: it folds case, and reads dots and quotes in a name its own way. What it sees are values
-    # to compare; what is shown of a row is taken from the table by the row's number.
-    old = pa.table(
-        {n: one for n, (one, _) in zip(names, pairs, strict=True)} | {ROW: row_numbers(before.num_rows)}
-    )
-    new = pa.table(
-        {n: two for n, (_, two) in zip(names, pairs, strict=True)} | {ROW: row_numbers(after.num_rows)}
-    )
-    sides = _Sides(before.select(shared), after.select(shared), dict(zip(names, shared, strict=True)))
-    with connection() as engine:
-        engine.register("a", old)
-        engine.register("b", new)
-        if key:
-            return _keyed(engine, sides, [names[shared.index(k)] for k in key])
-        return _bags(engine, sides, old, new)
+        return RowDiff(key=[], added=two.rows, removed=one.rows, changed=0, unchanged=0)
+    sides = _Sides(one, two, shared)
+    return _keyed(engine, sides, list(key)) if key else _bags(engine, sides)
 
 
-@dataclass(frozen=True)
 class _Sides:
-    """Both tables as they are shown, and our names of the engine's columns."""
+    """Both tables: as the engine compares them (columns by number, in one type, rows numbered) and as they are shown."""
 
-    before: pa.Table
-    after: pa.Table
-    shown: Mapping[str, str]
+    def __init__(self, before: Source, after: Source, shared: Sequence[str]) -> None:
+        self.before, self.after, self.shared = before, after, list(shared)
+        self.names = {name: f"c{i}" for i, name in enumerate(shared)}
+
+    def streams(self, names: Sequence[str]) -> tuple[Stream, Stream]:
+        """What the engine compares, in these columns."""
+        return self._stream(self.before, names), self._stream(self.after, names)
+
+    def rows(self, side: Source, numbers: Sequence[int]) -> pa.Table:
+        """Rows of one side as they are."""
+        return side.take(numbers, self.shared)
+
+    def brought(self, side: Source, name: str, column: pa.Array) -> pa.Array:
+        """A part of a column as the engine compares it: in one type with the other side's."""
+        first = side is self.before
+        other = (self.after if first else self.before).schema.field(name).type
+        mine, beside = decoded(column), decoded(pa.array([], other))
+        pair = engine_columns(mine, beside) if first else engine_columns(beside, mine)
+        return pair[0 if first else 1].combine_chunks()
+
+    def _stream(self, side: Source, names: Sequence[str]) -> Stream:
+        empty = [self.brought(side, n, pa.array([], side.schema.field(n).type)) for n in names]
+        fields = [pa.field(self.names[n], c.type) for n, c in zip(names, empty, strict=True)]
+        schema = pa.schema([*fields, pa.field(ROW, pa.int64())])
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in side.batches(names):
+                columns = [self.brought(side, n, c) for n, c in zip(names, batch.columns, strict=True)]
+                numbers = row_numbers(start, batch.num_rows)
+                yield pa.RecordBatch.from_arrays([*columns, numbers], schema=schema)
+                start += batch.num_rows
+
+        return Stream(schema, batches)
 
 
-def _bags(engine: duckdb.DuckDBPyConnection, sides: _Sides, old: pa.Table, new: pa.Table) -> RowDiff:
-    names = ", ".join(sides.shown)
-    only = "SELECT {row} FROM (SELECT *, row_number() OVER (PARTITION BY {names} ORDER BY {row}) AS nth FROM {one}) AS x ANTI JOIN (SELECT *, row_number() OVER (PARTITION BY {names}) AS nth FROM {two}) AS y ON x.nth = y.nth AND {same}"
-    same = " AND ".join(f"x.{c} IS NOT DISTINCT FROM y.{c}" for c in sides.shown)
-    removed, removed_rows = _counted(engine, only.format(row=ROW, names=names, one="a", two="b", same=same))
-    added, added_rows = _counted(engine, only.format(row=ROW, names=names, one="b", two="a", same=same))
+def _bags(engine: TableEngine, sides: _Sides) -> RowDiff:
+    before, after = sides.streams(sides.shared)
+    added, removed = engine.bags(before, after, columns=list(sides.names.values()), limit=MAX_SAMPLE)
     return RowDiff(
         key=[],
-        added=added,
-        removed=removed,
+        added=added.count,
+        removed=removed.count,
         changed=0,
-        unchanged=old.num_rows - removed,
-        reordered=not added and not removed and content_digest(old) != content_digest(new),
-        added_sample=_rows(sides.after, added_rows),
-        removed_sample=_rows(sides.before, removed_rows),
+        unchanged=sides.before.rows - removed.count,
+        reordered=not added.count
+        and not removed.count
+        and batches_digest(before.schema, before) != batches_digest(after.schema, after),
+        added_sample=plain_rows(sides.rows(sides.after, added.first)),
+        removed_sample=plain_rows(sides.rows(sides.before, removed.first)),
     )
 
 
-def _counted(engine: duckdb.DuckDBPyConnection, query: str) -> tuple[int, list[int]]:
-    """How many rows a query has, and the numbers of the first ones."""
-    found = engine.execute(
-        f"SELECT {ROW}, COUNT(*) OVER () AS n FROM ({query}) ORDER BY {ROW} LIMIT {MAX_SAMPLE}"
-    ).fetchall()
-    return (int(found[0][1]) if found else 0), [int(row) for row, _ in found]
-
-
-def _rows(table: pa.Table, numbers: list[int]) -> list[dict[str, Any]]:
-    return plain_rows(table.take(pa.array(numbers, pa.int64())))
-
-
-def _keyed(engine: duckdb.DuckDBPyConnection, sides: _Sides, key: list[str]) -> RowDiff:
-    keys, shown = ", ".join(key), sides.shown
-    for side, what in (("a", "before"), ("b", "after")):
-        twice = _scalar(
-            engine, f"SELECT COUNT(*) FROM (SELECT 1 FROM {side} GROUP BY {keys} HAVING COUNT(*) > 1)"
-        )
-        if twice:
-            raise InvalidInput(
-                f"the key is not unique: {twice} values occur more than once",
-                value=[shown[k] for k in key],
-                place=f"version {what!r}",
-                next_step="Name more key columns, or none.",
-            )
-    on = " AND ".join(f"a.{k} IS NOT DISTINCT FROM b.{k}" for k in key)
-    rest = [c for c in shown if c not in key]
-    differs = " OR ".join(f"a.{c} IS DISTINCT FROM b.{c}" for c in rest) or "FALSE"
-    match = f"a JOIN b ON {on}"
-    matched = _scalar(engine, f"SELECT COUNT(*) FROM {match}")
-    changed = _scalar(engine, f"SELECT COUNT(*) FROM {match} WHERE {differs}")
-    added, added_rows = _counted(engine, f"SELECT b.{ROW} FROM b ANTI JOIN a ON {on}")
-    removed, removed_rows = _counted(engine, f"SELECT a.{ROW} FROM a ANTI JOIN b ON {on}")
+def _keyed(engine: TableEngine, sides: _Sides, key: list[str]) -> RowDiff:
+    for keys, what in zip(sides.streams(key), ("before", "after"), strict=True):
+        _check_unique(engine, keys, key, what)
+    rest = [n for n in sides.shared if n not in key]
+    before, after = sides.streams(sides.shared)
+    found = engine.keyed(
+        before,
+        after,
+        key=[sides.names[n] for n in key],
+        rest=[sides.names[n] for n in rest],
+        limit=MAX_SAMPLE,
+    )
     return RowDiff(
-        key=[shown[k] for k in key],
-        added=added,
-        removed=removed,
-        changed=changed,
-        unchanged=matched - changed,
-        added_sample=_rows(sides.after, added_rows),
-        removed_sample=_rows(sides.before, removed_rows),
-        changed_sample=_changed(engine, f"FROM {match} WHERE {differs}", sides, key, rest) if changed else [],
+        key=key,
+        added=found.added.count,
+        removed=found.removed.count,
+        changed=found.changed,
+        unchanged=found.matched - found.changed,
+        added_sample=plain_rows(sides.rows(sides.after, found.added.first)),
+        removed_sample=plain_rows(sides.rows(sides.before, found.removed.first)),
+        changed_sample=_changes(sides, found, key, rest),
     )
 
 
-def _changed(
-    engine: duckdb.DuckDBPyConnection, tail: str, sides: _Sides, key: list[str], rest: list[str]
-) -> list[ChangedRow]:
-    flags = "".join(f", a.{c} IS DISTINCT FROM b.{c}" for c in rest)
-    found = engine.execute(
-        f"SELECT a.{ROW}, b.{ROW}{flags} {tail} ORDER BY a.{ROW} LIMIT {MAX_SAMPLE}"
-    ).fetchall()
-    before, after = (_rows(t, [int(r[i]) for r in found]) for i, t in enumerate((sides.before, sides.after)))
-    shown = sides.shown
+def _check_unique(engine: TableEngine, keys: Stream, key: list[str], what: str) -> None:
+    frame = engine.frame(keys)
+    groups = frame.group_by(*keys.schema.names[:-1]).agg(nw.len().cast(nw.Int64).alias("n"))
+    twice = engine.collect(groups.filter(nw.col("n") > 1).select(nw.len().cast(nw.Int64).alias("n")))["n"][
+        0
+    ].as_py()
+    if twice:
+        raise InvalidInput(
+            f"the key is not unique: {twice} values occur more than once",
+            value=key,
+            place=f"version {what!r}",
+            next_step="Name more key columns, or none.",
+        )
+
+
+def _changes(sides: _Sides, found: Keyed, key: list[str], rest: list[str]) -> list[ChangedRow]:
+    before = sides.rows(sides.before, [old for old, _ in found.changes])
+    after = sides.rows(sides.after, [new for _, new in found.changes])
+    differ = {n: _differ(sides, n, before, after) for n in rest}
     changes = []
-    for (_, _, *differ), one, two in zip(found, before, after, strict=True):
-        names = [shown[c] for c, different in zip(rest, differ, strict=True) if different]
+    for at, (one, two) in enumerate(zip(plain_rows(before), plain_rows(after), strict=True)):
+        names = [n for n in rest if differ[n][at]]
         changes.append(
             ChangedRow(
-                key={shown[k]: one[shown[k]] for k in key},
+                key={n: one[n] for n in key},
                 before={n: one[n] for n in names},
                 after={n: two[n] for n in names},
             )
@@ -174,6 +184,8 @@ def _changed(
     return changes
 
 
-def _scalar(engine: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = engine.execute(query).fetchone()
-    return int(row[0]) if row else 0
+def _differ(sides: _Sides, name: str, before: pa.Table, after: pa.Table) -> list[bool]:
+    """In which of these rows the column differs."""
+    one = sides.brought(sides.before, name, before.column(name).combine_chunks())
+    two = sides.brought(sides.after, name, after.column(name).combine_chunks())
+    return [not same_as(one.slice(i, 1), two[i])[0] for i in range(len(one))]

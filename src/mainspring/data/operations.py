@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from mainspring.clock import from_us, to_us
-from mainspring.data import versions
+from mainspring.data import reports, versions
 from mainspring.data.versions import NewVersion
-from mainspring.errors import CheckFailed, Conflict, InvalidInput, MainspringError, NotFound, near
+from mainspring.errors import CheckFailed, Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.lineage.audit import DAMAGED, event_of, rows_of
+from mainspring.lineage.audit import event_of, rows_of
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
 from mainspring.records.base import check_name, from_json, to_json
@@ -26,23 +26,23 @@ from mainspring.records.data import (
     DatasetVersion,
     FileEntry,
     Finding,
+    RowDiff,
     VersionPage,
 )
 from mainspring.records.events import EventKind
-from mainspring.records.lineage import Event, ref
+from mainspring.records.lineage import ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.profile import Profile
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql import Row
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from mainspring.data.engines import ParquetSource, Source
 
 declare("data.staged", "data.stored", "data.committed")
 
 TABLE_PATH = "table.parquet"
 MAX_RULES = 200
-_EVENT_ROWS = 3
 
 
 class Data:
@@ -168,7 +168,9 @@ class Data:
         ``inputs`` are references to what it was made from. ``checks`` run before the version is visible: a breached rule with
         ``refuse`` raises CheckFailed with counts and rows, records the event ``dataset.refused``, and nothing is committed.
         """
+        from mainspring.data.engines import ParquetSource
         from mainspring.data.intake import receive_table, staging
+        from mainspring.data.tables import opened
 
         versions.check_commit(dataset, message, inputs or (), tags or ())
         place = f"dataset {dataset!r}"
@@ -177,7 +179,8 @@ class Data:
             failpoint("data.staged")
             findings: list[Finding] = []
             if checks:
-                findings = self._run(staged.path, checks, staged.rows)
+                with opened(staged.path, place=place) as file:
+                    findings = self._run(ParquetSource(file), checks, folder)
                 self._refuse_if(dataset, staged.rows, findings)
             with self._base.objects.writing() as writer:
                 stored = writer.put(staged.path, table=True)
@@ -265,7 +268,7 @@ class Data:
                 decision.event(
                     EventKind.DATASET_CHECKED,
                     ref("dataset_version", version.id),
-                    _summary(new.dataset, findings) | {"version": version.number},
+                    reports.summary(new.dataset, findings) | {"version": version.number},
                 )
             decision.done(version)
         failpoint("data.committed")
@@ -276,16 +279,27 @@ class Data:
     @operation(role=Role.EDITOR, changes=True, deadline_s=600)
     def check(self, *, dataset: str, rules: list[CheckRule], selector: str = "latest") -> CheckReport:
         """Run rules over a table version and record the outcome as an event. Failing rows come back, at most 10 per rule."""
+        from mainspring.data.intake import staging
+
         row = self._table_row(dataset, selector)
-        with self._base.objects.open(self._file(row, TABLE_PATH).digest) as file:
-            findings = self._run(file, rules, int(row["row_count"]))
+        with staging(self._base.home) as folder, self._source(row) as table:
+            findings = self._run(table, rules, folder)
         with self._base.ledger.decision() as decision:
             event = decision.event(
                 EventKind.DATASET_CHECKED,
                 ref("dataset_version", row["id"]),
-                _summary(dataset, findings) | {"version": int(row["number"])},
+                reports.summary(dataset, findings) | {"version": int(row["number"])},
             )
-            return decision.done(self._report(dataset, row["id"], int(row["row_count"]), findings, event.id))
+            return decision.done(
+                reports.report(
+                    dataset,
+                    row["id"],
+                    int(row["row_count"]),
+                    findings,
+                    at=self._base.clock.now(),
+                    event=event.id,
+                )
+            )
 
     @operation(role=Role.VIEWER)
     def refusals(self, *, dataset: str, limit: int = 20) -> list[CheckReport]:
@@ -296,7 +310,7 @@ class Data:
             rows = rows_of(
                 tx, where, [self._base.project, ref("dataset", dataset)], f"ORDER BY seq DESC LIMIT {max(1, min(limit, 100))}"
             )  # fmt: skip
-        return [_refusal(dataset, event_of(row)) for row in rows]
+        return [reports.refusal(dataset, event_of(row)) for row in rows]
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def profile(self, *, dataset: str, selector: str = "latest") -> Profile:
@@ -314,7 +328,7 @@ class Data:
         self, *, dataset: str, before: str, after: str = "latest", key: list[str] | None = None
     ) -> DatasetDiff:
         """What changed from one version to another: files, columns and rows (by ``key`` columns, or as a bag of rows)."""
-        from mainspring.data.difference import row_difference, tree_difference, type_changes
+        from mainspring.data.difference import tree_difference, type_changes
 
         base = self._base
         with base.store.read() as tx:
@@ -325,7 +339,7 @@ class Data:
         tables = one.kind == "table" and two.kind == "table"
         changed = None
         if tables and not same:
-            changed = row_difference(self._table(rows[0]), self._table(rows[1]), key or [])
+            changed = self._row_difference(rows[0], rows[1], key or [])
         elif tables:
             self._check_columns(key or [], one)
         return DatasetDiff(
@@ -414,11 +428,30 @@ class Data:
             )
         return tree[path]
 
-    def _table(self, row: Row) -> pa.Table:
-        import pyarrow.parquet as pq
+    @contextmanager
+    def _source(self, row: Row) -> Iterator[ParquetSource]:
+        """The table of a version, read out of the object store in batches."""
+        from mainspring.data.engines import ParquetSource
+        from mainspring.data.tables import opened
 
-        with self._base.objects.open(self._file(row, TABLE_PATH).digest) as file:
-            return pq.read_table(file)
+        with (
+            self._base.objects.open(self._file(row, TABLE_PATH).digest) as stored,
+            opened(stored, place=f"dataset {row['dataset']!r}, version {row['number']}") as file,
+        ):
+            yield ParquetSource(file)
+
+    def _row_difference(self, before: Row, after: Row, key: list[str]) -> RowDiff:
+        from mainspring.data.difference import row_difference
+        from mainspring.data.engines import open_engine
+        from mainspring.data.intake import staging
+
+        with (
+            staging(self._base.home) as folder,
+            self._source(before) as one,
+            self._source(after) as two,
+            open_engine(folder=folder) as engine,
+        ):
+            return row_difference(one, two, key, engine=engine)
 
     def _check_columns(self, names: list[str], version: DatasetVersion) -> None:
         known = [c.name for c in version.columns]
@@ -428,33 +461,18 @@ class Data:
                     "no such column", value=name, place="key", next_step=near(name, known, what="column")
                 )
 
-    def _run(self, source: Path | BinaryIO, rules: list[CheckRule], rows: int) -> list[Finding]:
-        import pyarrow.parquet as pq
-
+    def _run(self, source: Source, rules: list[CheckRule], folder: Path) -> list[Finding]:
+        """Check a table; what the engine cannot hold goes into ``folder``."""
         from mainspring.data.checks import run_checks
+        from mainspring.data.engines import open_engine
 
         if len(rules) > MAX_RULES:
             raise InvalidInput("too many rules at once", value=len(rules), next_step=f"At most {MAX_RULES}.")
-        del rows
-        return run_checks(pq.read_table(source), rules, now=self._base.clock.now())
-
-    def _report(
-        self, dataset: str, version: str | None, rows: int, findings: list[Finding], event: str | None
-    ) -> CheckReport:
-        bad = [f for f in findings if not f.passed]
-        return CheckReport(
-            dataset=dataset,
-            version=version,
-            rows=rows,
-            passed=not bad,
-            refused=any(f.rule.refuse for f in bad),
-            findings=findings,
-            at=self._base.clock.now(),
-            event=event,
-        )
+        with open_engine(folder=folder) as engine:
+            return run_checks(source, rules, now=self._base.clock.now(), engine=engine)
 
     def _refuse_if(self, dataset: str, rows: int, findings: list[Finding]) -> None:
-        report = self._report(dataset, None, rows, findings, None)
+        report = reports.report(dataset, None, rows, findings, at=self._base.clock.now())
         if not report.refused:
             return
         bad = [f for f in findings if not f.passed]
@@ -462,11 +480,11 @@ class Data:
             event = decision.event(
                 EventKind.DATASET_REFUSED,
                 ref("dataset", dataset),
-                _summary(dataset, findings) | {"report": msgspec.to_builtins(_trimmed(report))},
+                reports.summary(dataset, findings) | {"report": msgspec.to_builtins(reports.trimmed(report))},
             )
         raise CheckFailed(
             f"{len(bad)} of {len(findings)} checks failed, nothing was committed: "
-            + "; ".join(_line(f) for f in bad[:5]),
+            + "; ".join(reports.line(f) for f in bad[:5]),
             value=", ".join(f.rule.__struct_config__.tag for f in bad),  # type: ignore[misc]
             place=f"dataset {dataset!r}",
             next_step=f"Correct the data or the rule; event {event.id} keeps the failing rows.",
@@ -474,19 +492,16 @@ class Data:
 
     def _profiled(self, dataset: str, selector: str) -> ObjectRef:
         from mainspring.data.profile import ProfileBuilder
-        from mainspring.data.tables import BATCH_ROWS, opened
 
         base, row = self._base, self._table_row(dataset, selector)
         if row["profile"]:
             return ObjectRef(digest=row["profile"], size=len(base.objects.read(row["profile"])))
         builder = ProfileBuilder()
-        with ExitStack() as stack:
-            source = stack.enter_context(base.objects.open(self._file(row, TABLE_PATH).digest))
-            file = stack.enter_context(opened(source, place=f"dataset {dataset!r}"))
-            for batch in file.iter_batches(batch_size=BATCH_ROWS * 4):
+        with self._source(row) as table:
+            for batch in table.batches(table.schema.names):
                 builder.add(batch)
-            if not file.metadata.num_rows:
-                builder.add(file.schema_arrow.empty_table())
+            if not table.rows:
+                builder.add(table.schema.empty_table())
         with base.objects.writing() as writer:
             stored = writer.put(to_json(builder.build()))
             writer.flush()
@@ -506,55 +521,3 @@ class Data:
                 )
                 decision.refer(kept, versions.owner_of(dataset, str(row["id"])))
         return stored if kept == stored.digest else ObjectRef(digest=kept, size=len(base.objects.read(kept)))
-
-
-def _summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
-    bad = [f for f in findings if not f.passed]
-    return {
-        "dataset": dataset,
-        "rules": len(findings),
-        "failed": [
-            {
-                "rule": msgspec.to_builtins(f.rule),
-                "failing": f.failing,
-                "rows": f.rows,
-                "reason": f.reason,
-                "groups": f.groups[:10],
-            }
-            for f in bad
-        ],
-    }
-
-
-def _refusal(dataset: str, event: Event) -> CheckReport:
-    """What an event says of a refusal; a row that cannot be read is shown as one, and hides no other."""
-    try:
-        found: CheckReport = from_json(msgspec.json.encode(event.data["report"]), CheckReport)
-    except (KeyError, MainspringError) as error:
-        reason = event.data.get("reason") if event.kind == DAMAGED else f"its report cannot be read: {error}"
-        return CheckReport(
-            dataset=dataset, version=None, rows=0, passed=False, refused=True, findings=[], at=event.at, event=event.id,
-            damaged=f"event {event.seq}: {reason} Run 'mainspring audit verify'.",
-        )  # fmt: skip
-    return msgspec.structs.replace(found, event=event.id)
-
-
-def _trimmed(report: CheckReport) -> CheckReport:
-    """The report as an event keeps it: failed rules only, a few rows of each."""
-    findings = [
-        msgspec.structs.replace(f, sample=f.sample[:_EVENT_ROWS]) for f in report.findings if not f.passed
-    ]
-    return msgspec.structs.replace(report, findings=findings)
-
-
-def _line(finding: Finding) -> str:
-    """One failed rule for a person: what, how many, and a row that shows it."""
-    from mainspring.data.checks import columns_of_rule
-
-    names = ", ".join(columns_of_rule(finding.rule))
-    text = f"{finding.rule.__struct_config__.tag}({names}): {finding.reason}"
-    if finding.sample:
-        first = finding.sample[0]
-        shown = dict(list(first.values.items())[:4])
-        text += f", e.g. row {first.row} {shown}"
-    return text

@@ -307,9 +307,14 @@ def content_digest(table: pa.Table) -> str:
     >>> a == content_digest(pa.concat_tables([pa.table({"x": [1]}), pa.table({"x": [2, 3]})]))
     True
     """
-    schema = plain_schema(table.schema, place="table")
-    digest = ContentDigest(schema)
-    for batch in plain_batches(table.to_batches(), schema, place="table"):
+    return batches_digest(table.schema, table.to_batches())
+
+
+def batches_digest(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
+    """The canonical digest of the table that these batches are."""
+    plain = plain_schema(schema, place="table")
+    digest = ContentDigest(plain)
+    for batch in plain_batches(batches, plain, place="table"):
         digest.update(batch)
     return digest.hexdigest()
 

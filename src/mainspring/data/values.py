@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from mainspring.data.columns import arrow_kind
+
 Column = Any  # a pyarrow.ChunkedArray
 _TO_NANO = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _DAY = 86_400 * 10**9
@@ -198,6 +200,25 @@ def _text(column: Column) -> Column:
     )
 
 
-def row_numbers(count: int) -> pa.Array:
-    """0, 1, 2, ... as a column."""
-    return pa.array(np.arange(count, dtype=np.int64))
+def row_numbers(first: int, count: int) -> pa.Array:
+    """The numbers of ``count`` rows from ``first`` on."""
+    return pa.array(np.arange(first, first + count, dtype=np.int64))
+
+
+def decoded(array: pa.Array) -> Column:
+    """An array as a column without an encoding: no dictionary, and text in one layout."""
+    kind = array.type
+    if arrow_kind(kind) == "string":
+        array = array.cast(pa.string())
+    elif pt.is_dictionary(kind):
+        array = array.cast(kind.value_type)
+    return pa.chunked_array([array])
+
+
+def same_as(column: Column, value: pa.Scalar) -> Any:
+    """Where a column holds this value, as a NumPy mask: null is null, and NaN is NaN."""
+    if not value.is_valid:
+        return pc.is_null(column).to_numpy(zero_copy_only=False)
+    if pt.is_floating(value.type) and value.as_py() != value.as_py():
+        return pc.fill_null(pc.is_nan(column), False).to_numpy(zero_copy_only=False)
+    return pc.fill_null(pc.equal(column, value), False).to_numpy(zero_copy_only=False)

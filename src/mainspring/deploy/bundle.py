@@ -16,11 +16,11 @@ from pathlib import Path
 
 import blake3
 
+from mainspring import durable
 from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import from_json, to_json
 from mainspring.records.objects import ObjectRef
 from mainspring.records.serving import ROUTES_FILE, RouteTable
-from mainspring.storage import durable
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.objects import Objects
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from mainspring.errors import Corrupt, InvalidInput, TooLarge
-from mainspring.models.formats.package import MANIFEST, MAX_MANIFEST, PAYLOADS
+from mainspring.models.formats.package import MANIFEST, MAX_MANIFEST, parse_manifest
 from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.records.base import from_json
 from mainspring.records.models import ModelVersion, Package, Signature
@@ -131,15 +131,21 @@ class ModelsClient:
             )
         to.mkdir(parents=True, exist_ok=True)
         listing = b"".join(self._stream(found.package, limit=MAX_MANIFEST))
-        allowed = {MANIFEST, *PAYLOADS.values()}
         files: dict[str, ObjectRef] = from_json(listing, dict[str, ObjectRef])
-        # The manifest comes last: a folder without it is not a package, so a broken fetch is never mistaken for one.
-        for name in sorted(files, key=lambda n: n == MANIFEST):
-            if name not in allowed:
-                raise Corrupt("a file that no package holds", value=name, place=f"{model}@{found.version}")
+        place = f"{model}@{found.version}"
+        if MANIFEST not in files:
+            raise Corrupt("a package without model.json", value=found.package, place=place)
+        manifest = b"".join(self._stream(files[MANIFEST].digest, limit=MAX_MANIFEST))
+        # Names become paths here, so they are judged before the first is written: the manifest's are those of its format.
+        declared = {file.path for file in parse_manifest(manifest, place=place).files}
+        if odd := sorted(files.keys() ^ {MANIFEST, *declared}):
+            raise Corrupt("the files are not those of the package", value=odd[0], place=place)
+        for name in sorted(declared):
             with (to / name).open("xb") as file:
                 for piece in self._stream(files[name].digest, limit=files[name].size):
                     file.write(piece)
+        # The manifest comes last: a folder without it is not a package, so a broken fetch is never mistaken for one.
+        (to / MANIFEST).write_bytes(manifest)
         return verify(to)
 
     def load(self, model: str, selector: str = "latest", *, trust: TrustPolicy = DEFAULT) -> Predictor:

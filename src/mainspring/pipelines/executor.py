@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -15,9 +15,10 @@ from typing import Protocol
 
 from mainspring.errors import Unavailable
 from mainspring.pipelines import processes, warm
-from mainspring.pipelines.job import Job, write_job
+from mainspring.pipelines.job import Task, write_task
 from mainspring.pipelines.logs import CappedLog
 from mainspring.pipelines.warm import WarmServer
+from mainspring.records.pipelines import StepJob
 
 GRACE_S = 2.0
 _READ = 1 << 16
@@ -36,12 +37,20 @@ class Ended:
 class Executor(Protocol):
     """Runs jobs. Used by one thread."""
 
-    def start(self, job: Job, *, log: CappedLog, timeout_s: float | None) -> None:
-        """Begin an attempt; its output goes to ``log``; after ``timeout_s`` its whole tree is killed."""
+    @property
+    def is_here(self) -> bool:
+        """Whether attempts run on this machine, with the project's files at hand. Elsewhere they are offered in the database
+        first, and whoever runs one begins and finishes it by the operations."""
+        ...
+
+    def start(self, job: StepJob, prepare: Callable[[], tuple[Task, CappedLog]]) -> None:
+        """Begin an attempt; after ``job.timeout_s`` its whole tree is killed. ``prepare`` fetches its inputs to this machine and
+        opens its log: an executor that runs it elsewhere never calls it."""
         ...
 
     def poll(self, *, wait_s: float) -> list[Ended]:
-        """What ended since the last call; waits at most ``wait_s`` for the first."""
+        """What ended since the last call (elsewhere: what was committed, or has lost its worker); waits at most ``wait_s`` for
+        the first."""
         ...
 
     def kill(self, execution: str) -> None:
@@ -56,7 +65,6 @@ class Executor(Protocol):
 @dataclass
 class _Running:
     number: int
-    job: Job
     log: CappedLog
     pipe: int
     deadline: float | None
@@ -77,14 +85,17 @@ class LocalProcesses:
         self._server: WarmServer | None = None
         self._running: dict[str, _Running] = {}
 
-    def start(self, job: Job, *, log: CappedLog, timeout_s: float | None) -> None:
+    is_here = True
+
+    def start(self, job: StepJob, prepare: Callable[[], tuple[Task, CappedLog]]) -> None:
+        task, log = prepare()
         if self._server is None:
             self._server = warm.take(self._root, self._modules)
         server = self._server
         server.spawned += 1
         read, write = os.pipe()
         os.set_blocking(read, False)
-        message = {"op": "spawn", "id": server.spawned, "run": self._run, "job": str(write_job(job))}
+        message = {"op": "spawn", "id": server.spawned, "run": self._run, "task": str(write_task(task))}
         try:
             socket.send_fds(server.control, [json.dumps(message).encode()], [write])
         except OSError as error:
@@ -94,8 +105,8 @@ class LocalProcesses:
             ) from error
         finally:
             os.close(write)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._running[job.execution] = _Running(server.spawned, job, log, read, deadline)
+        deadline = None if job.timeout_s is None else time.monotonic() + job.timeout_s
+        self._running[job.execution] = _Running(server.spawned, log, read, deadline)
 
     def poll(self, *, wait_s: float) -> list[Ended]:
         until = time.monotonic() + wait_s

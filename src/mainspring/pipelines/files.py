@@ -156,7 +156,7 @@ class Files:
         names = glob.iglob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 - as the step will call it
         for name in sorted(itertools.islice(names, MAX_FILES), key=lambda n: (len(n), n)):
             place = self.place(name)
-            if place is not None and place.is_file() and self._inside(place) is not None:
+            if place is not None and place.is_file() and self.inside(place) is not None:
                 status = place.stat()
                 found.setdefault((status.st_dev, status.st_ino), place)
         return {self.show(place): place for place in found.values()}
@@ -171,7 +171,7 @@ class Files:
             mode = path.stat().st_mode
         except (OSError, ValueError):
             return None
-        inside = self._inside(path)
+        inside = self.inside(path)
         if inside is None:
             return path if os.path.isabs(text) and stat.S_ISREG(mode) else None  # noqa: PTH117 - text, not a path
         if IGNORED & set(inside.parts):
@@ -179,7 +179,7 @@ class Files:
         return path if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
     def show(self, path: Path) -> str:
-        inside = self._inside(path)
+        inside = self.inside(path)
         return str(path) if inside is None else inside.as_posix()
 
     def fingerprint(self, path: Path) -> Fingerprint:
@@ -198,6 +198,24 @@ class Files:
             return Fingerprint(shown, "gone")
         except OSError as error:
             return Fingerprint(shown, new_id(), f"cannot be read: {error.strerror or error}")
+
+    def below(self, path: Path) -> Iterator[tuple[str, Path]]:
+        """The plain files that a file argument inside the project stands for, by their names in the project."""
+        if not path.is_dir():
+            yield self.show(path), path
+            return
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, names in os.walk(path, followlinks=True):
+            here = os.stat(folder)  # noqa: PTH116 - it is text already
+            if (here.st_dev, here.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            folders[:] = sorted(n for n in folders if n not in IGNORED)
+            for name in sorted(names):
+                file = Path(folder, name)
+                if file.is_file():
+                    yield self.show(file), file
 
     def _below(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Files below a folder by relative name, in a fixed order. Linked folders are entered once each."""
@@ -225,7 +243,7 @@ class Files:
                 else:
                     yield name, "not a plain file"
 
-    def _inside(self, path: Path) -> Path | None:
+    def inside(self, path: Path) -> Path | None:
         """The path relative to the project, by its name or by where it leads."""
         if path.is_relative_to(self.root):
             return path.relative_to(self.root)

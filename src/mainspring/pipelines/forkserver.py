@@ -6,7 +6,7 @@ code of a project: every step does that afresh, in its own process. It is starte
 
     runner → {"op": "preload", "modules": ["sklearn.linear_model:LogisticRegression"]}
     runner ← {"op": "loaded", "avoided": []}
-    runner → {"op": "spawn", "id": 1, "run": "...", "job": "/.../job.json"} and the write end of the log pipe
+    runner → {"op": "spawn", "id": 1, "run": "...", "task": "/.../task.json"} and the write end of the log pipe
     runner → {"op": "kill", "id": 1, "grace_s": 2.0}
     runner ← {"op": "exited", "id": 1, "status": 0}      status as from waitpid
 """
@@ -27,7 +27,7 @@ from pathlib import Path
 from select import POLLHUP, poll, select
 from typing import Any, NoReturn
 
-from mainspring.pipelines import preload, processes, worker
+from mainspring.pipelines import execute, preload, processes
 
 _MAX_PACKET = 1 << 16
 _MOST_AVOIDED = 4
@@ -90,7 +90,7 @@ class Forkserver:
             return False
         message: dict[str, Any] = json.loads(data)
         if message["op"] == "spawn":
-            self._spawn(int(message["id"]), str(message["run"]), Path(message["job"]), descriptors[0])
+            self._spawn(int(message["id"]), str(message["run"]), Path(message["task"]), descriptors[0])
         elif message["op"] == "preload":
             self.preload(list(message["modules"]))
         elif message["op"] == "kill":
@@ -121,14 +121,14 @@ class Forkserver:
             sys.executable, [sys.executable, "-P", "-m", "mainspring.pipelines.forkserver", json.dumps(setup)]
         )
 
-    def _spawn(self, number: int, run: str, job: Path, log: int) -> None:
+    def _spawn(self, number: int, run: str, task: Path, log: int) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             code = 70
             try:
                 self._become_step(parent, run, log)
-                code = worker.main(job)
+                code = execute.main(task)
             except BaseException:  # noqa: BLE001 - the last line of a process: say it in the log and end
                 traceback.print_exc()
                 with contextlib.suppress(Exception):

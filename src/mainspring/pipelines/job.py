@@ -1,56 +1,37 @@
-"""What the runner tells the process of a step, and what comes back: two JSON files in the step's scratch directory."""
+"""One attempt on the machine that executes it: its job with its place, and what came back, as JSON files in its scratch directory.
+
+The job itself (``records.pipelines.StepJob``) is described by digests and is the same wherever it runs.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mainspring.records.base import Record, from_json, to_json
-from mainspring.records.pipelines import Argument, Artifact, ArtifactKind, Effect, StepError
+from mainspring.records.pipelines import Argument, Artifact, ArtifactKind, Effect, StepError, StepJob
 
-JOB = "job.json"
+TASK = "task.json"
 RESULT = "result.json"
 
 
-class Located(Record, frozen=True):
-    """An artifact whose bytes lie in a local file or directory."""
+class Place(Record, frozen=True):
+    """Where a job runs on this machine."""
 
-    artifact: Artifact
-    path: str
-
-
-class Source(Record, frozen=True):
-    """All outputs of an earlier step (or one outside path), and the function that made them, for the types."""
-
-    shape: str
-    outputs: list[Located]
-    producer: str | None = None
-
-
-class Job(Record, frozen=True):
-    """One attempt at a step."""
-
-    project: str
-    run: str
-    pipeline: str
-    step: str
-    execution: str
-    attempt: int
-    function: str
     root: str
+    """The folder with the project's files."""
     scratch: str
-    arguments: dict[str, Argument]
-    sources: dict[str, Source]
-    """By step name; by ``path:<text>`` and ``dataset:<name>@<selector>`` for what comes from outside the graph."""
-    params: dict[str, object] = {}
-    """The pipeline's parameters, for information."""
-    at: str = ""
-    """Policy time at the start of the run, RFC 3339."""
-    memory_bytes: int | None = None
-    outputs: list[str] | None = None
-    """Names declared by ``@step(outputs=...)``."""
+    inputs: dict[str, str]
+    """Where the bytes of each input lie, by :func:`input_key`."""
     opener: str | None = None
     """``module:function`` that opens the workspace, called with ``workspace`` as keywords."""
     workspace: dict[str, object] = {}
+
+
+class Task(Record, frozen=True):
+    """A job with its place."""
+
+    job: StepJob
+    place: Place
 
 
 class Output(Record, frozen=True):
@@ -83,14 +64,21 @@ def source_key(argument: Argument) -> str:
     return argument.step if argument.kind == "output" else f"path:{argument.value}"
 
 
-def write_job(job: Job) -> Path:
-    path = Path(job.scratch) / JOB
-    path.write_bytes(to_json(job))
+def input_key(artifact: Artifact) -> str:
+    """What a place knows an input by: files that a step sees as paths are told apart by their names too."""
+    if artifact.kind in {"file", "tree"}:
+        return f"{artifact.digest}/{artifact.type or 'data'}"
+    return artifact.digest
+
+
+def write_task(task: Task) -> Path:
+    path = Path(task.place.scratch) / TASK
+    path.write_bytes(to_json(task))
     return path
 
 
-def read_job(path: Path) -> Job:
-    return from_json(path.read_bytes(), Job)
+def read_task(path: Path) -> Task:
+    return from_json(path.read_bytes(), Task)
 
 
 def write_result(scratch: Path, result: Result) -> None:

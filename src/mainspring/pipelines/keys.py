@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -72,6 +73,12 @@ def key_of(ingredients: Ingredients) -> str:
         ingredients.files,
     ]
     return blake3.blake3(to_json(fields)).hexdigest()
+
+
+def variable_digest(name: str) -> str | None:
+    """What a variable of the environment holds, as a short digest: its value may be a secret, and does not belong in a database."""
+    value = os.environ.get(name)  # a step's own variable, not a setting of ours
+    return None if value is None else blake3.blake3(value.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def changes(before: Ingredients, now: Ingredients) -> list[Change]:

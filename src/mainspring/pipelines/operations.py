@@ -1,4 +1,4 @@
-"""Questions about pipeline runs, and the one command that travels: cancel."""
+"""Questions about pipeline runs, the command to cancel one, and how a worker anywhere runs a step: begin, heartbeat, finish."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ from collections.abc import Iterator
 
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.operations import Download, Kind, Role, operation
-from mainspring.pipelines import effects, state
+from mainspring.operations import MIB, Download, Kind, Role, operation
+from mainspring.pipelines import attempts, effects, state
+from mainspring.pipelines.arrivals import check_result
+from mainspring.records.base import Id
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
-from mainspring.records.pipelines import PipelineRun, PipelineRunPage, RunEffect, StepExecution, Why
+from mainspring.records.pipelines import (
+    Heartbeat,
+    PipelineRun,
+    PipelineRunPage,
+    RunEffect,
+    StepExecution,
+    StepLease,
+    StepResult,
+    WaitingStep,
+    Why,
+)
 
 
 class Pipelines:
@@ -101,6 +113,50 @@ class Pipelines:
             d.event(EventKind.PIPELINE_CANCEL_REQUESTED, ref("run", run), {"reason": reason})
             return d.done(state.read_run(d.tx, self._base.project, run))
 
+    # --- running steps elsewhere ---------------------------------------------------------------------------------------
+
+    @operation(role=Role.EDITOR)
+    def waiting_steps(self, *, limit: int = 20) -> list[WaitingStep]:
+        """Steps that wait for a worker, oldest first; ``limit`` 1 to 500. For workers, hence the role."""
+        if not 1 <= limit <= 500:
+            raise InvalidInput("limit must be 1 to 500", value=limit)
+        with self._base.store.read() as tx:
+            return attempts.waiting(tx, self._base.project, limit=limit)
+
+    @operation(role=Role.EDITOR, changes=True)
+    def begin_step(self, *, execution: Id, worker: str, environment: str = "") -> StepLease:
+        """Take a waiting step: its job, described by digests, and the token for what follows.
+
+        ``worker`` names who takes it, ``environment`` is the digest of its installed environment. Raises :class:`Conflict` if
+        another has it, or its run is over or was cancelled.
+        """
+        _check_text(worker, what="worker", least=1)
+        _check_text(environment, what="environment", least=0)
+        with self._base.ledger.decision() as d:
+            lease = attempts.take(d, self._base.project, execution, worker=worker, environment=environment)
+            d.event(EventKind.STEP_BEGUN, ref("step", execution), {"run": lease.job.run, "step": lease.job.step, "worker": worker})  # fmt: skip
+            return d.done(lease)
+
+    @operation(role=Role.EDITOR, changes=True)
+    def heartbeat(self, *, execution: Id, token: str) -> Heartbeat:
+        """Say that the step is still being run; answers whether to go on. To be called every third of the lease's ``ttl_s``.
+
+        Raises :class:`Fenced` if the attempt was given up: nothing of it will be taken.
+        """
+        with self._base.store.write() as tx:
+            return attempts.beat(tx, self._base.project, execution, token)
+
+    @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB)
+    def finish_step(self, *, execution: Id, token: str, result: StepResult) -> StepExecution:
+        """Commit what an attempt came to, once; the same call again returns what was committed.
+
+        Every digest in ``result`` is of an object that was put into this project before. Raises :class:`NotFound` for one that was
+        not, :class:`Fenced` if the attempt was given up. An ``error`` of kind ``lost`` gives the step back.
+        """
+        check_result(self._base, result)
+        with self._base.ledger.decision() as d:
+            return d.done(attempts.finish(d, self._base.project, execution, token, result))
+
     def _step(self, run: str, step: str) -> StepExecution:
         with self._base.store.read() as tx:
             graph = state.read_run(tx, self._base.project, run).graph
@@ -113,3 +169,8 @@ class Pipelines:
                 next_step=near(step, known, what="step"),
             )
         return found[-1]
+
+
+def _check_text(text: str, *, what: str, least: int) -> None:
+    if not least <= len(text) <= 200 or not text.isprintable():
+        raise InvalidInput(f"{what}: {least} to 200 printable characters", value=text)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import signal
 from pathlib import Path
 
+from mainspring.errors import MainspringError
 from mainspring.pipelines.executor import Ended
-from mainspring.pipelines.job import Result, source_key
+from mainspring.pipelines.job import Output, Result, source_key
 from mainspring.pipelines.logs import CappedLog
-from mainspring.records.pipelines import GraphStep, StepError
+from mainspring.pipelines.places import Target, put_path
+from mainspring.records.pipelines import Artifact, GraphStep, StepError, StepResult
 
 
 class LogText(io.TextIOBase):
@@ -65,6 +68,48 @@ def classify(ended: Ended, result: Result | None) -> StepError | None:
         None
         if status == 0
         else StepError(kind="exit", type="", message=f"the process ended with exit code {status}")
+    )
+
+
+def describe(
+    result: Result, error: StepError | None, target: Target, *, log: str | None, keep: Path
+) -> StepResult:
+    """The result of an attempt by digests: its outputs are put into ``target``, and left in ``keep`` for steps that run here next.
+
+    An output that cannot be stored fails the step, unless the store itself has failed.
+    """
+    outputs: list[Artifact] = []
+    if error is None:
+        try:
+            outputs = [_put(target, o, keep) for o in result.outputs]
+        except (MainspringError, FileNotFoundError) as problem:
+            if not isinstance(problem, FileNotFoundError) and problem.status >= 500:
+                raise
+            error = StepError(kind="output", type=type(problem).__name__, message=str(problem))
+    return StepResult(
+        error=error,
+        outputs=[] if error is not None else outputs,
+        shape=result.shape,
+        metrics=result.metrics,
+        used=result.used,
+        effects=result.effects,
+        log=log,
+    )
+
+
+def _put(target: Target, output: Output, keep: Path) -> Artifact:
+    path = Path(output.path)
+    reference = (
+        put_path(target, path) if output.kind == "tree" else target.put(path, table=output.kind == "table")
+    )
+    if output.kind not in {"file", "tree"}:
+        # What was just written is the input of the next step: no need to read it back.
+        kept = keep / reference.digest
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            path.replace(kept)
+    return Artifact(
+        name=output.name, kind=output.kind, digest=reference.digest, size=reference.size, type=output.type
     )
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import blake3
 import msgspec
 
 from mainspring.data import versions
@@ -20,8 +18,8 @@ from mainspring.pipelines.closure import Closure, Closures
 from mainspring.pipelines.files import Files, Fingerprint
 from mainspring.pipelines.graph import Built
 from mainspring.pipelines.job import source_key
+from mainspring.pipelines.places import put_path
 from mainspring.records.lineage import ref, split_ref
-from mainspring.records.objects import ObjectRef
 from mainspring.records.pipelines import (
     Argument,
     Artifact,
@@ -107,6 +105,50 @@ class Planner:
         """The document that the digest of a step's code names: its definitions with their digests."""
         return self._codes[step].document()
 
+    def variables(self, step: GraphStep) -> dict[str, str | None]:
+        """The variables of the environment that a step's code reads, with short digests of what they hold here."""
+        return {n: keys.variable_digest(n) for n in sorted(self._codes[step.name].variables)}
+
+    def pack(self, writer: ObjectWriter, step: GraphStep) -> str:
+        """Put what a step needs of the project where the project is not: its source files, and files that it names by text.
+
+        Returns the digest of a tree. Raises :class:`InvalidInput` for what cannot travel.
+        """
+        from mainspring.tracking.sources import Sources, imported
+
+        place = f"pipeline {self._built.graph.pipeline}, step {step.name}"
+        if Path(step.function.rpartition(":")[0]).is_absolute():
+            raise InvalidInput(
+                "a step from outside the project cannot run at a worker",
+                value=step.function,
+                place=place,
+                next_step='Call it from a step of the project, or set executor = "local" in [pipelines].',
+            )
+        sources = Sources()
+        needed = self.source_files()
+        for shown in sorted({*needed, *imported(self._root)}):
+            sources.add(shown, self._root / shown, root=self._root)
+        kept_back = next((s for s in sources.states if s.skipped and s.path in needed), None)
+        if kept_back is not None:
+            raise InvalidInput(
+                f"a source file of the pipeline cannot travel to a worker: {kept_back.skipped}",
+                value=kept_back.path,
+                place=place,
+                next_step='Rename or split it, or set executor = "local" in [pipelines].',
+            )
+        entries = {name: writer.put(data) for name, data in sources.contents.items()}
+        for shown, path in self._named(step).items():
+            if self._files.inside(path) is None:
+                raise InvalidInput(
+                    "a file outside the project, named by text, cannot travel to a worker",
+                    value=shown,
+                    place=place,
+                    next_step="Pass it as a pathlib.Path, or commit it as a dataset and read that by version.",
+                )
+            for name, file in self._files.below(path):
+                entries[name] = writer.put(file)
+        return writer.tree(entries).digest
+
     def done(self) -> None:
         """Nothing more will be asked: keep what was learnt of files for the next time."""
         self._files.index.save()
@@ -162,6 +204,10 @@ class Planner:
 
     def fingerprints(self, step: GraphStep) -> dict[str, Fingerprint]:
         """What the files hold that text among the arguments names, by their names in the project."""
+        return {shown: self._files.fingerprint(path) for shown, path in self._named(step).items()}
+
+    def _named(self, step: GraphStep) -> dict[str, Path]:
+        """The files that text among the arguments, defaults and code of a step names, by their names in the project."""
         places: dict[str, Path] = {}
         for name, argument in step.arguments.items():
             if step.paths is True or (step.paths is not False and name in step.paths):
@@ -171,7 +217,7 @@ class Planner:
         if step.paths is not False:
             places |= self._files.named([self._defaults[step.name][n] for n in self._left_out(step)])
             places |= self._files.named_in_code(self._codes[step.name].texts)
-        return {shown: self._files.fingerprint(path) for shown, path in sorted(places.items())}
+        return dict(sorted(places.items()))
 
     def _left_out(self, step: GraphStep) -> list[str]:
         """Arguments that the call leaves to their defaults, where text in them counts."""
@@ -218,7 +264,7 @@ class Planner:
             files={name: p.digest for name, p in files.items()},
             asked={
                 **{f"current().{name}": self._context[name] for name in sorted(code.asks)},
-                **{f"variable {name}": _variable(name) for name in sorted(code.variables)},
+                **{f"variable {name}": value for name, value in self.variables(step).items()},
             },
         )
         key = keys.key_of(ingredients)
@@ -331,12 +377,6 @@ def pin(graph: Graph, sources: Mapping[str, Done]) -> Graph:
     return msgspec.structs.replace(graph, steps=steps)
 
 
-def _variable(name: str) -> str | None:
-    """What a variable of the environment holds, as a short digest: its value may be a secret, and does not belong in a database."""
-    value = os.environ.get(name)  # a step's own variable, not a setting of ours
-    return None if value is None else blake3.blake3(value.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-
 def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:
     """Why an entry is taken: what was compared by content, and which things of other rooms it stands for."""
     by_content = [f"file {name}" for name in ingredients.files] + list(ingredients.paths.values())
@@ -346,23 +386,6 @@ def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:
         reason += f", by content {', '.join(by_content[:3])}{more}"
     kept = [e.ref for e in left if e.kind in {"dataset_version", "model_version"}]
     return reason + (f"; takes {len(kept)} versions it made before" if kept else "")
-
-
-def put_path(writer: ObjectWriter, path: Path) -> ObjectRef:
-    """A file as its bytes; a directory as a tree of all files below it. Symbolic links are refused: they point elsewhere."""
-    if not path.is_dir():
-        return writer.put(path)
-    entries: dict[str, ObjectRef] = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_symlink():
-            raise InvalidInput(
-                "a directory with symbolic links cannot be an artifact",
-                value=str(file),
-                next_step="Copy what they point to.",
-            )
-        if file.is_file():
-            entries[file.relative_to(path).as_posix()] = writer.put(file)
-    return writer.tree(entries)
 
 
 def _defaults(function: Callable[..., object]) -> dict[str, object]:

@@ -13,10 +13,11 @@ from mainspring.errors import Conflict, StepFailed
 from mainspring.lineage import Foundation
 from mainspring.pipelines import processes, state
 from mainspring.pipelines.closure import Closures
-from mainspring.pipelines.drive import Drive, OnEvent, Settings
-from mainspring.pipelines.executor import LocalProcesses
+from mainspring.pipelines.drive import Drive, OnEvent
+from mainspring.pipelines.executors import Setup, check_executor, make_executor
 from mainspring.pipelines.graph import Built, build, convert_params, function_spec, params_as_data, upstream
 from mainspring.pipelines.job import source_key
+from mainspring.pipelines.launching import Settings
 from mainspring.pipelines.loading import load_pipeline
 from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import folder_of
@@ -32,8 +33,8 @@ _DEFAULT_WORKERS = 2
 class Runner:
     """Runs, plans and resumes pipelines of the project at ``root``.
 
-    ``environment`` is a digest of the installed environment (part of every cache key). ``workers`` bounds parallel steps
-    (default: 2, at most the cores). ``opener`` (``module:function``) and ``workspace`` (its keywords) let a step open this
+    ``environment`` is a digest of the installed environment (part of every cache key). ``executor`` says where steps run
+    (``executors``), ``workers`` bounds how many at once (default: 2, at most the cores). ``opener`` (``module:function``) and ``workspace`` (its keywords) let a step open this
     workspace in its own process.
     """
 
@@ -44,6 +45,7 @@ class Runner:
         *,
         root: Path | str = ".",
         environment: str = "",
+        executor: str = "local",
         workers: int | None = None,
         opener: str | None = None,
         workspace: Mapping[str, object] | None = None,
@@ -53,6 +55,7 @@ class Runner:
         self._ops = ops
         self._root = Path(root).resolve()
         self._environment = environment
+        self._executor = check_executor(executor)
         self._settings = Settings(
             workers=workers or min(_DEFAULT_WORKERS, os.cpu_count() or 1),
             lease_ttl_s=lease_ttl_s,
@@ -188,7 +191,8 @@ class Runner:
         file = run.source.rpartition(":")[0]
         files = sorted({*planner.source_files(), *([] if Path(file).is_absolute() else [file])})
         tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline, files=files))
-        executor = LocalProcesses(run=run.id, root=self._root, modules=planner.modules())
+        setup = Setup(base=self._base, run=run.id, root=self._root, modules=planner.modules())
+        executor = make_executor(self._executor, setup)
         folder_of(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
         Drive(
             self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources

@@ -9,7 +9,6 @@ from typing import Any
 from mainspring.clock import from_us, to_us
 from mainspring.lineage import Decision, Foundation
 from mainspring.pipelines import effects
-from mainspring.pipelines.job import Result
 from mainspring.pipelines.keys import Earlier
 from mainspring.records.base import from_json, new_id, to_json
 from mainspring.records.events import EventKind
@@ -23,12 +22,13 @@ from mainspring.records.pipelines import (
     RunState,
     StepError,
     StepExecution,
+    StepResult,
     StepState,
     Why,
 )
 from mainspring.storage.sql import Reader, Row, Writer
 
-_STEP_COLUMNS = "id, run, step, state, attempt, cache_key, inputs, outputs, shape, metrics, log, error, why, cached_from, started_us, ended_us"
+_STEP_COLUMNS = "id, run, step, state, attempt, cache_key, inputs, outputs, shape, metrics, log, error, why, cached_from, worker, environment, started_us, ended_us"
 
 _ENDED: dict[RunState, EventKind] = {
     "finished": EventKind.PIPELINE_FINISHED,
@@ -102,8 +102,14 @@ def reopen_run(d: Decision, project: str, run: str) -> None:
 
 
 def lose_running(tx: Writer, project: str, run: str) -> None:
+    """Whatever of the run is under way is lost, at workers too: what they send from now on is refused."""
     tx.execute(
-        "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state = 'running'",
+        "DELETE FROM object_refs WHERE project = ? AND owner IN "
+        "(SELECT 'job:' || id FROM step_executions WHERE project = ? AND run = ? AND state IN ('waiting', 'running'))",
+        project, project, run,
+    )  # fmt: skip
+    tx.execute(
+        "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state IN ('waiting', 'running')",
         wall_us(),
         project,
         run,
@@ -134,15 +140,13 @@ def end_execution(
     execution: str,
     state: StepState,
     *,
-    result: Result,
-    outputs: Sequence[Artifact],
-    log: str | None,
-    error: StepError | None,
+    result: StepResult,
     unfit: str | None = None,
 ) -> None:
+    error = result.error
     tx.execute(
         "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, unfit = ?, ended_us = ? WHERE project = ? AND id = ?",
-        state, _text(list(outputs)), result.shape, _text(result.metrics), log, None if error is None else _text(error), unfit,
+        state, _text(result.outputs), result.shape, _text(result.metrics), result.log, None if error is None else _text(error), unfit,
         wall_us(), project, execution,
     )  # fmt: skip
 
@@ -155,9 +159,7 @@ def record_finished(
     pipeline: str,
     code: str,
     environment: str,
-    result: Result,
-    outputs: Sequence[Artifact],
-    log: str | None,
+    result: StepResult,
 ) -> None:
     """The event, the edges and the references of a step that really ran and finished."""
     me = ref("step", execution.id)
@@ -167,11 +169,11 @@ def record_finished(
             not artifact.source
         ):  # a dataset's version keeps its own bytes, and gives them up when it is deleted
             d.refer(artifact.digest, me, tree=artifact.kind == "tree")
-    for artifact in outputs:
+    for artifact in result.outputs:
         d.edge(me, ref("object", artifact.digest), "output")
         d.refer(artifact.digest, me, tree=artifact.kind == "tree")
-    if log is not None:
-        d.refer(log, me)
+    if result.log is not None:
+        d.refer(result.log, me)
     d.edge(ref("run", execution.run), me, "step")
     d.edge(ref("code", code), me, "code")
     d.refer(code, me)
@@ -196,7 +198,7 @@ def record_finished(
             "pipeline": pipeline,
             "step": execution.step,
             "key": execution.key,
-            "outputs": {a.name: a.digest for a in outputs},
+            "outputs": {a.name: a.digest for a in result.outputs},
         },
     )
 
@@ -276,6 +278,22 @@ def read_executions(tx: Reader, project: str, run: str) -> list[StepExecution]:
     return [execution_of(r) for r in rows]
 
 
+def read_execution(tx: Reader, project: str, execution: str) -> StepExecution:
+    row = tx.one(
+        f"SELECT {_STEP_COLUMNS} FROM step_executions WHERE project = ? AND id = ?",
+        project, execution, what=f"step execution {execution}",
+    )  # fmt: skip
+    return execution_of(row)
+
+
+def read_ingredients(tx: Reader, project: str, execution: str) -> Ingredients:
+    """What the cache key of an execution that ran is made of."""
+    text = tx.scalar(
+        "SELECT ingredients FROM step_executions WHERE project = ? AND id = ?", project, execution
+    )
+    return from_json(text, Ingredients)
+
+
 def is_cancelled(tx: Reader, project: str, run: str) -> bool:
     return bool(tx.scalar("SELECT cancel FROM pipeline_runs WHERE project = ? AND id = ?", project, run))
 
@@ -317,6 +335,8 @@ def execution_of(row: Row) -> StepExecution:
         error=None if row["error"] is None else from_json(row["error"], StepError),
         why=None if row["why"] is None else from_json(row["why"], Why),
         cached_from=row["cached_from"],
+        worker=row["worker"],
+        environment=row["environment"],
     )
 
 
@@ -331,7 +351,7 @@ def new_execution(
         state=state,
         attempt=attempt,
         started=now,
-        ended=None if state == "running" else now,
+        ended=None if state in {"waiting", "running"} else now,
         key=None if why is None else why.key,
         inputs=list(inputs),
         why=why,

@@ -1,280 +1,348 @@
-"""One attempt at a step, in its own process (or inline): inputs from files, the call, outputs to files, one result."""
+"""``python -m mainspring.pipelines.worker --url URL --token-file FILE``: runs steps of pipelines whose runner is elsewhere.
+
+It asks the server for steps that wait (of runs with ``executor = "worker"``), takes one, fetches its code and inputs by their
+digests, runs it in a child process as a runner does, sends outputs and log, and finishes it. One step at a time: start several
+for more. On SIGTERM or SIGINT it gives the step back and ends; when it is killed, its children die with it and the step is tried
+again as soon as its heartbeats have been missing for long enough.
+"""
 
 from __future__ import annotations
 
-import atexit
+import argparse
 import contextlib
-import inspect
+import fcntl
+import importlib
 import os
-import resource
+import shutil
+import signal
+import socket
 import sys
-import traceback
-import typing
-from collections.abc import Callable
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
+from mainspring.errors import (
+    Conflict,
+    Corrupt,
+    Fenced,
+    InvalidInput,
+    MainspringError,
+    NotFound,
+    Unavailable,
+)
+from mainspring.lineage.uploads import Uploads
+from mainspring.pipelines import warm
+from mainspring.pipelines.executor import LocalProcesses
+from mainspring.pipelines.job import Place, Result, Task, read_result
+from mainspring.pipelines.keys import variable_digest
+from mainspring.pipelines.logs import CappedLog
+from mainspring.pipelines.operations import Pipelines
+from mainspring.pipelines.outcomes import classify, describe
+from mainspring.pipelines.places import SentObjects, ServedObjects, fetch_inputs
+from mainspring.pipelines.schedule import RETURNED
+from mainspring.records.pipelines import StepError, StepJob, StepLease, StepResult
 
-from mainspring.errors import InvalidInput, MainspringError
-from mainspring.observation import observing
-from mainspring.pipelines import artifacts, context
-from mainspring.pipelines.effects import Collector
-from mainspring.pipelines.graph import declared_outputs
-from mainspring.pipelines.job import Job, Output, Result, Source, read_job, source_key, write_result
-from mainspring.pipelines.loading import load_function
-from mainspring.pipelines.preload import loaded_since
-from mainspring.pipelines.step import StepOptions
-from mainspring.records.pipelines import Argument, StepError
+OPENER = "mainspring.remote:open_served"
+"""Opens the workspace behind a server, for this program and for the steps that it runs; a room does not import what stands above it."""
 
-_MESSAGE = 2000
+IDLE_S = 0.5
+PATIENCE_S = 600.0
+"""So long a finished step's result is offered to a server that does not answer."""
 
+_RETRY_S = 1.0
+_POLL_S = 0.1
 
-def main(job_file: Path) -> int:
-    """Run the job in this process, which is its own; returns the exit code."""
-    job = read_job(job_file)
-    before = frozenset(sys.modules)
-    os.chdir(job.root)
-    if job.memory_bytes is not None:
-        _limit_memory(job.memory_bytes)
-    result = execute(job, alone=True)
-    atexit._run_exitfuncs()  # noqa: SLF001 - a forked process ends by _exit: what the step registered must still run
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    result = msgspec.structs.replace(result, modules=loaded_since(before))
-    write_result(Path(job.scratch), result)
-    return 0 if result.error is None else 1
-
-
-def execute(job: Job, function: Callable[..., Any] | None = None, *, alone: bool = False) -> Result:
-    """Call the step and save what it returns. Whatever goes wrong is in the result; nothing is raised.
-
-    ``alone``: nothing else runs in this process, so what any of its threads decides is the step's.
-    """
-    effects = Collector()
-    with observing(effects, process=alone):
-        return _execute(job, function, effects)
+T = TypeVar("T")
 
 
-def _execute(job: Job, function: Callable[..., Any] | None, effects: Collector) -> Result:
-    here = context.StepContext(
-        project=job.project,
-        run=job.run,
-        execution=job.execution,
-        pipeline=job.pipeline,
-        step=job.step,
-        attempt=job.attempt,
-        at=job.at,
-        params=dict(job.params),
-        inputs={
-            n: [f"object:{o.artifact.digest}" for s in _sources(a, job) for o in s.outputs]
-            for n, a in job.arguments.items()
-        },
-        workspace_opener=job.opener,
-        workspace_options=dict(job.workspace),
-        _scratch=Path(job.scratch) / "work",
-    )
-    token = context._current.set(here)  # noqa: SLF001 - the worker is the other half of the context
-    phase: typing.Literal["input", "exception", "output"] = "input"
-    try:
-        if function is None:
-            function = load_function(job.function, root=Path(job.root))
-        bound = _arguments(function, job)
-        phase = "exception"
-        value = function(*bound.args, **bound.kwargs)
-        phase = "output"
-        shape, outputs = _save(value, function, job)
-        here.close()
-    except MemoryError as error:
-        return Result(error=_failure("memory", error))
-    except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
-        kind = phase if phase == "exception" or isinstance(error, MainspringError) else "exception"
-        if isinstance(error, SystemExit):
-            return Result(
-                error=StepError(
-                    kind="exit", type="SystemExit", message=f"the step called exit({error.code!r})"
+@dataclass(frozen=True)
+class Here:
+    """What is the same for every step of this worker. ``workspace`` are the keywords of :data:`OPENER`."""
+
+    name: str
+    folder: Path
+    environment: str
+    workspace: dict[str, object]
+
+
+class Worker:
+    """Takes steps of one project and runs them, one at a time."""
+
+    def __init__(self, pipelines: Pipelines, objects: Uploads, here: Here) -> None:
+        self._pipelines = pipelines
+        self._objects = objects
+        self._here = here
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Give the current step back and return from :meth:`run`. May be called from a signal handler."""
+        self._stop.set()
+
+    def run(self, *, once: bool = False) -> None:
+        """Run steps until :meth:`stop`; with ``once`` at most one, if any waits. Raises what the server refuses for good."""
+        while not self._stop.is_set():
+            try:
+                lease = self._take()
+            except Unavailable as error:
+                _say(f"{error}; trying again")
+                lease = None
+            if lease is not None:
+                self._work(lease)
+            if once:
+                return
+            if lease is None:
+                self._stop.wait(IDLE_S)
+
+    def _take(self) -> StepLease | None:
+        for step in self._pipelines.waiting_steps():
+            with contextlib.suppress(Conflict, NotFound):  # another was first, or its run has stopped
+                return self._pipelines.begin_step(
+                    execution=step.execution, worker=self._here.name, environment=self._here.environment
                 )
-            )
-        return Result(error=_failure(kind, error), metrics=context.encode_metrics(here.metrics))
-    finally:
-        context._current.reset(token)  # noqa: SLF001
-    return Result(
-        outputs=outputs,
-        shape=shape,
-        metrics=context.encode_metrics(here.metrics),
-        used=here.references_used,
-        produced=here.references_produced,
-        effects=effects.with_declared(here.references_produced),
-    )
-
-
-def _failure(
-    kind: typing.Literal["memory", "input", "exception", "output"], error: BaseException
-) -> StepError:
-    with contextlib.suppress(Exception):
-        traceback.print_exception(error, file=sys.stderr)
-    try:
-        message = str(error)
-    except Exception:  # noqa: BLE001 - even __str__ is user code
-        message = "(its message cannot be shown)"
-    return StepError(
-        kind=kind, type=type(error).__name__, message=message[:_MESSAGE].encode("utf-8", "replace").decode()
-    )
-
-
-def _arguments(function: Callable[..., Any], job: Job) -> inspect.BoundArguments:
-    signature = inspect.signature(function)
-    hints = _hints(function)
-    bound = signature.bind_partial()
-    for name, argument in job.arguments.items():
-        value = _value(argument, job, hint=hints.get(name), place=f"{job.step}({name})")
-        if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
-            value = tuple(value)
-        bound.arguments[name] = value
-    return bound
-
-
-def _value(argument: Argument, job: Job, *, hint: Any, place: str) -> Any:
-    if argument.kind == "value":
-        return _literal(argument.value, hint, place=place)
-    if argument.kind == "list":
-        return [_value(a, job, hint=_element(hint), place=place) for a in argument.items]
-    if argument.kind == "dict":
-        return {
-            k: _value(a, job, hint=_element(hint), place=place)
-            for k, a in zip(argument.keys, argument.items, strict=True)
-        }
-    source = job.sources[source_key(argument)]
-    returned = _return_hint(source, job)
-    if argument.kind == "output" and argument.output is None and source.shape != "single":
-        values = {
-            o.artifact.name: _load(
-                o.artifact.kind, Path(o.path), o.artifact.type, (_part(returned, o.artifact.name),), place
-            )
-            for o in source.outputs
-        }
-        return artifacts.join(source.shape, values, hint=returned)
-    wanted = argument.output if argument.kind == "output" and argument.output is not None else "value"
-    for one in source.outputs:
-        if one.artifact.name == wanted:
-            made = returned if source.shape == "single" else _part(returned, wanted)
-            return _load(one.artifact.kind, Path(one.path), one.artifact.type, (hint, made), place)
-    if source.shape == "single":  # one plain dict or list: the wanted part of it
-        one = source.outputs[0]
-        return _pick(
-            _load(one.artifact.kind, Path(one.path), one.artifact.type, (returned,), place),
-            wanted,
-            place=place,
-        )
-    raise InvalidInput(
-        f"the earlier step has no output {wanted!r}",
-        value=[o.artifact.name for o in source.outputs],
-        place=place,
-        next_step="Name its outputs in @step(outputs=...).",
-    )
-
-
-def _pick(value: Any, wanted: str, *, place: str) -> Any:
-    if isinstance(value, dict) and wanted in value:
-        return value[wanted]
-    if isinstance(value, list) and wanted.lstrip("-").isdigit() and -len(value) <= int(wanted) < len(value):
-        return value[int(wanted)]
-    raise InvalidInput(f"the earlier step returned nothing under {wanted!r}", place=place)
-
-
-def _load(kind: str, path: Path, type_name: str, hints: tuple[Any, ...], place: str) -> Any:
-    fitting = next((h for h in hints if isinstance(h, type) and h.__qualname__ == type_name), hints[0])
-    return artifacts.load(kind, path, type_name=type_name, hint=fitting, place=place)
-
-
-def _literal(value: Any, hint: Any, *, place: str) -> Any:
-    if hint is None or hint is Any:
-        return value
-    try:
-        return msgspec.convert(value, hint, dec_hook=_revive)
-    except msgspec.ValidationError as error:
-        raise InvalidInput(
-            f"the argument does not fit its annotation: {error}", value=value, place=place
-        ) from None
-    except (TypeError, NotImplementedError):  # an annotation msgspec has no opinion on
-        return value
-
-
-def _revive(kind: type, value: Any) -> Any:
-    """A path inside a record travels as text."""
-    if issubclass(kind, Path) and isinstance(value, str):
-        return kind(value)
-    msg = f"{kind.__name__} cannot be made of data"
-    raise NotImplementedError(msg)
-
-
-def _save(value: object, function: Callable[..., Any], job: Job) -> tuple[str, list[Output]]:
-    folder = Path(job.scratch)
-    hint = _hints(function).get("return")
-    place = f"what step {job.step!r} returned"
-    shape, values = artifacts.split(
-        value,
-        names=declared_outputs(
-            function, StepOptions(outputs=None if job.outputs is None else tuple(job.outputs))
-        ),
-        place=place,
-    )
-    outputs = []
-    for number, (name, part) in enumerate(values.items()):
-        part_hint = hint if shape == "single" else _part(hint, name)
-        outputs.append(
-            artifacts.save(
-                part,
-                folder,
-                name=name,
-                number=number,
-                hint=part_hint,
-                place=f"{place}, output {name!r}" if shape != "single" else place,
-            )
-        )
-    return shape, outputs
-
-
-def _part(hint: Any, name: str) -> Any:
-    """The annotation of one output."""
-    if typing.get_origin(hint) is tuple and name.isdigit():
-        parts = typing.get_args(hint)
-        return parts[int(name)] if int(name) < len(parts) else None
-    if isinstance(hint, type) and (hasattr(hint, "_fields") or typing.is_typeddict(hint)):
-        return typing.get_type_hints(hint).get(name)
-    return None
-
-
-def _element(hint: Any) -> Any:
-    parts = typing.get_args(hint)
-    return parts[-1] if parts and typing.get_origin(hint) in (list, dict, tuple) else None
-
-
-def _return_hint(source: Source, job: Job) -> Any:
-    """The producer's return annotation, where a class is needed to read what it made: types come from code, never from data."""
-    needs = source.shape == "named" or any(o.artifact.kind == "record" for o in source.outputs)
-    if source.producer is None or not needs:
         return None
-    return _hints(load_function(source.producer, root=Path(job.root))).get("return")
+
+    def _work(self, lease: StepLease) -> None:
+        job = lease.job
+        _say(f"step {job.step} of run {job.run}, attempt {job.attempt}")
+        scratch = self._here.folder / job.execution
+        beats = _Beats(self._pipelines, lease)
+        beats.start()
+        try:
+            scratch.mkdir(mode=0o700)
+            result = self._attempt(job, scratch, beats)
+            if not beats.fenced:
+                self._finish(lease, result, beats)
+        except MainspringError as error:
+            if not isinstance(error, Fenced) and error.status < 500:
+                raise  # this worker may not do what it is here for
+            _say(f"step {job.step}: {error}; it will be tried again")
+        finally:
+            beats.end()
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _attempt(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
+        """Run the job and put what it left; whatever goes wrong with it is in the result."""
+        try:
+            task = self._prepare(job, scratch)
+        except (Corrupt, InvalidInput, NotFound) as error:
+            text = f"what the step needs is not to be had: {error}"
+            return StepResult(error=StepError(kind="input", type=type(error).__name__, message=text))
+        except (
+            Unavailable,
+            OSError,
+        ) as error:  # of this machine or on the way to it: another may fare better
+            return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
+        log = CappedLog(scratch / "log")
+        result, failure = self._execute(task, log, beats)
+        if beats.fenced:
+            return StepResult(error=failure)
+        target = SentObjects(self._objects, patiently=lambda call: self._patiently(call, beats))
+        digest = target.put(log.path).digest if log.path.stat().st_size else None
+        return describe(result, failure, target, log=digest, keep=self._inputs(job))
+
+    def _prepare(self, job: StepJob, scratch: Path) -> Task:
+        _check_variables(job)
+        source, root = ServedObjects(self._objects), scratch / "project"
+        if job.files is None:
+            root.mkdir()
+        else:
+            source.write_tree(job.files, root)
+        inputs = fetch_inputs(job, source, scratch=scratch, shared=self._inputs(job))
+        place = Place(
+            root=str(root),
+            scratch=str(scratch),
+            inputs=inputs,
+            opener=OPENER,
+            workspace=self._here.workspace,
+        )
+        return Task(job=job, place=place)
+
+    def _inputs(self, job: StepJob) -> Path:
+        """Inputs and outputs of the run at hand, for its further steps; those of other runs go."""
+        kept = self._here.folder / f"run-{job.run}"
+        for other in self._here.folder.glob("run-*"):
+            if other != kept:
+                shutil.rmtree(other, ignore_errors=True)
+        kept.mkdir(exist_ok=True)
+        return kept
+
+    def _execute(self, task: Task, log: CappedLog, beats: _Beats) -> tuple[Result, StepError | None]:
+        job = task.job
+        # The warm server is one for all steps of this worker: what differs between them is in the task.
+        executor = LocalProcesses(run=job.execution, root=self._here.folder, modules=job.modules)
+        try:
+            executor.start(job, lambda: (task, log))
+            killed, ended = False, executor.poll(wait_s=_POLL_S)
+            while not ended:
+                if not killed and (self._stop.is_set() or beats.is_over):
+                    executor.kill(job.execution)
+                    killed = True
+                ended = executor.poll(wait_s=_POLL_S)
+        finally:
+            executor.close()
+        found = read_result(Path(task.place.scratch))
+        result, error = found or Result(), classify(ended[0], found)
+        if ended[0].cancelled and not beats.is_over:
+            error = StepError(kind="lost", type=RETURNED, message=f"worker {self._here.name} was stopped")
+        warm.learn(self._here.folder, result.modules)
+        return result, error
+
+    def _finish(self, lease: StepLease, result: StepResult, beats: _Beats) -> None:
+        execution, token = lease.job.execution, lease.token
+        ended = self._patiently(
+            lambda: self._pipelines.finish_step(execution=execution, token=token, result=result), beats
+        )
+        _say(f"step {lease.job.step}: {ended.state}")
+
+    def _patiently(self, call: Callable[[], T], beats: _Beats) -> T:
+        """The call, again and again while the server does not answer; less long once this worker is to end."""
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return call()
+            except Unavailable:
+                if beats.fenced or self._stop.is_set() or time.monotonic() > until:
+                    raise
+                self._stop.wait(_RETRY_S)
 
 
-def _sources(argument: Argument, job: Job) -> list[Source]:
-    if argument.kind in {"output", "path", "dataset"}:
-        return [job.sources[source_key(argument)]]
-    return [s for a in argument.items for s in _sources(a, job)]
+def _check_variables(job: StepJob) -> None:
+    """A result under the key that the runner made must have come from the values that the key names."""
+    for name, wanted in job.variables.items():
+        if variable_digest(name) != wanted:
+            raise InvalidInput(
+                "this variable of the environment is not here what it is where the run was started",
+                value=name,
+                place=f"step {job.step}",
+                next_step="Start the worker with the same value, or pass the value to the step as an argument.",
+            )
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+class _Beats(threading.Thread):
+    """Keeps an attempt alive, also while its outputs are sent, and hears whether to go on."""
+
+    def __init__(self, pipelines: Pipelines, lease: StepLease) -> None:
+        super().__init__(name="heartbeats", daemon=True)
+        self._pipelines = pipelines
+        self._lease = lease
+        self._ended = threading.Event()
+        self.fenced = False
+        self.cancelled = False
+
+    @property
+    def is_over(self) -> bool:
+        """The attempt is not wanted any more."""
+        return self.fenced or self.cancelled
+
+    def run(self) -> None:
+        while not self._ended.wait(self._lease.ttl_s / 3):
+            try:
+                beat = self._pipelines.heartbeat(execution=self._lease.job.execution, token=self._lease.token)
+                self.cancelled = self.cancelled or not beat.go_on
+            except (Fenced, NotFound):
+                self.fenced = not self._ended.is_set()
+                return
+            except (
+                MainspringError
+            ):  # it may answer next time; whether the attempt is lost by then, it will say
+                continue
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+# --- the program -----------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = _arguments(argv)
     try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):
-        return {}
+        with _own_folder(given.dir) as folder, _workspace(given) as (workspace, options):
+            from mainspring.tracking.capture import environment_digest
+
+            here = Here(given.name, folder, environment_digest(), options)
+            worker = Worker(workspace.pipelines, workspace.objects, here)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: worker.stop())
+            _say(f"worker {given.name} waits for steps of project {given.project} at {given.url}")
+            worker.run(once=given.once)
+    except MainspringError as error:
+        _say(str(error))
+        return 1
+    return 0
 
 
-def _limit_memory(extra: int) -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + extra
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or limit < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m mainspring.pipelines.worker", description=(__doc__ or "").split("\n\n")[1]
+    )
+    parser.add_argument("--url", required=True, help="the control plane, http://host:port")
+    parser.add_argument(
+        "--token-file", type=Path, required=True, help="a file that holds a token with the role editor"
+    )
+    parser.add_argument("--project", default="default")
+    parser.add_argument("--once", action="store_true", help="run one step, if one waits, and end")
+    parser.add_argument(
+        "--dir", type=Path, help="where to keep files while steps run (default: a temporary folder)"
+    )
+    parser.add_argument(
+        "--name", default=f"{socket.gethostname()}/{os.getpid()}", help="what executions are recorded with"
+    )
+    return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def _workspace(given: argparse.Namespace) -> Iterator[tuple[Any, dict[str, object]]]:
+    options = {"url": given.url, "token_file": str(given.token_file.absolute()), "project": given.project}
+    module, _, name = OPENER.partition(":")
+    workspace = getattr(importlib.import_module(module), name)(**options)
+    with contextlib.closing(workspace):
+        yield workspace, options
+
+
+@contextlib.contextmanager
+def _own_folder(parent: Path | None) -> Iterator[Path]:
+    """A folder of this worker's own below ``parent``; what killed workers left there goes."""
+    with contextlib.ExitStack() as held:
+        if parent is None:
+            folder = Path(tempfile.mkdtemp(prefix="worker-")).resolve()
+        else:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _locked(
+                parent / "lock"
+            ):  # or a worker that starts now would take a new folder for one that was left
+                _clear(parent)
+                folder = Path(tempfile.mkdtemp(prefix="worker-", dir=parent)).resolve()
+                held.enter_context(_locked(folder / "lock"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(parent: Path) -> None:
+    for left in parent.glob("worker-*"):
+        with contextlib.suppress(OSError), _locked(left / "lock", wait=False):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock on a file; the system gives it back when this process dies. Raises :class:`BlockingIOError` without ``wait``."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

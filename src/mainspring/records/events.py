@@ -133,6 +133,8 @@ class EventKind(enum.StrEnum):
     RUN_DELETED = "run.deleted", "Run deleted", "warn"
     RUN_RESTORED = "run.restored", "Run restored", "idle"
     STEP_CACHED = "step.cached", "Steps taken from the cache", "idle"
+    STEP_BEGUN = "step.begun", "Step begun by a worker", "idle", _of_step
+    STEP_LOST = "step.lost", "Step lost by its worker", "warn", _of_step
     STEP_FINISHED = "step.finished", "Step finished", "idle", _of_step
     STEP_FAILED = "step.failed", "Step failed", "bad", _of_step
     FEEDBACK_RECEIVED = "feedback.received", "Labels received", "idle", _counts
@@ -140,7 +142,15 @@ class EventKind(enum.StrEnum):
     HOLDOUT_LOCKED = "holdout.locked", "Hold-out locked", "idle"
     HOLDOUT_USED = "holdout.used", "Hold-out used", "idle"
     PROJECT_CREATED = "project.created", "Project created", "idle"
-    EXPERIMENT_CREATED = "experiment.created", "Experiment created", "idle"
+    EXPERIMENT_CREATED = "experiment.created", "Experiment created", "idle", _usual_or("{name}")
+    EXPERIMENT_RENAMED = (
+        "experiment.renamed",
+        "Experiment renamed",
+        "idle",
+        _usual_or("{before} is {name} now"),
+    )
+    EXPERIMENT_DELETED = "experiment.deleted", "Experiment deleted", "warn", _usual_or("{name}")
+    EXPERIMENT_RESTORED = "experiment.restored", "Experiment restored", "idle", _usual_or("{name}")
     UPLOADS_EXPIRED = "uploads.expired", "Unused uploads expired", "idle"
     LINEAGE_SEALED = "lineage.sealed", "Edges of version 1 sealed", "idle"
     LINEAGE_RECORDED = "lineage.recorded", "Lineage recorded", "idle"

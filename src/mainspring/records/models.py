@@ -77,7 +77,8 @@ class Package(Record, frozen=True, kw_only=True):
     """
 
     format_version: int = 1
-    format: Literal["onnx", "skops"]
+    format: str
+    """A name of the table in ``models.formats.table``: what reads a manifest looks it up."""
     signature: Signature
     files: list[PackageFile]
     created_at: datetime

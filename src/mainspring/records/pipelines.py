@@ -9,7 +9,9 @@ from mainspring.records.base import Digest, Id, Record
 
 ArtifactKind = Literal["json", "record", "table", "array", "bytes", "file", "tree"]
 RunState = Literal["running", "finished", "failed", "cancelled", "interrupted"]
-StepState = Literal["running", "finished", "cached", "failed", "skipped", "lost", "cancelled"]
+StepState = Literal["waiting", "running", "finished", "cached", "failed", "skipped", "lost", "cancelled"]
+ExecutorName = Literal["local", "worker"]
+"""Where the attempts at a run's steps happen: the table is ``pipelines/executors.py``."""
 
 
 class Artifact(Record, frozen=True):
@@ -90,7 +92,7 @@ class StepError(Record, frozen=True):
     """Why a step failed. The whole traceback stands in its log."""
 
     kind: Literal[
-        "exception", "output", "input", "signal", "memory", "timeout", "exit", "cancelled", "upstream"
+        "exception", "output", "input", "signal", "memory", "timeout", "exit", "cancelled", "upstream", "lost"
     ]
     type: str
     message: str
@@ -157,6 +159,87 @@ class StepExecution(Record, frozen=True):
     error: StepError | None = None
     why: Why | None = None
     cached_from: str | None = None
+    worker: str = ""
+    """The worker that has or had it; empty where the runner ran it."""
+    environment: str = ""
+    """The digest of the worker's environment, as it stated it."""
+
+
+class StepSource(Record, frozen=True):
+    """All outputs of an earlier step (or one outside path), and the function that made them, for the types."""
+
+    shape: str
+    outputs: list[Artifact]
+    producer: str | None = None
+
+
+class StepJob(Record, frozen=True):
+    """One attempt at a step, described by digests: whoever executes it decides where its files lie."""
+
+    project: str
+    run: Id
+    pipeline: str
+    step: str
+    execution: Id
+    attempt: int
+    function: str
+    """``file:qualname``, the file relative to the project."""
+    arguments: dict[str, Argument]
+    sources: dict[str, StepSource]
+    """By step name; by ``path:<text>`` and ``dataset:<name>@<selector>`` for what comes from outside the graph."""
+    params: dict[str, Any] = {}
+    """The pipeline's parameters, for information."""
+    at: str = ""
+    """Policy time at the start of the run, RFC 3339."""
+    memory_bytes: int | None = None
+    timeout_s: float | None = None
+    outputs: list[str] | None = None
+    """Names declared by ``@step(outputs=...)``."""
+    files: Digest | None = None
+    """A tree of the source files, and of the files that the step names by text; None where the project itself is at hand."""
+    variables: dict[str, str | None] = {}
+    """Variables of the environment that the code reads, with short digests of what they held where the run was started: they count
+    in the cache key, so they are to hold the same wherever it runs."""
+    modules: list[str] = []
+    """What the code imports from outside the project: worth importing before the step's process is forked."""
+
+
+class StepResult(Record, frozen=True):
+    """What an attempt came to, described by digests. ``used`` holds references for lineage."""
+
+    error: StepError | None = None
+    outputs: list[Artifact] = []
+    shape: str = "single"
+    metrics: dict[str, float | str] = {}
+    used: list[str] = []
+    effects: list[Effect] = []
+    log: Digest | None = None
+
+
+class WaitingStep(Record, frozen=True):
+    """A step that waits for a worker."""
+
+    execution: Id
+    run: Id
+    pipeline: str
+    step: str
+    since: datetime
+
+
+class StepLease(Record, frozen=True):
+    """A step that a worker has begun. ``token`` goes with every further call; without a heartbeat for ``ttl_s`` seconds the
+    attempt is lost."""
+
+    job: StepJob
+    token: str
+    ttl_s: float
+
+
+class Heartbeat(Record, frozen=True):
+    """Whether a worker is to go on with its step, and if not, why."""
+
+    go_on: bool
+    reason: str = ""
 
 
 class PipelineRun(Record, frozen=True):
@@ -188,7 +271,9 @@ class PipelineRunPage(Record, frozen=True):
 class PipelineEvent(Record, frozen=True):
     """Progress, as told to ``on_event``: what just happened to which step."""
 
-    kind: Literal["started", "cached", "running", "retry", "finished", "failed", "skipped", "ended"]
+    kind: Literal[
+        "started", "cached", "waiting", "running", "retry", "finished", "failed", "skipped", "ended"
+    ]
     run: Id
     step: str | None = None
     detail: str = ""

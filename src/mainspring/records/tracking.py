@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from mainspring.records.base import Digest, Page, Record
+from mainspring.records.base import Digest, Id, Page, Record
 
 Special = Literal["NaN", "Infinity", "-Infinity"]
 
@@ -69,19 +69,29 @@ class Point(Metric, frozen=True, kw_only=True):
 
 
 class Experiment(Record, frozen=True, kw_only=True):
-    """A named shelf of runs."""
+    """A group of runs. ``id`` is for ever, ``name`` is unique in the project and may change; ``runs`` counts those not deleted."""
 
+    id: Id
     name: str
     created_at: datetime
+    deleted: bool = False
     tags: dict[str, str] = {}
     runs: int = 0
 
 
+class ExperimentPage(Page, frozen=True, kw_only=True):
+    items: list[Experiment]
+
+
 class Run(Record, frozen=True, kw_only=True):
-    """One recorded piece of work. ``metrics`` holds the latest value of each (highest step, then time)."""
+    """One recorded piece of work. ``metrics`` holds the latest value of each (highest step, then time).
+
+    ``experiment`` is the name that the experiment has now. ``deleted``: the run, or its experiment.
+    """
 
     id: str
     experiment: str
+    experiment_id: Id
     name: str
     status: RunStatus
     started_at: datetime

@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from mainspring import durable
 from mainspring.errors import Corrupt, InvalidInput, MainspringError
 from mainspring.records.base import Record, from_json, to_json
 from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, sealed, table_digest
@@ -26,7 +27,6 @@ from mainspring.serving.hosting import Nursery
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.table import LiveTable, Version, build, load_version, packages_of
-from mainspring.storage import durable
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("serving.load", "serving.switch")

@@ -1,4 +1,4 @@
-"""Requests in our JSON dialect: strict, decoded straight into a type made from the signature.
+"""Rows and columns in JSON: strict, decoded straight into a type made from the signature. Our dialect is this; others may hand it their rows.
 
 One :class:`RowCodec` per deployment. msgspec checks types, missing and unknown columns, integer and float range, UTF-8,
 trailing bytes and depth in C. What it lets pass is checked here: a duplicate key (it would silently win), NUL in a string, integers

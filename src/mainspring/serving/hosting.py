@@ -1,6 +1,6 @@
 """Models in processes of their own, seen from the worker: start, ask within the deadline, kill, replace.
 
-A model whose cost may depend on the values of a request (everything but ONNX of bounded operators) never runs in the worker: its time is
+A model whose cost may depend on the values of a request (``models.formats.Cost``) never runs in the worker: its time is
 held by killing its process, its memory by a limit on it, and other deployments do not notice. See ``model_process`` for the other side.
 """
 

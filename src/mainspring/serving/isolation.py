@@ -19,13 +19,7 @@ from pathlib import Path
 NEUTRAL = "/"
 """Working directory of children: nothing is imported from it, and no relative path means anything."""
 
-LIBRARIES = (
-    "mainspring", "msgspec", "blake3", "uvicorn", "uvloop", "httptools", "h11", "click", "numpy", "scipy", "joblib", "threadpoolctl", "sklearn",
-    "skops", "packaging", "onnxruntime", "lightgbm", "xgboost", "safetensors",
-)  # fmt: skip
-"""What a serving process may import beside the standard library, by top-level name."""
-
-_NEEDED = frozenset(LIBRARIES[:8])
+_NEEDED = ("mainspring", "msgspec", "blake3", "uvicorn", "uvloop", "httptools", "h11", "click")
 """Without these there is no server: they are looked for wherever they may be."""
 
 _ENVIRONMENT = frozenset(
@@ -50,6 +44,18 @@ _BOOT = (
     "import runpy; runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
 _SITES = frozenset({"site-packages", "dist-packages"})
+
+
+def libraries() -> list[str]:
+    """What a serving process may import beside the standard library, by top-level name: ours, and those of every model format."""
+    from mainspring.models.formats.table import model_formats
+
+    named = {
+        n
+        for entry in model_formats()
+        for n in (*entry.packages, *(m.partition(".")[0] for m in entry.modules))
+    }
+    return [*_NEEDED, *sorted(named - set(_NEEDED))]
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -80,7 +86,7 @@ def code_places() -> list[Path]:
         elif entry.endswith(".zip"):
             continue
         else:
-            found |= {place for name in LIBRARIES for place in _package(name, [entry])}
+            found |= {place for name in libraries() for place in _package(name, [entry])}
     return sorted(found | _shared_libraries())
 
 
@@ -109,7 +115,7 @@ def _import_places() -> list[str]:
     ours = str(Path(__file__).parents[2])
     path = [p for p in sys.path if p not in here]
     installed = [p for p in path if Path(p).name in _SITES]
-    found = [str(place.parent) for name in LIBRARIES for place in _package(name, installed)]
+    found = [str(place.parent) for name in libraries() for place in _package(name, installed)]
     missing = [name for name in sorted(_NEEDED) if not _package(name, [*found, ours])]
     found += [ours, *(str(place.parent) for name in missing for place in _package(name, path))]
     return list(dict.fromkeys(found))

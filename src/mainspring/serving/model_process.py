@@ -45,10 +45,6 @@ _PROBE_CPU_S = 3
 _FILES = 256
 
 
-LIBRARIES = {
-    "onnx": ("numpy", "onnxruntime", "mainspring.models.formats.onnx"),
-    "skops": ("numpy", "sklearn.pipeline", "skops.io", "mainspring.models.formats.skops"),
-}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -133,8 +129,10 @@ def _nursery(control: socket.socket, packages: Path, sandbox: str) -> None:
 
 
 def import_libraries(form: str) -> None:
-    """Import what packages of a format need, as far as it is there: loading says what is missing."""
-    for name in LIBRARIES.get(form, ()):
+    """Import what packages of a format need, as far as it is there: loading says what is missing, or that there is no such format."""
+    from mainspring.models.formats.table import model_format, names
+
+    for name in model_format(form).modules if form in names() else ():
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 

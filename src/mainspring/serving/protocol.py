@@ -2,7 +2,7 @@
 
 A prediction that arrived whole and needs no thread is answered where it was parsed: no task, no scope, one write. That is
 half of the cost of an answer. Everything else (large or slow bodies, pipelining behind a slow answer, HTTP/1.0, draining) takes
-uvicorn's own way. Both ways use the same parser, gate, codec and core.
+uvicorn's own way. Both ways use the same parser, gate, dialect and core.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from mainspring.serving import connection
-from mainspring.serving.app import App
+from mainspring.serving.app import App, QuickTarget
 from mainspring.serving.connection import BoundedProtocol, Bounds
 
 
@@ -35,7 +35,7 @@ class Protocol(BoundedProtocol):
         super().__init__(config, server_state, app_state, _loop, bounds=bounds)
         self._serving = serving
         self._keep_alive_s = float(config.timeout_keep_alive)
-        self._quick: str | None = None
+        self._quick: QuickTarget | None = None
         self._body = b""
 
     def parsed(self) -> None:
@@ -48,9 +48,9 @@ class Protocol(BoundedProtocol):
 
     def begin_request(self) -> None:
         parser, cycle = self.parser, self.cycle
-        name = self._serving.fast.get(self.url)
+        target = self._serving.quick_targets.get(self.url)
         if (
-            name is not None
+            target is not None
             and parser.get_method() == b"POST"
             and (cycle is None or cycle.response_complete)
             and not self.expect_100_continue
@@ -60,7 +60,7 @@ class Protocol(BoundedProtocol):
             and parser.get_http_version() == "1.1"
             and not parser.should_upgrade()
         ):
-            self._quick, self._body = name, b""
+            self._quick, self._body = target, b""
         else:
             self._begin_cycle()
 

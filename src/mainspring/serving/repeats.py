@@ -14,25 +14,16 @@ import blake3
 
 from mainspring.errors import Conflict, InvalidInput, Unavailable
 from mainspring.records.labels import is_issued_id
+from mainspring.serving.wire import Reply
 
 HEADER = b"idempotency-key"
-Fields = list[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What was answered: status, body and further header fields."""
-
-    status: int
-    body: bytes
-    fields: Fields
 
 
 @dataclass(slots=True)
 class _Entry:
     request: bytes
     """Digest of where the request went and of its body."""
-    answer: Kept | None = None
+    answer: Reply | None = None
 
 
 class Repeats:
@@ -42,7 +33,7 @@ class Repeats:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._most, self._max_bytes, self._bytes = entries, max_bytes, 0
 
-    def begin(self, key: bytes, place: str, body: bytes) -> tuple[str, Kept | None]:
+    def begin(self, key: bytes, place: str, body: bytes) -> tuple[str, Reply | None]:
         """``(prediction id, the answer if there is one already)``; without an answer the id is taken until it ends.
 
         Raises :class:`InvalidInput` for a key that is no UUIDv7, :class:`Conflict` if it was used for another request,
@@ -77,7 +68,7 @@ class Repeats:
             )
         return ident, entry.answer
 
-    def end(self, ident: str, answer: Kept | None) -> None:
+    def end(self, ident: str, answer: Reply | None) -> None:
         """Keep the answer, or with None give the id free: nothing of the request was counted or logged."""
         entry = self._entries.get(ident)
         if entry is None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput, ModelFailed
-from mainspring.records.models import Package, Signature, Task
+from mainspring.records.models import Signature, Task
 from mainspring.records.serving import Deployment, RouteTable, misfit
 from mainspring.serving.codec import RowCodec
 from mainspring.serving.hosting import Hosted, Nursery
@@ -30,7 +30,7 @@ from mainspring.serving.routing import edges
 from mainspring.serving.wire import JSON_LINES
 
 if TYPE_CHECKING:
-    from mainspring.models.formats.onnx_cost import Cost
+    from mainspring.models.formats import Cost
 
 logger = logging.getLogger("mainspring.serving")
 
@@ -253,11 +253,11 @@ def open_version(folder: Path, digest: str, *, inline_ms: float, max_rows: int) 
     from mainspring.models.formats.package import read_package
 
     package, payloads = read_package(folder)
-    cost = _cost(package, payloads)
-    why = cost.by_operator
+    predictor: Predictor = formats.open_package(package, payloads)
+    cost = formats.prediction_cost(package, payloads)
+    why = cost.unbounded
     if why is None and cost.steps * max_rows * STEP_S > _LONGEST_S:
         why = f"its trees may take {cost.steps} steps for a row"
-    predictor: Predictor = formats.load(folder)
     make = getattr(predictor, "row_scorer", None)
     one = make() if make is not None else None
     version = Version(
@@ -278,15 +278,6 @@ def open_version(folder: Path, digest: str, *, inline_ms: float, max_rows: int) 
     single, per_row = _warm(version)
     inline = 0 if why is not None else _inline_rows(version, single, per_row, inline_ms / 1000, cost)
     return replace(version, inline_rows=inline, single_us=single * 1e6), why
-
-
-def _cost(package: Package, payloads: Mapping[str, bytes]) -> Cost:
-    from mainspring.models.formats.onnx_cost import Cost, examine
-    from mainspring.models.formats.onnx_wire import check_onnx
-
-    if package.format != "onnx":
-        return Cost(by_operator=f"models of format {package.format!r} may take any time")
-    return examine(check_onnx(payloads["model.onnx"]))
 
 
 def _inline_rows(version: Version, single: float, per_row: float, budget_s: float, cost: Cost) -> int:

@@ -11,7 +11,6 @@ from pathlib import Path
 from mainspring.errors import MainspringError
 from mainspring.serving.isolation import code_places
 from mainspring.serving.model_process import (
-    LIBRARIES,
     TOO_LARGE,
     address_space,
     bound_memory,
@@ -32,9 +31,7 @@ def main(argv: list[str]) -> int:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        form = formats.verify(folder).format
-        if form in LIBRARIES:
-            import_libraries(form)
+        import_libraries(formats.verify(folder).format)
         code_places()
         size = address_space()
         confine(read=[folder], write=[], mode="auto")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -36,17 +36,29 @@ SECURITY: list[tuple[bytes, bytes]] = [
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-JSON_TYPE = (b"content-type", b"application/json")
-TEXT_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-_JSON_HEADERS = [JSON_TYPE, *SECURITY]
-JSON_LINES = b"".join(b"%b: %b\r\n" % header for header in _JSON_HEADERS)
-"""The same as bytes, for answers written by the protocol itself."""
+JSON = b"application/json"
+METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
+_SECURITY_LINES = b"".join(b"%b: %b\r\n" % header for header in SECURITY)
+JSON_LINES = b"content-type: %b\r\n%b" % (JSON, _SECURITY_LINES)
+"""The fixed header lines of a JSON response, for answers written by the protocol itself."""
 _ONCE = frozenset(
     {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"origin"}
 )
 
 _PORTS = {b"http": b"80", b"https": b"443"}
 """The port of an origin that names none."""
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """A whole response: status, body, header fields beside the usual ones, media type of the body."""
+
+    status: int
+    body: bytes
+    fields: Sequence[tuple[bytes, bytes]] = ()
+    media: bytes = JSON
+
+    def with_fields(self, *fields: tuple[bytes, bytes]) -> Reply:
+        return Reply(self.status, self.body, [*self.fields, *fields], self.media)
 
 
 class Disconnected(Exception):
@@ -138,9 +150,9 @@ class Bodies:
         self._deadline_s = options.body_deadline_s
         self.inflight = 0
 
-    async def read(self, headers: Headers, receive: Receive) -> bytes:
+    async def read(self, headers: Headers, receive: Receive, *, media: tuple[bytes, ...]) -> bytes:
         """The whole body. Raises 413 before buffering, 415, 408 or 503; :class:`Disconnected` if the client left."""
-        self.check(headers)
+        self.check(headers, media)
         message = await receive() if b"content-length" in headers else None
         if message is not None and not message.get("more_body") and message["type"] == "http.request":
             body: bytes = message.get("body", b"")
@@ -152,8 +164,8 @@ class Bodies:
         except TimeoutError:
             raise SlowRequest("the body did not arrive in time", value=f"{self._deadline_s:g} s") from None
 
-    def check(self, headers: Headers) -> None:
-        """What the headers say of the body; raises 413, 415 or 400."""
+    def check(self, headers: Headers, media: tuple[bytes, ...]) -> None:
+        """What the headers say of the body; raises 413, 415 (it is none of ``media``) or 400."""
         length = headers.get(b"content-length")
         if length is not None:
             if not length.isdigit():
@@ -161,15 +173,11 @@ class Bodies:
             if len(length) > 18 or int(length) > self._max_body:
                 raise self._too_large(length.decode())
         kind = headers.get(b"content-type")
-        if (
-            kind is not None
-            and kind != b"application/json"
-            and kind.partition(b";")[0].strip().lower() != b"application/json"
-        ):
+        if kind is not None and kind not in media and kind.partition(b";")[0].strip().lower() not in media:
             raise UnsupportedMedia(
-                "the body must be JSON",
+                "bodies of this media type are not taken here",
                 value=kind.decode("latin-1"),
-                next_step="Send 'Content-Type: application/json'.",
+                next_step=f"Send 'Content-Type: {media[0].decode()}'.",
             )
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedMedia(
@@ -203,43 +211,25 @@ class Bodies:
         )
 
 
-async def answer(
-    send: Send, status: int, body: bytes, extra: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    """Send a JSON response."""
-    headers = [*_JSON_HEADERS, (b"content-length", b"%d" % len(body))]
-    if extra:
-        headers += extra
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def answer(send: Send, reply: Reply) -> None:
+    """Send a response."""
+    headers = [(b"content-type", reply.media), *SECURITY, (b"content-length", b"%d" % len(reply.body))]
+    headers += reply.fields
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
-async def answer_text(send: Send, body: bytes) -> None:
-    """Send the metrics exposition."""
-    headers = [TEXT_TYPE, *SECURITY, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-def raw_answer(status: int, date: bytes, body: bytes, extra: list[tuple[bytes, bytes]]) -> bytes:
-    """A whole JSON response as it goes over the wire."""
-    lines = b"".join([b"%b: %b\r\n" % header for header in extra])
-    phrase = HTTPStatus(status).phrase.encode()
-    return b"HTTP/1.1 %d %b\r\n%b%b%bcontent-length: %d\r\n\r\n%b" % (
-        status, phrase, date, JSON_LINES, lines, len(body), body,
+def raw_answer(reply: Reply, date: bytes) -> bytes:
+    """A whole response as it goes over the wire."""
+    lines = b"".join([b"%b: %b\r\n" % header for header in reply.fields])
+    phrase = HTTPStatus(reply.status).phrase.encode()
+    return b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+        reply.status, phrase, date, reply.media, _SECURITY_LINES, lines, len(reply.body), reply.body,
     )  # fmt: skip
 
 
-def error_body(error: MainspringError, *, v2: bool, ident: str | None = None) -> bytes:
-    """The body of an error: ours names code, value, place and next step; Open Inference v2 has one string."""
-    extra = {} if ident is None else {"prediction_id": ident}
-    if v2:
-        return msgspec.json.encode({"error": _clean(str(error)), "code": error.code} | extra)
-    fields = {k: _clean(v) if isinstance(v, str) else v for k, v in error.to_dict().items()}
-    return msgspec.json.encode({"error": fields} | extra)
-
-
-def _clean(text: str) -> str:
+def printable(text: str) -> str:
+    """``text`` without half characters, which cannot be sent."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from mainspring.durable import sync_folder
 from mainspring.errors import Corrupt, InvalidInput, StorageFull, TooLarge, Unavailable
-from mainspring.storage.durable import sync_folder
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("journal.append", "journal.sync", "journal.rename")

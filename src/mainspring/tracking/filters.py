@@ -25,8 +25,10 @@ MAX_WILDCARDS = 8
 
 ATTRIBUTES = {
     "status": "status", "name": "name", "run_name": "name", "id": "id", "run_id": "id", "experiment": "experiment",
+    "experiment_name": "experiment", "experiment_id": "experiment_id",
     "parent": "parent", "created_by": "created_by", "user_id": "created_by", "code": "code", "environment": "environment",
     "start_time": "started_us", "started_at": "started_us", "end_time": "ended_us", "ended_at": "ended_us", "created": "started_us",
+    "started": "started_us", "ended": "ended_us",
 }  # fmt: skip
 """Attribute names and their columns. Times compare with milliseconds since the epoch or an ISO 8601 text."""
 
@@ -108,7 +110,12 @@ def parse_field(text: str, *, place: str) -> Field:
     """A single field such as ``metrics.loss``: what ``order_by`` names. A bare attribute name is allowed."""
     stripped = text.strip()
     match = re.fullmatch(r"[A-Za-z]+\.(?:`[^`]+`|\"[^\"]+\"|[^`\"]+)", stripped)
-    return _field(stripped if match else f"attributes.{stripped}", 0, place)
+    try:
+        return _field(stripped if match else f"attributes.{stripped}", 0, stripped)
+    except InvalidInput as error:
+        raise InvalidInput(
+            "unknown field", value=stripped[:200], place=place, next_step=error.next_step
+        ) from None
 
 
 def _tokens(text: str) -> list[_Token]:

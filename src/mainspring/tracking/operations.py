@@ -11,7 +11,7 @@ import blake3
 
 from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, NotFound, near
-from mainspring.lineage import Decision, Foundation
+from mainspring.lineage import Foundation
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, current, operation
 from mainspring.records.base import Digest, Id, check_name, check_path, from_json, new_id, to_json
@@ -25,7 +25,6 @@ from mainspring.records.tracking import (
     CaptureResult,
     CodeState,
     EnvironmentState,
-    Experiment,
     HistoryPage,
     Metric,
     Point,
@@ -35,8 +34,10 @@ from mainspring.records.tracking import (
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql import Reader, Row
 from mainspring.tracking import history
+from mainspring.tracking.experiments import Experiments, View, experiment_for_a_run, viewed, within
 from mainspring.tracking.filters import Both, Compare, Node, parse
-from mainspring.tracking.search import FEW, Compiler, Query, Sql, names_in, parse_order
+from mainspring.tracking.order import Query, parse_order
+from mainspring.tracking.search import FEW, Compiler, names_in
 from mainspring.tracking.streams import Stream
 from mainspring.tracking.tables import Tables, alive_until, blocks_of, check_texts, next_number
 
@@ -54,8 +55,8 @@ _ENDED: dict[Literal["finished", "failed", "killed"], EventKind] = {
 }
 
 
-class Tracking:
-    """Runs of one project: their params, metrics, tags and artifacts."""
+class Tracking(Experiments):
+    """Experiments and runs of one project: their params, metrics, tags and artifacts."""
 
     room = "tracking"
 
@@ -63,39 +64,14 @@ class Tracking:
         self._base = base
         self._tables = Tables(base.project)
 
-    # --- experiments ---------------------------------------------------------------------------------------------------
-
-    @operation(role=Role.EDITOR, changes=True)
-    def create_experiment(self, *, name: str, tags: dict[str, str] = {}) -> Experiment:  # noqa: B006 - never changed
-        """Make an experiment; one that exists is returned as it is. A run makes its experiment by itself."""
-        check_name(name, what="experiment")
-        check_texts(tags, "tag")
-        with self._base.ledger.decision() as d:
-            self._experiment(d, name, tags)
-            row = d.tx.all(
-                "SELECT * FROM experiments WHERE project = ? AND name = ?", self._base.project, name
-            )[0]
-            return d.done(_experiment_of(row, 0))
-
-    @operation(role=Role.VIEWER)
-    def experiments(self) -> list[Experiment]:
-        """All experiments by name, with how many runs each holds."""
-        with self._base.store.read() as tx:
-            rows = tx.all("SELECT * FROM experiments WHERE project = ? ORDER BY name", self._base.project)
-            counted = tx.all(
-                "SELECT experiment, count(*) AS n FROM runs WHERE project = ? AND deleted_us IS NULL GROUP BY experiment",
-                self._base.project,
-            )
-        counts = {row["experiment"]: int(row["n"]) for row in counted}
-        return [_experiment_of(row, counts.get(row["name"], 0)) for row in rows]
-
     # --- writing -------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True)
     def create_run(
         self,
         *,
-        experiment: str = "default",
+        experiment: str | None = None,
+        experiment_id: Id | None = None,
         name: str = "",
         id: Id | None = None,  # noqa: A002 - it is what it is
         parent: str | None = None,
@@ -107,10 +83,10 @@ class Tracking:
     ) -> Run:
         """Start a run. With ``id`` (a UUIDv7 of the caller) it happens once: a second call returns the run as it is.
 
+        Its experiment is named by ``experiment`` (its name, "default" by default; made if there is none) or by ``experiment_id``.
         ``alive_s``: the caller will send :meth:`heartbeat` at least this often (seconds), else the run shows as crashed.
         ``parent`` is a run or pipeline run.
         """
-        check_name(experiment, what="experiment")
         check_texts(params, "param")
         check_texts(tags, "tag")
         check_texts({"name": name}, "run")
@@ -118,18 +94,22 @@ class Tracking:
         started = now if started_us is None else min(max(started_us, _US_MIN), _US_MAX)
         call = current()
         with self._base.ledger.decision() as d:
-            self._experiment(d, experiment, {})
+            if d.tx.first("SELECT id FROM runs WHERE id = ? AND project = ?", run, self._base.project):
+                return d.done(self._tables.run(d.tx, run))
+            group = experiment_for_a_run(
+                d, self._base, name=experiment, ident=experiment_id, started_us=started
+            )
             made = d.tx.execute(
                 "INSERT INTO runs (id, project, num, experiment, name, status, started_us, created_us, alive_until_us, parent, created_by, source, batches)"
                 " VALUES (?, ?, ?, ?, ?, 'running', ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING",
-                run, self._base.project, next_number(d.tx, "run"), experiment, name or run[-12:], started, now, alive_until(alive_s), parent,
+                run, self._base.project, next_number(d.tx, "run"), group["id"], name or run[-12:], started, now, alive_until(alive_s), parent,
                 call.actor if call else "local", to_json(source).decode(),
             )  # fmt: skip
             if made:
                 num = self._tables.num(d.tx, run)
                 self._tables.store_texts(d.tx, "run_params", num, params)
                 self._tables.store_texts(d.tx, "run_tags", num, tags)
-                d.event(EventKind.RUN_STARTED, ref("run", run), {"experiment": experiment, "name": name})
+                d.event(EventKind.RUN_STARTED, ref("run", run), {"experiment": group["name"], "name": name})
                 if parent is not None:
                     d.edge(ref("run", parent), ref("run", run), "parent")
             return d.done(self._tables.run(d.tx, run))
@@ -381,32 +361,33 @@ class Tracking:
         filter: str = "",  # noqa: A002 - the word every user knows
         order_by: list[str] = [],  # noqa: B006
         experiments: list[str] = [],  # noqa: B006
-        view: Literal["active", "deleted", "all"] = "active",
+        experiment_ids: list[str] = [],  # noqa: B006
+        view: View = "active",
         metrics: list[str] | None = None,
         after: str | None = None,
         limit: int = 50,
     ) -> RunPage:
         """Find runs (the language: ``tracking/filters.py``), newest first unless ``order_by`` says otherwise.
 
+        ``order_by`` names up to 8 keys, the first of them first: ``["metrics.loss", "-params.depth", "-started"]``. ``-`` or ``DESC`` turns a
+        key round. Numbers sort as numbers, texts (params and tags always are) by the code points of their first 200 characters;
+        runs without the value, or with NaN, come last both ways. ``experiments`` are names, ``experiment_ids`` ids: runs of any of them.
+        Runs of a deleted experiment count as deleted.
         ``metrics`` names the metrics to bring along (None: all). Pages are stable: a run is never shown twice or skipped because
         others were added meanwhile.
         """
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
         node, order = parse(filter), parse_order(order_by)
-        now = time.time_ns() // 1000
+        now, project = time.time_ns() // 1000, self._base.project
         with self._base.store.read() as tx:
-            names = names_in(node) | ({order.field.name} if order.field.kind != "attributes" else set())
-            keys = self._tables.keys(tx, names)
-            compiler = Compiler(engine=self._base.store.engine.name, keys=keys, now_us=now)
+            keys = self._tables.keys(tx, names_in(node) | order.names())
+            compiler = Compiler(engine=self._base.store.engine.name, project=project, keys=keys, now_us=now)
             conditions = [compiler.compile(node)] if node is not None else []
-            if view != "all":
-                conditions.append(Sql(f"r.deleted_us IS {'NULL' if view == 'active' else 'NOT NULL'}"))
-            if experiments:
-                conditions.append(
-                    Sql(f"r.experiment IN ({', '.join('?' * len(experiments))})", tuple(experiments))
-                )
-            query = Query(self._base.project, order, tuple(conditions), _few(tx, compiler, node))
+            conditions += viewed(tx, project, view)
+            if experiments or experiment_ids:
+                conditions.append(within(tx, project, experiments, experiment_ids))
+            query = Query(project, order, tuple(conditions), _few(tx, compiler, node))
             rows, following = query.run(tx, compiler, keys, after=after, limit=limit)
             return RunPage(items=self._tables.filled(tx, rows, now=now, metrics=metrics), next=following)
 
@@ -489,14 +470,6 @@ class Tracking:
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
-    def _experiment(self, d: Decision, name: str, tags: dict[str, str]) -> None:
-        made = d.tx.execute(
-            "INSERT INTO experiments (project, name, created_us, tags) VALUES (?, ?, ?, ?) ON CONFLICT (project, name) DO NOTHING",
-            self._base.project, name, to_us(self._base.clock.now()), to_json(tags).decode(),
-        )  # fmt: skip
-        if made:
-            d.event(EventKind.EXPERIMENT_CREATED, ref("experiment", name))
-
     def _name_artifact(self, run: str, path: str, stored: ObjectRef) -> Artifact:
         with self._base.ledger.decision() as d:
             num = self._tables.num(d.tx, run)
@@ -554,15 +527,6 @@ def _history_mark(after: str | None) -> tuple[int | None, int]:
         raise InvalidInput(
             "not a page mark", value=after, place="after", next_step="Pass 'next' of the page before."
         ) from None
-
-
-def _experiment_of(row: Row, runs: int) -> Experiment:
-    return Experiment(
-        name=row["name"],
-        created_at=from_us(row["created_us"]),
-        tags=from_json(row["tags"], dict[str, str]),
-        runs=runs,
-    )
 
 
 def _artifact_of(row: Row) -> Artifact:

@@ -83,7 +83,7 @@ def collect(root: Path, files: Iterable[str] | None = None) -> Sources:
         cells = _cells()
         if cells is not None:
             found.add_text(NOTEBOOK, cells)
-        named = {**_entry(root), **_imported(root)}
+        named = {**_entry(root), **imported(root)}
     else:
         named = {**{f: root / f for f in files}, **_entry(root)}
     for shown in sorted(named):
@@ -102,7 +102,8 @@ def _entry(root: Path) -> dict[str, Path]:
     return {_shown(path, root): path}
 
 
-def _imported(root: Path) -> dict[str, Path]:
+def imported(root: Path) -> dict[str, Path]:
+    """The modules of this process that were imported from below ``root``, by their names there."""
     found: dict[str, Path] = {}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)

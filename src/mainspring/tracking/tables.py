@@ -47,7 +47,7 @@ class Tables:
         """Numbers of those names that exist."""
         digests = {_key_digest(name): name for name in names}
         found: dict[str, int] = {}
-        for part in _parts(list(digests), 500):
+        for part in parts(list(digests), 500):
             marks = ", ".join("?" * len(part))
             for row in tx.all(
                 f"SELECT digest, id FROM tracking_keys WHERE project = ? AND digest IN ({marks})",
@@ -81,7 +81,7 @@ class Tables:
             return
         sql = "INSERT INTO run_params (project, run, key, head, value) VALUES (?, ?, ?, ?, ?) ON CONFLICT (run, key) DO NOTHING"
         tx.many(sql, [(self._project, num, keys[k], v[:HEAD], v) for k, v in texts.items()])
-        for part in _parts(list(texts), 500):
+        for part in parts(list(texts), 500):
             marks = ", ".join("?" * len(part))
             rows = tx.all(
                 f"SELECT key, value FROM run_params WHERE run = ? AND key IN ({marks})",
@@ -155,7 +155,7 @@ class Tables:
             tx.execute("DELETE FROM run_points WHERE run = ? AND key = ?", num, key)
             arrived = max(int(r["arrived_us"]) for r in stored)
             rebuilt = []
-            for seq, part in zip(sorted(data), _parts(samples, block), strict=False):
+            for seq, part in zip(sorted(data), parts(samples, block), strict=False):
                 rebuilt.append(
                     (
                         self._project,
@@ -207,14 +207,31 @@ class Tables:
             said[table] = {n: {} for n in nums}
             for row in text_rows:
                 said[table][int(row["run"])][names[int(row["key"])]] = row["value"]
+        experiments = self.experiments(tx, {row["experiment"] for row in rows})
         return [
-            _run_of(row, now=now, metrics=latest[n], params=said["run_params"][n], tags=said["run_tags"][n])
+            _run_of(
+                row,
+                now=now,
+                experiment=experiments[row["experiment"]],
+                metrics=latest[n],
+                params=said["run_params"][n],
+                tags=said["run_tags"][n],
+            )
             for row, n in zip(rows, nums, strict=True)
         ]
 
+    def experiments(self, tx: Reader, idents: set[str]) -> dict[str, Row]:
+        """Name and time of deletion of experiments, by id."""
+        found: dict[str, Row] = {}
+        for part in parts(sorted(idents), 500):
+            marks = ", ".join("?" * len(part))
+            for row in tx.all(f"SELECT id, name, deleted_us FROM experiments WHERE id IN ({marks})", *part):
+                found[row["id"]] = row
+        return found
+
     def names(self, tx: Reader, keys: set[int]) -> dict[int, str]:
         names: dict[int, str] = {}
-        for part in _parts(sorted(keys), 500):
+        for part in parts(sorted(keys), 500):
             for row in tx.all(
                 f"SELECT id, name FROM tracking_keys WHERE id IN ({', '.join('?' * len(part))})", *part
             ):
@@ -246,7 +263,7 @@ def _key_digest(name: str) -> str:
     return blake3.blake3(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _parts(items: list[Any], size: int) -> Iterable[list[Any]]:
+def parts(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
@@ -273,12 +290,19 @@ def check_texts(texts: dict[str, str], what: str) -> None:
 
 
 def _run_of(
-    row: Row, *, now: int, metrics: dict[str, Metric], params: dict[str, str], tags: dict[str, str]
+    row: Row,
+    *,
+    now: int,
+    experiment: Row,
+    metrics: dict[str, Metric],
+    params: dict[str, str],
+    tags: dict[str, str],
 ) -> Run:
     crashed = row["status"] == "running" and row["alive_until_us"] is not None and row["alive_until_us"] < now
     return Run(
         id=row["id"],
-        experiment=row["experiment"],
+        experiment=experiment["name"],
+        experiment_id=row["experiment"],
         name=row["name"],
         status=RunStatus.CRASHED if crashed else RunStatus(row["status"]),
         started_at=from_us(row["started_us"]),
@@ -289,7 +313,7 @@ def _run_of(
         code=row["code"],
         environment=row["environment"],
         source=from_json(row["source"], dict[str, Any]),
-        deleted=row["deleted_us"] is not None,
+        deleted=row["deleted_us"] is not None or experiment["deleted_us"] is not None,
         metrics=dict(sorted(metrics.items())),
         params=dict(sorted(params.items())),
         tags=dict(sorted(tags.items())),

@@ -4,7 +4,7 @@
 
     my-package/
       model.json      the manifest (records.models.Package): signature, files with size and digests, lineage, parity
-      model.onnx      or model.skops: the one payload its format allows
+      model.onnx      or whatever files its format has (``table``)
 
 ``save`` writes one, ``verify`` checks every byte before anything is parsed, ``load`` gives a :class:`Predictor`. This
 package imports nothing of the control plane: the inference plane uses it as it stands.
@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mainspring.models.formats.model_format import Cost, extra_needed
 from mainspring.models.formats.package import MANIFEST, read_package, verify
 from mainspring.models.formats.predictor import Columns, Predictor, Scores
+from mainspring.models.formats.table import model_format
 from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.records.models import Package, Signature, Task
 
@@ -25,6 +27,7 @@ __all__ = [
     "DEFAULT",
     "MANIFEST",
     "Columns",
+    "Cost",
     "Package",
     "Predictor",
     "Scores",
@@ -32,6 +35,8 @@ __all__ = [
     "check_payload",
     "infer_signature",
     "load",
+    "open_package",
+    "prediction_cost",
     "save",
     "verify",
 ]
@@ -46,7 +51,7 @@ def load(folder: Path, *, trust: TrustPolicy = DEFAULT) -> Predictor:
     :class:`~mainspring.errors.InvalidInput` (malformed manifest), :class:`~mainspring.errors.MissingExtra`.
     """
     package, payloads = read_package(folder)
-    return _open(package, payloads, trust=trust)
+    return open_package(package, payloads, trust=trust)
 
 
 def check_payload(package: Package, payloads: Mapping[str, bytes], *, trust: TrustPolicy = DEFAULT) -> None:
@@ -54,14 +59,22 @@ def check_payload(package: Package, payloads: Mapping[str, bytes], *, trust: Tru
 
     Cheap and safe enough for the control plane: nothing is imported, executed or allocated on the payload's word.
     """
-    if package.format == "onnx":
-        from mainspring.models.formats.onnx_wire import check_onnx
+    model_format(package.format).check(package, payloads, trust=trust)
 
-        check_onnx(payloads["model.onnx"])
-    else:
-        from mainspring.models.formats.skops_schema import check_skops
 
-        check_skops(payloads["model.skops"], trust=trust)
+def open_package(
+    package: Package, payloads: Mapping[str, bytes], *, trust: TrustPolicy = DEFAULT
+) -> Predictor:
+    """A predictor from the verified bytes of a package (``package.read_package``), after :func:`check_payload`."""
+    check_payload(package, payloads, trust=trust)
+    entry = model_format(package.format)
+    with extra_needed(entry):
+        return entry.open(package, payloads, trust=trust)
+
+
+def prediction_cost(package: Package, payloads: Mapping[str, bytes]) -> Cost:
+    """What a prediction may cost, read off payloads that :func:`check_payload` took."""
+    return model_format(package.format).cost(package, payloads)
 
 
 def save(
@@ -87,8 +100,8 @@ def save(
     On these, and on rows made from the signature (nulls, unseen categories, extremes, values beside tree thresholds), the
     stored payload must repeat the estimator: its labels, its probabilities within ``tolerance`` (default 1e-6), a regression
     within ``tolerance`` times the spread of its answers, and an error or NaN where it raises. If not, :class:`ParityFailed`
-    with the numbers and nothing is left behind. ``format``: ``auto`` (ONNX, and skops where ONNX cannot be exact), ``onnx``,
-    ``skops``. Raises :class:`~mainspring.errors.InvalidInput` where no format stores the estimator, with the reasons of each.
+    with the numbers and nothing is left behind. ``format``: a name of the table, or ``auto``: the fastest that is exact (ONNX, and
+    skops where ONNX cannot be). Raises :class:`~mainspring.errors.InvalidInput` where no format stores the estimator, with the reasons of each.
     """
     from mainspring.models.formats.saving import save_package
 
@@ -119,14 +132,3 @@ def infer_signature(columns: Any, *, task: Task | str, classes: list[str] | None
     from mainspring.models.formats.signature import infer
 
     return infer(columns, task=Task(task), classes=classes or [])
-
-
-def _open(package: Package, payloads: Mapping[str, bytes], *, trust: TrustPolicy) -> Predictor:
-    check_payload(package, payloads, trust=trust)
-    if package.format == "onnx":
-        from mainspring.models.formats.onnx import OnnxPredictor
-
-        return OnnxPredictor(package, payloads["model.onnx"])
-    from mainspring.models.formats.skops import SkopsPredictor
-
-    return SkopsPredictor(package, payloads["model.skops"], trust=trust)

@@ -13,16 +13,15 @@ from typing import Any
 import msgspec
 from blake3 import blake3
 
+from mainspring.durable import sync_folder
 from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge, UnsafeFormat
+from mainspring.models.formats.table import model_format
 from mainspring.models.formats.trust import DEFAULT
 from mainspring.records.base import to_json
 from mainspring.records.models import Package, PackageFile
-from mainspring.storage.durable import sync_folder
 
 MANIFEST = "model.json"
 MAX_MANIFEST = 4 << 20
-PAYLOADS = {"onnx": "model.onnx", "skops": "model.skops"}
-"""The fixed table: format -> the one payload file it has. A package cannot add to it."""
 
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
@@ -83,11 +82,7 @@ def parse_manifest(data: bytes, *, place: str) -> Package:
     """``model.json`` as a record. A field that we do not define is refused by name: nothing in it can ask for trust."""
     try:
         head = msgspec.json.decode(data, type=dict[str, Any])
-        declared = head.get("format")
-        if declared not in PAYLOADS:
-            raise UnsafeFormat(
-                "not a format that is loaded here", value=declared, place=place, next_step=_FORMATS
-            )
+        entry = model_format(head.get("format"), place=place)
         package = msgspec.json.decode(data, type=Package)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         unknown = _UNKNOWN.search(str(error))
@@ -106,16 +101,14 @@ def parse_manifest(data: bytes, *, place: str) -> Package:
             place=place,
             next_step="Upgrade mainspring.",
         )
-    if [file.path for file in package.files] != [PAYLOADS[package.format]]:
+    paths = [file.path for file in package.files]
+    if not entry.names_files(paths):
         raise UnsafeFormat(
-            f"a package of format {package.format!r} holds exactly {PAYLOADS[package.format]!r}",
-            value=[file.path for file in package.files],
+            f"a package of format {entry.name!r} holds exactly {', '.join(map(repr, entry.payloads))}",
+            value=paths,
             place=place,
         )
     return package
-
-
-_FORMATS = "Formats are 'onnx' and 'skops'; pickle, joblib, cloudpickle and torch files run code when loaded and are refused."
 
 
 def describe_file(path: str, data: bytes) -> PackageFile:

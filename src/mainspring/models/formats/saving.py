@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,15 +14,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mainspring.errors import InvalidInput, MissingExtra
-from mainspring.models.formats import _open
+from mainspring.errors import InvalidInput, MainspringError, MissingExtra
+from mainspring.models.formats import open_package
 from mainspring.models.formats.estimators import (
     estimator_input,
     estimator_scores,
     learned_null,
     several_answers,
 )
-from mainspring.models.formats.package import PAYLOADS, describe_file, write_package
+from mainspring.models.formats.model_format import Form, ModelFormat, Payloads, extra_needed
+from mainspring.models.formats.package import describe_file, write_package
 from mainspring.models.formats.parity import (
     SEED,
     Answers,
@@ -33,8 +34,7 @@ from mainspring.models.formats.parity import (
     refuse_null_errors,
 )
 from mainspring.models.formats.predictor import Predictor, Scores
-from mainspring.models.formats.skops import dump
-from mainspring.models.formats.skops_schema import INSTEAD
+from mainspring.models.formats.table import listed, model_format, model_formats, names
 from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.models import ClassType, Package, Parity, Signature, Task
 from mainspring.records.scores import classes_of
@@ -45,7 +45,6 @@ stays below 1e-12; a float32 form must stay within this too."""
 _ROUNDING = 1e-13
 """Relative, of a regression: what float64 itself may lose on an answer far from the spread."""
 
-_LIBRARIES = ("scikit-learn", "numpy", "skl2onnx", "onnxruntime", "skops")
 _OWN_THRESHOLD = frozenset({"FixedThresholdClassifier", "TunedThresholdClassifierCV"})
 
 
@@ -82,8 +81,8 @@ def save_package(
     metrics: Mapping[str, float] | None,
     **provenance: Any,
 ) -> Package:
-    if format not in {*PAYLOADS, "auto"}:
-        raise InvalidInput("unknown model format", value=format, next_step="Use 'onnx', 'skops' or 'auto'.")
+    if format not in {*names(), "auto"}:
+        raise InvalidInput("unknown model format", value=format, next_step=f"Use {listed(', ')} or 'auto'.")
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(
             "the folder for a new package is not empty", value=str(folder), next_step="Name a new folder."
@@ -98,20 +97,19 @@ def save_package(
     if odd:
         notes["metrics_not_finite"] = odd  # JSON has no NaN; said here rather than lost
     draft = Package(
-        format="onnx",
+        format="",  # the form that holds decides
         signature=signature,
         files=[],
         created_at=datetime.now(UTC),
         metrics=finite,
-        libraries=_versions(),
         notes=notes,
         example=_example(evidence.rows, signature),
         null_text=null_text,
         known=known,
         **provenance,
     )
-    package, payload = _first_that_holds(estimator, draft, format, evidence, trust)
-    write_package(folder, package, {PAYLOADS[package.format]: payload})
+    package, payloads = _first_that_holds(estimator, draft, format, evidence, trust)
+    write_package(folder, package, payloads)
     return package
 
 
@@ -164,74 +162,86 @@ def _own_classes(estimator: Any, signature: Signature, rows: ParityRows, referen
     return own
 
 
-_Made = tuple[str, str, Callable[[], bytes]]
-
-
 def _first_that_holds(
     estimator: Any, draft: Package, wanted: str, evidence: Evidence, trust: TrustPolicy
-) -> tuple[Package, bytes]:
+) -> tuple[Package, Payloads]:
     """The first form that repeats the estimator on the rows that choose; it must then hold on the rows that do not."""
-    refusals: list[tuple[str, InvalidInput]] = []
+    refusals: list[_Refusal] = []
     chosen: set[str] = set()
-    for form, name, make in _forms(estimator, draft.signature, wanted, refusals):
-        if form in chosen:
+    for entry, form in _forms(estimator, draft.signature, wanted, refusals):
+        if entry.name in chosen:
             continue  # this format has had its choice, and was refused by rows that may not choose another
         try:
-            payload = make()
-            files = [describe_file(PAYLOADS[form], payload)]
-            noted: dict[str, Any] = {"onnx_form": name} if form == "onnx" else {}
-            if refusals:
-                noted["refused"] = {n: e.message[:500] for n, e in refusals}
-            package = msgspec.structs.replace(
-                draft,
-                format=form,
-                files=files,
-                notes={**draft.notes, **noted},
-            )
-            predictor = _open(package, {PAYLOADS[form]: payload}, trust=trust)
+            with extra_needed(entry):
+                payloads = form.make()
+            package = _described(draft, entry, form, payloads, refusals)
+            predictor = open_package(package, payloads, trust=trust)
             found = answers(predictor.predict, evidence.rows)
-            _require(predictor, evidence, found, ~evidence.judged, estimator, form)
-            chosen.add(form)
-            parity = _require(
-                predictor, evidence, found, np.ones(len(evidence.judged), dtype=bool), estimator, form
-            )
-        except InvalidInput as error:
-            refusals.append((name, error))
+            _require(predictor, evidence, found, ~evidence.judged, estimator, entry.name)
+            chosen.add(entry.name)
+            every = np.ones(len(evidence.judged), dtype=bool)
+            parity = _require(predictor, evidence, found, every, estimator, entry.name)
+        except (InvalidInput, MissingExtra) as error:
+            refusals.append((entry, form.name, error))
             continue
-        return msgspec.structs.replace(package, parity=parity), payload
-    raise _refused(refusals, wanted)
+        return msgspec.structs.replace(package, parity=parity), payloads
+    raise _refused(refusals, wanted, estimator)
+
+
+_Refusal = tuple[ModelFormat, str, MainspringError]
 
 
 def _forms(
-    estimator: Any, signature: Signature, wanted: str, refusals: list[tuple[str, InvalidInput]]
-) -> Iterator[_Made]:
-    if wanted in ("onnx", "auto"):
-        from mainspring.models.formats.onnx_convert import candidates
-
+    estimator: Any, signature: Signature, wanted: str, refusals: list[_Refusal]
+) -> Iterator[tuple[ModelFormat, Form]]:
+    """The forms of the format that is wanted, or of all in the order of the table."""
+    for entry in model_formats() if wanted == "auto" else [model_format(wanted)]:
         try:
-            for name, make in candidates(estimator, signature):
-                yield "onnx", f"onnx ({name})", make
+            with extra_needed(entry):
+                forms = list(entry.forms(estimator, signature))
         except MissingExtra as error:
-            if wanted == "onnx":
-                raise
-            refusals.append(("onnx", InvalidInput(error.message, next_step=error.next_step)))
-    if wanted in ("skops", "auto"):
-        yield "skops", "skops", lambda: dump(estimator)
+            refusals.append((entry, entry.name, error))
+            continue
+        for form in forms:
+            yield entry, form
 
 
-def _refused(refusals: list[tuple[str, InvalidInput]], wanted: str) -> InvalidInput:
+def _described(
+    draft: Package, entry: ModelFormat, form: Form, payloads: Payloads, refusals: list[_Refusal]
+) -> Package:
+    """The manifest of this form: its files, the versions of its libraries, and why others were not taken."""
+    notes = {**draft.notes, **form.notes}
+    if refusals:
+        notes["refused"] = {name: error.message[:500] for _, name, error in refusals}
+    return msgspec.structs.replace(
+        draft,
+        format=entry.name,
+        files=[describe_file(path, payloads[path]) for path in sorted(payloads)],
+        libraries=_versions(entry.libraries),
+        notes=notes,
+    )
+
+
+def _refused(refusals: list[_Refusal], wanted: str, estimator: Any) -> MainspringError:
     """One error with every reason, of the kind that says most."""
-    failed = [e for _, e in refusals if isinstance(e, ParityFailed)]
-    kind: type[InvalidInput] = ParityFailed if failed else InvalidInput
+    if not refusals:
+        return InvalidInput(
+            f"{wanted} takes no estimator of this kind",
+            value=type(estimator).__name__,
+            next_step='Save it with format="auto".',
+        )
+    if isinstance(last := refusals[-1][2], MissingExtra):
+        return last  # no format behind it made up for it
+    failed = [e for _, _, e in refusals if isinstance(e, ParityFailed)]
+    kind: type[MainspringError] = ParityFailed if failed else InvalidInput
     if len(refusals) == 1 and not failed:
-        kind = type(refusals[0][1])
-    reasons = "; ".join(f"{name}: {error.message}" for name, error in refusals)
+        kind = type(last)
+    reasons = "; ".join(f"{name}: {error.message}" for _, name, error in refusals)
+    subject = "no format stores" if wanted == "auto" else f"{wanted} does not store"
     error = kind(
-        f"no format stores this estimator as it is: {reasons}"
-        if wanted == "auto"
-        else f"{wanted} does not store this estimator as it is: {reasons}",
-        value=refusals[0][1].value,
-        place=refusals[0][1].place,
+        f"{subject} this estimator as it is: {reasons}",
+        value=refusals[0][2].value,
+        place=refusals[0][2].place,
         next_step=_way_out(refusals, wanted),
     )
     if isinstance(error, ParityFailed):
@@ -239,18 +249,17 @@ def _refused(refusals: list[tuple[str, InvalidInput]], wanted: str) -> InvalidIn
     return error
 
 
-def _way_out(refusals: list[tuple[str, InvalidInput]], wanted: str) -> str:
-    specific = [INSTEAD[str(e.value)] for _, e in refusals if str(e.value) in INSTEAD]
+_WAY_OUT = (
+    "Use scikit-learn's own classes without functions of your own (do such steps before the model), or let the operator of the loader "
+    "allow the class that is named (trust=TrustPolicy(skops_types=...))."
+)
+
+
+def _way_out(refusals: list[_Refusal], wanted: str) -> str:
+    specific = [entry.instead[str(e.value)] for entry, _, e in refusals if str(e.value) in entry.instead]
     if specific:
         return specific[-1]
-    if wanted == "onnx":
-        return 'Save it with format="auto", which takes skops where ONNX cannot be exact.'
-    if wanted == "skops":
-        return 'Save it with format="auto", or use classes that are on the loader\'s list (TrustPolicy.skops_types).'
-    return (
-        "Use scikit-learn's own classes without functions of your own (do such steps before the model), or let the operator of the loader "
-        "allow the class that is named (trust=TrustPolicy(skops_types=...))."
-    )
+    return _WAY_OUT if wanted == "auto" else refusals[-1][0].next_step
 
 
 # --- comparing
@@ -422,9 +431,9 @@ def _split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict
     return finite, {name: repr(float(value)) for name, value in metrics.items() if name not in finite}
 
 
-def _versions() -> dict[str, str]:
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
     found = {}
-    for name in _LIBRARIES:
+    for name in libraries:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

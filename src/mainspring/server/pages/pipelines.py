@@ -20,6 +20,7 @@ TONES = {
     "cached": "idle",
     "failed": "bad",
     "running": "busy",
+    "waiting": "idle",
     "skipped": "idle",
     "lost": "bad",
     "cancelled": "warn",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+
 from mainspring.errors import InvalidInput, NotFound
 from mainspring.records.base import Record
 from mainspring.records.monitoring import PredictionRecord
@@ -19,6 +22,7 @@ class RunsPage(Record, frozen=True):
     items: list[Run]
     next: str | None
     experiments: list[Experiment]
+    """To choose from: the first thousand by name, and the one that is chosen."""
     metrics: list[str]
     filter: str | None
     experiment: str | None
@@ -58,12 +62,16 @@ def listing(workspace: Workspace, ask: Ask) -> RunsPage:
         after=ask.text("after"),
         limit=ask.integer("limit", 50, low=1, high=200),
     )
+    choice = ops.list_experiments(limit=1000).items
+    if experiment and experiment not in {e.name for e in choice}:
+        with contextlib.suppress(NotFound):
+            choice.insert(0, ops.get_experiment(name=experiment))
     chosen = ask.lists.get("metric") or []
     metrics = [m for m in chosen if m] or [*dict.fromkeys(k for r in found.items for k in r.metrics)][:4]
     return RunsPage(
         items=found.items,
         next=found.next,
-        experiments=ops.experiments(),
+        experiments=choice,
         metrics=metrics[:8],
         filter=filter_,
         experiment=experiment,
@@ -131,8 +139,8 @@ def prediction(workspace: Workspace, ask: Ask) -> PredictionPage:
 
 
 def command(page: RunsPage) -> str:
-    quoted = page.filter and "'" not in page.filter
-    return "mainspring runs list" + (f" --filter '{page.filter}'" if quoted else "")
+    options = {"--experiment": page.experiment, "--filter": page.filter, "--sort": page.order}
+    return shlex.join(["mainspring", "runs", "list", *(w for o, v in options.items() if v for w in (o, v))])
 
 
 VIEWS = [

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from mainspring.durable import sync_folder
 from mainspring.errors import Conflict, Corrupt, MainspringError, NotFound, StorageFull, Unavailable
 from mainspring.records.base import new_id
-from mainspring.storage.durable import sync_folder
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("objects.put.temp", "objects.put.synced", "objects.put.published", "objects.put.done")

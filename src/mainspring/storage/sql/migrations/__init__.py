@@ -1,12 +1,17 @@
 """Schema versions. ``v001/*.sql`` is version 1, one file per room; ``vNNN`` holds the step to version NNN.
 
-A step runs in one exclusive transaction, so eight first starts at once migrate once and a kill in the middle leaves
+What SQL cannot say a Python file says, at most one in a version: ``NN_name.py`` with ``def migrate(tx: Writer) -> None``. SQL and Python run in
+the order of their file names. A Python file goes through large tables in batches, so that memory does not grow with them, and
+imports only what never changes (ids, JSON): it must do in five years what it does today.
+
+All steps run in one exclusive transaction, so eight first starts at once migrate once and a kill in the middle leaves
 the old version. A database newer than this program is refused, untouched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from importlib.resources import files
 from typing import Any
@@ -14,9 +19,9 @@ from typing import Any
 from mainspring.errors import Conflict
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.sql.files import Lost, emptied, not_ours
-from mainspring.storage.sql.store import Engine, Session
+from mainspring.storage.sql.store import Engine, Session, Writer
 
-declare("sql.migrate.step")
+declare("sql.migrate.step", "sql.migrate.file")
 
 LATEST = 2
 
@@ -65,10 +70,17 @@ def _version(session: Session, engine: str) -> int:
 
 
 def _apply(session: Session, engine: str, step: int) -> None:
-    folder = files(__name__) / f"v{step:03d}"
-    for script in sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name):
-        for statement in _statements(script.read_text(), engine):
-            session.execute(statement, ())
+    version = f"v{step:03d}"
+    for script in sorted((files(__name__) / version).iterdir(), key=lambda f: f.name):
+        name, _, kind = script.name.rpartition(".")
+        if kind == "sql":
+            for statement in _statements(script.read_text(), engine):
+                session.execute(statement, ())
+        elif kind == "py":
+            importlib.import_module(f"{__name__}.{version}.{name}").migrate(Writer(session))
+        else:
+            continue
+        failpoint("sql.migrate.file")
     session.execute("INSERT INTO schema_version (version) VALUES (?)", (step,))
 
 

@@ -5,7 +5,7 @@ every byte that two readers could understand differently: a tag or a number long
 does not have, a single field given twice, two members of a oneof, groups, names that are no UTF-8. What is left means to ONNX Runtime what it means
 here, and of that is refused what could reach outside the file or run something other than a standard operator: external tensor data,
 operators of another domain, model-local functions, training graphs, ``Loop`` (may never end), a tensor
-as large as a value of the request says (``onnx_cost``), ONNX Runtime's own flatbuffer format, a session configuration in the metadata. ``tests/abuse/test_x_onnx.py`` compares with the onnx library's parser on mutated bytes.
+as large as a value of the request says (``cost``), ONNX Runtime's own flatbuffer format, a session configuration in the metadata. ``tests/abuse/test_x_onnx.py`` compares with the onnx library's parser on mutated bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from mainspring.errors import UnsafeFormat
-from mainspring.models.formats.onnx_cost import TREES, Graph, Node, examine
-from mainspring.models.formats.onnx_steps import Read, tree_steps, varints
+from mainspring.models.formats.onnx.cost import TREES, Graph, Node, examine
+from mainspring.models.formats.onnx.steps import Read, tree_steps, varints
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 _FORBIDDEN_OPS = frozenset({"Loop"})

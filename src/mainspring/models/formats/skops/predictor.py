@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from mainspring.errors import InvalidInput, MissingExtra, UnsafeFormat
+from mainspring.errors import InvalidInput, UnsafeFormat
 from mainspring.models.formats.columns import Known
 from mainspring.models.formats.estimators import estimator_scores
 from mainspring.models.formats.predictor import Columns, Scores
-from mainspring.models.formats.skops_schema import check_skops
+from mainspring.models.formats.skops.schema import check_skops
 from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.models import Package, Signature, Task
 
 
 def dump(estimator: Any) -> bytes:
     """The estimator as skops bytes; raises InvalidInput for what skops cannot write."""
-    io = _library()
+    from skops import io
+
     try:
         data: bytes = io.dumps(estimator)
     except Exception as error:  # noqa: BLE001 - any failure of the writer means the same to the caller
@@ -29,7 +30,8 @@ class SkopsPredictor:
     """A rebuilt scikit-learn estimator behind the same contract as every other format."""
 
     def __init__(self, package: Package, data: bytes, *, trust: TrustPolicy) -> None:
-        io = _library()
+        from skops import io
+
         trusted = check_skops(data, trust=trust)
         try:
             estimator = io.loads(data, trusted=trusted)
@@ -57,11 +59,3 @@ class SkopsPredictor:
         if self._known:
             self._known.check(columns)
         return estimator_scores(self._estimator, columns, self._package.signature, self._package.null_text)
-
-
-def _library() -> Any:
-    try:
-        import skops.io
-    except ImportError:
-        raise MissingExtra.for_library("skops", extra="ml") from None
-    return skops.io

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mainspring.models.formats.columns import is_null
-from mainspring.models.formats.onnx_graph import Column, Graph, Table, Unsupported, flat
-from mainspring.models.formats.onnx_names import NULL_TEXT
+from mainspring.models.formats.onnx.graph import Column, Graph, Table, Unsupported, flat
+from mainspring.models.formats.onnx.names import NULL_TEXT
 
 Transform = Callable[[Graph, Any, Table], Table]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mainspring.models.formats.onnx_graph import Graph, Unsupported
+from mainspring.models.formats.onnx.graph import Graph, Unsupported
 
 _LEQ, _MEMBER = 0, 6
 _FLOAT32_MAX = float(np.finfo(np.float32).max)

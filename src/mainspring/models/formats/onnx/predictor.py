@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from mainspring.errors import Corrupt, InvalidInput, MissingExtra, UnsafeFormat
+from mainspring.errors import Corrupt, InvalidInput, UnsafeFormat
 from mainspring.models.formats.columns import Known, floats, pick, strings, text
-from mainspring.models.formats.onnx_names import NULL_TEXT, NUMERIC, TEXT
+from mainspring.models.formats.onnx.names import NULL_TEXT, NUMERIC, TEXT
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Package, Signature, Task
 
@@ -167,11 +167,9 @@ class OnnxPredictor:
         zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
         try:
             self._answer(zeros)
-        except MissingExtra:
+        except Corrupt:
             raise
-        except Exception as error:
-            if isinstance(error, Corrupt):
-                raise
+        except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds, all meaning that it cannot answer
             raise InvalidInput(
                 f"the ONNX graph does not run: {str(error)[:300]}", place="model.onnx"
             ) from None
@@ -222,10 +220,8 @@ _NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.i
 def _runtime() -> Any:
     """ONNX Runtime without its telemetry: from 1.31 on it would start a collector at import unless told not to."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingExtra.for_library("onnxruntime", extra="onnx") from None
+    import onnxruntime
+
     onnxruntime.disable_telemetry_events()
     return onnxruntime
 

@@ -1,4 +1,4 @@
-"""The shipped contract of model formats, on both formats that we load."""
+"""A fitted estimator for the contract of model formats: a forest on numbers, nulls and texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from mainspring.models import formats
 from mainspring.models.formats.columns import clean, frame
-from mainspring.testing.formats import FormatContract
 
 
 def _columns() -> dict[str, Any]:
@@ -54,11 +53,3 @@ def estimator(columns: dict[str, Any]) -> Any:
 def expected(estimator: Any, columns: dict[str, Any]) -> Any:
     rows = frame(columns, formats.infer_signature(columns, task="binary"))
     return estimator.predict_proba(rows)[:, 1]
-
-
-class TestOnnx(FormatContract):
-    form = "onnx"
-
-
-class TestSkops(FormatContract):
-    form = "skops"

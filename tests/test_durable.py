@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mainspring.storage import durable
+from mainspring import durable
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_what_cannot_be_written_leaves_the_old_bytes_and_nothing_else(tmp_path: 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_bytes_are_synced_before_the_rename_and_the_folder_after_it(tmp_path: Path) -> None:
     """Seen red without either sync."""
-    script = f"from pathlib import Path; from mainspring.storage import durable; durable.replace(Path({str(tmp_path / 'x')!r}), b'1')"
+    script = f"from pathlib import Path; from mainspring import durable; durable.replace(Path({str(tmp_path / 'x')!r}), b'1')"
     log = tmp_path / "calls"
     command = ["strace", "-f", "-y", "-e", "trace=fsync,rename,renameat,renameat2", "-o", str(log)]
     subprocess.run([*command, sys.executable, "-c", script], check=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from mainspring.models.formats.onnx_steps import Steps
+from mainspring.models.formats.onnx.steps import Steps
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Graph:
 class Cost:
     """Why the cost of a graph may be unbounded. ``by_values``: a value of the request is the size of a tensor. ``by_operator``:
     an operator of which we do not know that its cost follows from the shapes of its inputs. ``steps`` and ``deepest``: what a row
-    can cost in trees (``onnx_steps``), whatever the rows that were measured did."""
+    can cost in trees (``steps``), whatever the rows that were measured did."""
 
     by_values: str | None = None
     by_operator: str | None = None
@@ -86,7 +86,7 @@ _STRUCTURAL = _words(
     "GlobalAveragePool GlobalMaxPool"
 )
 TREES = _words("TreeEnsemble TreeEnsembleClassifier TreeEnsembleRegressor")
-"""Operators whose cost follows from where a row turns, within what :func:`onnx_steps.tree_steps` says."""
+"""Operators whose cost follows from where a row turns, within what :func:`steps.tree_steps` says."""
 
 _MODELS = TREES | _words(
     "ArrayFeatureExtractor Binarizer CategoryMapper FeatureVectorizer Imputer LabelEncoder LinearClassifier LinearRegressor "

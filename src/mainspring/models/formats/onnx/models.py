@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mainspring.models.formats import onnx_trees
-from mainspring.models.formats.onnx_columns import UFUNCS, encoded, sklearn_name, transform
-from mainspring.models.formats.onnx_graph import Graph, Table, Unsupported
+from mainspring.models.formats.onnx import trees as onnx_trees
+from mainspring.models.formats.onnx.columns import UFUNCS, encoded, sklearn_name, transform
+from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported
 
 
 @dataclass(frozen=True)

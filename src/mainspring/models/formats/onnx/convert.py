@@ -1,7 +1,7 @@
 """From a fitted scikit-learn estimator to ONNX: our exact float64 form, else skl2onnx in float64, else in float32.
 
-The exact form needs no luck: it is written from the estimator's arrays (:mod:`onnx_trees`, :mod:`onnx_columns`,
-:mod:`onnx_models`). The two others cover what it does not, as far as the parity check finds them to be the same model.
+The exact form needs no luck: it is written from the estimator's arrays (:mod:`trees`, :mod:`columns`,
+:mod:`models`). The two others cover what it does not, as far as the parity check finds them to be the same model.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from mainspring.errors import InvalidInput, MissingExtra
+from mainspring.errors import InvalidInput
 from mainspring.models.formats.estimators import fitted_names
-from mainspring.models.formats.onnx_names import NUMERIC, TEXT
+from mainspring.models.formats.onnx.names import NUMERIC, TEXT
 from mainspring.records.models import Signature, Task
 
 EXACT = "float64, exact"
@@ -20,7 +20,9 @@ EXACT = "float64, exact"
 
 def candidates(estimator: Any, signature: Signature) -> list[tuple[str, Callable[[], bytes]]]:
     """Forms of the estimator as ONNX, best first: (name, make). ``make`` raises InvalidInput if there is no such form."""
-    _library()
+    import onnx  # noqa: F401 - what is missing is said now, before any form is made
+    import skl2onnx  # noqa: F401
+
     return [
         (EXACT, lambda: _exact(estimator, signature)),
         ("skl2onnx in float64", lambda: _skl2onnx(estimator, signature, double=True)),
@@ -28,17 +30,9 @@ def candidates(estimator: Any, signature: Signature) -> list[tuple[str, Callable
     ]
 
 
-def _library() -> None:
-    try:
-        import onnx  # noqa: F401
-        import skl2onnx  # noqa: F401
-    except ImportError:
-        raise MissingExtra.for_library("skl2onnx", extra="onnx") from None
-
-
 def _exact(estimator: Any, signature: Signature) -> bytes:
-    from mainspring.models.formats.onnx_graph import Column, Graph, Unsupported
-    from mainspring.models.formats.onnx_models import predict
+    from mainspring.models.formats.onnx.graph import Column, Graph, Unsupported
+    from mainspring.models.formats.onnx.models import predict
 
     graph = Graph()
     inputs: dict[str, tuple[str, int]] = {}

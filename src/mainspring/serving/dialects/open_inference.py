@@ -1,4 +1,6 @@
-"""The Open Inference Protocol v2 (kserve/open-inference-protocol, ``inference_rest.md``): translated onto the same core.
+"""The Open Inference Protocol v2 (kserve/open-inference-protocol, ``inference_rest.md``).
+
+POST /v2/models/{d}[/versions/{v}]/infer    GET /v2/models/{d}[/versions/{v}][/ready]    GET /v2    /v2/health/live    /v2/health/ready
 
 A model is a deployment. Inputs: one tensor per column, shape ``[n]`` or ``[n, 1]``, strings as BYTES; or a single floating
 matrix ``[n, k]`` when all columns are numeric, in the order of the signature. Outputs: binary ``label`` and ``score``;
@@ -7,15 +9,29 @@ multiclass ``label`` and ``probabilities``; regression ``value``. FP16 has no JS
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput, Malformed, TooManyRows, near
+from mainspring.errors import InvalidInput, MainspringError, Malformed, TooManyRows, near
 from mainspring.records.models import Column, Signature, Task
 from mainspring.serving.answers import labels
 from mainspring.serving.codec import Call, describe, malformed, no_duplicates
+from mainspring.serving.core import Answer
+from mainspring.serving.dialects.dialect import (
+    Dialect,
+    ModelQuestion,
+    Prediction,
+    Route,
+    ServerQuestion,
+    ServerState,
+)
+from mainspring.serving.options import ServeOptions
 from mainspring.serving.table import LiveDeployment, LiveTarget
+from mainspring.serving.wire import JSON, Headers, Reply, printable
+
+VERSION = "0.1.0"
 
 _NAME = Annotated[str, msgspec.Meta(max_length=256)]
 _PARAMETERS = dict[_NAME, str | int | float | bool]
@@ -48,6 +64,13 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     name: _NAME
     parameters: _PARAMETERS | msgspec.UnsetType = msgspec.UNSET
+
+
+class ReplyForm(msgspec.Struct, frozen=True, gc=False):
+    """What a client asks for beside the call: its own id in the reply, and which outputs."""
+
+    ident: str | None
+    outputs: list[str]
 
 
 class InferRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -85,7 +108,53 @@ def _decoders(max_text: int) -> dict[str, Any]:
     return found
 
 
-class V2Codec:
+class OpenInference(Dialect[ReplyForm]):
+    """The dialect of KServe, Triton, Seldon and MLServer."""
+
+    name = "open-inference"
+    prefixes = ("/v2",)
+    media = (JSON,)
+    home = "GET /v2"
+
+    def __init__(self, options: ServeOptions) -> None:
+        self._codec = TensorCodec(max_rows=options.max_rows, max_text=options.max_text)
+
+    def match(self, path: str) -> Route | None:
+        question = _SERVER.get(path)
+        if question is not None:
+            return question
+        parts = path.split("/")
+        if len(parts) < 4 or parts[2] != "models":
+            return None
+        name, version, rest = parts[3], None, parts[4:]
+        if len(rest) > 1 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        if rest == ["infer"]:
+            return Prediction(name, version)
+        if not rest:
+            return ModelQuestion(name, version, metadata)
+        return ModelQuestion(name, version, _model_ready) if rest == ["ready"] else None
+
+    def exact(self, deployments: Iterable[str]) -> Iterable[str]:
+        return [f"/v2/models/{name}/infer" for name in deployments]
+
+    def decode(self, body: bytes, deployment: LiveDeployment, headers: Headers) -> tuple[Call, ReplyForm]:  # noqa: ARG002 - JSON only
+        call, request = self._codec.decode(body, deployment.signature)
+        ident = request.id if isinstance(request.id, str) else None
+        return call, ReplyForm(ident, wanted(request, deployment.signature))
+
+    def encode(self, answer: Answer, deployment: LiveDeployment, form: ReplyForm, ident: str) -> Reply:
+        shown = ident if form.ident is None else form.ident
+        return Reply(200, render(deployment, answer.target, answer.scores, ident=shown, outputs=form.outputs))
+
+    def error(self, error: MainspringError, ident: str | None) -> Reply:
+        body = {"error": printable(str(error)), "code": error.code}
+        if ident is not None:
+            body["prediction_id"] = ident
+        return Reply(error.status, msgspec.json.encode(body))
+
+
+class TensorCodec:
     """Decodes infer requests of any deployment."""
 
     def __init__(self, *, max_rows: int, max_text: int) -> None:
@@ -269,13 +338,44 @@ def outputs_of(signature: Signature) -> list[dict[str, Any]]:
     return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
 
 
-def metadata(deployment: LiveDeployment, targets: list[LiveTarget]) -> dict[str, Any]:
+def metadata(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:
     """Model metadata."""
     inputs = [{"name": c.name, "datatype": _SAYS[c.type], "shape": [-1]} for c in deployment.signature.inputs]
-    return {
+    body = {
         "name": deployment.name,
         "versions": [str(t.number) for t in targets],
         "platform": "mainspring",
         "inputs": inputs,
         "outputs": outputs_of(deployment.signature),
     }
+    return Reply(200, msgspec.json.encode(body))
+
+
+def _model_ready(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:  # noqa: ARG001 - what is in the table is ready
+    return Reply(200, msgspec.json.encode({"name": deployment.name, "ready": True}))
+
+
+def _server(server: ServerState) -> Reply:
+    body = {"name": "mainspring", "version": VERSION, "extensions": [], "routes": server.core.table.number}
+    if server.failure is not None:
+        body["failure"] = server.failure
+    return Reply(200, msgspec.json.encode(body))
+
+
+def _live(server: ServerState) -> Reply:  # noqa: ARG001 - whoever answers lives
+    return Reply(200, b'{"live":true}')
+
+
+def _ready(server: ServerState) -> Reply:
+    # The specification shows the key "live" here; clients look at the status only, so both are sent.
+    body: dict[str, Any] = {"live": True, "ready": server.ready}
+    if server.core.table.problems:
+        body["problems"] = server.core.table.problems
+    return Reply(200 if server.ready else 503, msgspec.json.encode(body))
+
+
+_SERVER = {
+    "/v2": ServerQuestion(_server),
+    "/v2/health/live": ServerQuestion(_live, open=True),
+    "/v2/health/ready": ServerQuestion(_ready, open=True),
+}

@@ -1,0 +1,130 @@
+"""``mainspring experiments``: list, show, create, rename, delete, restore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.records.tracking import Experiment
+    from mainspring.workspace import Workspace
+
+
+@click.group()
+def experiments() -> None:
+    """Experiments: list, show, create, rename, delete, restore."""
+
+
+def _one(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the argument NAME and the option ``--id``: an experiment is named by one of them."""
+    command = click.option("--id", "ident", metavar="ID", help="Name the experiment by its id.")(command)
+    return click.argument("name", required=False)(command)
+
+
+@experiments.command("list")
+@click.option(
+    "--view",
+    type=click.Choice(["active", "deleted", "all"]),
+    default="active",
+    show_default=True,
+    help="Which.",
+)
+@click.option("--limit", default=100, show_default=True)
+@click.option("--after", help="Go on after this name.")
+@json_option
+@with_workspace
+def list_(workspace: Workspace, view: Any, limit: int, after: str | None, as_json: bool) -> None:
+    """Experiments by name, with how many runs each holds."""
+    page = workspace.tracking.operations.list_experiments(view=view, limit=limit, after=after)
+    if as_json:
+        emit(page)
+        return
+    table(
+        ("name", "id", "state", "runs", "created"),
+        [(e.name, e.id, _state(e), e.runs, e.created_at) for e in page.items],
+    )
+    if page.next:
+        say(f"more: --after {page.next}")
+
+
+@experiments.command()
+@_one
+@json_option
+@with_workspace
+def show(workspace: Workspace, name: str | None, ident: str | None, as_json: bool) -> None:
+    """The experiment NAME."""
+    _show(workspace.tracking.operations.get_experiment(name=name, id=ident), as_json)
+
+
+@experiments.command()
+@click.argument("name")
+@click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", help="A tag; repeat for more.")
+@json_option
+@with_workspace
+def create(workspace: Workspace, name: str, tags: tuple[str, ...], as_json: bool) -> None:
+    """Make the experiment NAME. One that exists is shown as it is."""
+    from mainspring.errors import InvalidInput
+
+    for tag in tags:
+        if "=" not in tag:
+            raise InvalidInput("not a tag", value=tag, place="--tag", next_step="Write --tag KEY=VALUE.")
+    pairs = dict(tag.split("=", 1) for tag in tags)
+    _show(workspace.tracking.operations.create_experiment(name=name, tags=pairs), as_json)
+
+
+@experiments.command()
+@_one
+@click.option("--to", "new", required=True, metavar="NAME", help="The new name.")
+@json_option
+@with_workspace
+def rename(workspace: Workspace, name: str | None, ident: str | None, new: str, as_json: bool) -> None:
+    """Give the experiment NAME another name; its runs follow by themselves."""
+    operations = workspace.tracking.operations
+    found = operations.get_experiment(name=name, id=ident)
+    _show(operations.rename_experiment(id=found.id, name=new), as_json)
+
+
+@experiments.command()
+@_one
+@json_option
+@with_workspace
+def delete(workspace: Workspace, name: str | None, ident: str | None, as_json: bool) -> None:
+    """Hide the experiment NAME and its runs. Nothing is lost: 'restore' brings them back."""
+    operations = workspace.tracking.operations
+    found = operations.get_experiment(name=name, id=ident)
+    _show(operations.delete_experiment(id=found.id), as_json)
+
+
+@experiments.command()
+@_one
+@json_option
+@with_workspace
+def restore(workspace: Workspace, name: str | None, ident: str | None, as_json: bool) -> None:
+    """Bring the deleted experiment NAME back, with its runs."""
+    operations = workspace.tracking.operations
+    found = operations.get_experiment(name=name, id=ident)
+    _show(operations.restore_experiment(id=found.id), as_json)
+
+
+def _show(experiment: Experiment, as_json: bool) -> None:
+    if as_json:
+        emit(experiment)
+        return
+    facts(
+        [
+            ("name", experiment.name),
+            ("id", experiment.id),
+            ("state", _state(experiment)),
+            ("runs", experiment.runs),
+            ("created", experiment.created_at),
+            *((f"tag {k}", v) for k, v in sorted(experiment.tags.items())),
+        ]
+    )
+
+
+def _state(experiment: Experiment) -> str:
+    return "deleted" if experiment.deleted else "active"

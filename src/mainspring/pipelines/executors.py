@@ -1,0 +1,55 @@
+"""Which executor runs the steps of a run, by the name that policy gives: ``[pipelines] executor = "..."``.
+
+A new one is a module with a class that meets :class:`mainspring.pipelines.executor.Executor`, a function here that imports and
+makes it, its line in :data:`FACTORIES`, and its name in ``records.pipelines.ExecutorName``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mainspring.errors import ConfigError, near
+from mainspring.lineage import Foundation
+from mainspring.pipelines.executor import Executor
+from mainspring.records.pipelines import ExecutorName
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an executor is made for: one run of the project at ``root``. ``modules`` are what its steps are known to import."""
+
+    base: Foundation
+    run: str
+    root: Path
+    modules: Sequence[str]
+
+
+def _local(setup: Setup) -> Executor:
+    from mainspring.pipelines.executor import LocalProcesses
+
+    return LocalProcesses(run=setup.run, root=setup.root, modules=setup.modules)
+
+
+def _worker(setup: Setup) -> Executor:
+    from mainspring.pipelines.offers import Offers
+
+    return Offers(setup.base.store, setup.base.project)
+
+
+FACTORIES: Mapping[ExecutorName, Callable[[Setup], Executor]] = {"local": _local, "worker": _worker}
+
+
+def check_executor(name: str) -> ExecutorName:
+    """The name of an executor that there is; raises :class:`ConfigError` for another."""
+    for known in FACTORIES:
+        if name == known:
+            return known
+    raise ConfigError(
+        "no such executor", value=name, place="[pipelines] executor", next_step=near(name, FACTORIES, what="executor")
+    )  # fmt: skip
+
+
+def make_executor(name: ExecutorName, setup: Setup) -> Executor:
+    return FACTORIES[name](setup)

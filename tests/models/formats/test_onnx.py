@@ -1,0 +1,9 @@
+"""ONNX keeps the contract of model formats. Its hostile twins are in ``tests/abuse/``."""
+
+from __future__ import annotations
+
+from mainspring.testing.formats import FormatContract
+
+
+class TestOnnx(FormatContract):
+    form = "onnx"
