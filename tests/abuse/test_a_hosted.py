@@ -151,14 +151,20 @@ def test_a03_an_idempotency_key_is_of_its_project(served: Served) -> None:
 
 def test_a03_events_and_lists_are_of_one_project(served: Served) -> None:
     """A03. Seen red with every project listed to whoever asks."""
+    answered = 0
     with served.as_("ann") as http:
         for o in (o for o in OPERATIONS if not o.policy.changes and o.policy.kind is Kind.UNARY):
             if all(p.default is not p.empty for p in o.parameters.values()):
                 answer = http.get(f"/api/v1/ours/{o.room}/{o.name}")
-                assert answer.status_code == 200, (o.id, answer.text)
+                assert answer.status_code in {200, 422}, (
+                    o.id,
+                    answer.text,
+                )  # 422: one of several must be given
+                answered += answer.status_code == 200
                 assert CANARY not in answer.text, o.id
                 assert "theirs" not in answer.text, o.id
         assert [p["name"] for p in http.get("/api/v1/projects").json()] == ["ours"]
+    assert answered > 10
 
 
 def test_a02_a_token_that_loses_a_project_loses_it_at_once(served: Served) -> None:
