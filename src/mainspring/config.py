@@ -75,6 +75,8 @@ class ServerSection(Record, frozen=True):
     port: int = 8700
     hosts: list[str] = []
     """Further exact host names it answers for."""
+    projects: list[str] = []
+    """Directories of other projects of this workspace, whose policy the server follows."""
 
 
 class ServingSection(Record, frozen=True):
@@ -128,6 +130,8 @@ class Settings:
     """For each setting that is not a default: ``argument``, ``environment`` or ``file``."""
     url: str | None = None
     token: str | None = None
+    policy: bool = True
+    """Whether ``config`` is the policy of the project. False: this process has no ``mainspring.toml`` of it."""
 
 
 def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
@@ -154,6 +158,40 @@ def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
         url=url,
         token=os.environ.get("MAINSPRING_TOKEN"),
     )
+
+
+def served(settings: Settings) -> list[Settings]:
+    """The settings of the projects in ``[server] projects``, each with the policy of its own file, all in this workspace.
+
+    Raises :class:`ConfigError` for a directory without a policy, a project named twice, and storage that is not this workspace's.
+    """
+    found: list[Settings] = []
+    names = {settings.config.project.name}
+    for written in settings.config.server.projects:
+        root = (settings.root / written).resolve()
+        place = f"[server] projects, {written!r}"
+        if not (root / FILE).is_file():
+            raise ConfigError(f"there is no {FILE}", value=str(root), place=place)
+        config = parse((root / FILE).read_bytes(), place=str(root / FILE))
+        config = msgspec.structs.replace(config, storage=_storage(config.storage, {}))
+        if config.project.name in names:
+            raise ConfigError("two directories have one project", value=config.project.name, place=place)
+        if config.storage != settings.config.storage:
+            raise ConfigError(
+                "this project keeps its data elsewhere",
+                value=config.project.name,
+                place=place,
+                next_step="Write the same [storage] there as here: one server serves the projects of one workspace.",
+            )
+        names.add(config.project.name)
+        found.append(Settings(root=root, home=settings.home, config=config, origins={"config": "file"}))
+    return found
+
+
+def without_policy(settings: Settings, project: str) -> Settings:
+    """The settings of a project of this workspace whose ``mainspring.toml`` this process does not have."""
+    config = Config(project=ProjectSection(name=project), storage=settings.config.storage)
+    return Settings(root=settings.root, home=settings.home, config=config, origins={}, policy=False)
 
 
 def object_options(settings: Settings) -> dict[str, str]:

@@ -21,6 +21,7 @@ from mainspring.errors import InvalidInput, MainspringError, Unavailable, from_d
 from mainspring.observation import observer
 from mainspring.operations import Download, Kind, Operation, operations_of
 from mainspring.records.base import new_id, to_json
+from mainspring.records.projects import Project
 from mainspring.rooms import Namespaces, room_class
 
 if TYPE_CHECKING:
@@ -96,6 +97,10 @@ class Connection:
         if told is not None:
             told(operation.id, arguments, result)
         return result
+
+    def projects(self) -> list[Project]:
+        """The projects in which the caller has a part, whichever this connection is for."""
+        return msgspec.json.decode(self._retried("GET", "/api/v1/projects").content, type=list[Project])
 
     def close(self) -> None:
         self._client.close()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mainspring.deploy import Deploy
     from mainspring.labels import Labels
     from mainspring.lineage import Lineage
+    from mainspring.lineage.projects import Projects
     from mainspring.lineage.uploads import Uploads
     from mainspring.loop import Loop
     from mainspring.models import Models, ModelsClient
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mainspring.training import Training
 
 ROOMS: dict[str, str] = {
+    "projects": "mainspring.lineage.projects:Projects",
     "objects": "mainspring.lineage.uploads:Uploads",
     "lineage": "mainspring.lineage:Lineage",
     "data": "mainspring.data:Data",
@@ -59,6 +61,10 @@ class Namespaces:
     def room(self, name: str) -> Any:
         """The room's operations."""
         raise NotFound("no such room", value=name)
+
+    @cached_property
+    def projects(self) -> Projects:
+        return cast("Projects", self.room("projects"))
 
     @cached_property
     def objects(self) -> Uploads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable
@@ -9,14 +10,15 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mainspring import config as configuration
 from mainspring import durable
 from mainspring.clock import Clock, SystemClock, from_us, to_us
 from mainspring.config import Settings
 from mainspring.errors import Conflict, Corrupt, InvalidInput
-from mainspring.lineage import Foundation, Ledger, Lineage
+from mainspring.lineage import Foundation, Ledger, Lineage, projects
+from mainspring.operations import Role, operation, operations_of
 from mainspring.rooms import Namespaces
 from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
@@ -24,6 +26,8 @@ from mainspring.storage.sql import Store, open_store
 if TYPE_CHECKING:
     from mainspring.execution import Execution
     from mainspring.storage.objects import ByteStore
+
+T = TypeVar("T")
 
 FORMAT = 1
 _MARKER = "workspace.json"
@@ -45,12 +49,24 @@ class StoredClock:
 
 
 class Workspace(Namespaces):
-    """One project in one workspace, on this machine. Close it, or use it as a context manager."""
+    """One project in one workspace, on this machine. Close it, or use it as a context manager.
 
-    def __init__(self, settings: Settings, *, project: str | None = None, clock: Clock | None = None) -> None:
+    A project that is opened for the first time exists from then on: whoever opens its files is its administrator.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        project: str | None = None,
+        clock: Clock | None = None,
+        beside: Foundation | None = None,
+    ) -> None:
+        """``beside``: the foundation of another project of the same workspace, whose database and objects are used and not closed."""
         self.settings = settings
         self.project = project or settings.config.project.name
-        self.base = _open(settings, self.project, clock)
+        self.base = _beside(beside, settings) if beside else _open(settings, self.project, clock)
+        self._owns_store = beside is None
         self._rooms: dict[str, Any] = {}
         self._lock = threading.RLock()
 
@@ -80,7 +96,8 @@ class Workspace(Namespaces):
             if closing is not None:
                 closing()
         self._rooms.clear()
-        self.base.store.close()
+        if self._owns_store:
+            self.base.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +142,8 @@ def _deploy(workspace: Workspace) -> Any:
 def _monitoring(workspace: Workspace) -> Any:
     from mainspring.monitoring import Monitoring
 
-    return Monitoring(workspace.base, policies=workspace.settings.config.monitor)
+    kind = Monitoring if workspace.settings.policy else _without_policy(Monitoring)
+    return kind(workspace.base, policies=workspace.settings.config.monitor)
 
 
 def _loop(workspace: Workspace) -> Any:
@@ -137,7 +155,36 @@ def _loop(workspace: Workspace) -> Any:
         monitoring=workspace.room("monitoring"),
         labels=workspace.room("labels"),
     )
-    return Loop(workspace.base, rooms, config=workspace.settings.config)
+    kind = Loop if workspace.settings.policy else _without_policy(Loop)
+    return kind(workspace.base, rooms, config=workspace.settings.config)
+
+
+_NEED_POLICY = frozenset({"monitoring.policy", "loop.replay", "loop.what_if"})
+"""Operations that change nothing and yet say what follows from the policy."""
+
+
+def _without_policy(room: type[T]) -> type[T]:
+    """``room`` for a project whose policy this process does not have: what would follow the policy is refused, and not done by
+    defaults that nobody has chosen."""
+
+    def refusing(name: str, role: Role) -> Any:
+        def refuse(self: Any, **_arguments: Any) -> Any:
+            raise Conflict(
+                "this server has no policy of the project",
+                value=self._base.project,
+                place=f"{room.__name__.lower()}.{name}",
+                next_step="List the project's directory in [server] projects of the server's mainspring.toml.",
+            )
+
+        refuse.__name__ = name
+        return operation(role=role, changes=True)(refuse)
+
+    refused = {
+        o.name: refusing(o.name, o.policy.role)
+        for o in operations_of(room).values()
+        if (o.policy.changes and o.id != "loop.set_clock") or o.id in _NEED_POLICY
+    }
+    return type(room.__name__, (room,), refused)
 
 
 _BUILDERS: dict[str, Callable[[Workspace], Any]] = {
@@ -207,6 +254,7 @@ def _open(settings: Settings, project: str, clock: Clock | None, *, anew: bool =
             anew=anew,
         )
         _sign(home, marked, database=str(objects.owner))
+        projects.ensure(store, project)
         return Foundation(
             project=project,
             home=home,
@@ -215,10 +263,24 @@ def _open(settings: Settings, project: str, clock: Clock | None, *, anew: bool =
             ledger=Ledger(store, project=project, clock=clock),
             leases=leases,
             clock=clock,
+            apart=marked["project"] != project,
         )
     except BaseException:
         store.close()
         raise
+
+
+def _beside(base: Foundation, settings: Settings) -> Foundation:
+    """Another project on the same database and objects."""
+    project = settings.config.project.name
+    clock = StoredClock(base.store, project) if settings.config.storage.clock == "manual" else SystemClock()
+    return dataclasses.replace(
+        base,
+        project=project,
+        clock=clock,
+        ledger=Ledger(base.store, project=project, clock=clock),
+        apart=_mark(settings.home, settings)["project"] != project,
+    )
 
 
 def _open_database(settings: Settings, marked: dict[str, Any], *, anew: bool = False) -> Store:
@@ -253,6 +315,7 @@ def _mark(home: Path, settings: Settings) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
+        wanted["project"] = settings.config.project.name
         _write_marker(path, wanted)
         return wanted
     except ValueError:
@@ -277,7 +340,18 @@ def _mark(home: Path, settings: Settings) -> dict[str, Any]:
                 place=str(path),
                 next_step=f"It was made with {found.get(key)!r}; use that, or another home.",
             )
+    if "project" not in found:  # made by 0.1, which did not note whose files lie in the home itself
+        found["project"] = _served_until_now(home) or settings.config.project.name
+        _write_marker(path, found)
     return found
+
+
+def _served_until_now(home: Path) -> str | None:
+    """The project whose routes are in the home's bundle."""
+    try:
+        return (home / "bundle" / ".lock").read_text() or None
+    except FileNotFoundError:
+        return None
 
 
 def _sign(home: Path, marked: dict[str, Any], *, database: str) -> None:

@@ -19,6 +19,7 @@ from mainspring.operations import Operation, operations_of
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server.access import access_for
 from mainspring.server.app import build_app
+from mainspring.server.hosted import Hosted
 from mainspring.server.pages import page_routes
 from mainspring.testing.server import Running, running_server
 from mainspring.workspace import Workspace
@@ -103,7 +104,7 @@ class Plane:
     def routes(self) -> list[Route]:
         """All routes of the application, also those of pages."""
         access = access_for(self.running.token, host="127.0.0.1", hosts=[])
-        app: Any = build_app(self.workspace, access, pages=page_routes)
+        app: Any = build_app(Hosted(self.workspace), access, pages=page_routes)
         found = app._app.routes
         assert [type(r) for r in found if not isinstance(r, Route)] in ([], [Mount])
         return [r for r in found if isinstance(r, Route)]

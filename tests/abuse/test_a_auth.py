@@ -11,6 +11,7 @@ from mainspring.operations import Role, operation
 from mainspring.server import app as application
 from mainspring.server.access import access_for
 from mainspring.server.gate import OPEN_PATHS
+from mainspring.server.hosted import Hosted
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 ALLOWED = {"/live", "/ready", "/login"}
@@ -94,4 +95,4 @@ def test_a01_an_operation_without_policy_stops_start_up(plane: Any, monkeypatch:
     monkeypatch.setattr(application, "room_class", lambda _name: _Undeclared)
     access = access_for(plane.running.token, host="127.0.0.1", hosts=[])
     with pytest.raises(TypeError, match="forgotten is public but declares no policy"):
-        application.build_app(plane.workspace, access)
+        application.build_app(Hosted(plane.workspace), access)

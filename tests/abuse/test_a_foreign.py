@@ -20,6 +20,7 @@ import pytest
 
 from mainspring.config import load
 from mainspring.errors import MainspringError, NotFound
+from mainspring.lineage.consumers import Consumer, Consumers
 from mainspring.operations import Download, Kind, Operation, operations_of
 from mainspring.records.base import new_id, to_json
 from mainspring.records.labels import Feedback
@@ -169,6 +170,7 @@ def fill(workspace: Workspace, name: str) -> Things:
             task=Task.BINARY, rows=3, metrics={}, subject=f"run:{run.id}", dataset_version=data.id
         )
     )
+    Consumers(workspace.base, [Consumer(name=f"told-{name}", handler=lambda _events: None)])
     upload = workspace.objects.put(body=iter([f"{word} bytes".encode()]))
     table = workspace.data.operations.files(dataset=f"data-{name}")[0].digest
     package = ObjectRef(digest=made.package, size=workspace.base.objects.size(made.package))

@@ -266,7 +266,7 @@ def test_a02_the_loop_of_a_server_is_a_named_service(tmp_path: Path) -> None:
 
         opened._rooms["loop"] = Loop()
         with named_only():
-            ticker = threading.Thread(target=_tick, args=(opened, 0.01, stop))
+            ticker = threading.Thread(target=_tick, args=([opened], 0.01, stop))
             ticker.start()
             stop.wait(60)
             stop.set()

@@ -11,12 +11,14 @@ import pytest
 
 from mainspring.errors import ConfigError, TooLarge
 from mainspring.operations import EVERY_PROJECT, Principal, Role
-from mainspring.server.access import Access, access_for, digest_of, ensure_token
+from mainspring.server.access import Access, access_for, ensure_token
+from mainspring.server.authentication import FixedTokens
 from mainspring.server.gate import Gate
 from mainspring.server.routes import takes_text
+from mainspring.server.tokens import digest_of
 
 TOKEN = "msp_" + "x" * 40
-KNOWN = {digest_of(TOKEN): Principal("token", {EVERY_PROJECT: Role.ADMIN})}
+KNOWN = FixedTokens({digest_of(TOKEN): Principal("token", {EVERY_PROJECT: Role.ADMIN})})
 HEADERS = {"host": "127.0.0.1:8700", "authorization": f"Bearer {TOKEN}"}
 
 
@@ -35,7 +37,7 @@ def call(
     body: list[bytes] | None = None,
     **access: Any,
 ) -> tuple[int, dict[str, str], bytes]:
-    gate = Gate(_inner, Access(tokens=KNOWN, **access))
+    gate = Gate(_inner, Access(**access), [KNOWN])
     pairs = (
         list((HEADERS if headers is None else headers).items()) if not isinstance(headers, list) else headers
     )

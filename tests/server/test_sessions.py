@@ -17,7 +17,8 @@ from mainspring import config
 from mainspring.operations import MIB, Operation, Principal, Role, operation, operations_of
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server import codec, routes, session
-from mainspring.server.access import IDLE_S, LIFE_S, Access, Sessions, digest_of
+from mainspring.server.authentication import IDLE_S, LIFE_S, FixedTokens, Sessions
+from mainspring.server.tokens import digest_of
 from mainspring.testing.server import Running, running_server
 from mainspring.workspace import Workspace
 
@@ -98,8 +99,8 @@ def test_b06_over_tls_the_cookie_is_bound_to_the_host(server: Running, browser: 
 def test_b06_a_session_ages_and_goes_with_its_token(workspace: Workspace) -> None:
     """B06. Seen red with each of the three conditions of Sessions.find removed."""
     person, now = Principal("ann", {"door": Role.VIEWER}), [1_000_000.0]
-    access = Access(tokens={digest_of("t" * 40): person})
-    sessions = Sessions(workspace.base.store, access, now=lambda: now[0])
+    holders = [FixedTokens({digest_of("t" * 40): person})]
+    sessions = Sessions(workspace.base.store, holders, now=lambda: now[0])
     assert sessions.open("not a token") is None
 
     value = sessions.open("t" * 40)
@@ -125,9 +126,9 @@ def test_b06_a_session_ages_and_goes_with_its_token(workspace: Workspace) -> Non
 
     value = sessions.open("t" * 40)
     assert value is not None
-    again = Sessions(workspace.base.store, access, now=lambda: now[0])
+    again = Sessions(workspace.base.store, holders, now=lambda: now[0])
     assert again.find(value) == person, "a restart of the server is no reason to log in again"
-    other = Sessions(workspace.base.store, Access(tokens={digest_of("u" * 40): person}), now=lambda: now[0])
+    other = Sessions(workspace.base.store, [FixedTokens({digest_of("u" * 40): person})], now=lambda: now[0])
     assert other.find(value) is None, "the token was exchanged"
     with workspace.base.store.read() as tx:
         kept = repr(tx.all("SELECT * FROM sessions"))

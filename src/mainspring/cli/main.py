@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
     "demo": ("mainspring.cli.demo:demo", "The whole loop on a year of real flights."),
     "init": ("mainspring.cli.projects:init", "Make a project that runs, with tests."),
+    "projects": ("mainspring.cli.projects:projects", "The projects of this workspace: list, create."),
     "up": ("mainspring.cli.servers:up", "Server, pages, loop and inference, in one process group."),
     "serve": ("mainspring.cli.servers:serve", "An inference server on its own."),
     "run": ("mainspring.cli.pipelines:run", "Run a pipeline."),
@@ -41,7 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "blast-radius": ("mainspring.cli.lineage:blast_radius", "Everything that a thing led to."),
     "audit": ("mainspring.cli.lineage:audit", "Verify the chain of events."),
     "env": ("mainspring.cli.overview:env", "Settings with their origin, and the token."),
-    "token": ("mainspring.cli.tokens:token", "Tokens with one role each: add, list, revoke."),
+    "token": ("mainspring.cli.tokens:token", "Tokens with a role by project: add, list, change, revoke."),
     "doctor": ("mainspring.cli.upkeep:doctor", "Check this machine and workspace."),
     "fsck": ("mainspring.cli.upkeep:fsck", "Check every stored object."),
     "gc": ("mainspring.cli.upkeep:gc", "Remove what nothing refers to."),
@@ -81,10 +82,11 @@ class Lazy(click.Group):
     "--project-dir", "-C", metavar="DIR", help="The project's directory (default: the nearest one upwards)."
 )
 @click.option("--url", metavar="URL", help="A server to work on instead of the local workspace.")
+@click.option("--project", metavar="NAME", help="Another project of the same workspace.")
 @click.pass_context
-def app(ctx: click.Context, project_dir: str | None, url: str | None) -> None:
+def app(ctx: click.Context, project_dir: str | None, url: str | None, project: str | None) -> None:
     """The machine-learning lifecycle as one mechanism."""
-    ctx.obj = {"root": project_dir, "url": url}
+    ctx.obj = {"root": project_dir, "url": url, "project": project}
 
 
 def main(arguments: list[str] | None = None) -> None:

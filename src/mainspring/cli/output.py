@@ -67,10 +67,20 @@ def _opened() -> Iterator[Namespaces]:
     where = _place()
     if settings.url is None or where.get("root") is not None:
         check_project(settings)
+    own, other = settings.config.project.name, where.get("project")
+    remote = where.get("url") is not None or (settings.url is not None and where.get("root") is None)
     with mainspring.open(
-        where.get("url") or where.get("root"), project=settings.config.project.name
+        where.get("url") or where.get("root"), project=(remote and other) or own
     ) as workspace:
-        yield workspace
+        yield _other_project(workspace, other) if other and not remote else workspace
+
+
+def _other_project(workspace: Any, project: str) -> Workspace:
+    """Another project of the same workspace. It must exist: a slip of the pen makes none."""
+    from mainspring.config import served
+    from mainspring.server.hosted import Hosted
+
+    return Hosted(workspace, served(workspace.settings)).workspace(project)
 
 
 def local_settings() -> Settings:

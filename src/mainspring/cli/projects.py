@@ -1,12 +1,16 @@
-"""``mainspring init``."""
+"""``mainspring init | projects``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, json_option, say
+from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+
+if TYPE_CHECKING:
+    from mainspring.rooms import Namespaces
 
 TEMPLATES = ("basic", "flights")
 
@@ -36,3 +40,45 @@ def init(directory: Path, template: str, as_json: bool) -> None:
         click.echo(path)
     then = "mainspring run rent" if template == "basic" else "read README.md"
     say(f"next: cd {directory}, then {then}")
+
+
+@click.group()
+def projects() -> None:
+    """The projects of this workspace, or of a server."""
+
+
+@projects.command(name="list")
+@json_option
+@with_workspace
+def list_(workspace: Namespaces, as_json: bool) -> None:
+    """The projects in which you have a role, by name."""
+    from mainspring.remote import RemoteWorkspace
+
+    if isinstance(workspace, RemoteWorkspace):  # which need not be the one that this directory names
+        found = workspace.connection.projects()
+    else:
+        found = workspace.projects.list()
+    if as_json:
+        emit(found)
+        return
+    table(("project", "role", "created", "by"), [(p.name, p.role, p.created_at, p.created_by) for p in found])
+
+
+@projects.command()
+@click.argument("name")
+@json_option
+@with_workspace
+def create(workspace: Namespaces, name: str, as_json: bool) -> None:
+    """Make the project NAME in this workspace. Needs the role admin in every project."""
+    from mainspring.remote import RemoteWorkspace
+
+    if isinstance(workspace, RemoteWorkspace):  # a call goes through a project that is there
+        visible = [p.name for p in workspace.connection.projects()]
+        if visible and workspace.project not in visible:
+            workspace.connection.project = visible[0]
+    made = workspace.projects.create(name=name)
+    if as_json:
+        emit(made)
+        return
+    facts([("project", made.name), ("created by", made.created_by)])
+    say(f"next: mainspring --project {made.name} status")

@@ -81,8 +81,8 @@ def up(
         tick_s=tick_s if tick_s > 0 else None,
         auth=auth,
     )
-    bundle = workspace.settings.home / "bundle"
-    bundle.mkdir(exist_ok=True, mode=0o700)
+    bundle = workspace.base.bundle
+    bundle.mkdir(parents=True, exist_ok=True, mode=0o700)
     child: list[subprocess.Popen[str]] = []
 
     def ready(url: str) -> None:
@@ -196,8 +196,8 @@ def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | N
         workspace.deploy.deployment(name=deployment)
     workspace.deploy.publish()
     config = workspace.settings.config.serving
-    bundle = workspace.settings.home / "bundle"
-    bundle.mkdir(exist_ok=True, mode=0o700)
+    bundle = workspace.base.bundle
+    bundle.mkdir(parents=True, exist_ok=True, mode=0o700)
     workspace.close()  # the inference plane needs no database
     from mainspring.serving.supervisor import serve as run
 

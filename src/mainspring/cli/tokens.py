@@ -10,6 +10,7 @@ import click
 from mainspring.cli.output import emit, facts, json_option, local_settings, table
 
 if TYPE_CHECKING:
+    from mainspring.operations import Role
     from mainspring.server.tokens import Tokens
 
 ROLES = ("viewer", "labeller", "editor", "operator", "admin")
@@ -17,44 +18,74 @@ ROLES = ("viewer", "labeller", "editor", "operator", "admin")
 
 @click.group()
 def token() -> None:
-    """Tokens with one role each: add, list, revoke. The server takes notice at once."""
+    """Tokens with a role by project: add, list, change, revoke. The server takes notice at once."""
+
+
+_roles = click.option(
+    "--role",
+    "given",
+    multiple=True,
+    required=True,
+    metavar="[PROJECT=]ROLE",
+    help=f"What its holder may do ({', '.join(ROLES)}) in PROJECT, by default this one; '*' is every project. Repeat for more.",
+)
 
 
 @token.command()
 @click.argument("name")
-@click.option(
-    "--role", type=click.Choice(ROLES), required=True, help="What its holder may do in this project."
-)
+@_roles
 @click.option("--days", type=float, default=90.0, show_default=True, help="For how long.")
 @json_option
-def add(name: str, role: str, days: float, as_json: bool) -> None:
+def add(name: str, given: tuple[str, ...], days: float, as_json: bool) -> None:
     """Issue a token for NAME, a person or a program. It is shown once."""
-    from mainspring.operations import Role
-
-    secret = _tokens().issue(name, Role[role.upper()], days=days)
+    roles = _roles_of(given)
+    secret = _tokens().issue(name, roles, days=days)
     if as_json:
-        emit({"name": name, "role": role, "token": secret})
+        emit({"name": name, "roles": {p: r.name.lower() for p, r in roles.items()}, "token": secret})
         return
-    facts([("name", name), ("role", role), ("token", secret)])
+    facts([("name", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items()), ("token", secret)])
+
+
+@token.command()
+@click.argument("name")
+@_roles
+def change(name: str, given: tuple[str, ...]) -> None:
+    """Give the token of NAME these roles instead of those it has. Sessions opened with it follow."""
+    roles = _roles_of(given)
+    _tokens().change(name, roles)
+    facts([("changed", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items())])
 
 
 @token.command(name="list")
 @json_option
 def list_(as_json: bool) -> None:
-    """Every token: its name, role and end. The tokens themselves are kept nowhere."""
-    found = [
-        {
-            "name": t.name,
-            "role": t.role,
-            "created": _day(t.created_us),
-            "expires": _day(t.expires_us),
-        }
-        for t in _tokens().listed()
-    ]
+    """Every token: its name, roles and end. The tokens themselves are kept nowhere."""
+    found = _tokens().listed()
     if as_json:
-        emit(found)
+        emit(
+            [
+                {
+                    "name": t.name,
+                    "roles": t.roles,
+                    "created": _day(t.created_us),
+                    "expires": _day(t.expires_us),
+                }
+                for t in found
+            ]
+        )
         return
-    table(("name", "role", "created", "expires"), [tuple(f.values()) for f in found])
+    table(
+        ("name", "roles", "created", "expires"),
+        [
+            (
+                t.name,
+                ", ".join(f"{p}={r}" for p, r in t.roles.items()),
+                _day(t.created_us),
+                _day(t.expires_us),
+            )
+            for t in found
+        ],
+    )
 
 
 @token.command()
@@ -76,6 +107,43 @@ def _tokens() -> Tokens:
     settings = local_settings()
     check_project(settings)
     return Tokens(settings.home)
+
+
+def _roles_of(given: tuple[str, ...]) -> dict[str, Role]:
+    """``viewer`` or ``flights=viewer``, each project once."""
+    from mainspring.errors import InvalidInput, near
+    from mainspring.operations import Role
+
+    roles: dict[str, Role] = {}
+    for text in given:
+        project, _, role = text.rpartition("=")
+        project = project or local_settings().config.project.name
+        if role not in ROLES:
+            raise InvalidInput(
+                "no such role", value=role, place="--role", next_step=near(role, ROLES, what="role")
+            )
+        if project in roles:
+            raise InvalidInput("a project has one role", value=project, place="--role")
+        roles[project] = Role[role.upper()]
+    _check_projects(set(roles))
+    return roles
+
+
+def _check_projects(named: set[str]) -> None:
+    """A role waits for no project that somebody may make one day: each must be there."""
+    from mainspring.operations import EVERY_PROJECT, no_project
+
+    settings = local_settings()
+    others = named - {settings.config.project.name, EVERY_PROJECT}
+    if not others:
+        return
+    from mainspring.lineage.projects import exists
+    from mainspring.workspace import Workspace
+
+    with Workspace(settings) as workspace:
+        for project in sorted(others):
+            if not exists(workspace.base.store, project):
+                raise no_project(project)
 
 
 def _day(at_us: int) -> str:

@@ -26,7 +26,6 @@ from mainspring.storage.objects import Objects
 
 declare("deploy.package.written", "deploy.package.renamed", "deploy.routes.written", "deploy.routes.renamed")
 
-FOLDER = "bundle"
 PACKAGES = "packages"
 GRACE_S = 900.0
 """How long a package that no route names stays: a server that is restarting may still want it."""

@@ -184,7 +184,7 @@ class Deploy:
                 "routes are published after the commit",
                 next_step="Call publish() when the decision has ended.",
             )
-        folder = self._base.home / bundle.FOLDER
+        folder = self._base.bundle
         with bundle.locked(folder, project=self._base.project):
             table = self._newest(folder)
             if table is None:
@@ -214,7 +214,7 @@ class Deploy:
         missing = sorted(set(digests) - self._tried)
         if self._trial is None or not missing or self._base.store.in_transaction:
             return
-        folder = self._base.home / bundle.FOLDER
+        folder = self._base.bundle
         for digest in missing:
             with bundle.locked(folder, project=self._base.project):
                 bundle.materialise(folder, digest, self._base.objects)

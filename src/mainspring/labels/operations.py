@@ -92,7 +92,7 @@ class Labels:
         Malformed records and items, and labels about a row or class that cannot be, are counted as ``rejected``. Also settles
         parked labels. ``more`` says to call again.
         """
-        reader = JournalReader(self._base.home / "bundle" / "log", FEEDBACK_PREFIX)
+        reader = JournalReader(self._base.bundle / "log", FEEDBACK_PREFIX)
         with self._base.store.write() as tx:
             book = Book(tx, self._base.project, self._reader)
             records, cursor = reader.read(book.cursor(), max_records=max(1, min(limit, MAX_BATCH)))

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Foundation:
-    """The parts a room is given. ``home`` is the private directory of the workspace on this machine (mode 0700)."""
+    """The parts a room is given. ``home`` is the private directory of the workspace on this machine (mode 0700).
+
+    What a project keeps there in files lies under ``home`` itself for the project that the workspace was made for, and in a folder
+    of its own for every other one (``apart``).
+    """
 
     project: str
     home: Path
@@ -26,3 +30,9 @@ class Foundation:
     ledger: Ledger
     leases: Leases
     clock: Clock
+    apart: bool = False
+
+    @property
+    def bundle(self) -> Path:
+        """What inference servers of this project take their routes from, and where they write their journal."""
+        return (self.home / "projects" / self.project if self.apart else self.home) / "bundle"

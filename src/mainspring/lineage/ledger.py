@@ -183,6 +183,10 @@ class Ledger:
         self._project = project
         self._clock = clock
 
+    @property
+    def project(self) -> str:
+        return self._project
+
     @contextlib.contextmanager
     def decision(self) -> Iterator[Decision]:
         """Open a decision; within another one of this thread, a part of that one."""

@@ -42,7 +42,7 @@ class _Batch:
 
 
 def log_folder(base: Foundation) -> Path:
-    return base.home / "bundle" / "log"
+    return base.bundle / "log"
 
 
 def ingest(base: Foundation, policy_of: Callable[[str], MonitorPolicy], *, limit: int) -> IngestReport:

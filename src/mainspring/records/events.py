@@ -141,6 +141,7 @@ class EventKind(enum.StrEnum):
     FEEDBACK_SETTLED = "feedback.settled", "Parked labels joined", "idle", _counts
     HOLDOUT_LOCKED = "holdout.locked", "Hold-out locked", "idle"
     HOLDOUT_USED = "holdout.used", "Hold-out used", "idle"
+    PROJECT_CREATED = "project.created", "Project created", "idle"
     EXPERIMENT_CREATED = "experiment.created", "Experiment created", "idle", _usual_or("{name}")
     EXPERIMENT_RENAMED = (
         "experiment.renamed",

@@ -17,37 +17,39 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from mainspring.errors import MainspringError, MethodNotAllowed, NotFound
+from mainspring.lineage.projects import visible
+from mainspring.records.base import to_json
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server import openapi
-from mainspring.server.access import Access, Sessions
+from mainspring.server.access import Access
+from mainspring.server.authentication import Sessions
 from mainspring.server.gate import App, Gate
+from mainspring.server.hosted import Hosted
 from mainspring.server.routes import build_routes, error_response
-from mainspring.workspace import Workspace
+from mainspring.storage.sql import Store
 
 log = logging.getLogger("mainspring.server")
 
 
 def build_app(
-    workspace: Workspace,
+    hosted: Hosted,
     access: Access,
     *,
-    pages: Callable[[Workspace, Sessions], list[BaseRoute]] | None = None,
+    pages: Callable[[Hosted, Sessions], list[BaseRoute]] | None = None,
 ) -> App:
-    """The whole application behind its gate. Raises TypeError if any public room method declares no policy."""
+    """The whole application behind its gate, for the projects of one workspace. Raises TypeError if any public room method declares no policy."""
     rooms = {name: room_class(name) for name in ROOMS}
-    sessions = Sessions(workspace.base.store, access)
-
-    def find(project: str, room: str) -> object | None:
-        return workspace.room(room) if project == workspace.project else None
-
+    store = hosted.own.base.store
+    sessions = Sessions(store, access.tokens)
     routes: list[BaseRoute] = [
         Route("/live", live, methods=["GET"]),
-        Route("/ready", functools.partial(ready, workspace, anyio.CapacityLimiter(2)), methods=["GET"]),
+        Route("/ready", functools.partial(ready, store, anyio.CapacityLimiter(2)), methods=["GET"]),
         Route("/api/v1/openapi.json", functools.partial(describe, rooms), methods=["GET"]),
         Route("/api/v1/version", about, methods=["GET"]),
-        *build_routes(rooms, find, workspace.base.ledger),
+        Route("/api/v1/projects", functools.partial(list_projects, store), methods=["GET"]),
+        *build_routes(rooms, hosted.room),
         Mount("/static", StaticFiles(packages=[("mainspring.server", "static")]), name="static"),
-        *(pages(workspace, sessions) if pages else []),
+        *(pages(hosted, sessions) if pages else []),
     ]
     starlette = Starlette(
         routes=routes,
@@ -58,18 +60,18 @@ def build_app(
             Exception: _bug,
         },
     )
-    return Gate(starlette, access, sessions)
+    return Gate(starlette, access, [*access.tokens, sessions])
 
 
 async def live(_request: Request) -> Response:
     return PlainTextResponse("live")
 
 
-async def ready(workspace: Workspace, limiter: anyio.CapacityLimiter, _request: Request) -> Response:
+async def ready(store: Store, limiter: anyio.CapacityLimiter, _request: Request) -> Response:
     """Ready means that a read of the database works now. It reads in threads kept for this, beside whatever is busy."""
 
     def read() -> None:
-        with workspace.base.store.read() as tx:
+        with store.read() as tx:
             tx.scalar("SELECT max(version) AS v FROM schema_version")
 
     try:
@@ -82,6 +84,12 @@ async def ready(workspace: Workspace, limiter: anyio.CapacityLimiter, _request: 
 
 async def describe(rooms: dict[str, type], _request: Request) -> Response:
     return JSONResponse(openapi.document(rooms, version=version("mainspring")))
+
+
+async def list_projects(store: Store, _request: Request) -> Response:
+    """The projects in which the caller has a part: for whoever does not know yet which to name."""
+    found = await anyio.to_thread.run_sync(visible, store)
+    return Response(to_json(found), media_type="application/json")
 
 
 async def about(_request: Request) -> Response:

@@ -1,21 +1,16 @@
 """The one outermost layer: nothing is routed, read or logged before a request has passed it.
 
 Order: Host (parsed, exact) → headers that stand twice → Origin and Sec-Fetch-Site for anything that may change state →
-encoding and declared size → token or session. It says *who* calls (``operations.acting``) for all that follows; *what* they may
+encoding and declared size → who it is, by the first authenticator that knows. It says *who* calls (``operations.acting``) for all that follows; *what* they may
 do is decided by the operation. Security headers go on every response, errors included.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-
-import anyio
-import anyio.to_thread
 
 from mainspring.errors import (
     InvalidInput,
@@ -29,7 +24,8 @@ from mainspring.errors import (
 )
 from mainspring.operations import ANONYMOUS, Principal, acting
 from mainspring.records.base import to_json
-from mainspring.server.access import Access, Sessions
+from mainspring.server.access import Access
+from mainspring.server.authentication import Authenticator, Credentials
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -45,8 +41,6 @@ ONCE = frozenset(
 )
 """Headers that mean nothing if they stand twice: two readers would believe different ones."""
 
-SESSION_READERS = 8
-"""Look-ups of sessions at once: they have threads of their own, so that busy operations do not lock people out."""
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 METHODS = SAFE_METHODS | {"POST"}
 OPEN_PATHS = frozenset({"/live", "/ready", "/login"})
@@ -70,11 +64,10 @@ HEADERS: list[tuple[bytes, bytes]] = [
 class Gate:
     """ASGI middleware: see the module."""
 
-    def __init__(self, app: App, access: Access, sessions: Sessions | None = None) -> None:
+    def __init__(self, app: App, access: Access, authenticators: Sequence[Authenticator]) -> None:
         self._app = app
         self._access = access
-        self._sessions = sessions
-        self._readers = anyio.CapacityLimiter(SESSION_READERS)
+        self._authenticators = authenticators
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -149,14 +142,13 @@ class Gate:
             raise TooLarge("the body is too large", value=f"{lengths[0][:40].decode()} bytes")
 
     async def _principal(self, scope: Scope) -> Principal | None:
-        given = [v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"]
-        if given:
-            token = _token_of(given[0])
-            return self._access.principal(token) if token else None
-        value = session_of(scope)
-        if value is None or self._sessions is None:
-            return None
-        return await anyio.to_thread.run_sync(self._sessions.find, value, limiter=self._readers)
+        headers = [v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"]
+        given = Credentials(authorization=headers[0] if headers else None, session=session_of(scope))
+        for authenticator in self._authenticators:
+            principal = await authenticator.authenticate(given)
+            if principal is not None:
+                return principal
+        return None
 
 
 def cookie_name(scope: Scope) -> str:
@@ -220,19 +212,6 @@ def host_of(value: bytes) -> str | None:
     ):
         return None
     return name
-
-
-def _token_of(header: str) -> str | None:
-    scheme, _, rest = header.partition(" ")
-    if scheme.lower() == "bearer":
-        return rest.strip() or None
-    if scheme.lower() == "basic":  # stock clients put the token into the URL's password
-        try:
-            _, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-        return password or None
-    return None
 
 
 def _with_headers(send: Send) -> Send:

@@ -13,7 +13,7 @@ import itertools
 import logging
 import queue
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import anyio
@@ -33,7 +33,6 @@ from mainspring.errors import (
     UnsupportedMedia,
     near,
 )
-from mainspring.lineage import Ledger
 from mainspring.operations import (
     MIB,
     Download,
@@ -42,18 +41,17 @@ from mainspring.operations import (
     Principal,
     acting,
     authorise,
-    no_project,
     operations_of,
 )
 from mainspring.records.base import to_json
 from mainspring.server.codec import decode_object
+from mainspring.server.hosted import Bound
 
 PREFIX = "/api/v1"
 log = logging.getLogger("mainspring.server")
 
-Room = object
-RoomFinder = Callable[[str, str], Room | None]
-"""``(project, room name)`` to the room object, or None."""
+RoomFinder = Callable[[str, str], Awaitable[Bound]]
+"""``(project, room name)`` to the room object; raises NotFound for a project that is not there for the caller."""
 UPLOADS = 16
 """Uploads that are stored at once; each holds a thread as long as its client sends."""
 IDLE_S = 60.0
@@ -66,16 +64,17 @@ LARGE_AT_ONCE = 2
 
 
 class Keys:
-    """Calls with one idempotency key go one after another, so that a retry meets the answer and not the work."""
+    """Calls with one idempotency key of a project go one after another, so that a retry meets the answer and not the work."""
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._held: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
 
     @contextlib.asynccontextmanager
-    async def hold(self, key: str | None) -> AsyncIterator[None]:
-        if key is None:
+    async def hold(self, project: str, named: str | None) -> AsyncIterator[None]:
+        if named is None:
             yield
             return
+        key = (project, named)
         lock, waiting = self._held.get(key, (asyncio.Lock(), 0))
         self._held[key] = (lock, waiting + 1)
         try:
@@ -94,14 +93,12 @@ class OperationRoute:
         self,
         operation: Operation,
         find: RoomFinder,
-        ledger: Ledger,
         keys: Keys,
         uploads: anyio.CapacityLimiter,
         large: anyio.CapacityLimiter,
     ) -> None:
         self.operation = operation
         self._find = find
-        self._ledger = ledger
         self._keys = keys
         self._uploads = uploads
         self._large = large
@@ -121,11 +118,9 @@ class OperationRoute:
 
     async def _run(self, request: Request) -> Response:
         operation = self.operation
-        room = self._find(request.path_params["project"], operation.room)
-        if room is None:
-            raise no_project(request.path_params["project"])
+        bound = await self._find(request.path_params["project"], operation.room)
         # Before anything of the request is read, and before a stored answer is repeated: the operation's own question.
-        principal = authorise(room, operation.id, operation.policy.role)
+        principal = authorise(bound.room, operation.id, operation.policy.role)
         twice = next(
             (n for n, v in request.query_params.items() if request.query_params.getlist(n) != [v]), None
         )
@@ -133,12 +128,12 @@ class OperationRoute:
             raise InvalidInput("a query parameter stands twice", value=twice)
         key = _idempotency_key(request) if operation.policy.changes else None
         if operation.policy.kind is Kind.UPLOAD:
-            return await self._upload(request, room, principal, key)
+            return await self._upload(request, bound, principal, key)
         if operation.policy.changes:
             arguments = await self._arguments(await _json_body(request, operation.policy.max_body))
         else:
             arguments = query_arguments(operation, _query_of(request))
-        return await self._within_deadline(room, principal, arguments, key)
+        return await self._within_deadline(bound, principal, arguments, key)
 
     async def _arguments(self, body: bytes) -> dict[str, Any]:
         """The arguments in a body, decoded off the event loop; large ones a few at a time, since decoding multiplies their size."""
@@ -150,7 +145,7 @@ class OperationRoute:
         return await anyio.to_thread.run_sync(convert, limiter=limiter)
 
     async def _within_deadline(
-        self, room: Room, principal: Principal, arguments: dict[str, Any], key: str | None
+        self, bound: Bound, principal: Principal, arguments: dict[str, Any], key: str | None
     ) -> Response:
         """The answer, or after the operation's deadline an error: its thread cannot be stopped, but nobody waits for it.
 
@@ -158,8 +153,8 @@ class OperationRoute:
         """
 
         async def run() -> Response:
-            async with self._keys.hold(key):
-                return await anyio.to_thread.run_sync(self._call, room, principal, arguments, key)
+            async with self._keys.hold(bound.ledger.project, key):
+                return await anyio.to_thread.run_sync(self._call, bound, principal, arguments, key)
 
         limit = self.operation.policy.deadline_s
         working = asyncio.create_task(run())
@@ -174,31 +169,35 @@ class OperationRoute:
             )
         return working.result()
 
-    def _call(self, room: Room, principal: Principal, arguments: dict[str, Any], key: str | None) -> Response:
-        operation = getattr(room, self.operation.name)
+    def _call(
+        self, bound: Bound, principal: Principal, arguments: dict[str, Any], key: str | None
+    ) -> Response:
+        operation = getattr(bound.room, self.operation.name)
         if key is None:
             result = operation(**arguments)
             if isinstance(result, Download):
                 return _download(result)
             return Response(to_json(result), media_type="application/json")
         named = {k: v for k, v in arguments.items() if k != "body"}
-        stored = self._ledger.replay(key=key, operation=self.operation.id, arguments=named)
+        stored = bound.ledger.replay(key=key, operation=self.operation.id, arguments=named)
         if stored is not None:
             return _again(stored)
         try:
             with acting(principal, key=key) as settlement:
                 answer = to_json(operation(**arguments))
-            self._ledger.settle(
+            bound.ledger.settle(
                 key=key, operation=self.operation.id, arguments=named, answer=answer, settlement=settlement
             )
         except KeyTaken:  # by another process: what this call did in that decision is undone
-            stored = self._ledger.replay(key=key, operation=self.operation.id, arguments=named)
+            stored = bound.ledger.replay(key=key, operation=self.operation.id, arguments=named)
             if stored is None:
                 raise
             return _again(stored)
         return Response(answer, media_type="application/json")
 
-    async def _upload(self, request: Request, room: Room, principal: Principal, key: str | None) -> Response:
+    async def _upload(
+        self, request: Request, bound: Bound, principal: Principal, key: str | None
+    ) -> Response:
         if (
             request.headers.get("content-type", "application/octet-stream").split(";")[0]
             != "application/octet-stream"
@@ -209,12 +208,12 @@ class OperationRoute:
                 next_step="Send application/octet-stream.",
             )
         arguments = query_arguments(self.operation, _query_of(request))
-        async with self._keys.hold(key):
+        async with self._keys.hold(bound.ledger.project, key):
             pipe = _Pipe(self.operation.policy.max_body, deadline_s=self.operation.policy.deadline_s)
             feeder = asyncio.create_task(pipe.feed(request))
             try:
                 return await anyio.to_thread.run_sync(
-                    self._call, room, principal, arguments | {"body": pipe}, key, limiter=self._uploads
+                    self._call, bound, principal, arguments | {"body": pipe}, key, limiter=self._uploads
                 )
             finally:
                 feeder.cancel()
@@ -279,7 +278,7 @@ class _Pipe:
             yield item
 
 
-def build_routes(rooms: Mapping[str, type], find: RoomFinder, ledger: Ledger) -> list[Route]:
+def build_routes(rooms: Mapping[str, type], find: RoomFinder) -> list[Route]:
     """Routes of all operations of all rooms. Raises TypeError for an operation without policy: the server then does not start."""
     routes = []
     keys, uploads, large = (
@@ -290,7 +289,7 @@ def build_routes(rooms: Mapping[str, type], find: RoomFinder, ledger: Ledger) ->
     for room in rooms.values():
         for operation in operations_of(room).values():
             method = "POST" if operation.policy.changes or operation.policy.kind is Kind.UPLOAD else "GET"
-            endpoint = OperationRoute(operation, find, ledger, keys, uploads, large)
+            endpoint = OperationRoute(operation, find, keys, uploads, large)
             path = f"{PREFIX}/{{project}}/{operation.room}/{operation.name}"
             routes.append(Route(path, endpoint.__call__, methods=[method], name=operation.id))
     return routes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import signal
@@ -12,15 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mainspring.config import Settings, child_environment
+from mainspring.config import Settings, child_environment, served
 from mainspring.errors import Conflict, MainspringError, WorkspaceLocked
-from mainspring.operations import Role, acting, named_only
+from mainspring.operations import Principal, Role, acting, named_only
 from mainspring.server.access import access_for, ensure_token
+from mainspring.server.hosted import Hosted
 from mainspring.server.tokens import Tokens
 from mainspring.workspace import Workspace
 
@@ -49,20 +49,24 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
     with server_lock(workspace.settings.home), named_only():
         token = ensure_token(workspace.settings.home)
         access = access_for(
-            token, host=options.host, hosts=workspace.settings.config.server.hosts, public_auth=options.auth
+            token,
+            host=options.host,
+            hosts=workspace.settings.config.server.hosts,
+            public_auth=options.auth,
+            issued=Tokens(workspace.settings.home),
         )
-        issued = Tokens(workspace.settings.home)
-        access = replace(access, issued=functools.partial(issued.principals, workspace.project))
-        app = build_app(workspace, access, pages=page_routes)
+        hosted = Hosted(workspace, served(workspace.settings))
+        app = build_app(hosted, access, pages=page_routes)
         listener = listen(options.host, options.port)
         _die_on_lost_writes(workspace)
-        workers = Workers(workspace.settings)
-        workspace.room("loop")._on_job(workers.start)  # noqa: SLF001 - the server is who starts workers
+        workers = [Workers(followed.settings) for followed in hosted.followed]
+        for worker, followed in zip(workers, hosted.followed, strict=True):
+            followed.room("loop")._on_job(worker.start)  # noqa: SLF001 - the server is who starts workers
         stop = threading.Event()
         ticker = threading.Thread(
-            target=_tick, args=(workspace, options.tick_s, stop), name="loop", daemon=True
+            target=_tick, args=(hosted.followed, options.tick_s, stop), name="loop", daemon=True
         )
-        recovering = threading.Thread(target=_recover, args=(workspace,), name="recover", daemon=True)
+        recovering = threading.Thread(target=_recover, args=(hosted.followed,), name="recover", daemon=True)
         server = _Server(control_config(app), started=lambda: ready(_url(listener)))
         try:
             recovering.start()
@@ -71,7 +75,8 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
             server.run(sockets=[listener])
         finally:
             stop.set()
-            workers.stop()
+            for worker in workers:
+                worker.stop()
             recovering.join(timeout=10)
             listener.close()
 
@@ -151,7 +156,7 @@ class Workers:
         self._given.clear()
         folder = self._settings.home / "workers"
         folder.mkdir(exist_ok=True, mode=0o700)
-        with (folder / "worker.log").open("ab") as log_file:
+        with (folder / f"{self._settings.config.project.name}.log").open("ab") as log_file:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -190,29 +195,32 @@ class Workers:
             self._process = None
 
 
-def _recover(workspace: Workspace) -> None:
+def _recover(workspaces: Sequence[Workspace]) -> None:
     """Take in what training processes that died had left in the spool; beside the requests, since it may be much."""
-    try:
-        with acting("recovery", role=Role.EDITOR):
-            shipped = workspace.tracking.recover()
-    except MainspringError as error:
-        log.warning("runs are left in the spool: %s", error)
-    except Exception:
-        log.exception("runs are left in the spool")
-    else:
-        if shipped:
-            log.info("took in what %d ended runs had left in the spool", len(shipped))
-
-
-def _tick(workspace: Workspace, every_s: float | None, stop: threading.Event) -> None:
-    while not stop.wait(every_s):
+    for workspace in workspaces:
         try:
-            with acting("loop", role=Role.OPERATOR):
-                workspace.room("loop").tick()
+            with acting(Principal("recovery", {workspace.project: Role.EDITOR}, kind="service")):
+                shipped = workspace.tracking.recover()
         except MainspringError as error:
-            log.warning("the loop skipped a round: %s", error)
+            log.warning("runs of %s are left in the spool: %s", workspace.project, error)
         except Exception:
-            log.exception("the loop skipped a round")
+            log.exception("runs of %s are left in the spool", workspace.project)
+        else:
+            if shipped:
+                log.info("took in what %d ended runs had left in the spool", len(shipped))
+
+
+def _tick(workspaces: Sequence[Workspace], every_s: float | None, stop: threading.Event) -> None:
+    """A round of the loop for each project; one that fails does not hold up the others."""
+    while not stop.wait(every_s):
+        for workspace in workspaces:
+            try:
+                with acting(Principal("loop", {workspace.project: Role.OPERATOR}, kind="service")):
+                    workspace.room("loop").tick()
+            except MainspringError as error:
+                log.warning("the loop of %s skipped a round: %s", workspace.project, error)
+            except Exception:
+                log.exception("the loop of %s skipped a round", workspace.project)
 
 
 def _die_on_lost_writes(workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from mainspring.errors import InvalidInput, MainspringError, SlowRequest, TooLarge, UnsupportedMedia
-from mainspring.server.access import Sessions
+from mainspring.server.authentication import Sessions
 from mainspring.server.gate import COOKIE, cookie_name, session_of
 
 MAX_FORM = 64 * 1024

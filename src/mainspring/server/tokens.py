@@ -1,13 +1,16 @@
-"""Tokens for people and programs with less than everything: issued by whoever can write the workspace's folder, each with one role.
+"""Tokens for people and programs with less than everything: issued by whoever can write the workspace's folder, each with a role by
+project (``*``: in every one).
 
 Kept in a private file beside the administrator's token, as SHA-256 digests: whoever reads the file cannot use what is there. A server
-looks at the file again when it changes, so a revoked token, and every session that was opened with it, ends with the next request.
+looks at the file again when it changes, so a revoked token ends with the next request, and a changed one is changed with it; the same holds
+for every session that was opened with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import secrets
 import threading
@@ -15,10 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import msgspec
+
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
-from mainspring.operations import Principal, Role
+from mainspring.operations import EVERY_PROJECT, Principal, Role
 from mainspring.records.base import Record, check_name, from_json, to_json
-from mainspring.server.access import digest_of
 
 FILE = "tokens.json"
 RESERVED = frozenset({"token", "local", "anonymous", "loop", "recovery"})
@@ -26,10 +30,10 @@ RESERVED = frozenset({"token", "local", "anonymous", "loop", "recovery"})
 
 
 class Issued(Record, frozen=True, kw_only=True):
-    """One token: whose it is, what it may, until when. The secret itself is shown once and kept nowhere."""
+    """One token: whose it is, what it may in which project, until when. The secret itself is shown once and kept nowhere."""
 
     name: str
-    role: str
+    roles: dict[str, str]
     sha256: str
     created_us: int
     expires_us: int
@@ -45,8 +49,9 @@ class Tokens:
         self._stamp: tuple[int, int, int] | None = None
         self._known: list[Issued] = []
 
-    def issue(self, name: str, role: Role, *, days: float) -> str:
-        """A new token, to be shown once. Raises :class:`Conflict` for a name that has one, :class:`InvalidInput` for a bad one."""
+    def issue(self, name: str, roles: Mapping[str, Role], *, days: float) -> str:
+        """A new token with these roles by project, to be shown once. Raises :class:`Conflict` for a name that has one,
+        :class:`InvalidInput` for a bad one."""
         check_name(name, what="token")
         if name in RESERVED:
             raise InvalidInput(
@@ -56,6 +61,7 @@ class Tokens:
             )
         if not 0 < days <= 3660:
             raise InvalidInput("a token lives for up to ten years", value=days, place="--days")
+        kept = _kept(roles)
         secret, now = f"msp_{secrets.token_urlsafe(32)}", int(self._now() * 1e6)
         with self._changing() as known:
             if any(t.name == name for t in known):
@@ -67,7 +73,7 @@ class Tokens:
             known.append(
                 Issued(
                     name=name,
-                    role=role.name.lower(),
+                    roles=kept,
                     sha256=digest_of(secret),
                     created_us=now,
                     expires_us=now + int(days * 86_400e6),
@@ -75,16 +81,17 @@ class Tokens:
             )
         return secret
 
+    def change(self, name: str, roles: Mapping[str, Role]) -> None:
+        """Give a token these roles instead of those it has. Raises :class:`NotFound` if there is none of that name."""
+        kept = _kept(roles)
+        with self._changing() as known:
+            number = _number_of(name, known)
+            known[number] = msgspec.structs.replace(known[number], roles=kept)
+
     def revoke(self, name: str) -> None:
         """End a token. Raises :class:`NotFound` if there is none of that name."""
         with self._changing() as known:
-            if all(t.name != name for t in known):
-                raise NotFound(
-                    "no token has this name",
-                    value=name,
-                    next_step=near(name, [t.name for t in known], what="token"),
-                )
-            known[:] = [t for t in known if t.name != name]
+            del known[_number_of(name, known)]
 
     def listed(self) -> list[Issued]:
         """All of them, expired ones too."""
@@ -100,13 +107,16 @@ class Tokens:
                 self._stamp = stamp
             return list(self._known)
 
-    def principals(self, project: str) -> Mapping[str, Principal]:
-        """Who holds which token now, by its SHA-256, with their role in ``project``."""
+    def principals(self) -> Mapping[str, Principal]:
+        """Who holds which token now, by its SHA-256, with their roles. A role that this program does not know counts for nothing."""
         now = int(self._now() * 1e6)
         return {
-            t.sha256: Principal(t.name, {project: Role[t.role.upper()]})
+            t.sha256: Principal(
+                t.name,
+                {p: Role[r.upper()] for p, r in t.roles.items() if r.upper() in Role.__members__},
+            )
             for t in self.listed()
-            if now < t.expires_us and t.role.upper() in Role.__members__
+            if now < t.expires_us
         }
 
     @contextlib.contextmanager
@@ -126,3 +136,26 @@ class Tokens:
             temporary.replace(self._path)
         finally:
             os.close(lock)
+
+
+def digest_of(secret: str) -> str:
+    """What is kept of a secret: its SHA-256."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _kept(roles: Mapping[str, Role]) -> dict[str, str]:
+    if not roles:
+        raise InvalidInput("a token needs a role", next_step="Give --role viewer, or --role PROJECT=viewer.")
+    for project in roles:
+        if project != EVERY_PROJECT:
+            check_name(project, what="project")
+    return {project: role.name.lower() for project, role in roles.items()}
+
+
+def _number_of(name: str, known: list[Issued]) -> int:
+    for number, token in enumerate(known):
+        if token.name == name:
+            return number
+    raise NotFound(
+        "no token has this name", value=name, next_step=near(name, [t.name for t in known], what="token")
+    )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from mainspring.config import served
 from mainspring.operations import Principal
-from mainspring.server.access import access_for, digest_of, ensure_token
+from mainspring.server.access import access_for, ensure_token
 from mainspring.server.app import build_app
+from mainspring.server.authentication import FixedTokens
 from mainspring.server.connections import ControlServer, Limits, control_config
+from mainspring.server.hosted import Hosted
 from mainspring.server.pages import page_routes
 from mainspring.server.run import listen
-from mainspring.server.tokens import Tokens
+from mainspring.server.tokens import Tokens, digest_of
 from mainspring.workspace import Workspace
 
 
@@ -35,14 +37,12 @@ def running_server(
 ) -> Iterator[Running]:
     """Serve ``workspace`` over HTTP until the block ends: the real application behind its gate, without the loop's ticks."""
     token = ensure_token(workspace.settings.home)
-    access = access_for(token, host="127.0.0.1", hosts=[])
     tokens = {p.name: f"msp_{secrets.token_urlsafe(32)}" for p in principals}
-    access = replace(
-        access,
-        tokens=dict(access.tokens) | {digest_of(tokens[p.name]): p for p in principals},
-        issued=functools.partial(Tokens(workspace.settings.home).principals, workspace.project),
-    )
-    server = ControlServer(control_config(build_app(workspace, access, pages=page_routes), limits))
+    access = access_for(token, host="127.0.0.1", hosts=[], issued=Tokens(workspace.settings.home))
+    more = FixedTokens({digest_of(tokens[p.name]): p for p in principals})
+    access = replace(access, tokens=(*access.tokens, more))
+    hosted = Hosted(workspace, served(workspace.settings))
+    server = ControlServer(control_config(build_app(hosted, access, pages=page_routes), limits))
     listener = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from mainspring.server import charts
-from mainspring.server.access import Sessions
+from mainspring.server.authentication import Sessions
+from mainspring.server.hosted import Hosted
 from mainspring.server.pages import data, deployments, lineage, models, overview, pipelines, runs, timeline
 from mainspring.server.pages.rendering import Action, Pages, View
 from mainspring.server.pages.text import environment
 from mainspring.server.session import session_routes
-from mainspring.workspace import Workspace
 
 VIEWS: list[View] = [
     overview.VIEW,
@@ -28,19 +26,16 @@ VIEWS: list[View] = [
 ACTIONS: list[Action] = [*models.ACTIONS, *deployments.ACTIONS, *pipelines.ACTIONS]
 
 
-def page_routes(workspace: Workspace, sessions: Sessions) -> list[BaseRoute]:
+def page_routes(hosted: Hosted, sessions: Sessions) -> list[BaseRoute]:
     """Routes of all pages."""
     charts.ensure_bundle()
-    pages = Pages(workspace, environment(), ACTIONS)
-
-    async def missing(request: Request) -> Response:
-        return pages.missing(request)
+    pages = Pages(hosted, environment(), ACTIONS)
 
     return [
         *session_routes(sessions),
-        *(pages.view(v) for v in VIEWS),
-        *(pages.action(a) for a in ACTIONS),
-        _Elsewhere("/{rest:path}", missing, methods=["GET"]),
+        *(route for v in VIEWS for route in pages.view(v)),
+        *(route for a in ACTIONS for route in pages.action(a)),
+        _Elsewhere("/{rest:path}", pages.missing, methods=["GET"]),
     ]
 
 

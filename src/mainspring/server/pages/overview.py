@@ -61,10 +61,13 @@ class Overview(Record, frozen=True):
     """Registered models that no deployment serves."""
     needs: list[Need]
     recent: list[Told]
+    followed: bool = True
+    """Whether this server has the policy of the project, and so follows its deployments."""
 
 
 def gather(workspace: Workspace, _ask: Ask) -> Overview:
-    standings = [standing_of(workspace, d) for d in workspace.deploy.deployments()]
+    followed = workspace.settings.policy
+    standings = [standing_of(workspace, d) for d in workspace.deploy.deployments()] if followed else []
     served = {s.model for s in standings}
     return Overview(
         now=workspace.loop.now(),
@@ -72,6 +75,7 @@ def gather(workspace: Workspace, _ask: Ask) -> Overview:
         idle_models=[m for m in workspace.models.ops.list() if m.name not in served],
         needs=_needs(workspace, standings),
         recent=_recent(workspace),
+        followed=followed,
     )
 
 

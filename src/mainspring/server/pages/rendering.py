@@ -1,14 +1,17 @@
 """One view: gather a record by calling operations, then show it as a page or as JSON. There is no second query path.
 
-A page acts as whoever is logged in: the gate has named them, and the operations decide.
+A page acts as whoever is logged in: the gate has named them, and the operations decide. The pages of the server's own project have
+short addresses; those of another project are below ``/projects/NAME``. Views and templates know nothing of that: what they write as
+``/models`` is put below the project of the page, once, for every link, form and command.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -19,10 +22,12 @@ from starlette.routing import Route, compile_path
 
 from mainspring.clock import SystemClock
 from mainspring.errors import InvalidInput, MainspringError, NotFound
+from mainspring.lineage.projects import visible
 from mainspring.operations import Role, acts, operations_of
 from mainspring.records.base import Record, to_json
 from mainspring.rooms import room_class
 from mainspring.server import charts
+from mainspring.server.hosted import Hosted
 from mainspring.server.session import PAGE_HEADERS, form_of
 from mainspring.workspace import Workspace
 
@@ -91,97 +96,160 @@ class Action:
     act: Callable[[Workspace, Mapping[str, str], Mapping[str, str]], str]
 
 
-class Pages:
-    """Turns views and actions into routes."""
+BELOW = "/projects/{_project}"
+"""Before the addresses of pages of another project than the server's own."""
 
-    def __init__(self, workspace: Workspace, templates: Environment, actions: Sequence[Action] = ()) -> None:
-        self._workspace = workspace
+_ADDRESS = re.compile(r'(?<!data-whole )(href|action)="(?=/(?!static/|api/|login"|logout"))')
+_COMMAND = re.compile(r'(<code>|data-copy=")mainspring (?!init\b|up\b)')
+_shown: ContextVar[str] = ContextVar("mainspring_page_project")
+"""The project of the page that is being rendered."""
+
+
+class Pages:
+    """Turns views and actions into routes: each at its own address, and below every project."""
+
+    def __init__(self, hosted: Hosted, templates: Environment, actions: Sequence[Action] = ()) -> None:
+        self._hosted = hosted
         self._templates = templates
         self._needed = [(compile_path(a.path)[0], _role_of(a.operation)) for a in actions]
         templates.globals["may"] = self._may
 
     def _may(self, address: str, fields: Mapping[str, str]) -> bool:
         """Whether whoever looks at the page may send the form at ``address``; only an admin overrides."""
-        held = acts().role_in(self._workspace.project) or 0
+        held = acts().role_in(_shown.get()) or 0
         if fields.get("override") == "yes" and held < Role.ADMIN:
             return False
         return any(path.fullmatch(address) and held >= role for path, role in self._needed)
 
-    def view(self, view: View) -> Route:
+    def view(self, view: View) -> list[Route]:
         async def endpoint(request: Request) -> Response:
             return await self._answer(request, lambda: self._show(request, view))
 
-        return Route(view.path, endpoint, methods=["GET"])
+        below = [BELOW, f"{BELOW}/"] if view.path == "/" else [BELOW + view.path]
+        return [Route(path, endpoint, methods=["GET"]) for path in (view.path, *below)]
 
-    def action(self, action: Action) -> Route:
+    def action(self, action: Action) -> list[Route]:
         async def endpoint(request: Request) -> Response:
             try:
                 fields = await form_of(request)
             except MainspringError as error:
-                return self._failed(request, error)
+                return await self._failed(request, error)
 
             def act() -> Response:
-                target = action.act(self._workspace, request.path_params, fields)
-                return RedirectResponse(target, status_code=303)
+                target = action.act(self._workspace(request), request.path_params, fields)
+                return RedirectResponse(_root(request) + target, status_code=303)
 
             return await self._answer(request, act)
 
-        return Route(action.path, endpoint, methods=["POST"])
+        return [Route(path, endpoint, methods=["POST"]) for path in (action.path, BELOW + action.path)]
+
+    async def missing(self, request: Request) -> Response:
+        """Nothing is at this address."""
+        return await self._failed(
+            request,
+            NotFound("nothing is at this address", value=request.url.path, next_step="Go to the overview."),
+        )
 
     async def _answer(self, request: Request, make: Callable[[], Response]) -> Response:
         try:
             return await anyio.to_thread.run_sync(make)
         except MainspringError as error:
-            return self._failed(request, error)
+            return await self._failed(request, error)
         except Exception:
             log.exception("page %s failed", request.url.path)
-            return self._failed(
+            return await self._failed(
                 request, MainspringError("internal error", next_step="The server's log has the details.")
             )
 
+    def _workspace(self, request: Request) -> Workspace:
+        """The project that the address names; raises NotFound if it is not there for whoever asks."""
+        project, own = _named(request), self._hosted.own
+        if project is not None:
+            return self._hosted.workspace(project)
+        if acts().role_in(own.project) is None:  # who does not know the project's name is not told it
+            raise NotFound(
+                "nothing is at this address for you",
+                value=request.url.path,
+                next_step="Choose a project, or ask an administrator for a role.",
+            )
+        return own
+
     def _show(self, request: Request, view: View) -> Response:
+        elsewhere = self._first_page(request) if view.path == "/" else None
+        if elsewhere is not None:
+            return RedirectResponse(elsewhere, status_code=303, headers=_HEADERS)
+        workspace = self._workspace(request)
         query = request.query_params
         ask = Ask(request.path_params, query, {name: query.getlist(name) for name in query})
-        record = view.gather(self._workspace, ask)
+        record = view.gather(workspace, ask)
         if wants_json(request):
             return Response(to_json(record), media_type="application/json", headers=_HEADERS)
         drawn = view.charts(record) if view.charts else {}
-        text = self._templates.get_template(view.template).render(
-            self._frame(request)
-            | {
+        return self._page(
+            request,
+            workspace,
+            view.template,
+            {
                 "page": record,
                 "title": view.title(record),
                 "charts": drawn,
                 "command": view.command(record) if view.command else "",
             }
-            | (view.extras(record) if view.extras else {})
-        )
-        return Response(text, media_type="text/html", headers=_HEADERS)
-
-    def _frame(self, request: Request) -> dict[str, Any]:
-        return {
-            "project": self._workspace.project,
-            "now": self._now(),
-            "wall": SystemClock().now(),
-            "navigation": NAVIGATION,
-            "here": request.url.path,
-            "query": request.query_params,
-            "manual_clock": self._workspace.settings.config.storage.clock == "manual",
-            "drawing": charts.availability(),
-            "charts": {},
-        }
-
-    def _now(self) -> datetime:
-        return self._workspace.base.clock.now()
-
-    def missing(self, request: Request) -> Response:
-        """Nothing is at this address."""
-        return self._failed(
-            request,
-            NotFound("nothing is at this address", value=request.url.path, next_step="Go to the overview."),
+            | (view.extras(record) if view.extras else {}),
         )
 
-    def _failed(self, request: Request, error: MainspringError) -> Response:
+    def _first_page(self, request: Request) -> str | None:
+        """Where a person starts who has no part in the server's own project, but in another one."""
+        own = self._hosted.own
+        if _named(request) is not None or acts().role_in(own.project) is not None or wants_json(request):
+            return None
+        first = next((p.name for p in visible(own.base.store)), None)
+        return f"{BELOW.format(_project=first)}/" if first else None
+
+    def _page(
+        self,
+        request: Request,
+        workspace: Workspace | None,
+        template: str,
+        values: dict[str, Any],
+        *,
+        status: int = 200,
+    ) -> Response:
+        """A page of a project; of none (``workspace`` None) when there is nothing there for whoever asks."""
+        own = self._hosted.own
+        root = _root(request) if workspace else ""
+        clock = (workspace or own).base.clock
+        token = _shown.set(workspace.project if workspace else "")
+        try:
+            text = self._templates.get_template(template).render(
+                {
+                    "project": workspace.project if workspace else "",
+                    "projects": [
+                        (p.name, "/" if p.name == own.project else f"{BELOW.format(_project=p.name)}/")
+                        for p in visible(own.base.store)
+                    ],
+                    "root": root,
+                    "now": clock.now(),
+                    "wall": SystemClock().now(),
+                    "navigation": NAVIGATION if workspace else [],
+                    "here": request.url.path.removeprefix(root) or "/",
+                    "query": request.query_params,
+                    "manual_clock": own.settings.config.storage.clock == "manual",
+                    "drawing": charts.availability(),
+                    "charts": {},
+                }
+                | values
+            )
+        finally:
+            _shown.reset(token)
+        return Response(
+            _within(text, root, workspace.project if workspace else ""),
+            status_code=status,
+            media_type="text/html",
+            headers=_HEADERS,
+        )
+
+    async def _failed(self, request: Request, error: MainspringError) -> Response:
         if wants_json(request):
             return Response(
                 to_json({"error": error.to_dict()}),
@@ -189,10 +257,35 @@ class Pages:
                 media_type="application/json",
                 headers=_HEADERS,
             )
-        text = self._templates.get_template("error.html").render(
-            self._frame(request) | {"error": error, "title": error.message, "command": ""}
-        )
-        return Response(text, status_code=error.status, media_type="text/html", headers=_HEADERS)
+
+        def show() -> Response:
+            try:
+                workspace: Workspace | None = self._workspace(request)
+            except MainspringError:
+                workspace = None
+            values = {"error": error, "title": error.message, "command": ""}
+            return self._page(request, workspace, "error.html", values, status=error.status)
+
+        return await anyio.to_thread.run_sync(show)
+
+
+def _named(request: Request) -> str | None:
+    """The project that the address names; None: the server's own."""
+    name: str | None = request.path_params.get("_project")
+    return name
+
+
+def _root(request: Request) -> str:
+    """What stands before the addresses of this project's pages."""
+    project = _named(request)
+    return "" if project is None else BELOW.format(_project=project)
+
+
+def _within(text: str, root: str, project: str) -> str:
+    """The page with its links, forms and commands in its project. Data cannot look like one: it is escaped, quotes and all."""
+    if not root:
+        return text
+    return _COMMAND.sub(rf"\1mainspring --project {project} ", _ADDRESS.sub(rf'\1="{root}', text))
 
 
 def _role_of(operation: str) -> Role:

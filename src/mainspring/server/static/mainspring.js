@@ -67,7 +67,7 @@
   };
   async function look() {
     if (document.hidden || busy()) return;
-    const answer = await fetch("/timeline?limit=1&format=json");
+    const answer = await fetch(`${document.body.dataset.root}/timeline?limit=1&format=json`);
     if (!answer.ok) return;
     const items = (await answer.json()).items;
     const newest = items.length ? items[0].event.seq : 0;

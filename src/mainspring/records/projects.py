@@ -1,0 +1,17 @@
+"""Projects of a workspace."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from mainspring.records.base import Record
+
+
+class Project(Record, frozen=True, kw_only=True):
+    """A project, as whoever asks sees it."""
+
+    name: str
+    role: str
+    """What the caller is in it."""
+    created_at: datetime
+    created_by: str
