@@ -81,10 +81,15 @@ class Lazy(click.Group):
     "--project-dir", "-C", metavar="DIR", help="The project's directory (default: the nearest one upwards)."
 )
 @click.option("--url", metavar="URL", help="A server to work on instead of the local workspace.")
+@click.option(
+    "--project",
+    metavar="NAME",
+    help="The project on that server (default: the name in the mainspring.toml of this directory).",
+)
 @click.pass_context
-def app(ctx: click.Context, project_dir: str | None, url: str | None) -> None:
+def app(ctx: click.Context, project_dir: str | None, url: str | None, project: str | None) -> None:
     """The machine-learning lifecycle as one mechanism."""
-    ctx.obj = {"root": project_dir, "url": url}
+    ctx.obj = {"root": project_dir, "url": url, "project": project}
 
 
 def main(arguments: list[str] | None = None) -> None:

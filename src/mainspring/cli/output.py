@@ -31,9 +31,7 @@ def with_workspace(command: Callable[..., Any]) -> Callable[..., Any]:
         where = _place()
         if settings.url is None or where.get("root") is not None:
             check_project(settings)
-        with mainspring.open(
-            where.get("url") or where.get("root"), project=settings.config.project.name
-        ) as workspace:
+        with mainspring.open(where.get("url") or where.get("root"), project=_project(settings)) as workspace:
             return command(workspace, *args, **kwargs)
 
     return run
@@ -44,6 +42,35 @@ def local_settings() -> Settings:
     from mainspring import config
 
     return config.load(_place().get("root"), url=_place().get("url"))
+
+
+def workspace_itself() -> Settings:
+    """The settings of the workspace on this machine, for what a server does not do for others."""
+    from mainspring.errors import InvalidInput
+
+    settings = local_settings()
+    if settings.url is not None:
+        raise InvalidInput(
+            "this needs the workspace itself",
+            value=settings.url,
+            next_step="Run it on the machine that has it, without --url and without MAINSPRING_URL.",
+        )
+    return settings
+
+
+def _project(settings: Settings) -> str:
+    """The project that is meant: of a server the one that ``--project`` names, here the one of the policy file."""
+    from mainspring.errors import InvalidInput
+
+    given = _place().get("project")
+    if given is not None and settings.url is None:
+        raise InvalidInput(
+            "a directory holds one project",
+            value=given,
+            place="--project",
+            next_step="Name the directory with -C DIR, or a server with --url URL.",
+        )
+    return given or settings.config.project.name
 
 
 def _place() -> dict[str, str | None]:

@@ -8,7 +8,12 @@ import click
 
 from mainspring.cli.output import emit, json_option, say
 
-TEMPLATES = ("basic", "flights")
+NEXT = {
+    "basic": "mainspring data commit rents data/rents.csv, then mainspring run rent",
+    "flights": "read README.md",
+}
+"""What a new project of each template needs first."""
+TEMPLATES = tuple(NEXT)
 
 
 @click.command()
@@ -34,5 +39,4 @@ def init(directory: Path, template: str, as_json: bool) -> None:
         return
     for path in made:
         click.echo(path)
-    then = "mainspring run rent" if template == "basic" else "read README.md"
-    say(f"next: cd {directory}, then {then}")
+    say(f"next: cd {directory}, then {NEXT[template]}")

@@ -17,11 +17,11 @@ from mainspring.cli.output import (
     emit,
     facts,
     json_option,
-    local_settings,
     say,
     size,
     table,
     with_workspace,
+    workspace_itself,
 )
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def fsck(read_data: bool, repair: bool, start_anew: bool, as_json: bool) -> int:
 
     mended: list[str] = []
     if start_anew:
-        aside = opening.start_anew(_here())
+        aside = opening.start_anew(workspace_itself())
         say(f"a new database was begun; set aside: {', '.join(aside) or 'nothing'}")
     if repair:
-        mended = opening.repair(_here())
+        mended = opening.repair(workspace_itself())
     return int(_fsck(mended, read_data=read_data, repair=repair, as_json=as_json))
 
 
@@ -154,18 +154,6 @@ def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, a
             say(f"{kind}: {len(found)} objects that are still referred to; see mainspring fsck")
     if not yes:
         say("nothing was removed; give --yes to do it")
-
-
-def _here() -> Settings:
-    """The settings of the workspace on this machine."""
-    from mainspring.errors import InvalidInput
-
-    settings = local_settings()
-    if settings.url is not None:
-        raise InvalidInput(
-            "this needs the workspace itself", next_step="Run it on the machine that has it, without --url."
-        )
-    return settings
 
 
 def _base(workspace: Workspace):  # type: ignore[no-untyped-def]
