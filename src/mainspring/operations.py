@@ -222,7 +222,11 @@ def authorise(room: object, operation_id: str, role: Role) -> Principal:
 
 def no_project(project: str) -> NotFound:
     """The one answer for a project that is not there and for one that the caller has no part in."""
-    return NotFound("no such project", value=project)
+    return NotFound(
+        "no such project",
+        value=project,
+        next_step="See 'mainspring projects list', then name one: mainspring --project NAME ...",
+    )
 
 
 def operation(

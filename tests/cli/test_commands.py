@@ -152,6 +152,8 @@ def test_runs_sort_by_several_keys(shell: Shell) -> None:
         return [r["params"]["depth"] for r in shell("runs", "list", "--json", *options).data["items"]]
 
     assert depths("--sort", "-metrics.loss,params.depth") == ["1", "3", "2"]
+    unknown = _failed(shell("runs", "list", "--sort", "loss"), code="invalid_input", exit_code=2)
+    assert "A metric is metrics.NAME" in unknown  # seen red while only attributes were named
     assert depths("--sort", "metrics.loss", "--sort", "-params.depth") == ["2", "3", "1"]
     assert depths("-o", "-metrics.loss, -started") == ["3", "1", "2"]
     assert depths("--order-by", "metrics.loss DESC", "--order-by", "params.depth") == ["1", "3", "2"]
@@ -283,6 +285,23 @@ def test_no_server_answers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "not JSON" in shell("predict", "rows", "--row", "{").err
 
 
+def test_a_project_is_named_on_a_server_and_tokens_are_of_here(shell: Shell) -> None:
+    """Seen red while nothing named the project of --url, and a token command went on with what is here."""
+    assert "projects list" in _failed(shell("--project", "other", "status"), code="not_found", exit_code=3)
+    elsewhere = shell("--url", "http://127.0.0.1:9", "token", "list")
+    assert "without --url" in _failed(elsewhere, code="invalid_input", exit_code=2)
+    added = shell("token", "add", "bob", "--role", "viewer")
+    assert "mainspring --url URL --project shop status" in added.err
+
+
+def test_a_profile_shows_times_as_times(shell: Shell) -> None:
+    """Seen red while they were seconds since 1970 with four digits."""
+    (shell.root / "days.csv").write_text("day;n\n03.04.2021;1\n15.06.2021;2\n")
+    assert shell("data", "commit", "days", "days.csv").code == 0
+    line = next(row for row in shell("data", "profile", "days").out.splitlines() if row.startswith("day"))
+    assert ("2021-04-03 00:00:00" in line, "2021-06-15 00:00:00" in line) == (True, True)
+
+
 def test_a_command_elsewhere_makes_no_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Seen red with check_project emptied."""
     shell = Shell(tmp_path, capsys)
@@ -321,6 +340,8 @@ def test_init_makes_a_project_that_runs(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as end:
         command_line.main(["init", str(shell.root)])
     assert end.value.code == 0
+    # Seen red while it named the run alone, which has nothing to read before the commit.
+    assert "mainspring data commit rents data/rents.csv, then mainspring run rent" in capsys.readouterr().err
     assert 'name = "flats"' in (shell.root / "mainspring.toml").read_text()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "tests"],
@@ -336,7 +357,14 @@ def test_init_makes_a_project_that_runs(tmp_path: Path, capsys: pytest.CaptureFi
     assert ran.returncode == 0, ran.stderr
     assert "+ fit" in ran.stderr
     assert "finished" in ran.stdout
-    assert shell("models", "promote", "rent", "1", "--reason", "first").code == 0
+    first = shell("models", "promote", "rent", "1", "--reason", "first")
+    assert (first.code, "undo:" in first.err) == (
+        0,
+        False,
+    )  # seen red while it named a rollback that was refused
+    assert "promote" in _failed(
+        shell("models", "rollback", "rent", "--reason", "r"), code="not_found", exit_code=3
+    )
     assert "rent version 1" in shell("status").out
     # Without newer data a retrain finds everything as it was: the same version, and nothing to roll out. Seen red while the
     # gate fetched the champion a second time into the folder of the candidate that it was.
@@ -352,7 +380,8 @@ def test_init_makes_a_project_that_runs(tmp_path: Path, capsys: pytest.CaptureFi
     refs = [{n.ref for n in nodes} for nodes in origin]
     assert {"dataset_version", "run", "code", "environment"} <= {n.kind for n in origin[1]}
     assert [[one in found for one in raw] for found in refs] == [[True, False], [False, True]]
-    assert shell("explain-origin", "model_version:rent@2").code == 0
+    by_kind, bare = shell("explain-origin", "model_version:rent@2"), shell("explain-origin", "rent@2")
+    assert (by_kind.code, bare.out) == (0, by_kind.out)  # seen red while the bare name was a prediction's
 
 
 def _retrained(shell: Shell, command: list[str]) -> str:

@@ -242,6 +242,18 @@ def test_marks_that_may_mean_either_stay_text(commit: Any) -> None:
     assert columns["a"] == [1234.5]
 
 
+def test_a_point_and_a_comma_in_one_number_say_what_to_declare(commit: Any) -> None:
+    """Seen red: a column of German amounts was said to mark fractions with a point in some cells."""
+    version, columns = commit("rent;b\n870,33;x\n1.278,78;y\n")
+    assert columns["rent"] == ["870,33", "1.278,78"]
+    note = told(version, "rent").notes[0]
+    assert "'1.278,78' may be a number with marks of thousands; declare 'decimal' and 'thousands'" in note
+    assert "(row 2)" in note
+    assert "in some cells" in told(commit("a;b\n870,33;x\n1.5;y\n")[0], "a").notes[0]
+    _, columns = commit("rent;b\n870,33;x\n1.278,78;y\n", decimal=",", thousands=".")
+    assert columns["rent"] == [870.33, 1278.78]
+
+
 def test_a_point_between_semicolons_may_mark_thousands(commit: Any) -> None:
     """Seen red: 1.234, as a German table writes 1234, was read as a little more than one."""
     version, columns = commit("a;b\n1.234;x\n5.678;y\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -256,8 +257,17 @@ def profile(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -
     rows = []
     for c in found.columns:
         frequent = ", ".join(f"{k} {n}" for k, n in sorted(c.counts.items(), key=lambda item: -item[1])[:3])
-        rows.append((c.name, c.type, c.nulls, c.low, c.mean, c.high, frequent or None))
+        shown = [_moment(v) if c.type == "timestamp" else v for v in (c.low, c.mean, c.high)]
+        rows.append((c.name, c.type, c.nulls, *shown, frequent or None))
     table(("column", "type", "nulls", "low", "mean", "high", "most frequent"), rows)
+
+
+def _moment(seconds: float | None) -> datetime | float | None:
+    """What a profile keeps of a time, seconds since 1970, as a time; beyond the years 1 to 9999 as it is."""
+    try:
+        return None if seconds is None else datetime(1970, 1, 1) + timedelta(seconds=seconds)  # noqa: DTZ001
+    except OverflowError:
+        return seconds
 
 
 def _reading(dataset: str, options: dict[str, Any]) -> Reading:

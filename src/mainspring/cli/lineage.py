@@ -163,7 +163,10 @@ def _show_tree(node: Node, children: dict[str, list[Node]], roles: dict[str, str
 
 
 def _ref(text: str) -> str:
-    return text if ":" in text else f"prediction:{text}"
+    """A reference as it is; of what has no kind, ``delay@3`` is a model version, the rest a prediction."""
+    if ":" in text:
+        return text
+    return f"model_version:{text}" if "@" in text else f"prediction:{text}"
 
 
 def _show(graph: Graph, *, forward: bool) -> None:

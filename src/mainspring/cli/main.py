@@ -82,7 +82,9 @@ class Lazy(click.Group):
     "--project-dir", "-C", metavar="DIR", help="The project's directory (default: the nearest one upwards)."
 )
 @click.option("--url", metavar="URL", help="A server to work on instead of the local workspace.")
-@click.option("--project", metavar="NAME", help="Another project of the same workspace.")
+@click.option(
+    "--project", metavar="NAME", help="Another project: of this workspace, or of the server that --url names."
+)
 @click.pass_context
 def app(ctx: click.Context, project_dir: str | None, url: str | None, project: str | None) -> None:
     """The machine-learning lifecycle as one mechanism."""

@@ -158,7 +158,8 @@ def promote(
             ("deployed to", ", ".join(names) or "nothing"),
         ]
     )
-    say(f"undo: mainspring models rollback {model} --reason ...")
+    if moved.previous is not None:
+        say(f"undo: mainspring models rollback {model} --reason ...")
 
 
 @models.command()

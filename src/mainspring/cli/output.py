@@ -41,17 +41,9 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        from mainspring.errors import InvalidInput
         from mainspring.workspace import Workspace
 
-        settings = local_settings()
-        if settings.url is not None and _place().get("root") is None:
-            raise InvalidInput(
-                "this command needs the workspace itself, not one on a server",
-                value=settings.url,
-                place=settings.origins.get("url", "--url"),
-                next_step="Type it where the workspace is, without --url and MAINSPRING_URL.",
-            )
+        workspace_itself()
         with _opened() as workspace:
             assert isinstance(workspace, Workspace)  # noqa: S101 - there is no address of a server
             return command(workspace, *args, **kwargs)
@@ -65,10 +57,9 @@ def _opened() -> Iterator[Namespaces]:
 
     settings = local_settings()
     where = _place()
-    if settings.url is None or where.get("root") is not None:
+    own, other, remote = settings.config.project.name, where.get("project"), _is_remote(settings)
+    if not remote:
         check_project(settings)
-    own, other = settings.config.project.name, where.get("project")
-    remote = where.get("url") is not None or (settings.url is not None and where.get("root") is None)
     with mainspring.open(
         where.get("url") or where.get("root"), project=(remote and other) or own
     ) as workspace:
@@ -88,6 +79,26 @@ def local_settings() -> Settings:
     from mainspring import config
 
     return config.load(_place().get("root"), url=_place().get("url"))
+
+
+def workspace_itself() -> Settings:
+    """The settings of the workspace on this machine, for what a server does not do for others."""
+    from mainspring.errors import InvalidInput
+
+    settings = local_settings()
+    if _is_remote(settings):
+        raise InvalidInput(
+            "this command needs the workspace itself, not one on a server",
+            value=settings.url,
+            next_step="Type it on the machine that has it, without --url and without MAINSPRING_URL.",
+        )
+    return settings
+
+
+def _is_remote(settings: Settings) -> bool:
+    """Whether a server is meant: ``--url`` goes before ``-C``, and that before ``MAINSPRING_URL``."""
+    where = _place()
+    return where.get("url") is not None or (settings.url is not None and where.get("root") is None)
 
 
 def _place() -> dict[str, str | None]:

@@ -12,7 +12,12 @@ from mainspring.cli.output import emit, facts, json_option, say, table, with_wor
 if TYPE_CHECKING:
     from mainspring.rooms import Namespaces
 
-TEMPLATES = ("basic", "flights")
+NEXT = {
+    "basic": "mainspring data commit rents data/rents.csv, then mainspring run rent",
+    "flights": "read README.md",
+}
+"""What a new project of each template needs first."""
+TEMPLATES = tuple(NEXT)
 
 
 @click.command()
@@ -38,8 +43,7 @@ def init(directory: Path, template: str, as_json: bool) -> None:
         return
     for path in made:
         click.echo(path)
-    then = "mainspring run rent" if template == "basic" else "read README.md"
-    say(f"next: cd {directory}, then {then}")
+    say(f"next: cd {directory}, then {NEXT[template]}")
 
 
 @click.group()

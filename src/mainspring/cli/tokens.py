@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, local_settings, table
+from mainspring.cli.output import emit, facts, json_option, local_settings, say, table
 
 if TYPE_CHECKING:
     from mainspring.operations import Role
@@ -44,6 +44,9 @@ def add(name: str, given: tuple[str, ...], days: float, as_json: bool) -> None:
         emit({"name": name, "roles": {p: r.name.lower() for p, r in roles.items()}, "token": secret})
         return
     facts([("name", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items()), ("token", secret)])
+    project = next((p for p in roles if p != "*"), local_settings().config.project.name)
+    say(f"next: {name} logs in to the pages with it, or sets MAINSPRING_TOKEN to it and types")
+    say(f"      mainspring --url URL --project {project} status")
 
 
 @token.command()
@@ -101,10 +104,10 @@ def revoke(name: str, as_json: bool) -> None:
 
 
 def _tokens() -> Tokens:
-    from mainspring.cli.output import check_project
+    from mainspring.cli.output import check_project, workspace_itself
     from mainspring.server.tokens import Tokens
 
-    settings = local_settings()
+    settings = workspace_itself()
     check_project(settings)
     return Tokens(settings.home)
 

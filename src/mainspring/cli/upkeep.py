@@ -17,16 +17,16 @@ from mainspring.cli.output import (
     emit,
     facts,
     json_option,
-    local_settings,
     say,
     size,
     table,
-    with_workspace,
+    with_local_workspace,
+    workspace_itself,
 )
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
-    from mainspring.rooms import Namespaces
+    from mainspring.workspace import Workspace
 
 
 @click.command()
@@ -75,18 +75,18 @@ def fsck(read_data: bool, repair: bool, start_anew: bool, as_json: bool) -> int:
 
     mended: list[str] = []
     if start_anew:
-        aside = opening.start_anew(_here())
+        aside = opening.start_anew(workspace_itself())
         say(f"a new database was begun; set aside: {', '.join(aside) or 'nothing'}")
     if repair:
-        mended = opening.repair(_here())
+        mended = opening.repair(workspace_itself())
     return int(_fsck(mended, read_data=read_data, repair=repair, as_json=as_json))
 
 
-@with_workspace
-def _fsck(workspace: Namespaces, mended: list[str], *, read_data: bool, repair: bool, as_json: bool) -> int:
+@with_local_workspace
+def _fsck(workspace: Workspace, mended: list[str], *, read_data: bool, repair: bool, as_json: bool) -> int:
     import msgspec
 
-    objects = _base(workspace).objects
+    objects = workspace.base.objects
     if repair:
         mended = [*mended, *objects.repair()]
     report = msgspec.structs.replace(objects.fsck(read_data=read_data), repaired=tuple(mended))
@@ -130,10 +130,10 @@ def _fsck(workspace: Namespaces, mended: list[str], *, read_data: bool, repair: 
     help="Also when the database is younger than stored packs, and so cannot know whether they are needed.",
 )
 @json_option
-@with_workspace
-def gc(workspace: Namespaces, yes: bool, grace_s: float, even_if_younger: bool, as_json: bool) -> None:
+@with_local_workspace
+def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, as_json: bool) -> None:
     """Remove stored objects that nothing refers to. Shows what would go unless --yes."""
-    objects = _base(workspace).objects
+    objects = workspace.base.objects
     report = objects.gc(dry_run=not yes, grace_s=grace_s, even_if_younger=even_if_younger)
     if as_json:
         emit(report)
@@ -154,28 +154,6 @@ def gc(workspace: Namespaces, yes: bool, grace_s: float, even_if_younger: bool, 
             say(f"{kind}: {len(found)} objects that are still referred to; see mainspring fsck")
     if not yes:
         say("nothing was removed; give --yes to do it")
-
-
-def _here() -> Settings:
-    """The settings of the workspace on this machine."""
-    from mainspring.errors import InvalidInput
-
-    settings = local_settings()
-    if settings.url is not None:
-        raise InvalidInput(
-            "this needs the workspace itself", next_step="Run it on the machine that has it, without --url."
-        )
-    return settings
-
-
-def _base(workspace: Namespaces):  # type: ignore[no-untyped-def]
-    from mainspring.errors import InvalidInput
-
-    if not hasattr(workspace, "base"):
-        raise InvalidInput(
-            "this needs the workspace itself", next_step="Run it on the machine that has it, without --url."
-        )
-    return workspace.base
 
 
 Check = tuple[str, bool | None, str]

@@ -268,7 +268,13 @@ def number_kind(values: Strings, marks: Marks) -> Kind:
             return _no_number(odd)
     plain = plain_numbers(values, mark or ".", marks.thousands)
     if plain is None:
-        return replace(TEXT, reason="fractions are marked with '.' in some cells and with ',' in others")
+        both = _first(values, r"\A-?\d{1,3}(?:\.\d{3})+,\d+\z")
+        reason = (
+            "fractions are marked with '.' in some cells and with ',' in others"
+            if both is None
+            else f"{_shown(both)} may be a number with marks of thousands; declare 'decimal' and 'thousands' if it is"
+        )
+        return replace(TEXT, reason=reason)
     whole = _whole(plain)
     if whole is not None:
         return whole
@@ -389,10 +395,13 @@ def keeps(cell: str, number: float) -> bool:
     return Decimal(f"{number:.{len(written.as_tuple().digits) - 1}e}") == written
 
 
-def _first_not(values: Strings, pattern: str) -> str | None:
-    fits = pc.match_substring_regex(values, pattern)
-    at = pc.index(fits, False).as_py()
+def _first(values: Strings, pattern: str, fits: bool = True) -> str | None:
+    at = pc.index(pc.match_substring_regex(values, pattern), fits).as_py()
     return None if at < 0 else str(values[at].as_py())
+
+
+def _first_not(values: Strings, pattern: str) -> str | None:
+    return _first(values, pattern, fits=False)
 
 
 def _no_number(cell: str) -> Kind:

@@ -269,7 +269,12 @@ class Models:
             self._known(tx, model)
             held, before = rows.held_and_before(tx, self._base, model, alias)
             if before is None:
-                raise NotFound("no earlier version held this alias", value=alias, place=f"model {model!r}")
+                raise NotFound(
+                    "no earlier version held this alias",
+                    value=alias,
+                    place=f"model {model!r}",
+                    next_step="There is nothing to go back to; promote another version instead.",
+                )
             target = self._select(tx, model, str(before))
         self._verified(target.package)  # reads every byte: outside the transaction, so nobody waits for it
         with self._base.ledger.decision() as d:

@@ -383,7 +383,7 @@ def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:
     reason = "everything it depends on is as it was"
     if by_content:
         more = f" and {len(by_content) - 3} more" if len(by_content) > 3 else ""
-        reason += f", by content {', '.join(by_content[:3])}{more}"
+        reason += f" (compared by content: {', '.join(by_content[:3])}{more})"
     kept = [e.ref for e in left if e.kind in {"dataset_version", "model_version"}]
     return reason + (f"; takes {len(kept)} versions it made before" if kept else "")
 

@@ -285,7 +285,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--token-file", type=Path, required=True, help="a file that holds a token with the role editor"
     )
-    parser.add_argument("--project", default="default")
+    parser.add_argument(
+        "--project", default="default", help="the project's name on that server (default: default)"
+    )
     parser.add_argument("--once", action="store_true", help="run one step, if one waits, and end")
     parser.add_argument(
         "--dir", type=Path, help="where to keep files while steps run (default: a temporary folder)"

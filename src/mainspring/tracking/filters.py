@@ -114,7 +114,10 @@ def parse_field(text: str, *, place: str) -> Field:
         return _field(stripped if match else f"attributes.{stripped}", 0, stripped)
     except InvalidInput as error:
         raise InvalidInput(
-            "unknown field", value=stripped[:200], place=place, next_step=error.next_step
+            "unknown field",
+            value=stripped[:200],
+            place=place,
+            next_step=f"{error.next_step} A metric is metrics.NAME, a parameter params.NAME.",
         ) from None
 
 
