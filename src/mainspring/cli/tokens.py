@@ -52,10 +52,14 @@ def add(name: str, given: tuple[str, ...], days: float, as_json: bool) -> None:
 @token.command()
 @click.argument("name")
 @_roles
-def change(name: str, given: tuple[str, ...]) -> None:
+@json_option
+def change(name: str, given: tuple[str, ...], as_json: bool) -> None:
     """Give the token of NAME these roles instead of those it has. Sessions opened with it follow."""
     roles = _roles_of(given)
     _tokens().change(name, roles)
+    if as_json:
+        emit({"changed": name, "roles": {p: r.name.lower() for p, r in roles.items()}})
+        return
     facts([("changed", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items())])
 
 
