@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,17 @@ def test_what_needs_the_workspace_itself_refuses_a_server(arguments: list[str]) 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error[invalid_input]: this command needs the workspace itself" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["up"], ["run", "rent"], ["gc"]], ids=lambda a: a[0])
+def test_what_works_on_a_directory_refuses_another_project(tmp_path: Path, arguments: list[str]) -> None:
+    """It would have run this directory's code and policy for the other project."""
+    place = str(tmp_path / "own")
+    subprocess.run([sys.executable, "-m", "mainspring.cli", "init", place], check=True, capture_output=True)
+    command = [sys.executable, "-m", "mainspring.cli", "-C", place, "--project", "other", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "-C DIR" in done.stderr
 
 
 def test_predictions_are_not_asked_of_the_control_plane() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from mainspring.errors import Conflict, InvalidInput, NotFound
+from mainspring.errors import Conflict, InvalidInput, NotFound, Unavailable
 from mainspring.operations import Role, operations_of
 from mainspring.rooms import ROOMS, room_class
 from mainspring.server.tokens import FILE, Tokens
@@ -117,3 +117,12 @@ def test_a06_a_token_ends_by_itself_and_belongs_to_one_name(tmp_path: Path) -> N
         tokens.revoke("bob")
     now[0] += 2 * DAY
     assert tokens.principals() == {}
+
+
+def test_a_list_of_tokens_that_cannot_be_read_is_an_error_and_not_a_crash(tmp_path: Path) -> None:
+    """Seen red while only a missing file was thought of: the gate let the exception through."""
+    tokens = Tokens(tmp_path)
+    tokens.issue("ada", {"p": Role.VIEWER}, days=1)
+    (tmp_path / FILE).write_bytes(b"[{")
+    with pytest.raises(Unavailable, match="cannot be read"):
+        Tokens(tmp_path).principals()

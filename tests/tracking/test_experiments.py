@@ -72,7 +72,7 @@ def test_a_run_that_arrives_twice_does_not_bring_the_old_name_back(tracking: Tra
     run = tracking.create_run(id=ident, experiment="old")
     tracking.rename_experiment(id=run.experiment_id, name="new")
     assert tracking.create_run(id=ident, experiment="old").experiment == "new"
-    assert [e.name for e in tracking.experiments()] == ["new"]
+    assert [e.name for e in tracking.list_experiments().items] == ["new"]
 
 
 def test_a_name_is_one_experiment_s(tracking: Tracking) -> None:
@@ -105,7 +105,7 @@ def test_a_deleted_experiment_hides_its_runs_and_loses_nothing(tracking: Trackin
     assert shown("deleted") == {gone.id, own.id}
     assert shown("all") == {kept.id, gone.id, own.id}
     assert tracking.get_run(run=gone.id).deleted
-    assert [e.name for e in tracking.experiments()] == ["kept"]
+    assert [e.name for e in tracking.list_experiments().items] == ["kept"]
     assert tracking.get_experiment(name="gone").deleted
     for arguments in ({"experiment": "gone"}, {"experiment_id": gone.experiment_id}):
         with pytest.raises(NotFound, match="experiment is deleted"):

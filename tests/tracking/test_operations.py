@@ -58,8 +58,8 @@ def test_a_run_from_start_to_end(tracking: Tracking, base: Foundation) -> None:
     assert tracking.finish_run(run=run.id) == done
     kinds = [e.kind for e in Lineage(base).events(subject=f"run:{run.id}", newest_first=False).items]
     assert kinds == ["run.started", "run.finished"]
-    assert [e.name for e in tracking.experiments()] == ["flights"]
-    assert tracking.experiments()[0].runs == 1
+    assert [e.name for e in tracking.list_experiments().items] == ["flights"]
+    assert tracking.list_experiments().items[0].runs == 1
 
 
 def test_creating_with_the_same_id_happens_once(tracking: Tracking) -> None:

@@ -41,9 +41,17 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from mainspring.errors import InvalidInput
         from mainspring.workspace import Workspace
 
-        workspace_itself()
+        settings = workspace_itself()
+        if chosen_project(settings) != settings.config.project.name:
+            raise InvalidInput(
+                "this command works on the project of a directory",
+                value=chosen_project(settings),
+                place="--project",
+                next_step="Name its directory: mainspring -C DIR ...",
+            )
         with _opened() as workspace:
             assert isinstance(workspace, Workspace)  # noqa: S101 - there is no address of a server
             return command(workspace, *args, **kwargs)
@@ -93,6 +101,11 @@ def workspace_itself() -> Settings:
             next_step="Type it on the machine that has it, without --url and without MAINSPRING_URL.",
         )
     return settings
+
+
+def chosen_project(settings: Settings) -> str:
+    """The project that ``--project`` names, else the one of this directory."""
+    return _place().get("project") or settings.config.project.name
 
 
 def _is_remote(settings: Settings) -> bool:

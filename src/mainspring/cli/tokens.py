@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, local_settings, say, table
+from mainspring.cli.output import chosen_project, emit, facts, json_option, local_settings, say, table
 
 if TYPE_CHECKING:
     from mainspring.operations import Role
@@ -124,7 +124,7 @@ def _roles_of(given: tuple[str, ...]) -> dict[str, Role]:
     roles: dict[str, Role] = {}
     for text in given:
         project, _, role = text.rpartition("=")
-        project = project or local_settings().config.project.name
+        project = project or chosen_project(local_settings())
         if role not in ROLES:
             raise InvalidInput(
                 "no such role", value=role, place="--role", next_step=near(role, ROLES, what="role")

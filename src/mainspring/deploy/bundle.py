@@ -48,7 +48,7 @@ def locked(bundle: Path, *, project: str) -> Iterator[None]:
                 "this bundle belongs to another project",
                 value=owner,
                 place=str(bundle),
-                next_step="Use a workspace per serving project.",
+                next_step="Each project of a workspace has a folder of its own; give this one to nobody else.",
             )
         if not owner:
             os.pwrite(fd, project.encode(), 0)

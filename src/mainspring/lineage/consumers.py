@@ -140,7 +140,8 @@ class Consumers:
             cursor = 0 if consumer.start == "beginning" else head_of(tx, project)
             tx.execute(
                 "INSERT INTO consumers (project, name, kinds, cursor, created_us) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (project, name) DO UPDATE SET kinds = excluded.kinds",
+                "ON CONFLICT (project, name) DO UPDATE SET kinds = excluded.kinds, "
+                "attempts = 0, retry_us = 0, failing_us = NULL, error = NULL",
                 project, consumer.name, kinds, cursor, to_us(self._clock.now()),
             )  # fmt: skip
 

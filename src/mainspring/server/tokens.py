@@ -20,7 +20,8 @@ from pathlib import Path
 
 import msgspec
 
-from mainspring.errors import Conflict, InvalidInput, NotFound, near
+from mainspring import durable
+from mainspring.errors import Conflict, InvalidInput, NotFound, Unavailable, near
 from mainspring.operations import EVERY_PROJECT, Principal, Role
 from mainspring.records.base import Record, check_name, from_json, to_json
 
@@ -94,17 +95,23 @@ class Tokens:
             del known[_number_of(name, known)]
 
     def listed(self) -> list[Issued]:
-        """All of them, expired ones too."""
+        """All of them, expired ones too. Raises :class:`Unavailable` if the file is there and cannot be read."""
         with self._lock:
             try:
                 status = self._path.stat()
+                stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+                if stamp != self._stamp:
+                    self._known = from_json(self._path.read_bytes(), list[Issued])
+                    self._stamp = stamp
             except FileNotFoundError:
                 self._stamp, self._known = None, []
-                return []
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if stamp != self._stamp:
-                self._known = from_json(self._path.read_bytes(), list[Issued])
-                self._stamp = stamp
+            except (OSError, ValueError, InvalidInput) as error:
+                raise Unavailable(
+                    "the list of tokens cannot be read",
+                    value=type(error).__name__,
+                    place=str(self._path),
+                    next_step="It belongs to the user who runs the server, and only 'mainspring token' writes it.",
+                ) from error
             return list(self._known)
 
     def principals(self) -> Mapping[str, Principal]:
@@ -128,12 +135,7 @@ class Tokens:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known = self.listed()
             yield known
-            temporary = self._path.with_suffix(f".{os.getpid()}.tmp")
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123 - with its mode
-                file.write(to_json(known))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
+            durable.replace(self._path, to_json(known))
         finally:
             os.close(lock)
 

@@ -370,7 +370,9 @@ class Watcher:
         self._state = State(good=good)
         try:
             self._state_path.parent.mkdir(exist_ok=True, mode=0o700)
-            durable.replace(self._state_path, to_json(self._state))
+            durable.replace(
+                self._state_path, to_json(self._state), mode=0o644
+            )  # deploy reads it, maybe as another user
         except OSError as error:
             logger.warning("the serving state could not be written: %s", error)
 

@@ -79,16 +79,6 @@ class Experiments:
             items = self._records(tx, rows[:limit])
         return ExperimentPage(items=items, next=items[-1].name if len(rows) > limit else None)
 
-    @operation(role=Role.VIEWER)
-    def experiments(self) -> list[Experiment]:
-        """All active experiments by name, with how many runs each holds; page by page: :meth:`list_experiments`."""
-        with self._base.store.read() as tx:
-            rows = tx.all(
-                f"SELECT * FROM experiments WHERE project = ?{_VIEWS['active']} ORDER BY name",
-                self._base.project,
-            )
-            return self._records(tx, rows)
-
     @operation(role=Role.EDITOR, changes=True)
     def rename_experiment(self, *, id: Id, name: str) -> Experiment:  # noqa: A002
         """Give an experiment another name. Its runs, and whoever knows its id, follow by themselves."""

@@ -124,7 +124,7 @@ class OpenInference(Dialect[ReplyForm]):
         if question is not None:
             return question
         parts = path.split("/")
-        if len(parts) < 4 or parts[2] != "models":
+        if len(parts) < 4 or parts[1:3] != ["v2", "models"]:
             return None
         name, version, rest = parts[3], None, parts[4:]
         if len(rest) > 1 and rest[0] == "versions":
