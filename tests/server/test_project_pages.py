@@ -25,6 +25,7 @@ PEOPLE = [
     Principal("both", {"one": Role.EDITOR, "two": Role.OPERATOR}),
     Principal("only", {"two": Role.VIEWER}),
     Principal("none", {"unmade": Role.ADMIN}),
+    Principal("all", {"*": Role.ADMIN}),
 ]
 
 
@@ -160,3 +161,21 @@ def test_a03_a_page_of_others_is_one_that_is_not_there(site: Site, who: str) -> 
             browser.post("/projects/one/models/buy/versions/1/approve", data={"reason": "r"}).status_code
             == 404
         )
+
+
+def test_a_project_without_a_policy_here_can_be_read(site: Site) -> None:
+    """Seen red while these pages asked for the policy: 409 for each of them."""
+    site.workspace.projects.create(name="three")
+    other = Hosted(site.workspace, []).workspace("three")
+    fill(other, "three")
+    other.deploy.deploy(deployment="buy", model="buy", version=1, reason="of-three")
+    with site.as_("all") as browser:
+        for page in (
+            "/",
+            "/deployments",
+            "/deployments/buy",
+            "/deployments/buy/monitoring",
+        ):
+            answer = browser.get(f"/projects/three{page}")
+            assert answer.status_code == 200, (page, answer.text[:500])
+        assert "no policy of this project" in browser.get("/projects/three/deployments/buy/monitoring").text

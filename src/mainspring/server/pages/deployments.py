@@ -22,7 +22,7 @@ from mainspring.records.serving import RouteChange
 from mainspring.server.charts import Chart, Measured, over_time, then_and_now
 from mainspring.server.pages.describe import Told, tell
 from mainspring.server.pages.models import reason_of
-from mainspring.server.pages.overview import Standing, describe_stage, running_rollout, standing_of
+from mainspring.server.pages.overview import Standing, describe_stage, policy_of, running_rollout, standing_of
 from mainspring.server.pages.performance import Quality, marks_of, quality_chart, quality_of
 from mainspring.server.pages.rendering import Action, Ask, View
 from mainspring.workspace import Workspace
@@ -51,7 +51,7 @@ class MonitoringPage(Record, frozen=True):
     """``columns`` are the drift of the window, the largest effect first, the scores themselves last."""
 
     deployment: str
-    policy: MonitorPolicy
+    policy: MonitorPolicy | None
     windows: list[Window]
     window: Window | None
     columns: list[ColumnDrift]
@@ -117,7 +117,7 @@ def monitoring(workspace: Workspace, ask: Ask) -> MonitoringPage:
     series = workspace.monitoring.series(deployment=name, metric=f"psi:{column.column}") if column else []
     return MonitoringPage(
         deployment=name,
-        policy=workspace.monitoring.policy(deployment=name),
+        policy=policy_of(workspace, name),
         windows=windows,
         window=window,
         columns=columns,

@@ -99,7 +99,7 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
     windows = workspace.monitoring.windows(deployment=name, limit=14)
     window = next((w for w in windows if w.requests), windows[0] if windows else None)
     alerts = workspace.monitoring.alerts(deployment=name, state="open")
-    metric = metric_of(workspace.monitoring.policy(deployment=name), deployment.signature.task)
+    metric = metric_of(policy_of(workspace, name), deployment.signature.task)
     points = workspace.monitoring.series(deployment=name, metric=metric)
     decisions = workspace.lineage.events(subject=f"deployment:{name}", kind="loop.", limit=1).items
     last = tell(decisions[0]) if decisions else None
@@ -120,9 +120,14 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
     )
 
 
-def metric_of(policy: MonitorPolicy, task: Task) -> str:
+def policy_of(workspace: Workspace, deployment: str) -> MonitorPolicy | None:
+    """What a deployment is watched by; None if this server has no policy of the project, and so watches nothing."""
+    return workspace.monitoring.policy(deployment=deployment) if workspace.settings.policy else None
+
+
+def metric_of(policy: MonitorPolicy | None, task: Task) -> str:
     """The metric a deployment is watched by; without a policy, the usual loss of its task."""
-    return policy.metric or {Task.REGRESSION: "rmse"}.get(task, "log_loss")
+    return (policy.metric if policy else None) or {Task.REGRESSION: "rmse"}.get(task, "log_loss")
 
 
 def health_of(alerts: list[Alert], window: Window | None, windows: list[Window]) -> list[Health]:

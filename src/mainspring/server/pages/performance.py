@@ -7,7 +7,7 @@ from mainspring.records.models import AliasEvent, ModelVersion
 from mainspring.records.monitoring import Alert, SeriesPoint
 from mainspring.server.charts import Chart, Mark, Measured, over_time
 from mainspring.server.pages.describe import Told, tell
-from mainspring.server.pages.overview import metric_of
+from mainspring.server.pages.overview import metric_of, policy_of
 from mainspring.workspace import Workspace
 
 UNITS = {
@@ -44,7 +44,7 @@ class Quality(Record, frozen=True):
 def quality_of(workspace: Workspace, deployment: str, metric: str | None = None) -> Quality:
     """The metric's history, at most 1,000 points, with decisions and alerts."""
     found = workspace.deploy.deployment(name=deployment)
-    policy = workspace.monitoring.policy(deployment=deployment)
+    policy = policy_of(workspace, deployment)
     name = metric or metric_of(policy, found.signature.task)
     champion = next((t for t in found.targets if t.role == "champion"), found.targets[0])
     points = workspace.monitoring.series(deployment=deployment, metric=name)
@@ -58,7 +58,7 @@ def quality_of(workspace: Workspace, deployment: str, metric: str | None = None)
         roles=[_role(p, history) for p in points],
         events=[tell(e) for e in decided if e.kind in _SHOWN],
         alerts=workspace.monitoring.alerts(deployment=deployment, limit=100),
-        level=_level(policy.reference if name == policy.metric else None, version, name),
+        level=_level(policy.reference if policy and name == policy.metric else None, version, name),
     )
 
 
