@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,9 @@ from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role, acting
 from mainspring.pipelines import Pipelines, Runner
+from mainspring.pipelines.executor import Ended
 from mainspring.pipelines.executors import FACTORIES
+from mainspring.pipelines.offers import Offers
 from mainspring.pipelines.schedule import MAX_LOST, RETURNED
 from mainspring.records.pipelines import (
     Artifact,
@@ -204,6 +207,34 @@ def test_a_worker_that_is_not_heard_of_has_lost_its_step(
     assert [e.subject for e in Lineage(base).events(kind="step.finished").items] == [f"step:{finished}"]
     ops.cancel(run=fresh.job.run)
     assert run.result(60).state in {"cancelled", "failed"}
+
+
+def test_a_heartbeat_after_the_runner_has_looked_keeps_the_attempt(
+    base: Foundation, ops: Pipelines, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen red without the state in drive._commit: the step counted as finished, without outputs."""
+    poll, looking, heard = Offers.poll, threading.Event(), threading.Event()
+
+    def late(self: Offers, *, wait_s: float) -> list[Ended]:
+        looking.set()
+        ended = poll(self, wait_s=wait_s)
+        if ended and not heard.is_set():
+            assert ops.heartbeat(execution=ended[0].execution, token=lease.token).go_on
+            heard.set()
+        return ended
+
+    begin()
+    lease = take(ops)
+    monkeypatch.setattr(Offers, "poll", late)
+    assert looking.wait(60)
+    with base.store.write() as tx:
+        tx.execute("UPDATE step_offers SET expires_us = 0")
+    assert heard.wait(60)
+    made = put(base, b"abc")
+    assert finish(ops, lease, made) == "finished"
+    second = take(ops, "second")
+    assert [a.digest for s in second.job.sources.values() for a in s.outputs] == [made.digest]
+    assert [e.state for e in ops.steps(run=second.job.run, attempts=True)] == ["finished", "running"]
 
 
 def _finish_before_lost(ops: Pipelines, lease: StepLease, made: Artifact) -> tuple[str, int]:

@@ -31,7 +31,7 @@ from mainspring.records.pipelines import (
 )
 from mainspring.storage.sql import Reader, Writer
 
-_UNDER_WAY = frozenset({"waiting", "running"})
+UNDER_WAY = frozenset({"waiting", "running"})
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def take(d: Decision, project: str, execution: str, *, worker: str, environment:
 def beat(tx: Writer, project: str, execution: str, token: str) -> Heartbeat:
     """Prolong an attempt. Raises :class:`Fenced` if it is not this token's any more."""
     found = _held(tx, project, execution, token)
-    if found.execution.state not in _UNDER_WAY:
+    if found.execution.state not in UNDER_WAY:
         raise _lost(found.execution)
     tx.execute(
         "UPDATE step_offers SET expires_us = ? WHERE project = ? AND execution = ?",
@@ -162,14 +162,17 @@ def finish(d: Decision, project: str, execution: str, token: str, result: StepRe
     found = _held(d.tx, project, execution, token)
     if found.execution.state == "lost":
         raise _lost(found.execution)
-    if found.execution.state in _UNDER_WAY:
+    if found.execution.state in UNDER_WAY:
         end(d, project, found.execution, result, _facts(d.tx, project, found))
         d.unrefer(_owner(execution))
     return state.read_execution(d.tx, project, execution)
 
 
 def settle(d: Decision, project: str, execution: str) -> StepExecution:
-    """What became of an attempt elsewhere; one whose worker was not heard of in time is lost with this call."""
+    """What became of an attempt elsewhere; one whose worker was not heard of in time is lost with this call.
+
+    Still under way if its worker was heard of since the caller looked.
+    """
     found = _offered(d.tx, project, execution, lock=True)
     if found.execution.state == "running" and found.expires_us <= state.wall_us():
         message = f"worker {found.execution.worker} was not heard of for {found.ttl_us / 1e6:g} s"

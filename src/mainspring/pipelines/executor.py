@@ -1,4 +1,4 @@
-"""Where attempts at steps run. The contract is four methods; the local one forks from a warm server."""
+"""Where attempts at steps run. The contract is five methods; the local one forks from a warm server."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class Executor(Protocol):
     def poll(self, *, wait_s: float) -> list[Ended]:
         """What ended since the last call (elsewhere: what was committed, or has lost its worker); waits at most ``wait_s`` for
         the first."""
+        ...
+
+    def watch_on(self, execution: str) -> None:
+        """An attempt that came back from :meth:`poll` has not ended after all: its worker was heard of meanwhile. Only elsewhere."""
         ...
 
     def kill(self, execution: str) -> None:
@@ -127,6 +131,9 @@ class LocalProcesses:
             ended = self._receive() if self._server is not None and self._server.control in ready else []
             if ended or time.monotonic() >= until:
                 return ended
+
+    def watch_on(self, execution: str) -> None:
+        """Nothing to do here: a process that has ended has ended."""
 
     def kill(self, execution: str) -> None:
         running = self._running.get(execution)
