@@ -15,7 +15,7 @@ from mainspring.errors import ConfigError, Conflict, Fenced, InvalidInput, NotFo
 from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role, acting
-from mainspring.pipelines import Pipelines, Runner
+from mainspring.pipelines import Pipelines, Runner, attempts, state
 from mainspring.pipelines.executor import Ended
 from mainspring.pipelines.executors import FACTORIES
 from mainspring.pipelines.offers import Offers
@@ -30,6 +30,7 @@ from mainspring.records.pipelines import (
     StepResult,
     WaitingStep,
 )
+from mainspring.storage.sql import Writer
 
 Write = Callable[[str, str], Path]
 Begin = Callable[..., Future[PipelineRun]]
@@ -267,6 +268,26 @@ def test_a_step_given_back_waits_again_however_often(ops: Pipelines, begin: Begi
     waiting(ops, attempt=MAX_LOST + 3)
 
 
+def test_an_attempt_that_another_transaction_ends_first_is_not_ended_again(
+    base: Foundation, ops: Pipelines, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on PostgreSQL, where a run may be taken over after ``finish`` has read the state. Seen red without the state in
+    state.end_execution: the lost attempt was finished."""
+    begin()
+    lease, made = take(ops), put(base, b"abc")
+    facts = attempts._facts
+
+    def overtaken(tx: Writer, project: str, found: attempts._Offered) -> attempts.Facts:
+        state.lose_running(tx, project, lease.job.run)
+        return facts(tx, project, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "_facts", overtaken)
+        with pytest.raises(Fenced, match="it is lost"):
+            finish(ops, lease, made)
+    assert finish(ops, lease, made) == "finished"  # nothing of that transaction was kept
+
+
 def test_a_failure_is_retried_as_often_as_the_step_says(
     base: Foundation, ops: Pipelines, begin: Begin
 ) -> None:
@@ -411,8 +432,6 @@ def test_what_is_under_way_when_the_runner_goes_is_lost_to_its_worker(
     lease = take(ops)
     with base.store.write() as tx:  # another runner takes the run over, as after a crash
         tx.execute("UPDATE leases SET token = token + 1, expires_us = 0 WHERE name LIKE 'pipeline-run:%'")
-    from mainspring.pipelines import state
-
     with base.ledger.decision() as d:
         state.reopen_run(d, base.project, lease.job.run)
     with pytest.raises(Fenced):

@@ -48,16 +48,14 @@ class Facts:
 
 
 def end(d: Decision, project: str, execution: StepExecution, result: StepResult, facts: Facts) -> None:
-    """Commit what an attempt came to: its row, the event, edges and references. The caller has checked that it may."""
+    """Commit what an attempt came to: its row, the event, edges and references. The caller has checked that it may.
+
+    Raises :class:`Fenced` if another transaction has ended it since (on PostgreSQL it may have).
+    """
     error = result.error
-    state.end_execution(
-        d.tx,
-        project,
-        execution.id,
-        _state_for(error),
-        result=result,
-        unfit=facts.unfit if error is None else None,
-    )
+    unfit = facts.unfit if error is None else None
+    if not state.end_execution(d.tx, project, execution.id, _state_for(error), result=result, unfit=unfit):
+        raise _lost(state.read_execution(d.tx, project, execution.id))
     me = ref("step", execution.id)
     if error is None:
         state.record_finished(
