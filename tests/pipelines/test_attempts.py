@@ -158,6 +158,28 @@ def test_a_step_is_begun_by_one_worker(ops: Pipelines, begin: Begin) -> None:
     assert ops.waiting_steps() == []
 
 
+def test_taking_waits_for_who_withdraws(
+    base: Foundation, ops: Pipelines, begin: Begin, store_url: str
+) -> None:
+    """Seen red without the lock in attempts.take: PostgreSQL ended one of the two for a deadlock."""
+    if not store_url.startswith("postgres"):
+        pytest.skip("SQLite has one writer at a time")
+    begin()
+    found = waiting(ops)
+    with ThreadPoolExecutor(1) as pool:
+        with base.store.write() as tx:
+            attempts._offered(tx, base.project, found.execution, lock=True)
+            taking = pool.submit(ops.begin_step, execution=found.execution, worker="w1")
+            until = time.monotonic() + 60
+            while not tx.scalar(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+            ):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            tx.execute("UPDATE step_executions SET worker = worker WHERE id = ?", found.execution)
+        assert taking.result(60).job.execution == found.execution
+
+
 def test_finishing_again_answers_what_was_committed(base: Foundation, ops: Pipelines, begin: Begin) -> None:
     begin()
     lease = take(ops)

@@ -115,7 +115,8 @@ def waiting(tx: Reader, project: str, *, limit: int) -> list[WaitingStep]:
 
 def take(d: Decision, project: str, execution: str, *, worker: str, environment: str) -> StepLease:
     """Give a waiting execution to a worker. Raises :class:`Conflict` if another has it, it is over, or its run is to stop."""
-    found = _offered(d.tx, project, execution)
+    # The offer before the execution, as wherever both are changed: in two orders the transactions block each other.
+    found = _offered(d.tx, project, execution, lock=True)
     run = state.read_run(d.tx, project, found.execution.run)
     if run.state != "running" or run.cancel_requested:
         raise Conflict(
