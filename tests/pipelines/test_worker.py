@@ -467,14 +467,20 @@ def test_once_is_one_step_or_none(
     [
         ("def far(x: str = OUTSIDE) -> int:\n    return len(open(x).read())", "a file outside the project, named by text"),
         ("def far() -> int:\n    import secrets_of_ours\n    return secrets_of_ours.N", "named like a secret"),
+        ("def far() -> int:\n    return len(open('.env').read())", "a file named by text cannot travel to a worker: named like a secret"),
+        ("def far(x: str = 'conf') -> int:\n    return len(open(x + '/db.key').read())", "named like a secret"),
     ],
 )  # fmt: skip
 def test_what_cannot_travel_is_said_before_a_worker_takes_the_step(
     workspace: Workspace, tmp_path: Path, code: str, said: str
 ) -> None:
+    """The file '.env': seen red without is_secret in Planner.pack; the step was offered to workers, and the run waited for one."""
     root = workspace.settings.root
     (tmp_path / "outside.txt").write_text("x")
     (root / "secrets_of_ours.py").write_text("N = 1\n")
+    (root / ".env").write_text("PASSWORD=x")
+    (root / "conf").mkdir()
+    (root / "conf" / "db.key").write_text("x")
     text = code.replace("OUTSIDE", repr(str(tmp_path / "outside.txt")))
     (root / "far.py").write_text(
         f"import mainspring as ms\n\n@ms.step\n{text}\n\n@ms.pipeline\ndef go():\n    far()\n"
