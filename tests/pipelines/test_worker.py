@@ -492,6 +492,24 @@ def test_what_cannot_travel_is_said_before_a_worker_takes_the_step(
     assert said in run.error.message
 
 
+def test_a_result_that_the_server_refuses_fails_the_step_and_not_the_worker(
+    workspace: Workspace, workers: Workers
+) -> None:
+    """Seen red without _refused in Worker._finish: the program ended, and the run waited for another."""
+    root = workspace.settings.root
+    (root / "refused.py").write_text(
+        "import mainspring as ms\n\n@ms.step\ndef long() -> int:\n    raise SystemExit('x' * 20_000)\n\n"
+        "@ms.pipeline\ndef go():\n    long()\n"
+    )
+    forget_projects(root)
+    workers.start("one")
+    run = runner(workspace).run("refused.py:go", check=False)
+    assert run.error is not None
+    assert (run.error.kind, run.error.type) == ("output", "InvalidInput")
+    assert "a message has at most 10000 characters" in run.error.message
+    assert workers.end("one")[0] == 0
+
+
 def test_a_variable_of_the_environment_is_the_same_or_the_step_fails(
     workspace: Workspace, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,10 +32,13 @@ from mainspring.errors import (
     InvalidInput,
     MainspringError,
     NotFound,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
 from mainspring.lineage.uploads import Uploads
 from mainspring.pipelines import warm
+from mainspring.pipelines.arrivals import MAX_MESSAGE
 from mainspring.pipelines.executor import LocalProcesses
 from mainspring.pipelines.job import Place, Result, Task, read_result
 from mainspring.pipelines.keys import variable_digest
@@ -44,7 +47,7 @@ from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import classify, describe
 from mainspring.pipelines.places import SentObjects, ServedObjects, fetch_inputs
 from mainspring.pipelines.schedule import RETURNED
-from mainspring.records.pipelines import StepError, StepJob, StepLease, StepResult
+from mainspring.records.pipelines import StepError, StepExecution, StepJob, StepLease, StepResult
 
 OPENER = "mainspring.remote:open_served"
 """Opens the workspace behind a server, for this program and for the steps that it runs; a room does not import what stands above it."""
@@ -117,7 +120,7 @@ class Worker:
             if not beats.fenced:
                 self._finish(lease, result, beats)
         except MainspringError as error:
-            if not isinstance(error, Fenced) and error.status < 500:
+            if isinstance(error, (PermissionDenied, Unauthenticated)):
                 raise  # this worker may not do what it is here for
             _say(f"step {job.step}: {error}; it will be tried again")
         finally:
@@ -141,7 +144,10 @@ class Worker:
         if beats.fenced:
             return StepResult(error=failure)
         target = SentObjects(self._objects, patiently=lambda call: self._patiently(call, beats))
-        digest = target.put(log.path).digest if log.path.stat().st_size else None
+        try:
+            digest = target.put(log.path).digest if log.path.stat().st_size else None
+        except MainspringError as error:
+            return _refused(error)
         return describe(result, failure, target, log=digest, keep=self._inputs(job))
 
     def _prepare(self, job: StepJob, scratch: Path) -> Task:
@@ -193,9 +199,16 @@ class Worker:
 
     def _finish(self, lease: StepLease, result: StepResult, beats: _Beats) -> None:
         execution, token = lease.job.execution, lease.token
-        ended = self._patiently(
-            lambda: self._pipelines.finish_step(execution=execution, token=token, result=result), beats
-        )
+
+        def finish(result: StepResult) -> StepExecution:
+            return self._patiently(
+                lambda: self._pipelines.finish_step(execution=execution, token=token, result=result), beats
+            )
+
+        try:
+            ended = finish(result)
+        except MainspringError as error:
+            ended = finish(_refused(error))
         _say(f"step {lease.job.step}: {ended.state}")
 
     def _patiently(self, call: Callable[[], T], beats: _Beats) -> T:
@@ -208,6 +221,14 @@ class Worker:
                 if beats.fenced or self._stop.is_set() or time.monotonic() > until:
                     raise
                 self._stop.wait(_RETRY_S)
+
+
+def _refused(error: MainspringError) -> StepResult:
+    """The result of a step whose own result the server refuses: tried again, it would be refused again. Raises any other error."""
+    if isinstance(error, (Fenced, PermissionDenied, Unauthenticated)) or error.status >= 500:
+        raise error
+    text = f"the server refuses what the step left: {error}"[:MAX_MESSAGE]
+    return StepResult(error=StepError(kind="output", type=type(error).__name__, message=text))
 
 
 def _check_variables(job: StepJob) -> None:

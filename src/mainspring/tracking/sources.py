@@ -27,7 +27,7 @@ _SECRET = re.compile(
     r"(^|/)\.env|secret|credential|password|\.(pem|key)$|(^|/)id_(rsa|dsa|ecdsa|ed25519)", re.IGNORECASE
 )
 
-SECRET = "named like a secret"
+KEPT_BACK = "named like a secret"
 
 
 def is_secret(shown: str) -> bool:
@@ -59,7 +59,7 @@ class Sources:
 
     def _refused(self, shown: str, path: Path, root: Path) -> str | None:
         if is_secret(shown):
-            return SECRET
+            return KEPT_BACK
         if path.suffix not in _KINDS:
             return "not a Python file"
         with contextlib.suppress(OSError, RuntimeError):
