@@ -15,10 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from mainspring.errors import DeadlineExceeded, InvalidInput, MainspringError, StorageFull, Unavailable
+from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role
-from mainspring.pipelines import Runner
+from mainspring.pipelines import Runner, worker
 from mainspring.pipelines.loading import forget_projects
-from mainspring.records.pipelines import PipelineRun, StepExecution
+from mainspring.records.pipelines import PipelineRun, StepExecution, StepJob, StepLease
 from mainspring.server.access import ensure_token
 from mainspring.testing.server import Running, running_server
 from mainspring.tracking.capture import environment_digest
@@ -508,6 +510,49 @@ def test_a_result_that_the_server_refuses_fails_the_step_and_not_the_worker(
     assert (run.error.kind, run.error.type) == ("output", "InvalidInput")
     assert "a message has at most 10000 characters" in run.error.message
     assert workers.end("one")[0] == 0
+
+
+@pytest.mark.parametrize("error", [Unavailable, DeadlineExceeded, StorageFull, MainspringError])
+def test_what_the_server_may_do_later_is_asked_for_again(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[MainspringError]
+) -> None:
+    """Seen red with ``except Unavailable`` in Worker._patiently: a full disk cost the result."""
+    monkeypatch.setattr(worker, "_RETRY_S", 0.0)
+    one, beats = _worker_here(workspace, tmp_path)
+    answers = iter([error("not now"), error("not now"), None])
+
+    def call() -> str:
+        problem = next(answers)
+        if problem is not None:
+            raise problem
+        return "done"
+
+    assert one._patiently(call, beats) == "done"
+    with pytest.raises(InvalidInput):
+        one._patiently(lambda: _raise(InvalidInput("never")), beats)
+
+
+def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, worker._Beats]:
+    here = worker.Here("one", folder, environment_digest(), {})
+    job = StepJob(
+        project="numbers",
+        run="r",
+        pipeline="p",
+        step="s",
+        execution="e",
+        attempt=1,
+        function="p.py:s",
+        arguments={},
+        sources={},
+    )
+    lease = StepLease(job=job, token="t", ttl_s=HELD_S)  # noqa: S106
+    return worker.Worker(workspace.pipelines, Uploads(workspace.base), here), worker._Beats(
+        workspace.pipelines, lease
+    )
+
+
+def _raise(error: Exception) -> str:
+    raise error
 
 
 def test_a_variable_of_the_environment_is_the_same_or_the_step_fails(

@@ -54,7 +54,7 @@ OPENER = "mainspring.remote:open_served"
 
 IDLE_S = 0.5
 PATIENCE_S = 600.0
-"""So long a finished step's result is offered to a server that does not answer."""
+"""So long a finished step's result is offered to a server that does not answer, or has no time or room for it."""
 
 _RETRY_S = 1.0
 _POLL_S = 0.1
@@ -90,7 +90,9 @@ class Worker:
         while not self._stop.is_set():
             try:
                 lease = self._take()
-            except Unavailable as error:
+            except MainspringError as error:
+                if error.status < 500:
+                    raise
                 _say(f"{error}; trying again")
                 lease = None
             if lease is not None:
@@ -212,13 +214,14 @@ class Worker:
         _say(f"step {lease.job.step}: {ended.state}")
 
     def _patiently(self, call: Callable[[], T], beats: _Beats) -> T:
-        """The call, again and again while the server does not answer; less long once this worker is to end."""
+        """The call, again and again while the server does not answer or cannot take it; less long once this worker is to end."""
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return call()
-            except Unavailable:
-                if beats.fenced or self._stop.is_set() or time.monotonic() > until:
+            except MainspringError as error:
+                refused = error.status < 500
+                if refused or beats.fenced or self._stop.is_set() or time.monotonic() > until:
                     raise
                 self._stop.wait(_RETRY_S)
 
