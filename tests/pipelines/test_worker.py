@@ -532,6 +532,15 @@ def test_what_the_server_may_do_later_is_asked_for_again(
         one._patiently(lambda: _raise(InvalidInput("never")), beats)
 
 
+def test_a_step_that_this_machine_cannot_run_is_given_back(workspace: Workspace, tmp_path: Path) -> None:
+    """Seen red without the OSError in Worker._attempt: it ended the program."""
+    one, beats = _worker_here(workspace, tmp_path)
+    (tmp_path / "taken").write_text("")
+    result = one._attempt(beats._lease.job, tmp_path / "taken" / "scratch", beats)
+    assert result.error is not None
+    assert (result.error.kind, result.error.type) == ("lost", "NotADirectoryError")
+
+
 def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, worker._Beats]:
     here = worker.Here("one", folder, environment_digest(), {})
     job = StepJob(

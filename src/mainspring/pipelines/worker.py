@@ -34,7 +34,6 @@ from mainspring.errors import (
     NotFound,
     PermissionDenied,
     Unauthenticated,
-    Unavailable,
 )
 from mainspring.lineage.uploads import Uploads
 from mainspring.pipelines import warm
@@ -117,7 +116,6 @@ class Worker:
         beats = _Beats(self._pipelines, lease)
         beats.start()
         try:
-            scratch.mkdir(mode=0o700)
             result = self._attempt(job, scratch, beats)
             if not beats.fenced:
                 self._finish(lease, result, beats)
@@ -132,14 +130,21 @@ class Worker:
     def _attempt(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
         """Run the job and put what it left; whatever goes wrong with it is in the result."""
         try:
+            scratch.mkdir(mode=0o700)
+            return self._run_job(job, scratch, beats)
+        except OSError as error:  # a full disk, a file that cannot be read: another machine may fare better
+            _say(f"step {job.step}: {error}; it is given back")
+            return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
+
+    def _run_job(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
+        try:
             task = self._prepare(job, scratch)
         except (Corrupt, InvalidInput, NotFound) as error:
             text = f"what the step needs is not to be had: {error}"
             return StepResult(error=StepError(kind="input", type=type(error).__name__, message=text))
-        except (
-            Unavailable,
-            OSError,
-        ) as error:  # of this machine or on the way to it: another may fare better
+        except MainspringError as error:  # on the way to this machine: another may fare better
+            if error.status < 500:
+                raise
             return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
         log = CappedLog(scratch / "log")
         result, failure = self._execute(task, log, beats)
