@@ -392,6 +392,37 @@ def test_a_stopped_worker_gives_its_step_back(
     assert tries[0].error.message == "worker one was stopped"
 
 
+def test_a_worker_is_stopped_while_its_libraries_are_imported(
+    workspace: Workspace,
+    workers: Workers,
+    tmp_path: Path,
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen red without the end of the importing server in LocalProcesses.kill: the program waited for the import."""
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "slow_library.py").write_text(
+        f"import time\nfrom pathlib import Path\nPath({str(folder / 'importing')!r}).touch()\n"
+        f"while not Path({str(folder / 'go')!r}).exists():\n    time.sleep(0.01)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"), prepend=os.pathsep)
+    root = workspace.settings.root
+    (root / "slow.py").write_text(
+        "import mainspring as ms\n\n@ms.step\ndef use() -> str:\n    import slow_library\n    return slow_library.__name__\n\n"
+        "@ms.pipeline\ndef go():\n    use()\n"
+    )
+    forget_projects(root)
+    workers.start("one")
+    future = pool.submit(runner(workspace).run, "slow.py:go", check=False)
+    until((folder / "importing").exists)
+    code, said = workers.end("one")
+    assert (code, "step use: lost" in said) == (0, True), said
+    run = workspace.pipelines.runs().items[0]
+    workspace.pipelines.cancel(run=run.id)
+    assert future.result(120).state == "cancelled"
+
+
 def test_a_worker_outlives_a_killed_server(
     tmp_path: Path, workspace: Workspace, folder: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -554,7 +585,7 @@ def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, wor
         arguments={},
         sources={},
     )
-    lease = StepLease(job=job, token="t", ttl_s=HELD_S)  # noqa: S106
+    lease = StepLease(job=job, token="t", ttl_s=HELD_S)
     return worker.Worker(workspace.pipelines, Uploads(workspace.base), here), worker._Beats(
         workspace.pipelines, lease
     )

@@ -139,7 +139,13 @@ class LocalProcesses:
         running = self._running.get(execution)
         if running is not None and not running.timed_out:
             running.cancelled = True
-            self._send_kill(self._server, running, grace_s=self._grace_s)
+            server = self._server
+            if server is not None and server.waiting and all(r.cancelled for r in self._running.values()):
+                # It still imports, and hears of nothing else meanwhile: no step has begun, so none needs a grace.
+                server.waiting = 0  # its end says nothing against what it imports
+                processes.kill_tree(server.process.pid)
+                return
+            self._send_kill(server, running, grace_s=self._grace_s)
 
     def close(self) -> None:
         server, self._server = self._server, None

@@ -78,15 +78,15 @@ class Worker:
         self._pipelines = pipelines
         self._objects = objects
         self._here = here
-        self._stop = threading.Event()
+        self._stopped = False
 
     def stop(self) -> None:
         """Give the current step back and return from :meth:`run`. May be called from a signal handler."""
-        self._stop.set()
+        self._stopped = True  # no event: its lock may be held by the very thread that a signal interrupts
 
     def run(self, *, once: bool = False) -> None:
         """Run steps until :meth:`stop`; with ``once`` at most one, if any waits. Raises what the server refuses for good."""
-        while not self._stop.is_set():
+        while not self._stopped:
             try:
                 lease = self._take()
             except MainspringError as error:
@@ -99,7 +99,7 @@ class Worker:
             if once:
                 return
             if lease is None:
-                self._stop.wait(IDLE_S)
+                time.sleep(IDLE_S)
 
     def _take(self) -> StepLease | None:
         for step in self._pipelines.waiting_steps():
@@ -191,7 +191,7 @@ class Worker:
             executor.start(job, lambda: (task, log))
             killed, ended = False, executor.poll(wait_s=_POLL_S)
             while not ended:
-                if not killed and (self._stop.is_set() or beats.is_over):
+                if not killed and (self._stopped or beats.is_over):
                     executor.kill(job.execution)
                     killed = True
                 ended = executor.poll(wait_s=_POLL_S)
@@ -226,9 +226,9 @@ class Worker:
                 return call()
             except MainspringError as error:
                 refused = error.status < 500
-                if refused or beats.fenced or self._stop.is_set() or time.monotonic() > until:
+                if refused or beats.fenced or self._stopped or time.monotonic() > until:
                     raise
-                self._stop.wait(_RETRY_S)
+                time.sleep(_RETRY_S)
 
 
 def _refused(error: MainspringError) -> StepResult:
