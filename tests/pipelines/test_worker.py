@@ -401,12 +401,12 @@ def test_a_worker_is_stopped_while_its_libraries_are_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Seen red without the end of the importing server in LocalProcesses.kill: the program waited for the import."""
-    (tmp_path / "installed").mkdir()
-    (tmp_path / "installed" / "slow_library.py").write_text(
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "slow_library.py").write_text(
         f"import time\nfrom pathlib import Path\nPath({str(folder / 'importing')!r}).touch()\n"
         f"while not Path({str(folder / 'go')!r}).exists():\n    time.sleep(0.01)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site-packages"), prepend=os.pathsep)
     root = workspace.settings.root
     (root / "slow.py").write_text(
         "import mainspring as ms\n\n@ms.step\ndef use() -> str:\n    import slow_library\n    return slow_library.__name__\n\n"
