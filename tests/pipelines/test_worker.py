@@ -20,7 +20,7 @@ from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role
 from mainspring.pipelines import Runner, worker
 from mainspring.pipelines.loading import forget_projects
-from mainspring.records.pipelines import PipelineRun, StepExecution, StepJob, StepLease
+from mainspring.records.pipelines import PipelineEvent, PipelineRun, StepExecution, StepJob, StepLease
 from mainspring.server.access import ensure_token
 from mainspring.testing.server import Running, running_server
 from mainspring.tracking.capture import environment_digest
@@ -322,7 +322,9 @@ def test_two_workers_do_what_the_runner_would(workspace: Workspace, workers: Wor
 
 def test_a_failure_is_retried_and_told_as_at_home(workspace: Workspace, workers: Workers) -> None:
     workers.start("one")
-    run = runner(workspace).run("small.py:fail", check=False)
+    told: list[PipelineEvent] = []
+    run = runner(workspace).run("small.py:fail", check=False, on_event=told.append)
+    assert {e.detail for e in told if e.kind == "waiting"} == {"waits for a worker"}
     assert (run.state, run.failed_step) == ("failed", "fails")
     assert run.error is not None
     assert (run.error.kind, run.error.type, run.error.message) == ("exception", "ValueError", "no such luck")
@@ -476,6 +478,33 @@ def test_a_worker_without_the_role_ends_at_once(
     assert process.returncode == 1
     assert said in told
     assert "Traceback" not in told
+
+
+def test_a_step_at_a_worker_leaves_one_stored_answer(
+    workspace: Workspace, workers: Workers, folder: Path, pool: ThreadPoolExecutor
+) -> None:
+    """That of ``begin_step``, which makes a token. Seen red without ``keyed=False``: each heartbeat left one for ever."""
+    future: Future[PipelineRun] = pool.submit(
+        runner(workspace, lease_ttl_s=3.0).run, "small.py:hold", {"folder": str(folder)}
+    )
+    until(workspace.pipelines.waiting_steps)
+    workers.start("one", "--once")
+    begun(folder, 1)
+    with workspace.base.store.read() as tx:
+        given = tx.scalar("SELECT expires_us FROM step_offers")
+
+    def prolonged() -> bool:
+        with workspace.base.store.read() as tx:
+            return bool(tx.scalar("SELECT max(expires_us) FROM step_offers") != given)
+
+    until(prolonged)
+    (folder / "go-1").touch()
+    assert workers.started["one"].wait(120) == 0
+    with workspace.base.store.read() as tx:
+        kept = tx.all("SELECT operation FROM idempotency WHERE operation LIKE 'pipelines.%'")
+    assert {str(r["operation"]) for r in kept} == {"pipelines.begin_step"}
+    workspace.pipelines.cancel(run=workspace.pipelines.runs().items[0].id)
+    future.exception(120)
 
 
 def test_once_is_one_step_or_none(
