@@ -64,6 +64,8 @@ class Policy:
     kind: Kind
     max_body: int
     deadline_s: float
+    keyed: bool = True
+    """Whether its answer is stored under the caller's idempotency key."""
 
 
 @dataclass(frozen=True)
@@ -236,13 +238,17 @@ def operation(
     kind: Kind = Kind.UNARY,
     max_body: int = 1 * MIB,
     deadline_s: float = 60.0,
+    keyed: bool = True,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Declare a room's method as an operation with its policy.
 
     ``changes`` says whether it may change state (it then travels by POST and writes audit events); ``max_body`` is in
-    bytes, checked before anything is buffered.
+    bytes, checked before anything is buffered. ``keyed`` is False where the same call again does and answers the same by
+    itself: its idempotency key is not looked at, and nothing is kept for it.
     """
-    policy = Policy(role=role, changes=changes, kind=kind, max_body=max_body, deadline_s=deadline_s)
+    policy = Policy(
+        role=role, changes=changes, kind=kind, max_body=max_body, deadline_s=deadline_s, keyed=keyed
+    )
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)

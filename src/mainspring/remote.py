@@ -78,7 +78,8 @@ class Connection:
                 "POST",
                 path,
                 content=to_json(arguments),
-                headers={"content-type": "application/json", "idempotency-key": new_id()},
+                headers={"content-type": "application/json"}
+                | ({"idempotency-key": new_id()} if operation.policy.keyed else {}),
                 timeout=self._timeout(operation),
             )
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,8 +15,10 @@ from mainspring.errors import ConfigError, Conflict, Fenced, InvalidInput, NotFo
 from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role, acting
-from mainspring.pipelines import Pipelines, Runner
+from mainspring.pipelines import Pipelines, Runner, attempts, state
+from mainspring.pipelines.executor import Ended
 from mainspring.pipelines.executors import FACTORIES
+from mainspring.pipelines.offers import Offers
 from mainspring.pipelines.schedule import MAX_LOST, RETURNED
 from mainspring.records.pipelines import (
     Artifact,
@@ -27,6 +30,7 @@ from mainspring.records.pipelines import (
     StepResult,
     WaitingStep,
 )
+from mainspring.storage.sql import Writer
 
 Write = Callable[[str, str], Path]
 Begin = Callable[..., Future[PipelineRun]]
@@ -154,6 +158,28 @@ def test_a_step_is_begun_by_one_worker(ops: Pipelines, begin: Begin) -> None:
     assert ops.waiting_steps() == []
 
 
+def test_taking_waits_for_who_withdraws(
+    base: Foundation, ops: Pipelines, begin: Begin, store_url: str
+) -> None:
+    """Seen red without the lock in attempts.take: PostgreSQL ended one of the two for a deadlock."""
+    if not store_url.startswith("postgres"):
+        pytest.skip("SQLite has one writer at a time")
+    begin()
+    found = waiting(ops)
+    with ThreadPoolExecutor(1) as pool:
+        with base.store.write() as tx:
+            attempts._offered(tx, base.project, found.execution, lock=True)
+            taking = pool.submit(ops.begin_step, execution=found.execution, worker="w1")
+            until = time.monotonic() + 60
+            while not tx.scalar(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+            ):
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            tx.execute("UPDATE step_executions SET worker = worker WHERE id = ?", found.execution)
+        assert taking.result(60).job.execution == found.execution
+
+
 def test_finishing_again_answers_what_was_committed(base: Foundation, ops: Pipelines, begin: Begin) -> None:
     begin()
     lease = take(ops)
@@ -206,6 +232,34 @@ def test_a_worker_that_is_not_heard_of_has_lost_its_step(
     assert run.result(60).state in {"cancelled", "failed"}
 
 
+def test_a_heartbeat_after_the_runner_has_looked_keeps_the_attempt(
+    base: Foundation, ops: Pipelines, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen red without the state in drive._commit: the step counted as finished, without outputs."""
+    poll, looking, heard = Offers.poll, threading.Event(), threading.Event()
+
+    def late(self: Offers, *, wait_s: float) -> list[Ended]:
+        looking.set()
+        ended = poll(self, wait_s=wait_s)
+        if ended and not heard.is_set():
+            assert ops.heartbeat(execution=ended[0].execution, token=lease.token).go_on
+            heard.set()
+        return ended
+
+    begin()
+    lease = take(ops)
+    monkeypatch.setattr(Offers, "poll", late)
+    assert looking.wait(60)
+    with base.store.write() as tx:
+        tx.execute("UPDATE step_offers SET expires_us = 0")
+    assert heard.wait(60)
+    made = put(base, b"abc")
+    assert finish(ops, lease, made) == "finished"
+    second = take(ops, "second")
+    assert [a.digest for s in second.job.sources.values() for a in s.outputs] == [made.digest]
+    assert [e.state for e in ops.steps(run=second.job.run, attempts=True)] == ["finished", "running"]
+
+
 def _finish_before_lost(ops: Pipelines, lease: StepLease, made: Artifact) -> tuple[str, int]:
     while True:
         try:
@@ -234,6 +288,26 @@ def test_a_step_given_back_waits_again_however_often(ops: Pipelines, begin: Begi
     for attempt in range(1, MAX_LOST + 3):
         assert finish(ops, take(ops, attempt=attempt), error=back) == "lost"
     waiting(ops, attempt=MAX_LOST + 3)
+
+
+def test_an_attempt_that_another_transaction_ends_first_is_not_ended_again(
+    base: Foundation, ops: Pipelines, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on PostgreSQL, where a run may be taken over after ``finish`` has read the state. Seen red without the state in
+    state.end_execution: the lost attempt was finished."""
+    begin()
+    lease, made = take(ops), put(base, b"abc")
+    facts = attempts._facts
+
+    def overtaken(tx: Writer, project: str, found: attempts._Offered) -> attempts.Facts:
+        state.lose_running(tx, project, lease.job.run)
+        return facts(tx, project, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "_facts", overtaken)
+        with pytest.raises(Fenced, match="it is lost"):
+            finish(ops, lease, made)
+    assert finish(ops, lease, made) == "finished"  # nothing of that transaction was kept
 
 
 def test_a_failure_is_retried_as_often_as_the_step_says(
@@ -380,8 +454,6 @@ def test_what_is_under_way_when_the_runner_goes_is_lost_to_its_worker(
     lease = take(ops)
     with base.store.write() as tx:  # another runner takes the run over, as after a crash
         tx.execute("UPDATE leases SET token = token + 1, expires_us = 0 WHERE name LIKE 'pipeline-run:%'")
-    from mainspring.pipelines import state
-
     with base.ledger.decision() as d:
         state.reopen_run(d, base.project, lease.job.run)
     with pytest.raises(Fenced):

@@ -15,10 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from mainspring.errors import DeadlineExceeded, InvalidInput, MainspringError, StorageFull, Unavailable
+from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role
-from mainspring.pipelines import Runner
+from mainspring.pipelines import Runner, worker
 from mainspring.pipelines.loading import forget_projects
-from mainspring.records.pipelines import PipelineRun, StepExecution
+from mainspring.records.pipelines import PipelineEvent, PipelineRun, StepExecution, StepJob, StepLease
 from mainspring.server.access import ensure_token
 from mainspring.testing.server import Running, running_server
 from mainspring.tracking.capture import environment_digest
@@ -320,7 +322,9 @@ def test_two_workers_do_what_the_runner_would(workspace: Workspace, workers: Wor
 
 def test_a_failure_is_retried_and_told_as_at_home(workspace: Workspace, workers: Workers) -> None:
     workers.start("one")
-    run = runner(workspace).run("small.py:fail", check=False)
+    told: list[PipelineEvent] = []
+    run = runner(workspace).run("small.py:fail", check=False, on_event=told.append)
+    assert {e.detail for e in told if e.kind == "waiting"} == {"waits for a worker"}
     assert (run.state, run.failed_step) == ("failed", "fails")
     assert run.error is not None
     assert (run.error.kind, run.error.type, run.error.message) == ("exception", "ValueError", "no such luck")
@@ -390,6 +394,37 @@ def test_a_stopped_worker_gives_its_step_back(
     assert tries[0].error.message == "worker one was stopped"
 
 
+def test_a_worker_is_stopped_while_its_libraries_are_imported(
+    workspace: Workspace,
+    workers: Workers,
+    tmp_path: Path,
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen red without the end of the importing server in LocalProcesses.kill: the program waited for the import."""
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "slow_library.py").write_text(
+        f"import time\nfrom pathlib import Path\nPath({str(folder / 'importing')!r}).touch()\n"
+        f"while not Path({str(folder / 'go')!r}).exists():\n    time.sleep(0.01)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site-packages"), prepend=os.pathsep)
+    root = workspace.settings.root
+    (root / "slow.py").write_text(
+        "import mainspring as ms\n\n@ms.step\ndef use() -> str:\n    import slow_library\n    return slow_library.__name__\n\n"
+        "@ms.pipeline\ndef go():\n    use()\n"
+    )
+    forget_projects(root)
+    workers.start("one")
+    future = pool.submit(runner(workspace).run, "slow.py:go", check=False)
+    until((folder / "importing").exists)
+    code, said = workers.end("one")
+    assert (code, "step use: lost" in said) == (0, True), said
+    run = workspace.pipelines.runs().items[0]
+    workspace.pipelines.cancel(run=run.id)
+    assert future.result(120).state == "cancelled"
+
+
 def test_a_worker_outlives_a_killed_server(
     tmp_path: Path, workspace: Workspace, folder: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -445,6 +480,33 @@ def test_a_worker_without_the_role_ends_at_once(
     assert "Traceback" not in told
 
 
+def test_a_step_at_a_worker_leaves_one_stored_answer(
+    workspace: Workspace, workers: Workers, folder: Path, pool: ThreadPoolExecutor
+) -> None:
+    """That of ``begin_step``, which makes a token. Seen red without ``keyed=False``: each heartbeat left one for ever."""
+    future: Future[PipelineRun] = pool.submit(
+        runner(workspace, lease_ttl_s=3.0).run, "small.py:hold", {"folder": str(folder)}
+    )
+    until(workspace.pipelines.waiting_steps)
+    workers.start("one", "--once")
+    begun(folder, 1)
+    with workspace.base.store.read() as tx:
+        given = tx.scalar("SELECT expires_us FROM step_offers")
+
+    def prolonged() -> bool:
+        with workspace.base.store.read() as tx:
+            return bool(tx.scalar("SELECT max(expires_us) FROM step_offers") != given)
+
+    until(prolonged)
+    (folder / "go-1").touch()
+    assert workers.started["one"].wait(120) == 0
+    with workspace.base.store.read() as tx:
+        kept = tx.all("SELECT operation FROM idempotency WHERE operation LIKE 'pipelines.%'")
+    assert {str(r["operation"]) for r in kept} == {"pipelines.begin_step"}
+    workspace.pipelines.cancel(run=workspace.pipelines.runs().items[0].id)
+    future.exception(120)
+
+
 def test_once_is_one_step_or_none(
     workspace: Workspace, workers: Workers, folder: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -467,14 +529,20 @@ def test_once_is_one_step_or_none(
     [
         ("def far(x: str = OUTSIDE) -> int:\n    return len(open(x).read())", "a file outside the project, named by text"),
         ("def far() -> int:\n    import secrets_of_ours\n    return secrets_of_ours.N", "named like a secret"),
+        ("def far() -> int:\n    return len(open('.env').read())", "a file named by text cannot travel to a worker: named like a secret"),
+        ("def far(x: str = 'conf') -> int:\n    return len(open(x + '/db.key').read())", "named like a secret"),
     ],
 )  # fmt: skip
 def test_what_cannot_travel_is_said_before_a_worker_takes_the_step(
     workspace: Workspace, tmp_path: Path, code: str, said: str
 ) -> None:
+    """The file '.env': seen red without is_secret in Planner.pack; the step was offered to workers, and the run waited for one."""
     root = workspace.settings.root
     (tmp_path / "outside.txt").write_text("x")
     (root / "secrets_of_ours.py").write_text("N = 1\n")
+    (root / ".env").write_text("PASSWORD=x")
+    (root / "conf").mkdir()
+    (root / "conf" / "db.key").write_text("x")
     text = code.replace("OUTSIDE", repr(str(tmp_path / "outside.txt")))
     (root / "far.py").write_text(
         f"import mainspring as ms\n\n@ms.step\n{text}\n\n@ms.pipeline\ndef go():\n    far()\n"
@@ -484,6 +552,76 @@ def test_what_cannot_travel_is_said_before_a_worker_takes_the_step(
     assert run.error is not None
     assert run.error.kind == "input"
     assert said in run.error.message
+
+
+def test_a_result_that_the_server_refuses_fails_the_step_and_not_the_worker(
+    workspace: Workspace, workers: Workers
+) -> None:
+    """Seen red without _refused in Worker._finish: the program ended, and the run waited for another."""
+    root = workspace.settings.root
+    (root / "refused.py").write_text(
+        "import mainspring as ms\n\n@ms.step\ndef long() -> int:\n    raise SystemExit('x' * 20_000)\n\n"
+        "@ms.pipeline\ndef go():\n    long()\n"
+    )
+    forget_projects(root)
+    workers.start("one")
+    run = runner(workspace).run("refused.py:go", check=False)
+    assert run.error is not None
+    assert (run.error.kind, run.error.type) == ("output", "InvalidInput")
+    assert "a message has at most 10000 characters" in run.error.message
+    assert workers.end("one")[0] == 0
+
+
+@pytest.mark.parametrize("error", [Unavailable, DeadlineExceeded, StorageFull, MainspringError])
+def test_what_the_server_may_do_later_is_asked_for_again(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[MainspringError]
+) -> None:
+    """Seen red with ``except Unavailable`` in Worker._patiently: a full disk cost the result."""
+    monkeypatch.setattr(worker, "_RETRY_S", 0.0)
+    one, beats = _worker_here(workspace, tmp_path)
+    answers = iter([error("not now"), error("not now"), None])
+
+    def call() -> str:
+        problem = next(answers)
+        if problem is not None:
+            raise problem
+        return "done"
+
+    assert one._patiently(call, beats) == "done"
+    with pytest.raises(InvalidInput):
+        one._patiently(lambda: _raise(InvalidInput("never")), beats)
+
+
+def test_a_step_that_this_machine_cannot_run_is_given_back(workspace: Workspace, tmp_path: Path) -> None:
+    """Seen red without the OSError in Worker._attempt: it ended the program."""
+    one, beats = _worker_here(workspace, tmp_path)
+    (tmp_path / "taken").write_text("")
+    result = one._attempt(beats._lease.job, tmp_path / "taken" / "scratch", beats)
+    assert result.error is not None
+    assert (result.error.kind, result.error.type) == ("lost", "NotADirectoryError")
+
+
+def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, worker._Beats]:
+    here = worker.Here("one", folder, environment_digest(), {})
+    job = StepJob(
+        project="numbers",
+        run="r",
+        pipeline="p",
+        step="s",
+        execution="e",
+        attempt=1,
+        function="p.py:s",
+        arguments={},
+        sources={},
+    )
+    lease = StepLease(job=job, token="t", ttl_s=HELD_S)
+    return worker.Worker(workspace.pipelines, Uploads(workspace.base), here), worker._Beats(
+        workspace.pipelines, lease
+    )
+
+
+def _raise(error: Exception) -> str:
+    raise error
 
 
 def test_a_variable_of_the_environment_is_the_same_or_the_step_fails(

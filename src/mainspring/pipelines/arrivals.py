@@ -7,14 +7,13 @@ from typing import Any
 from mainspring.errors import InvalidInput
 from mainspring.lineage import Foundation
 from mainspring.lineage.uploads import check_owned, owned_size, owned_tree
-from mainspring.pipelines.context import MAX_METRICS, MAX_REFERENCES
+from mainspring.pipelines.context import MAX_METRICS, MAX_REFERENCE, MAX_REFERENCES
 from mainspring.pipelines.effects import MAX_EFFECTS
 from mainspring.records.lineage import split_ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.pipelines import Effect, StepResult
 
 MAX_OUTPUTS = 10_000
-MAX_REFERENCE = 2000
 MAX_MESSAGE = 10_000
 _SHAPES = frozenset({"single", "tuple", "named", "dict"})
 _NOT_A_NUMBER = frozenset({"nan", "inf", "-inf"})

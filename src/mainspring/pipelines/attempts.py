@@ -31,7 +31,7 @@ from mainspring.records.pipelines import (
 )
 from mainspring.storage.sql import Reader, Writer
 
-_UNDER_WAY = frozenset({"waiting", "running"})
+UNDER_WAY = frozenset({"waiting", "running"})
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,14 @@ class Facts:
 
 
 def end(d: Decision, project: str, execution: StepExecution, result: StepResult, facts: Facts) -> None:
-    """Commit what an attempt came to: its row, the event, edges and references. The caller has checked that it may."""
+    """Commit what an attempt came to: its row, the event, edges and references. The caller has checked that it may.
+
+    Raises :class:`Fenced` if another transaction has ended it since (on PostgreSQL it may have).
+    """
     error = result.error
-    state.end_execution(
-        d.tx,
-        project,
-        execution.id,
-        _state_for(error),
-        result=result,
-        unfit=facts.unfit if error is None else None,
-    )
+    unfit = facts.unfit if error is None else None
+    if not state.end_execution(d.tx, project, execution.id, _state_for(error), result=result, unfit=unfit):
+        raise _lost(state.read_execution(d.tx, project, execution.id))
     me = ref("step", execution.id)
     if error is None:
         state.record_finished(
@@ -117,7 +115,8 @@ def waiting(tx: Reader, project: str, *, limit: int) -> list[WaitingStep]:
 
 def take(d: Decision, project: str, execution: str, *, worker: str, environment: str) -> StepLease:
     """Give a waiting execution to a worker. Raises :class:`Conflict` if another has it, it is over, or its run is to stop."""
-    found = _offered(d.tx, project, execution)
+    # The offer before the execution, as wherever both are changed: in two orders the transactions block each other.
+    found = _offered(d.tx, project, execution, lock=True)
     run = state.read_run(d.tx, project, found.execution.run)
     if run.state != "running" or run.cancel_requested:
         raise Conflict(
@@ -143,7 +142,7 @@ def take(d: Decision, project: str, execution: str, *, worker: str, environment:
 def beat(tx: Writer, project: str, execution: str, token: str) -> Heartbeat:
     """Prolong an attempt. Raises :class:`Fenced` if it is not this token's any more."""
     found = _held(tx, project, execution, token)
-    if found.execution.state not in _UNDER_WAY:
+    if found.execution.state not in UNDER_WAY:
         raise _lost(found.execution)
     tx.execute(
         "UPDATE step_offers SET expires_us = ? WHERE project = ? AND execution = ?",
@@ -162,14 +161,17 @@ def finish(d: Decision, project: str, execution: str, token: str, result: StepRe
     found = _held(d.tx, project, execution, token)
     if found.execution.state == "lost":
         raise _lost(found.execution)
-    if found.execution.state in _UNDER_WAY:
+    if found.execution.state in UNDER_WAY:
         end(d, project, found.execution, result, _facts(d.tx, project, found))
         d.unrefer(_owner(execution))
     return state.read_execution(d.tx, project, execution)
 
 
 def settle(d: Decision, project: str, execution: str) -> StepExecution:
-    """What became of an attempt elsewhere; one whose worker was not heard of in time is lost with this call."""
+    """What became of an attempt elsewhere; one whose worker was not heard of in time is lost with this call.
+
+    Still under way if its worker was heard of since the caller looked.
+    """
     found = _offered(d.tx, project, execution, lock=True)
     if found.execution.state == "running" and found.expires_us <= state.wall_us():
         message = f"worker {found.execution.worker} was not heard of for {found.ttl_us / 1e6:g} s"

@@ -19,6 +19,7 @@ from mainspring.errors import InvalidInput, Unavailable
 
 MAX_METRICS = 10_000
 MAX_REFERENCES = 10_000
+MAX_REFERENCE = 2000
 
 _opener: Callable[..., Any] | None = None
 
@@ -108,6 +109,10 @@ class StepContext:
         if not kind or not ident:
             raise InvalidInput(
                 "not a reference", value=reference, next_step="References look like 'dataset_version:<id>'."
+            )
+        if len(reference) > MAX_REFERENCE:
+            raise InvalidInput(
+                f"a reference has at most {MAX_REFERENCE} characters", value=f"{reference[:80]}..."
             )
         if len(references) >= MAX_REFERENCES:
             raise InvalidInput(f"a step declares at most {MAX_REFERENCES} references", value=reference)

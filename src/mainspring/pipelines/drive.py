@@ -271,6 +271,10 @@ class Drive:
         execution, project, result = attempt.execution, self._base.project, outcome.result
         if result is None:
             found = attempts.settle(d, project, execution.id)
+            if found.state in attempts.UNDER_WAY:
+                self._running[execution.id] = attempt
+                self._executor.watch_on(execution.id)
+                return
             shape, outputs, error = found.shape, found.outputs, found.error
         else:
             facts = Facts(

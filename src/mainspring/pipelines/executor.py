@@ -1,4 +1,4 @@
-"""Where attempts at steps run. The contract is four methods; the local one forks from a warm server."""
+"""Where attempts at steps run. The contract is five methods; the local one forks from a warm server."""
 
 from __future__ import annotations
 
@@ -51,6 +51,10 @@ class Executor(Protocol):
     def poll(self, *, wait_s: float) -> list[Ended]:
         """What ended since the last call (elsewhere: what was committed, or has lost its worker); waits at most ``wait_s`` for
         the first."""
+        ...
+
+    def watch_on(self, execution: str) -> None:
+        """An attempt that came back from :meth:`poll` has not ended after all: its worker was heard of meanwhile. Only elsewhere."""
         ...
 
     def kill(self, execution: str) -> None:
@@ -128,11 +132,20 @@ class LocalProcesses:
             if ended or time.monotonic() >= until:
                 return ended
 
+    def watch_on(self, execution: str) -> None:
+        """Nothing to do here: a process that has ended has ended."""
+
     def kill(self, execution: str) -> None:
         running = self._running.get(execution)
         if running is not None and not running.timed_out:
             running.cancelled = True
-            self._send_kill(self._server, running, grace_s=self._grace_s)
+            server = self._server
+            if server is not None and server.waiting and all(r.cancelled for r in self._running.values()):
+                # It still imports, and hears of nothing else meanwhile: no step has begun, so none needs a grace.
+                server.waiting = 0  # its end says nothing against what it imports
+                processes.kill_tree(server.process.pid)
+                return
+            self._send_kill(server, running, grace_s=self._grace_s)
 
     def close(self) -> None:
         server, self._server = self._server, None

@@ -46,6 +46,9 @@ class Offers:
                 return [Ended(e, None, timed_out=False, cancelled=False) for e in sorted(ended)]
             time.sleep(min(_LOOK_S, left))
 
+    def watch_on(self, execution: str) -> None:
+        self._under_way.add(execution)
+
     def kill(self, execution: str) -> None:
         """Nothing to do here: a waiting offer is withdrawn by the drive, a worker is told with its next heartbeat."""
 

@@ -137,7 +137,7 @@ class Pipelines:
             d.event(EventKind.STEP_BEGUN, ref("step", execution), {"run": lease.job.run, "step": lease.job.step, "worker": worker})  # fmt: skip
             return d.done(lease)
 
-    @operation(role=Role.EDITOR, changes=True)
+    @operation(role=Role.EDITOR, changes=True, keyed=False)
     def heartbeat(self, *, execution: Id, token: str) -> Heartbeat:
         """Say that the step is still being run; answers whether to go on. To be called every third of the lease's ``ttl_s``.
 
@@ -146,7 +146,7 @@ class Pipelines:
         with self._base.store.write() as tx:
             return attempts.beat(tx, self._base.project, execution, token)
 
-    @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB)
+    @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB, keyed=False)
     def finish_step(self, *, execution: Id, token: str, result: StepResult) -> StepExecution:
         """Commit what an attempt came to, once; the same call again returns what was committed.
 

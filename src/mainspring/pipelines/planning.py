@@ -114,7 +114,7 @@ class Planner:
 
         Returns the digest of a tree. Raises :class:`InvalidInput` for what cannot travel.
         """
-        from mainspring.tracking.sources import Sources, imported
+        from mainspring.tracking.sources import KEPT_BACK, Sources, imported, is_secret
 
         place = f"pipeline {self._built.graph.pipeline}, step {step.name}"
         if Path(step.function.rpartition(":")[0]).is_absolute():
@@ -146,6 +146,13 @@ class Planner:
                     next_step="Pass it as a pathlib.Path, or commit it as a dataset and read that by version.",
                 )
             for name, file in self._files.below(path):
+                if is_secret(name):  # whoever may view the project could read it in the object store
+                    raise InvalidInput(
+                        f"a file named by text cannot travel to a worker: {KEPT_BACK}",
+                        value=name,
+                        place=place,
+                        next_step='Set executor = "local" in [pipelines], or pass the secret as an environment variable at the worker.',
+                    )
                 entries[name] = writer.put(file)
         return writer.tree(entries).digest
 

@@ -120,7 +120,7 @@ class Schedule:
         node.attempt += 1
         node.phase = "running"
         self._running += 1
-        self.note("waiting" if elsewhere else "running", node, "for a worker" if elsewhere else reason)
+        self.note("waiting" if elsewhere else "running", node, "waits for a worker" if elsewhere else reason)
 
     def skipped(self, node: Node, cause: str) -> None:
         node.phase = "skipped"

@@ -104,16 +104,17 @@ def reopen_run(d: Decision, project: str, run: str) -> None:
 def lose_running(tx: Writer, project: str, run: str) -> None:
     """Whatever of the run is under way is lost, at workers too: what they send from now on is refused."""
     tx.execute(
-        "DELETE FROM object_refs WHERE project = ? AND owner IN "
-        "(SELECT 'job:' || id FROM step_executions WHERE project = ? AND run = ? AND state IN ('waiting', 'running'))",
-        project, project, run,
-    )  # fmt: skip
-    tx.execute(
         "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state IN ('waiting', 'running')",
         wall_us(),
         project,
         run,
     )
+    # After the executions, as where one of them ends: two transactions that take the same rows in two orders block each other.
+    tx.execute(
+        "DELETE FROM object_refs WHERE project = ? AND owner IN "
+        "(SELECT 'job:' || id FROM step_executions WHERE project = ? AND run = ? AND state = 'lost')",
+        project, project, run,
+    )  # fmt: skip
 
 
 def insert_execution(
@@ -142,13 +143,16 @@ def end_execution(
     *,
     result: StepResult,
     unfit: str | None = None,
-) -> None:
+) -> bool:
+    """False if it is not under way any more: another transaction has ended it, and that stands."""
     error = result.error
-    tx.execute(
-        "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, unfit = ?, ended_us = ? WHERE project = ? AND id = ?",
+    changed = tx.execute(
+        "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, unfit = ?, ended_us = ? "
+        "WHERE project = ? AND id = ? AND state IN ('waiting', 'running')",
         state, _text(result.outputs), result.shape, _text(result.metrics), result.log, None if error is None else _text(error), unfit,
         wall_us(), project, execution,
     )  # fmt: skip
+    return bool(changed)
 
 
 def record_finished(

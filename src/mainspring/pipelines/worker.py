@@ -32,10 +32,12 @@ from mainspring.errors import (
     InvalidInput,
     MainspringError,
     NotFound,
-    Unavailable,
+    PermissionDenied,
+    Unauthenticated,
 )
 from mainspring.lineage.uploads import Uploads
 from mainspring.pipelines import warm
+from mainspring.pipelines.arrivals import MAX_MESSAGE
 from mainspring.pipelines.executor import LocalProcesses
 from mainspring.pipelines.job import Place, Result, Task, read_result
 from mainspring.pipelines.keys import variable_digest
@@ -44,14 +46,14 @@ from mainspring.pipelines.operations import Pipelines
 from mainspring.pipelines.outcomes import classify, describe
 from mainspring.pipelines.places import SentObjects, ServedObjects, fetch_inputs
 from mainspring.pipelines.schedule import RETURNED
-from mainspring.records.pipelines import StepError, StepJob, StepLease, StepResult
+from mainspring.records.pipelines import StepError, StepExecution, StepJob, StepLease, StepResult
 
 OPENER = "mainspring.remote:open_served"
 """Opens the workspace behind a server, for this program and for the steps that it runs; a room does not import what stands above it."""
 
 IDLE_S = 0.5
 PATIENCE_S = 600.0
-"""So long a finished step's result is offered to a server that does not answer."""
+"""So long a finished step's result is offered to a server that does not answer, or has no time or room for it."""
 
 _RETRY_S = 1.0
 _POLL_S = 0.1
@@ -76,18 +78,20 @@ class Worker:
         self._pipelines = pipelines
         self._objects = objects
         self._here = here
-        self._stop = threading.Event()
+        self._stopped = False
 
     def stop(self) -> None:
         """Give the current step back and return from :meth:`run`. May be called from a signal handler."""
-        self._stop.set()
+        self._stopped = True  # no event: its lock may be held by the very thread that a signal interrupts
 
     def run(self, *, once: bool = False) -> None:
         """Run steps until :meth:`stop`; with ``once`` at most one, if any waits. Raises what the server refuses for good."""
-        while not self._stop.is_set():
+        while not self._stopped:
             try:
                 lease = self._take()
-            except Unavailable as error:
+            except MainspringError as error:
+                if error.status < 500:
+                    raise
                 _say(f"{error}; trying again")
                 lease = None
             if lease is not None:
@@ -95,7 +99,7 @@ class Worker:
             if once:
                 return
             if lease is None:
-                self._stop.wait(IDLE_S)
+                time.sleep(IDLE_S)
 
     def _take(self) -> StepLease | None:
         for step in self._pipelines.waiting_steps():
@@ -112,12 +116,11 @@ class Worker:
         beats = _Beats(self._pipelines, lease)
         beats.start()
         try:
-            scratch.mkdir(mode=0o700)
             result = self._attempt(job, scratch, beats)
             if not beats.fenced:
                 self._finish(lease, result, beats)
         except MainspringError as error:
-            if not isinstance(error, Fenced) and error.status < 500:
+            if isinstance(error, (PermissionDenied, Unauthenticated)):
                 raise  # this worker may not do what it is here for
             _say(f"step {job.step}: {error}; it will be tried again")
         finally:
@@ -127,21 +130,31 @@ class Worker:
     def _attempt(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
         """Run the job and put what it left; whatever goes wrong with it is in the result."""
         try:
+            scratch.mkdir(mode=0o700)
+            return self._run_job(job, scratch, beats)
+        except OSError as error:  # a full disk, a file that cannot be read: another machine may fare better
+            _say(f"step {job.step}: {error}; it is given back")
+            return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
+
+    def _run_job(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
+        try:
             task = self._prepare(job, scratch)
         except (Corrupt, InvalidInput, NotFound) as error:
             text = f"what the step needs is not to be had: {error}"
             return StepResult(error=StepError(kind="input", type=type(error).__name__, message=text))
-        except (
-            Unavailable,
-            OSError,
-        ) as error:  # of this machine or on the way to it: another may fare better
+        except MainspringError as error:  # on the way to this machine: another may fare better
+            if error.status < 500:
+                raise
             return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
         log = CappedLog(scratch / "log")
         result, failure = self._execute(task, log, beats)
         if beats.fenced:
             return StepResult(error=failure)
         target = SentObjects(self._objects, patiently=lambda call: self._patiently(call, beats))
-        digest = target.put(log.path).digest if log.path.stat().st_size else None
+        try:
+            digest = target.put(log.path).digest if log.path.stat().st_size else None
+        except MainspringError as error:
+            return _refused(error)
         return describe(result, failure, target, log=digest, keep=self._inputs(job))
 
     def _prepare(self, job: StepJob, scratch: Path) -> Task:
@@ -178,7 +191,7 @@ class Worker:
             executor.start(job, lambda: (task, log))
             killed, ended = False, executor.poll(wait_s=_POLL_S)
             while not ended:
-                if not killed and (self._stop.is_set() or beats.is_over):
+                if not killed and (self._stopped or beats.is_over):
                     executor.kill(job.execution)
                     killed = True
                 ended = executor.poll(wait_s=_POLL_S)
@@ -193,21 +206,37 @@ class Worker:
 
     def _finish(self, lease: StepLease, result: StepResult, beats: _Beats) -> None:
         execution, token = lease.job.execution, lease.token
-        ended = self._patiently(
-            lambda: self._pipelines.finish_step(execution=execution, token=token, result=result), beats
-        )
+
+        def finish(result: StepResult) -> StepExecution:
+            return self._patiently(
+                lambda: self._pipelines.finish_step(execution=execution, token=token, result=result), beats
+            )
+
+        try:
+            ended = finish(result)
+        except MainspringError as error:
+            ended = finish(_refused(error))
         _say(f"step {lease.job.step}: {ended.state}")
 
     def _patiently(self, call: Callable[[], T], beats: _Beats) -> T:
-        """The call, again and again while the server does not answer; less long once this worker is to end."""
+        """The call, again and again while the server does not answer or cannot take it; less long once this worker is to end."""
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return call()
-            except Unavailable:
-                if beats.fenced or self._stop.is_set() or time.monotonic() > until:
+            except MainspringError as error:
+                refused = error.status < 500
+                if refused or beats.fenced or self._stopped or time.monotonic() > until:
                     raise
-                self._stop.wait(_RETRY_S)
+                time.sleep(_RETRY_S)
+
+
+def _refused(error: MainspringError) -> StepResult:
+    """The result of a step whose own result the server refuses: tried again, it would be refused again. Raises any other error."""
+    if isinstance(error, (Fenced, PermissionDenied, Unauthenticated)) or error.status >= 500:
+        raise error
+    text = f"the server refuses what the step left: {error}"[:MAX_MESSAGE]
+    return StepResult(error=StepError(kind="output", type=type(error).__name__, message=text))
 
 
 def _check_variables(job: StepJob) -> None:

@@ -79,9 +79,10 @@ def _path(operation: Operation) -> dict[str, Any]:
             "additionalProperties": False,
         }
         entry["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-        entry["parameters"].append(
-            {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 200}}
-        )
+        if operation.policy.keyed:
+            entry["parameters"].append(
+                {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 200}}
+            )
     else:
         entry["parameters"] += [
             {"name": n, "in": "query", "required": n in required, "schema": _schema(operation.types[n])}

@@ -126,7 +126,7 @@ class OperationRoute:
         )
         if twice is not None:
             raise InvalidInput("a query parameter stands twice", value=twice)
-        key = _idempotency_key(request) if operation.policy.changes else None
+        key = _idempotency_key(request) if operation.policy.changes and operation.policy.keyed else None
         if operation.policy.kind is Kind.UPLOAD:
             return await self._upload(request, bound, principal, key)
         if operation.policy.changes:

@@ -27,6 +27,13 @@ _SECRET = re.compile(
     r"(^|/)\.env|secret|credential|password|\.(pem|key)$|(^|/)id_(rsa|dsa|ecdsa|ed25519)", re.IGNORECASE
 )
 
+KEPT_BACK = "named like a secret"
+
+
+def is_secret(shown: str) -> bool:
+    """Whether a file's name in the project says that its bytes should not be kept where others read them."""
+    return _SECRET.search(shown) is not None
+
 
 @dataclass
 class Sources:
@@ -51,8 +58,8 @@ class Sources:
         self._keep(shown, text.encode("utf-8", "surrogateescape"), None)
 
     def _refused(self, shown: str, path: Path, root: Path) -> str | None:
-        if _SECRET.search(shown):
-            return "named like a secret"
+        if is_secret(shown):
+            return KEPT_BACK
         if path.suffix not in _KINDS:
             return "not a Python file"
         with contextlib.suppress(OSError, RuntimeError):
