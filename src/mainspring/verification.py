@@ -14,6 +14,7 @@ import blake3
 from mainspring.errors import Corrupt, InvalidInput, MainspringError, NotFound
 from mainspring.records.base import Record, from_json
 from mainspring.records.data import DatasetVersion
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import EdgeReport, Event, Graph, split_ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.tracking import CodeState
@@ -174,7 +175,7 @@ def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
     }  # fmt: skip
     differing: list[dict[str, object]] = []
     for event in workspace.lineage.events(
-        subject=f"dataset_version:{version.id}", kind="dataset.committed", limit=100
+        subject=f"dataset_version:{version.id}", kind=EventKind.DATASET_COMMITTED, limit=100
     ).items:
         said = {**event.data, "by": event.actor}
         differing.append({k: said[k] for k, v in row.items() if k in said and said[k] != v})
@@ -189,7 +190,7 @@ def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
 
 
 def _deleted(workspace: Namespaces, ref: str) -> Checked:
-    found = workspace.lineage.events(subject=ref, kind="dataset.deleted", limit=1).items
+    found = workspace.lineage.events(subject=ref, kind=EventKind.DATASET_DELETED, limit=1).items
     what = f"dataset version {ref.partition(':')[2][:12]}"
     if not found:
         return Checked(ref=ref, what=what, outcome="gone", detail="and no event says that it was deleted")
@@ -254,7 +255,7 @@ def _decisions(workspace: Namespaces, ident: str) -> list[Decided]:
     found: list[Decided] = []
     for given in _events(workspace, ref):
         verdict = given.data.get("verdict")
-        stopped = given.kind == "gate.stopped"
+        stopped = given.kind == EventKind.GATE_STOPPED
         why = "; ".join(map(str, given.data.get("failed") or [])) if stopped else ""
         try:
             workspace.loop.verdict(verdict=str(verdict))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mainspring.demo import report
+from mainspring.records.events import EventKind
 
 if TYPE_CHECKING:
     from mainspring.demo.story import Account
@@ -24,7 +25,9 @@ def figures(
         counts = workspace.monitoring.counts()
         replayed = workspace.loop.replay()
         audit = workspace.lineage.verify()
-        retrains = [e for e in report.happenings(workspace, "loop.retrain") if e["reason"] != "first model"]
+        retrains = [
+            e for e in report.happenings(workspace, EventKind.LOOP_RETRAIN) if e["reason"] != "first model"
+        ]
         found: dict[str, Any] = {
             "without": without,
             "seed": seed,
@@ -37,9 +40,9 @@ def figures(
             "drift_alerts": _opened(workspace, "drift"),
             "performance_alerts": _opened(workspace, "performance"),
             "retrains": retrains,
-            "gate_stops": report.happenings(workspace, "loop.gate_stop"),
-            "rollbacks": report.happenings(workspace, "loop.rollback"),
-            "promotions": report.happenings(workspace, "loop.promote"),
+            "gate_stops": report.happenings(workspace, EventKind.LOOP_GATE_STOP),
+            "rollbacks": report.happenings(workspace, EventKind.LOOP_ROLLBACK),
+            "promotions": report.happenings(workspace, EventKind.LOOP_PROMOTE),
             "versions": {
                 "model": len(workspace.models.ops.versions(model="delay", limit=1000).items),
                 "dataset": len(account.versions),
@@ -75,7 +78,7 @@ def metrics_requests(inference: str) -> int:
 def _opened(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
     """Events of alerts of one kind being opened."""
     of_kind = {f"alert:{a.id}" for a in workspace.monitoring.alerts(kind=kind, limit=1000)}
-    return [e for e in report.happenings(workspace, "alert.opened") if e["subject"] in of_kind]
+    return [e for e in report.happenings(workspace, EventKind.ALERT_OPENED) if e["subject"] in of_kind]
 
 
 def _monthly_refits(workspace: Workspace) -> int:

@@ -11,6 +11,7 @@ from mainspring.clock import from_us, to_us
 from mainspring.errors import Corrupt, NotFound
 from mainspring.lineage.audit import event_of, rows_of
 from mainspring.records.base import from_json, to_json
+from mainspring.records.events import EventKind
 from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage, Verdict
 from mainspring.storage.sql import Reader, Row, Writer
 
@@ -104,7 +105,7 @@ def audit_verdicts(tx: Reader, project: str) -> Iterator[str]:
             yield f"{name}: no event of the chain gave it"
         elif _digest(project, str(row["record"]).encode()) != (digest or row["digest"]):
             yield f"{name}: it is not what the event that gave it says"
-        elif (kind == "gate.passed") != bool(row["passed"]):
+        elif (kind == EventKind.GATE_PASSED) != bool(row["passed"]):
             yield f"{name}: its event says {kind.partition('.')[2]}"
     for ident in given:
         yield f"verdict {ident}: an event gave it, but it is not there any more"

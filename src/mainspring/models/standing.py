@@ -13,6 +13,7 @@ from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.lineage import Foundation
 from mainspring.lineage.audit import event_of, rows_of
 from mainspring.models import rows
+from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelVersion
 from mainspring.storage.sql import Reader
@@ -52,7 +53,7 @@ def audit(tx: Reader, base: Foundation) -> Iterator[str]:
                 yield f"alias {move.alias} of model {model}: the event names another override"
         for version, approval in said:
             told = _event(tx, base, approval.event)
-            kind = "model.approved" if approval.approved else "model.refused"
+            kind = EventKind.MODEL_APPROVED if approval.approved else EventKind.MODEL_REFUSED
             if (told.get("kind"), told.get("actor")) != (kind, approval.actor):
                 yield f"approval of {model}@{version.version} by {approval.actor}: no event of the chain records it"
 
@@ -88,7 +89,7 @@ def _gate(tx: Reader, base: Foundation, version: ModelVersion) -> str | None:
         [base.project, ref("model_version", f"{version.model}@{version.version}")],
         "ORDER BY seq DESC LIMIT 1",
     )
-    if not found or found[0]["kind"] == "gate.passed":
+    if not found or found[0]["kind"] == EventKind.GATE_PASSED:
         return None
     data = event_of(found[0]).data
     failed = data.get("failed") or []

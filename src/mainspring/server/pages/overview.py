@@ -6,6 +6,7 @@ from datetime import datetime
 
 from mainspring.records.base import Record
 from mainspring.records.data import CheckReport, DatasetInfo
+from mainspring.records.events import EventKind
 from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage
 from mainspring.records.models import ModelInfo, Task
 from mainspring.records.monitoring import Alert, MonitorPolicy, SeriesPoint, Verdict, Window
@@ -173,7 +174,7 @@ def _health(aspect: str, alerts: list[Alert], verdict: Verdict | None) -> Health
 
 def next_step(workspace: Workspace, name: str, last: Told | None, alerts: list[Alert]) -> tuple[str, str]:
     """What happens next with a deployment: ``(tone, words)``."""
-    if last and last.event.kind == "loop.needs_human":
+    if last and last.event.kind == EventKind.LOOP_NEEDS_HUMAN:
         return "warn", f"needs you: {last.detail}"
     rollout = running_rollout(workspace, name)
     if rollout is not None:
@@ -225,7 +226,7 @@ def _needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
     needs = []
     for s in standings:
         name = s.deployment.name
-        if s.last and s.last.event.kind == "loop.needs_human":
+        if s.last and s.last.event.kind == EventKind.LOOP_NEEDS_HUMAN:
             needs.append(
                 Need(
                     tone="warn",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mainspring.records.base import Record
+from mainspring.records.events import EventKind
 from mainspring.records.models import AliasEvent, ModelVersion
 from mainspring.records.monitoring import Alert, SeriesPoint
 from mainspring.server.charts import Chart, Mark, Measured, over_time
@@ -19,12 +20,12 @@ UNITS = {
     "errors": "failed requests per window",
     "score_mean": "mean score",
 }
-_SHOWN = {
-    "loop.promote": "good",
-    "loop.rollback": "bad",
-    "loop.gate_stop": "bad",
-    "loop.retrain": "idle",
-    "loop.abandon": "warn",
+_SHOWN: dict[str, str] = {
+    EventKind.LOOP_PROMOTE: "good",
+    EventKind.LOOP_ROLLBACK: "bad",
+    EventKind.LOOP_GATE_STOP: "bad",
+    EventKind.LOOP_RETRAIN: "idle",
+    EventKind.LOOP_ABANDON: "warn",
 }
 
 
