@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.process  # noqa: F401 - it keeps the directory that it is first loaded in, for its children: this one
 import os
 import tempfile
 import uuid

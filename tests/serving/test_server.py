@@ -35,7 +35,12 @@ def wait_for(condition: Callable[[], object], *, within_s: float = 15.0) -> None
 
 
 def logged(bundle, prefix: str = LOG_PREFIX) -> list:
-    return [decode_log(r) for r in JournalReader(bundle.folder / "log", prefix).read("")[0]]
+    reader, cursor, found = JournalReader(bundle.folder / "log", prefix), "", []
+    while True:
+        records, cursor = reader.read(cursor)  # at most 10,000 at a time
+        if not records:
+            return found
+        found += [decode_log(r) for r in records]
 
 
 def test_one_prediction_is_answered_counted_and_logged(bundle, start) -> None:
