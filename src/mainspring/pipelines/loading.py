@@ -17,6 +17,7 @@ from mainspring.pipelines.step import Pipeline, options_of
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _roots: set[Path] = set()
+_added: set[str] = set()  # entries of sys.path that were not there before
 
 
 def load_pipeline(spec: str, *, root: Path) -> Pipeline[..., Any]:
@@ -115,7 +116,10 @@ def forget_projects(*roots: Path) -> None:
 def _on_path(root: Path, folder: Path) -> None:
     """The project's root first, then the folder of the file, as when it is run as a script; other projects go."""
     wanted = [str(root.resolve()), str(folder)]
-    stale = {str(r) for r in _roots if r != root.resolve()}
+    # Only what was put there here goes: a directory that the caller had on the path stays there.
+    stale = {p for p in _added if p not in wanted and not Path(p).is_relative_to(root.resolve())}
+    _added.difference_update(stale)
+    _added.update(p for p in wanted if p not in sys.path)
     sys.path[:] = [*dict.fromkeys(wanted), *(p for p in sys.path if p not in wanted and p not in stale)]
 
 
