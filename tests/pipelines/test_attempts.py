@@ -158,12 +158,9 @@ def test_a_step_is_begun_by_one_worker(ops: Pipelines, begin: Begin) -> None:
     assert ops.waiting_steps() == []
 
 
-def test_taking_waits_for_who_withdraws(
-    base: Foundation, ops: Pipelines, begin: Begin, store_url: str
-) -> None:
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)  # SQLite has one writer at a time
+def test_taking_waits_for_who_withdraws(base: Foundation, ops: Pipelines, begin: Begin) -> None:
     """Seen red without the lock in attempts.take: PostgreSQL ended one of the two for a deadlock."""
-    if not store_url.startswith("postgres"):
-        pytest.skip("SQLite has one writer at a time")
     begin()
     found = waiting(ops)
     with ThreadPoolExecutor(1) as pool:
