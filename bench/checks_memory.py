@@ -98,7 +98,7 @@ def measure(home: Path, what: str) -> dict[str, float]:
         data.check("small", [RowCountRule(min=1)])  # whatever loads at first use
         before, began, used = memory("VmRSS"), time.monotonic(), time.process_time()
         if what == "profile":
-            data.profile("t")
+            data.get_profile("t")
         elif what == "difference by key":
             data.diff("t", 1, 2, key=["i0"])
         else:

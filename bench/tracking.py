@@ -34,14 +34,14 @@ with mlflow.start_run():
 
 
 def logging(workspace: Workspace, points: int) -> dict[str, float]:
-    run = workspace.tracking.run(experiment="bench", capture=False)
+    run = workspace.tracking.start_run(experiment="bench", capture=False)
     began = time.perf_counter()
     for step in range(points):
         run.log_metric("loss", step * 0.5, step)
     spooled = time.perf_counter() - began
     shipped = run.finish(flush_s=600)
     stored = time.perf_counter() - began
-    total = workspace.tracking.operations.metric_history(run=run.id, key="loss", limit=1).total
+    total = workspace.tracking.get_metric_history(run=run.id, key="loss", limit=1).total
     if not shipped or total != points:
         raise SystemExit(f"{total} of {points} points arrived")
     return {
@@ -80,7 +80,7 @@ def search(workspace: Workspace, runs: int, rounds: int = 9) -> dict[str, float]
         taken = []
         for _ in range(rounds):
             began = time.perf_counter()
-            page = operations.search(experiments=["many"], limit=50, **query)
+            page = operations.search_runs(experiments=["many"], limit=50, **query)
             taken.append(time.perf_counter() - began)
             assert page.items
         result[f"first_page_{name}_ms"] = round(1000 * statistics.median(taken), 1)

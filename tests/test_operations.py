@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mainspring.operations import Kind, Role, delegating, operation, operations_of
+from mainspring.operations import Kind, Role, current, delegating, operation, operations_of
 from mainspring.rooms import ROOMS, room_class
 
 
@@ -24,12 +24,20 @@ class Undeclared:
         return name
 
 
-class Positional:
+class Unnamed:
     room = "bad"
 
     @operation(role=Role.VIEWER)
-    def look(self, name: str) -> str:
-        return name
+    def look(self, *names: str) -> str:
+        return names[0]
+
+
+class Poured:
+    room = "bad"
+
+    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD)
+    def put(self, body: bytes) -> int:
+        return len(body)
 
 
 def test_an_operation_knows_its_parameters_and_policy() -> None:
@@ -69,9 +77,33 @@ def test_a_public_method_without_policy_is_refused() -> None:
         operations_of(Undeclared)
 
 
-def test_positional_parameters_are_refused() -> None:
-    with pytest.raises(TypeError, match="keyword-only"):
-        operations_of(Positional)
+@pytest.mark.parametrize("room", [Unnamed, Poured])
+def test_parameters_that_cannot_be_passed_by_name_are_refused(room: type) -> None:
+    with pytest.raises(TypeError, match="passed by name"):
+        operations_of(room)
+
+
+def test_what_is_meant_may_go_without_its_name_and_is_noted_under_it() -> None:
+    seen = []
+
+    class Named:
+        room = "named"
+
+        @operation(role=Role.VIEWER)
+        def look(self, dataset: str, selector: str = "latest", *, limit: int = 1) -> str:
+            """Look."""
+            seen.append(current())
+            return dataset
+
+    class Client(delegating(Named)):  # type: ignore[misc]
+        operations = Named()
+
+    for look in (Named().look, Client().look):
+        assert look("d", "3", limit=2) == "d"
+        assert seen[-1] is not None
+        assert seen[-1].arguments == {"dataset": "d", "selector": "3", "limit": 2}
+        with pytest.raises(TypeError):
+            look("d", "3", 2)
 
 
 @pytest.mark.parametrize("name", sorted(ROOMS))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mainspring.api import open as open  # noqa: A004 - the public name
-    from mainspring.api import run
+    from mainspring.api import start_run
     from mainspring.errors import MainspringError
     from mainspring.pipelines.context import current
     from mainspring.pipelines.step import dataset, pipeline, step
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["MainspringError", "Workspace", "current", "dataset", "open", "pipeline", "run", "step"]
+__all__ = ["MainspringError", "Workspace", "current", "dataset", "open", "pipeline", "start_run", "step"]
 
 _WHERE = {
     "MainspringError": "mainspring.errors",
@@ -28,7 +28,7 @@ _WHERE = {
     "dataset": "mainspring.pipelines.step",
     "open": "mainspring.api",
     "pipeline": "mainspring.pipelines.step",
-    "run": "mainspring.api",
+    "start_run": "mainspring.api",
     "step": "mainspring.pipelines.step",
 }
 

@@ -1,4 +1,4 @@
-"""``mainspring.open`` and ``mainspring.run``: where a user's code begins."""
+"""``mainspring.open`` and ``mainspring.start_run``: where a user's code begins."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def open(  # noqa: A001 - mainspring.open(...) reads well and shadows nothing in
     return Workspace(settings, project=project)
 
 
-def run(experiment: str = "default", **options: Any) -> Any:
-    """Start a tracked run in the nearest workspace: ``with mainspring.run("tuning") as run: run.log_metric("loss", 0.1)``.
+def start_run(experiment: str = "default", **options: Any) -> Any:
+    """Start a tracked run in the nearest workspace: ``with mainspring.start_run("tuning") as run: run.log_metric("loss", 0.1)``.
 
-    Options are those of ``workspace.tracking.run``. The workspace stays open until the run ends.
+    Options are those of ``workspace.tracking.start_run``. The workspace stays open until the run ends.
     """
-    return open().tracking.run(experiment=experiment, **options)
+    return open().tracking.start_run(experiment=experiment, **options)
 
 
 def read_dataset(name: str, version: str = "latest") -> Any:
@@ -53,9 +53,9 @@ def read_dataset(name: str, version: str = "latest") -> Any:
     import tempfile
 
     with open() as workspace:
-        found = workspace.data.version(name, version)
+        found = workspace.data.get_version(name, version)
         if found.kind == "table":
-            return workspace.data.table(name, found.id)
+            return workspace.data.read(name, found.id)
         folder = Path(tempfile.mkdtemp(prefix="mainspring-dataset-")) / name
         workspace.data.checkout(name, found.id, folder)
         return folder

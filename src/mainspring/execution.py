@@ -106,7 +106,7 @@ class Execution:
         )
 
     def _end(self, run: str) -> None:
-        for one in self._pipelines.effects(run=run):
+        for one in self._pipelines.get_effects(run=run):
             if one.reused and one.effect.kind == "artifact":
                 kept = one.effect.data
                 self._tracking.log_artifact(
@@ -114,12 +114,12 @@ class Execution:
                 )
         points = [
             Point.of(f"{s.step}.{name}", float(value))
-            for s in self._pipelines.steps(run=run)
+            for s in self._pipelines.list_steps(run=run)
             for name, value in s.metrics.items()
         ]
         if points:
             self._tracking.log_batch(run=run, batch_id="steps", metrics=points)
-        ended = self._pipelines.run(id=run).state
+        ended = self._pipelines.get_run(id=run).state
         self._tracking.finish_run(run=run, status="finished" if ended == "finished" else "failed")
 
 

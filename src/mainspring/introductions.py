@@ -57,7 +57,7 @@ def _safe(look: Callable[[str], Facts]) -> Callable[[str], Facts | None]:
 
 def _model_version(workspace: Workspace, ident: str) -> Facts:
     model, _, number = ident.rpartition("@")
-    found = workspace.room("models").version(model=model, selector=number)
+    found = workspace.room("models").get_version(model=model, selector=number)
     return _given(
         model=found.model,
         version=found.version,
@@ -69,7 +69,7 @@ def _model_version(workspace: Workspace, ident: str) -> Facts:
 
 
 def _dataset_version(workspace: Workspace, ident: str) -> Facts:
-    found = workspace.room("data").by_id(id=ident)
+    found = workspace.room("data").get_version_by_id(id=ident)
     return _given(
         dataset=found.dataset,
         number=found.number,
@@ -118,12 +118,12 @@ def _run(workspace: Workspace, ident: str) -> Facts:
 
 
 def _verdict(workspace: Workspace, ident: str) -> Facts:
-    found = workspace.room("loop").verdict(verdict=ident)
+    found = workspace.room("loop").get_verdict(verdict=ident)
     return _given(passed=found.passed, champion=found.champion, at=found.at.isoformat())
 
 
 def _deployment(workspace: Workspace, ident: str) -> Facts:
-    found = workspace.room("deploy").deployment(name=ident)
+    found = workspace.room("deploy").get_deployment(name=ident)
     return _given(targets=", ".join(f"{t.model}@{t.version} {t.weight:.0%}" for t in found.targets))
 
 

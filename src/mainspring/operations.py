@@ -10,7 +10,7 @@ methods are all operations::
         @operation(role=Role.OPERATOR, changes=True)
         def set_alias(self, *, model: str, alias: str, version: int, reason: str) -> AliasEvent: ...
 
-Parameters are keyword-only and typed with what msgspec can convert; results are records (or lists of them). A
+Parameters can be passed by name and are typed with what msgspec can convert; results are records (or lists of them). A
 project never appears as a parameter: a room object is bound to one project, and every query carries it.
 
 **Authority is checked here and nowhere else** (docs/design/authority.md): each call asks whether the principal that acts
@@ -251,6 +251,8 @@ def operation(
     )
 
     def declare(function: Callable[P, R]) -> Callable[P, R]:
+        names = list(inspect.signature(function).parameters)[1:]  # without self
+
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             room = args[0] if args else None
@@ -262,9 +264,9 @@ def operation(
                 # with the caller's authority and not with that of the operation around it, so nothing is lent.
                 inner = replace(outer, key=None)
             else:
-                inner = replace(
-                    outer, operation=name, arguments={k: v for k, v in kwargs.items() if k != "body"}
-                )
+                given = dict(zip(names, args[1:], strict=False)) | kwargs
+                given.pop("body", None)
+                inner = replace(outer, operation=name, arguments=given)
             token = _current.set(inner)
             try:
                 return function(*args, **kwargs)
@@ -286,8 +288,8 @@ def delegating(room: type[R]) -> type[R]:
 
     def method(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(inspect.unwrap(function))
-        def call(self: Any, **arguments: Any) -> Any:
-            return getattr(self.operations, name)(**arguments)
+        def call(self: Any, *args: Any, **arguments: Any) -> Any:
+            return getattr(self.operations, name)(*args, **arguments)
 
         return call
 
@@ -302,7 +304,7 @@ def delegating(room: type[R]) -> type[R]:
 def operations_of(room: type) -> dict[str, Operation]:
     """All operations of a room class, by name.
 
-    Raises :class:`TypeError` if a public method carries no policy, or a parameter is not keyword-only and typed:
+    Raises :class:`TypeError` if a public method carries no policy, or a parameter is untyped or cannot be passed by name:
     the server calls this for every room before it binds a port, so an undeclared operation stops start-up.
     """
     found: dict[str, Operation] = {}
@@ -321,13 +323,22 @@ def operations_of(room: type) -> dict[str, Operation]:
     return found
 
 
+_NAMED = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+"""What says which thing is meant (``dataset``, ``selector``) may go without its name; what says how is keyword-only."""
+
+
 def _describe(room: str, name: str, member: Callable[..., Any], policy: Policy) -> Operation:
     function = inspect.unwrap(member)
     types = typing.get_type_hints(function, include_extras=True)
     parameters = {k: p for k, p in inspect.signature(function).parameters.items() if k != "self"}
     for key, parameter in parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or key not in types:
-            msg = f"{room}.{name}: parameter {key!r} must be keyword-only and typed"
+        if parameter.kind not in _NAMED or (
+            key == "body" and parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        ):
+            msg = f"{room}.{name}: parameter {key!r} must be one that can be passed by name, and 'body' is keyword-only"
+            raise TypeError(msg)
+        if key not in types:
+            msg = f"{room}.{name}: parameter {key!r} must be typed"
             raise TypeError(msg)
     if (policy.kind is Kind.UPLOAD) != ("body" in parameters):
         msg = f"{room}.{name}: an upload has a parameter 'body', and nothing else has"

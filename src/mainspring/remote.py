@@ -8,6 +8,7 @@ once. Thread-safe; connections are pooled.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -161,8 +162,10 @@ def remote_room(room: type[T], connection: Connection) -> T:
     """An object with the operations of ``room``, each run at the other end of ``connection``."""
 
     def method(operation: Operation) -> Any:
-        def call(_self: object, **arguments: Any) -> Any:
-            return connection.call(operation, arguments)
+        def call(_self: object, *args: Any, **arguments: Any) -> Any:
+            return connection.call(operation, signature.bind(*args, **arguments).arguments)
+
+        signature = inspect.Signature(list(operation.parameters.values()))
 
         call.__name__ = operation.name
         call.__doc__ = operation.doc

@@ -141,7 +141,7 @@ class _Bytes:
 def _dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
     ref = f"dataset_version:{ident}"
     try:
-        version = workspace.data.by_id(ident)
+        version = workspace.data.get_version_by_id(ident)
     except NotFound:
         yield _deleted(workspace, ref)
         return
@@ -158,7 +158,7 @@ def _dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
     from mainspring.data.tables import content_digest
 
     try:
-        same = content_digest(workspace.data.table(version.dataset, version.id)) == version.id
+        same = content_digest(workspace.data.read(version.dataset, version.id)) == version.id
     except (Corrupt, NotFound, InvalidInput) as error:
         yield Checked(ref=ref, what=what, outcome="DIFFERS", detail=error.message)
         return
@@ -174,7 +174,7 @@ def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
         "rows": version.rows, "by": version.created_by,
     }  # fmt: skip
     differing: list[dict[str, object]] = []
-    for event in workspace.lineage.events(
+    for event in workspace.lineage.list_events(
         subject=f"dataset_version:{version.id}", kind=EventKind.DATASET_COMMITTED, limit=100
     ).items:
         said = {**event.data, "by": event.actor}
@@ -190,7 +190,7 @@ def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
 
 
 def _deleted(workspace: Namespaces, ref: str) -> Checked:
-    found = workspace.lineage.events(subject=ref, kind=EventKind.DATASET_DELETED, limit=1).items
+    found = workspace.lineage.list_events(subject=ref, kind=EventKind.DATASET_DELETED, limit=1).items
     what = f"dataset version {ref.partition(':')[2][:12]}"
     if not found:
         return Checked(ref=ref, what=what, outcome="gone", detail="and no event says that it was deleted")
@@ -205,7 +205,7 @@ def _deleted(workspace: Namespaces, ref: str) -> Checked:
 
 def _model(workspace: Namespaces, ident: str) -> Iterator[Checked]:
     model, _, number = ident.rpartition("@")
-    version = workspace.models.ops.version(model=model, selector=number)
+    version = workspace.models.get_version(model=model, selector=number)
     read = _Bytes(workspace)
     read.tree(version.package, "the list of files")
     yield read.told(f"model_version:{ident}", f"package of {ident}")
@@ -258,7 +258,7 @@ def _decisions(workspace: Namespaces, ident: str) -> list[Decided]:
         stopped = given.kind == EventKind.GATE_STOPPED
         why = "; ".join(map(str, given.data.get("failed") or [])) if stopped else ""
         try:
-            workspace.loop.verdict(verdict=str(verdict))
+            workspace.loop.get_verdict(verdict=str(verdict))
         except MainspringError as error:
             why = f"BUT the verdict cannot be trusted: {error.message}"
         what = "gate stopped it" if stopped else "gate passed"
@@ -268,10 +268,10 @@ def _decisions(workspace: Namespaces, ident: str) -> list[Decided]:
             )
         )
     try:
-        for said in workspace.models.ops.approvals(model=model, version=number):
+        for said in workspace.models.list_approvals(model=model, version=number):
             what = "approved" if said.approved else "refused"
             found.append(Decided(ref=ref, what=what, at=said.at, by=said.actor, detail=said.reason))
-        for move in workspace.models.ops.alias_history(model=model):
+        for move in workspace.models.list_alias_moves(model=model):
             if move.version == number:
                 against = f" (OVERRIDE of: {'; '.join(move.overridden)})" if move.overridden else ""
                 found.append(
@@ -286,4 +286,4 @@ def _decisions(workspace: Namespaces, ident: str) -> list[Decided]:
 
 
 def _events(workspace: Namespaces, ref: str) -> list[Event]:
-    return workspace.lineage.events(subject=ref, kind="gate.", limit=100, newest_first=False).items
+    return workspace.lineage.list_events(subject=ref, kind="gate.", limit=100, newest_first=False).items

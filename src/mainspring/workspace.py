@@ -159,7 +159,7 @@ def _loop(workspace: Workspace) -> Any:
     return kind(workspace.base, rooms, config=workspace.settings.config)
 
 
-_NEED_POLICY = frozenset({"monitoring.policy", "loop.replay", "loop.what_if"})
+_NEED_POLICY = frozenset({"monitoring.get_policy", "loop.replay", "loop.simulate_policy"})
 """Operations that change nothing and yet say what follows from the policy."""
 
 

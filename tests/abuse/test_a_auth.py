@@ -59,7 +59,7 @@ def test_a01_a_socket_or_an_event_stream_is_no_way_in(plane: Any) -> None:
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     }
-    for path in ("/", "/api/v1/abuse/lineage/events"):
+    for path in ("/", "/api/v1/abuse/lineage/list_events"):
         assert plane.send("GET", path, headers=upgrade, login=False).status in {401, 403}
         assert plane.send("GET", path, headers={"Accept": "text/event-stream"}, login=False).status == 401
 

@@ -149,7 +149,7 @@ def fill(workspace: Workspace, name: str) -> Things:
     data = workspace.data.commit(
         f"data-{name}", pa.table({"size": [1, 2, len(name)]}), message=word, tags=[f"tag-{name}"]
     )
-    profile = workspace.data.profile_object(f"data-{name}", 1).digest
+    profile = workspace.data.get_profile_object(f"data-{name}", 1).digest
     workspace.training.lock_holdout(dataset_version=data.id)
     run = workspace.tracking.create_run(experiment=f"tries-{name}", name=word)
     made = workspace.models.save_and_register(
@@ -160,8 +160,8 @@ def fill(workspace: Workspace, name: str) -> Things:
         profile=profile,
         tags={"owner": word},
     )
-    workspace.models.ops.set_alias(model=name, alias=f"alias-{name}", version=1, reason=word)
-    workspace.models.ops.set_alias(model=name, alias="champion", version=1, reason=word)
+    workspace.models.set_alias(model=name, alias=f"alias-{name}", version=1, reason=word)
+    workspace.models.set_alias(model=name, alias="champion", version=1, reason=word)
     rules = [RuleResult(rule={"metric": "auc"}, passed=True, value=0.7, reason=word)]
     verdict = workspace.loop.record_verdict(model=name, version=1, champion=None, gate="0" * 64, rules=rules)
     job = workspace.loop.request_retrain(deployment=name, reason=word)
@@ -172,7 +172,7 @@ def fill(workspace: Workspace, name: str) -> Things:
     )
     Consumers(workspace.base, [Consumer(name=f"told-{name}", handler=lambda _events: None)])
     upload = workspace.objects.put(body=iter([f"{word} bytes".encode()]))
-    table = workspace.data.operations.files(dataset=f"data-{name}")[0].digest
+    table = workspace.data.operations.list_files(dataset=f"data-{name}")[0].digest
     package = ObjectRef(digest=made.package, size=workspace.base.objects.size(made.package))
     workspace.deploy.set_routes(
         deployment=name, targets=[Target(model=name, version=1, package=made.package)], reason=word
@@ -191,7 +191,7 @@ def own_arguments(o: Operation, own: Things) -> dict[str, Any]:
         "metric": "auc", "step": "s", "version": 1, "kind": "input", "selector": "latest", "before": "latest", "after": "latest",
         "now": None, "ref": f"run:{own.run}", "window": own.run, "worker": "w", "token": "t", "seq": 1, "id": own.dataset_version, "refs": [f"run:{own.run}"],
     }  # fmt: skip
-    if o.id == "pipelines.run" or o.room == "monitoring":
+    if o.id == "pipelines.get_run" or o.room == "monitoring":
         values["id"] = own.run
     if o.id.endswith("_experiment"):
         values["id"] = own.experiment
@@ -319,7 +319,7 @@ def test_a04_bytes_that_look_like_a_tree_open_nothing(
     for attempt in (
         lambda: two.room("models").register(model="stolen", package=package.digest),
         lambda: two.room("models").register(model="stolen", package=forged.digest),
-        lambda: two.room("objects").tree(files={"f": secret}),
+        lambda: two.room("objects").create_tree(files={"f": secret}),
         lambda: two.room("data").commit_files(dataset="e", files={"f": secret}),
         lambda: two.room("tracking").log_artifact(run=run, path="c", digest=secret.digest, size=secret.size),
     ):
@@ -344,5 +344,5 @@ def test_a04_who_has_the_bytes_may_name_them(projects: tuple[Workspace, Workspac
     assert made.digest == mine.digest
     with pytest.raises(MainspringError, match="another size"):
         two.room("tracking").log_artifact(run=own.run, path="a", digest=mine.digest, size=mine.size + 1)
-    two.room("objects").expire(older_than_s=0)
+    two.room("objects").expire_uploads(older_than_s=0)
     assert b"".join(two.room("objects").get(digest=mine.digest).chunks) == bytes_

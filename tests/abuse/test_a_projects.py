@@ -49,7 +49,7 @@ def fill(one: Workspace) -> dict[str, Any]:
     one.training.lock_holdout(dataset_version=data.id)
     run = one.tracking.create_run(experiment="e", name=CANARY)
     one.models.save_and_register(fitted, model="buy", signature=SIGNATURE, sample={"x": x[:, 0].tolist()})
-    one.models.ops.set_alias(model="buy", alias="champion", version=1, reason=CANARY)
+    one.models.set_alias(model="buy", alias="champion", version=1, reason=CANARY)
     one.deploy.deploy(deployment="buy", model="buy", reason=CANARY)
     rules = [RuleResult(rule={"metric": "auc"}, passed=True, value=0.7, reason=CANARY)]
     verdict = one.loop.record_verdict(model="buy", version=1, champion=None, gate="0" * 64, rules=rules)

@@ -43,7 +43,7 @@ NEEDED_BY_FORM = {
     "/models/{model}/versions/{version}/approve": "models.approve",
     "/deployments/{name}/rollback": "loop.rollback",
     "/deployments/{name}/retrain": "loop.request_retrain",
-    "/pipelines/{id}/cancel": "pipelines.cancel",
+    "/pipelines/{id}/cancel": "pipelines.cancel_run",
 }
 
 
@@ -142,8 +142,12 @@ def test_a02_forms_ask_the_same_question(
     from types import SimpleNamespace
 
     found = SimpleNamespace(name="buy", version=1, id="x")
-    for room, looked_up in (("models", "version"), ("deploy", "deployment"), ("pipelines", "run")):
-        monkeypatch.setattr(room_class(room), looked_up, lambda _self, **_: found)
+    for room, looked_up in (
+        ("models", "get_version"),
+        ("deploy", "get_deployment"),
+        ("pipelines", "get_run"),
+    ):
+        monkeypatch.setattr(room_class(room), looked_up, lambda _self, *_, **__: found)
     roles = {o.id: o.policy.role for o in OPERATIONS}
     with as_(server, who.name) as http:
         for path, needed in NEEDED_BY_FORM.items():
@@ -184,9 +188,9 @@ def test_a02_in_a_server_nobody_is_nobody_in_any_thread(workspace: Workspace) ->
     seen: list[str] = []
 
     def look() -> None:
-        seen.append(_verdict(workspace.deploy.deployments))
+        seen.append(_verdict(workspace.deploy.list_deployments))
 
-    assert workspace.deploy.deployments() == []
+    assert workspace.deploy.list_deployments() == []
     with named_only():
         for _ in range(2):
             thread = threading.Thread(target=look)
@@ -195,7 +199,7 @@ def test_a02_in_a_server_nobody_is_nobody_in_any_thread(workspace: Workspace) ->
         with acting("loop", role=Role.OPERATOR):
             look()
         with pytest.raises(Unauthenticated):
-            workspace.deploy.deployments()
+            workspace.deploy.list_deployments()
     look()
     assert seen == ["unauthenticated", "unauthenticated", "allowed", "allowed"]
 
@@ -241,7 +245,7 @@ def test_a02_events_carry_the_name_of_who_acted(server: Running, workspace: Work
         made = browser.post(f"/api/v1/{PROJECT}/tracking/create_run", json={"name": "mine"})
         assert made.status_code == 200, made.text
         assert json.loads(made.content)["created_by"] == "editor"
-    assert workspace.lineage.events(kind="run.started", limit=1).items[0].actor == "editor"
+    assert workspace.lineage.list_events(kind="run.started", limit=1).items[0].actor == "editor"
 
 
 def test_a02_the_loop_of_a_server_is_a_named_service(tmp_path: Path) -> None:

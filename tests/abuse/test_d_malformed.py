@@ -76,7 +76,7 @@ def test_d01_what_stands_in_a_query(plane: Any, operations: list[Operation], val
 
 
 def test_d05_pages_are_bounded(plane: Any) -> None:
-    for operation in ("lineage/events", "tracking/search", "data/versions?dataset=d"):
+    for operation in ("lineage/list_events", "tracking/search_runs", "data/list_versions?dataset=d"):
         joint = "&" if "?" in operation else "?"
         for limit in ("1000000000", "-1", "0", "1.5", "true"):
             answer = plane.send("GET", f"/api/v1/abuse/{operation}{joint}limit={limit}")

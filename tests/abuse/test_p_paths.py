@@ -32,16 +32,16 @@ def _writes(run: str, digest: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "tracking.create_experiment": ("name", {"name": ""}),
         "tracking.create_run": ("experiment", {"experiment": ""}),
         "tracking.log_artifact": ("path", {"run": run, "path": "", "digest": digest, "size": 1}),
-        "objects.tree": ("files", {"files": {"": ref}}),
+        "objects.create_tree": ("files", {"files": {"": ref}}),
         "models.set_alias": ("alias", {"model": "m", "alias": "", "version": 1, "reason": "r"}),
-        "data.tag": ("tag", {"dataset": "d", "selector": "latest", "tag": ""}),
+        "data.tag_version": ("tag", {"dataset": "d", "selector": "latest", "tag": ""}),
         "deploy.deploy": ("deployment", {"deployment": "", "model": "m", "version": 1, "reason": "r"}),
     }
 
 
 @pytest.fixture(scope="module")
 def run(plane: Any) -> str:
-    with plane.workspace.tracking.run(capture=False) as run:
+    with plane.workspace.tracking.start_run(capture=False) as run:
         run.log_artifact(b"fine", "good.txt")
     plane.workspace.data.commit("d", __import__("pyarrow").table({"x": [1]}))
     return str(run.id)
@@ -50,11 +50,11 @@ def run(plane: Any) -> str:
 @pytest.mark.parametrize("bad", BAD, ids=_id)
 def test_p01_writes(plane: Any, run: str, outside: Path, bad: str) -> None:
     """P01. Seen red with check_path letting everything pass."""
-    digest = plane.workspace.tracking.artifacts(run=run).items[0].digest
+    digest = plane.workspace.tracking.list_artifacts(run=run).items[0].digest
     before, around = plane.state(), sorted(p.name for p in outside.iterdir())
     for operation, (argument, body) in _writes(run, digest).items():
         sent = body | {argument: {bad: next(iter(body["files"].values()))} if argument == "files" else bad}
-        if operation == "data.tag" and bad and all(c.isprintable() for c in bad):
+        if operation == "data.tag_version" and bad and all(c.isprintable() for c in bad):
             continue  # a tag is a label on a version, no place; what it may hold is the data room's test
         answer = plane.post(operation, sent)
         assert answer.status in {400, 404, 422}, (operation, answer.body)
@@ -103,8 +103,8 @@ def test_p01_every_text_of_every_read(plane: Any, run: str, operations: list[Ope
     [
         "/../canary", "/static/../../canary", "/static/%2e%2e/%2e%2e/canary", "/static/..%2f..%2fcanary", "/static/%252e%252e/canary",
         "/static/..\\..\\canary", "/static//canary", "/static/x;/../canary", "/static/%00", "/models/..%2f..%2fcanary", "/models/../../canary",
-        "/runs/%2e%2e%2fcanary", "/api/v1/../../canary", "/api/v1/%2e%2e/data/datasets", "/api/v1/abuse/../abuse/data/datasets", "/api/v1/abuse%2f/data/datasets",
-        "/api/v1/abuse/data/..%2fdatasets", "/api/v1//data/datasets", "//abuse/data", "http://evil.example/api/v1/version/../x",
+        "/runs/%2e%2e%2fcanary", "/api/v1/../../canary", "/api/v1/%2e%2e/data/list_datasets", "/api/v1/abuse/../abuse/data/list_datasets", "/api/v1/abuse%2f/data/list_datasets",
+        "/api/v1/abuse/data/..%2fdatasets", "/api/v1//data/list_datasets", "//abuse/data", "http://evil.example/api/v1/version/../x",
     ],
 )  # fmt: skip
 def test_p01_the_address_itself(plane: Any, target: str) -> None:
@@ -115,7 +115,7 @@ def test_p01_the_address_itself(plane: Any, target: str) -> None:
 
 
 def test_p01_a_good_path_goes_all_the_way(plane: Any, run: str) -> None:
-    answer = plane.send("GET", f"/api/v1/abuse/tracking/artifact?run={run}&path=good.txt")
+    answer = plane.send("GET", f"/api/v1/abuse/tracking/download_artifact?run={run}&path=good.txt")
     assert (answer.status, answer.body) == (200, b"fine")
     assert "attachment" in answer.headers["content-disposition"]
 

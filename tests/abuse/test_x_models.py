@@ -133,12 +133,12 @@ def test_X01_code_in_a_payload_never_runs(kind: str, tmp_path: Path, foundation:
             if name != "model.json":
                 assert caught.value.code == "unsafe_format", (name, form)
             files = {path.name: objects.put(body=[path.read_bytes()]) for path in folder.iterdir()}
-            tree = objects.tree(files=files)
+            tree = objects.create_tree(files=files)
             with pytest.raises(MainspringError):
                 ops.register(model="evil", package=tree.digest)
     with pytest.raises(NotFound):
-        ops.card(model="evil", version=1)
-    assert ops.list() == []
+        ops.get_card(model="evil", version=1)
+    assert ops.list_models() == []
     assert not marker.exists()
     pickle.loads(pickle.dumps(_Payload(marker)))
     assert marker.exists(), "the payload itself works"
@@ -413,8 +413,8 @@ def test_a_card_shows_markup_as_text(tmp_path: Path, foundation: Foundation, pac
     client = ModelsClient(Models(foundation), Uploads(foundation))
     evil = "<script>alert(1)</script> | [x](javascript:1) <img src=x onerror=y>"
     client.register_folder(package, model="delay", tags={"caveats": evil, "note": evil})
-    client.ops.set_alias(model="delay", alias="champion", version=1, reason=evil)
-    card = client.ops.card(model="delay", version=1)
+    client.operations.set_alias(model="delay", alias="champion", version=1, reason=evil)
+    card = client.operations.get_card(model="delay", version=1)
     for text in (card.html, card.markdown):
         assert "alert(1)" in text.replace("\\", "")
         assert "<script" not in text

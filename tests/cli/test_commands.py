@@ -111,7 +111,7 @@ def test_data(shell: Shell) -> None:
 
 def test_runs_and_what_a_dead_process_left(shell: Shell) -> None:
     script = (
-        "import os, mainspring\nrun = mainspring.open().tracking.run(capture=False, experiment='tuning')\n"
+        "import os, mainspring\nrun = mainspring.open().tracking.start_run(capture=False, experiment='tuning')\n"
         "run._stop = True; run._wake.set(); run._thread.join(); run.log_metric('loss', 0.25)\nos.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=shell.root, check=False)
@@ -144,7 +144,7 @@ def test_runs_sort_by_several_keys(shell: Shell) -> None:
     script = (
         "import mainspring\n"
         "for depth, loss in (('1', 2.0), ('2', 1.0), ('3', 2.0)):\n"
-        "    with mainspring.open().tracking.run(capture=False, params={'depth': depth}) as run: run.log_metric('loss', loss)"
+        "    with mainspring.open().tracking.start_run(capture=False, params={'depth': depth}) as run: run.log_metric('loss', loss)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=shell.root, check=True)
 
@@ -375,8 +375,8 @@ def test_init_makes_a_project_that_runs(tmp_path: Path, capsys: pytest.CaptureFi
     assert shell("data", "commit", "rents", str(shell.root / "data" / "newer.csv")).code == 0
     assert "gate_pass" in _retrained(shell, command)
     with mainspring.open(shell.root) as workspace:
-        raw = [f"dataset_version:{v.id}" for v in reversed(workspace.data.log("rents"))]
-        origin = [workspace.lineage.origin(ref=f"model_version:rent@{n}").nodes for n in (1, 2)]
+        raw = [f"dataset_version:{v.id}" for v in reversed(workspace.data.list_versions("rents").items)]
+        origin = [workspace.lineage.get_origin(ref=f"model_version:rent@{n}").nodes for n in (1, 2)]
     refs = [{n.ref for n in nodes} for nodes in origin]
     assert {"dataset_version", "run", "code", "environment"} <= {n.kind for n in origin[1]}
     assert [[one in found for one in raw] for found in refs] == [[True, False], [False, True]]

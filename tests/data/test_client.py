@@ -43,7 +43,7 @@ def test_every_kind_of_frame_with_equal_content_is_one_version(data: DataClient,
     found = {name: data.commit("d", source).id for name, source in sources.items()}
     engine.close()
     assert set(found.values()) == {found["arrow"]}, found
-    assert len(data.log("d")) == 1
+    assert len(data.list_versions("d").items) == 1
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_bad_file_is_named_and_commits_nothing(
     with pytest.raises(InvalidInput, match=word) as caught:
         data.commit("d", path)
     assert name in str(caught.value) or "twice" in word
-    assert data.datasets() == []
+    assert data.list_datasets() == []
     assert path.read_bytes() == content
 
 
@@ -105,7 +105,7 @@ def test_a_missing_file_names_its_neighbours(data: DataClient, tmp_path: Path) -
 def test_a_bad_frame_is_explained_and_commits_nothing(data: DataClient, source: object, word: str) -> None:
     with pytest.raises(InvalidInput, match=word):
         data.commit("d", source)
-    assert data.datasets() == []
+    assert data.list_datasets() == []
 
 
 def test_odd_but_true_content_survives(data: DataClient) -> None:
@@ -120,7 +120,7 @@ def test_odd_but_true_content_survives(data: DataClient) -> None:
         "timestamp[us, tz=Europe/Berlin]",
         "float64",
     ]
-    back = data.table("d")
+    back = data.read("d")
     assert back.schema.names == table.schema.names
     assert back["t"].to_pylist() == table["t"].to_pylist()
     assert back["inf"].to_pylist() == [float("-inf")]
@@ -128,20 +128,20 @@ def test_odd_but_true_content_survives(data: DataClient) -> None:
 
 def test_a_table_without_rows_is_a_version(data: DataClient) -> None:
     version = data.commit("d", pa.table({"x": pa.array([], pa.int64())}))
-    assert (version.rows, data.table("d").num_rows, data.profile("d").rows) == (0, 0, 0)
-    assert [c.name for c in data.profile("d").columns] == ["x"]
+    assert (version.rows, data.read("d").num_rows, data.get_profile("d").rows) == (0, 0, 0)
+    assert [c.name for c in data.get_profile("d").columns] == ["x"]
 
 
 def test_csv_nulls_are_unquoted_words_only(data: DataClient, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('n,s\n1,"NA"\nNA,NA\n3,\n')
     data.commit("d", tmp_path / "t.csv")
-    assert data.table("d").to_pydict() == {"n": [1, None, 3], "s": ["NA", None, None]}
+    assert data.read("d").to_pydict() == {"n": [1, None, 3], "s": ["NA", None, None]}
 
 
 def test_a_csv_can_be_kept_as_the_file_it_is(data: DataClient, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a\r\n1\r\n")
     version = data.commit("d", tmp_path / "t.csv", kind="files")
-    assert (version.kind, [f.path for f in data.files("d")]) == ("files", ["t.csv"])
+    assert (version.kind, [f.path for f in data.list_files("d")]) == ("files", ["t.csv"])
     assert b"".join(data.operations.download(dataset="d", path="t.csv").chunks) == b"a\r\n1\r\n"
 
 

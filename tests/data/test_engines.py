@@ -178,7 +178,7 @@ with ms.open(sys.argv[1]) as workspace:
     report = workspace.data.check("t", [NotNullRule(column="x"), RangeRule(column="x", min=2_000_000), RangeRule(column="i", min=0), UniqueRule(columns=["y"]),
         FreshnessRule(column="t", max_age="1d"), LabelRateRule(column="y", low=0.9, high=1, positive=1, period="t", per="hour")])
     print([f.failing for f in report.findings])
-    workspace.data.profile("t")
+    workspace.data.get_profile("t")
     print(workspace.data.diff("t", 1, 2, key=["i"]).rows.changed)
     print(pa.default_memory_pool().max_memory() >> 20)
 """  # fmt: skip

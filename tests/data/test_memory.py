@@ -55,7 +55,7 @@ def data(foundation: Foundation) -> DataClient:
 def test_names_and_indexes_are_kept(data: DataClient, source: object, columns: dict[str, list[Any]]) -> None:
     """Seen red: rows with whole numbers for keys stored nulls, and a labelled index vanished."""
     data.commit("d", source)
-    assert data.table("d").to_pydict() == columns
+    assert data.read("d").to_pydict() == columns
 
 
 def test_an_index_is_reported_and_may_be_declared(data: DataClient, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_an_index_is_reported_and_may_be_declared(data: DataClient, tmp_path: Pa
     version = data.commit("d", frame)
     assert version.reading is not None
     assert "unnamed index" in version.reading.columns[0].notes[0]
-    assert data.version("d").reading == version.reading
+    assert data.get_version("d").reading == version.reading
     without = data.commit("d", frame, reading={"index": False})
     assert [c.name for c in without.columns] == ["x"]
     assert "left out" in without.reading.notes[0]
@@ -120,7 +120,7 @@ def test_what_would_be_changed_is_refused(data: DataClient, source: object, word
     """
     with pytest.raises(InvalidInput, match=word):
         data.commit("d", source)
-    assert data.datasets() == []
+    assert data.list_datasets() == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_would_be_changed_is_refused(data: DataClient, source: object, word
 def test_no_digit_is_cut(data: DataClient, values: list[Any], kind: str) -> None:
     version = data.commit("d", {"x": values})
     assert version.columns[0].type == kind
-    column = data.table("d")["x"]
+    column = data.read("d")["x"]
     if "ns" in kind:
         assert column.cast(pa.int64())[0].as_py() == pa.array(pd.Series(values)).cast(pa.int64())[0].as_py()
     else:
@@ -150,14 +150,14 @@ def test_times_of_several_zones_are_instants_and_said(data: DataClient) -> None:
     values = [NOON.replace(tzinfo=TOKYO), NOON.replace(tzinfo=BERLIN)]
     version = data.commit("d", {"t": values})
     assert version.columns[0].type == "timestamp[us, tz=UTC]"
-    assert data.table("d")["t"].to_pylist() == values
+    assert data.read("d")["t"].to_pylist() == values
     assert "several zones" in version.reading.columns[0].notes[0]
     assert data.commit("d", {"t": values[:1]}).columns[0].type == "timestamp[us, tz=Asia/Tokyo]"
 
 
 def test_rows_that_lack_a_column_are_said(data: DataClient) -> None:
     version = data.commit("d", [{"a": 1}, {"a": 2, "b": 3}])
-    assert data.table("d").to_pydict() == {"a": [1, 2], "b": [None, 3]}
+    assert data.read("d").to_pydict() == {"a": [1, 2], "b": [None, 3]}
     assert "1 rows do not have it" in version.reading.columns[0].notes[0]
 
 
@@ -179,7 +179,7 @@ def test_text_that_is_no_utf8_is_refused_at_its_row(data: DataClient, tmp_path: 
     body = iter([(tmp_path / "t.parquet").read_bytes()])
     with pytest.raises(InvalidInput, match="row 3"):
         data.operations.commit_table(body=body, dataset="d")
-    assert data.datasets() == []
+    assert data.list_datasets() == []
 
 
 def test_a_report_that_is_sent_is_checked(data: DataClient, tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_a_report_that_is_sent_is_checked(data: DataClient, tmp_path: Path) -> N
 def test_names_that_differ_in_case_are_two_columns_everywhere(data: DataClient) -> None:
     data.commit("d", {"a": [1, 2], "A": [1, 1]})
     data.commit("d", {"a": [1, 2], "A": [1, 3]})
-    assert data.table("d").to_pydict() == {"a": [1, 2], "A": [1, 3]}
-    assert [c.high for c in data.profile("d").columns] == [2, 3]
+    assert data.read("d").to_pydict() == {"a": [1, 2], "A": [1, 3]}
+    assert [c.high for c in data.get_profile("d").columns] == [2, 3]
     assert data.diff("d", 1, 2, key=["a"]).rows.changed_sample[0].after == {"A": 3}
     from mainspring.records.data import UniqueRule
 

@@ -41,15 +41,15 @@ def test_a_version_has_what_was_said_of_it(foundation_on_each_engine: Foundation
     assert (version.number, version.kind, version.rows, version.created_by) == (1, "table", 3, "ada")
     assert [(c.name, c.type) for c in version.columns] == [("id", "int64"), ("x", "float64")]
     assert (version.tags, version.message) == (["jan"], "January")
-    assert data.table("flights").to_pydict() == ROWS
+    assert data.read("flights").to_pydict() == ROWS
     lineage = Lineage(foundation_on_each_engine)
-    (event, *_) = lineage.events(kind="dataset.committed").items
+    (event, *_) = lineage.list_events(kind="dataset.committed").items
     assert (event.subject, event.actor, event.operation) == (
         ref("dataset_version", version.id),
         "ada",
         "data.commit_table",
     )
-    assert [e.source for e in lineage.origin(ref=event.subject).edges] == ["run:r1"]
+    assert [e.source for e in lineage.get_origin(ref=event.subject).edges] == ["run:r1"]
     assert lineage.verify().ok
 
 
@@ -68,19 +68,19 @@ def test_equal_content_is_the_equal_version(
         tags=["kept"],
     )
     assert (again.id, again.number, again.tags) == (one.id, 1, ["kept"])
-    assert [v.number for v in data.log("d")] == [2, 1]
+    assert [v.number for v in data.list_versions("d").items] == [2, 1]
     assert two.id != one.id
-    assert data.version("d").number == 2, "committing old content again is no new latest"
-    assert len(Lineage(base).events(kind="dataset.committed").items) == 2
+    assert data.get_version("d").number == 2, "committing old content again is no new latest"
+    assert len(Lineage(base).list_events(kind="dataset.committed").items) == 2
     clock.advance(timedelta(days=1))
     assert data.commit("copy", ROWS).id == one.id, "an id is of the content, in whichever dataset"
-    assert data.by_id(one.id).dataset == "d"
+    assert data.get_version_by_id(one.id).dataset == "d"
 
 
 def test_versions_are_found_by_number_tag_id_and_beginning(foundation: Foundation) -> None:
     data = room(foundation)
     one, two = data.commit("d", ROWS), data.commit("d", OTHER)
-    data.tag("d", 1, "baseline")
+    data.tag_version("d", 1, "baseline")
     for selector, wanted in (
         (1, one),
         ("2", two),
@@ -89,33 +89,33 @@ def test_versions_are_found_by_number_tag_id_and_beginning(foundation: Foundatio
         (one.id, one),
         (two.id[:8], two),
     ):
-        assert data.version("d", selector).id == wanted.id
+        assert data.get_version("d", selector).id == wanted.id
     with pytest.raises(NotFound, match="Did you mean 'baseline'"):
-        data.version("d", "basline")
+        data.get_version("d", "basline")
     with pytest.raises(NotFound, match=r"Did you mean 'd'|Known: 'd'"):
-        data.version("dd")
+        data.get_version("dd")
     for bad in ("latest", "12", "abcdef"):
         with pytest.raises(InvalidInput):
-            data.tag("d", 1, bad)
-    assert data.tag("d", 2, "baseline").tags == ["baseline"]
-    assert data.version("d", 1).tags == []
+            data.tag_version("d", 1, bad)
+    assert data.tag_version("d", 2, "baseline").tags == ["baseline"]
+    assert data.get_version("d", 1).tags == []
 
 
 def test_listing_pages_and_datasets(foundation_on_each_engine: Foundation) -> None:
     data = room(foundation_on_each_engine)
-    assert data.datasets() == []
+    assert data.list_datasets() == []
     for n in range(5):
         data.commit("d", {"x": [n]})
     data.commit("e", {"x": [1, 2]})
-    first = data.versions("d", limit=2)
-    rest = data.versions("d", after=first.next, limit=10)
+    first = data.list_versions("d", limit=2)
+    rest = data.list_versions("d", after=first.next, limit=10)
     assert [v.number for v in first.items + rest.items] == [5, 4, 3, 2, 1]
     assert rest.next is None
-    d, e = data.datasets()
+    d, e = data.list_datasets()
     assert (d.name, d.versions, d.latest, d.rows, e.rows) == ("d", 5, 5, 1, 2)
     for bad in ("x", "-1", "1" * 40):
         with pytest.raises(InvalidInput):
-            data.versions("d", after=bad)
+            data.list_versions("d", after=bad)
 
 
 def test_a_gate_refuses_before_anything_is_visible(foundation_on_each_engine: Foundation) -> None:
@@ -125,19 +125,19 @@ def test_a_gate_refuses_before_anything_is_visible(foundation_on_each_engine: Fo
     with pytest.raises(CheckFailed, match=r"range\(x\).*row 1") as caught:
         data.commit("d", {"id": [1, 2, 3], "x": [1.0, -5.0, None]}, checks=rules, tags=["t"])
     assert "nothing was committed" in str(caught.value)
-    assert data.datasets() == []
+    assert data.list_datasets() == []
     with pytest.raises(NotFound):
-        data.version("d")
+        data.get_version("d")
     with base.store.read() as tx:
         assert tx.all("SELECT * FROM object_refs") == []
         assert tx.all("SELECT * FROM edges") == []
-    (refusal,) = data.refusals("d")
+    (refusal,) = data.list_refusals("d")
     assert (refusal.refused, refusal.version, [f.failing for f in refusal.findings]) == (True, None, [1, 1])
     assert refusal.findings[0].sample[0].values == {"x": -5.0, "id": 2}
     assert list((base.home / "tmp").iterdir()) == []
     accepted = data.commit("d", {"id": [1, 2, 3], "x": [1.0, 5.0, None]}, checks=rules)
     assert accepted.number == 1, "a rule without refuse only reports"
-    (event,) = Lineage(base).events(kind="dataset.checked").items
+    (event,) = Lineage(base).list_events(kind="dataset.checked").items
     assert [f["rule"]["check"] for f in event.data["failed"]] == ["not_null"]
 
 
@@ -153,7 +153,7 @@ def test_a_damaged_refusal_hides_no_other(foundation: Foundation, column: str, v
             data.commit("d", {"x": [0]}, checks=[RangeRule(column="x", min=low)])
     with foundation.store.write() as tx:
         tx.execute(f"UPDATE events SET {column} = ? WHERE kind = 'dataset.refused' AND seq = 1", value)
-    newer, older = data.refusals("d")
+    newer, older = data.list_refusals("d")
     assert (len(newer.findings), newer.damaged) == (1, "")
     assert (older.findings, older.passed, older.refused) == ([], False, True)
     assert "event 1: " in older.damaged
@@ -171,14 +171,14 @@ def test_a_refusal_that_is_not_even_text_hides_no_other(foundation: Foundation) 
             "UPDATE events SET data = CAST(replace(CAST(data AS BLOB), 'rule', x'f2756c65') AS TEXT) WHERE seq = 1"
         )
     raw.close()
-    assert ["cannot be read" in r.damaged for r in data.refusals("d")] == [False, True]
+    assert ["cannot be read" in r.damaged for r in data.list_refusals("d")] == [False, True]
 
 
 def test_a_rule_for_a_column_that_is_not_there_commits_nothing(foundation: Foundation) -> None:
     data = room(foundation)
     with pytest.raises(InvalidInput, match="Did you mean 'distance'"):
         data.commit("d", {"distance": [1]}, checks=[RangeRule(column="distanse", min=0)])
-    assert data.datasets() == []
+    assert data.list_datasets() == []
 
 
 def test_check_records_its_outcome(foundation: Foundation) -> None:
@@ -191,16 +191,16 @@ def test_check_records_its_outcome(foundation: Foundation) -> None:
         True,
         [False, True],
     )
-    (event,) = Lineage(foundation).events(kind="dataset.checked").items
+    (event,) = Lineage(foundation).list_events(kind="dataset.checked").items
     assert (event.id, event.data["version"]) == (report.event, 1)
 
 
 def test_the_profile_is_made_once_and_kept(foundation: Foundation) -> None:
     data = room(foundation)
     version = data.commit("d", {"x": list(range(2000)), "c": ["a"] * 2000})
-    first = data.profile_object("d")
-    assert data.profile_object("d") == first
-    profile = data.profile("d", version.id)
+    first = data.get_profile_object("d")
+    assert data.get_profile_object("d") == first
+    profile = data.get_profile("d", version.id)
     assert (profile.rows, profile.columns[0].mean, profile.columns[1].counts) == (2000, 999.5, {"a": 2000})
     with foundation.store.read() as tx:
         assert tx.first("SELECT owner FROM object_refs WHERE digest = ?", first.digest) is not None
@@ -215,13 +215,13 @@ def test_deletion_keeps_the_trace_and_minds_what_was_made_from_it(
     data.commit("copy", ROWS)
     data.commit("d", OTHER, inputs=[ref("dataset_version", one.id)])
     with pytest.raises(Conflict, match="1 things were made from"):
-        data.delete("d", 1, reason="bad feed")
+        data.delete_version("d", 1, reason="bad feed")
     with pytest.raises(InvalidInput, match="say why"):
-        data.delete("d", 1, reason=" ")
-    data.delete("d", 1, reason="bad feed", force=True)
+        data.delete_version("d", 1, reason=" ")
+    data.delete_version("d", 1, reason="bad feed", force=True)
     with pytest.raises(NotFound, match="was deleted"):
-        data.version("d", 1)
-    assert data.table("copy").num_rows == 3, "the same content in another dataset keeps its bytes"
+        data.get_version("d", 1)
+    assert data.read("copy").num_rows == 3, "the same content in another dataset keeps its bytes"
     with base.store.read() as tx:
         owners = {r["owner"] for r in tx.all("SELECT owner FROM object_refs")}
     assert not any(o.endswith(f"{one.id}@d") for o in owners)
@@ -254,7 +254,7 @@ def test_files_keep_their_exact_bytes(foundation: Foundation, tmp_path: Path) ->
         None,
     )
     with pytest.raises(InvalidInput, match="not a table"):
-        data.profile("raw")
+        data.get_profile("raw")
     with pytest.raises(NotFound, match=r"Did you mean 'a\.bin'"):
         data.operations.download(dataset="raw", path="a.bim")
 
@@ -268,7 +268,7 @@ def test_d_a_stream_that_breaks_off_commits_nothing(foundation: Foundation, tmp_
             ops.commit_stream(body=[whole[:cut]], dataset="d")
     with pytest.raises(InvalidInput, match="twice"):
         ops.commit_stream(body=frame_files([("f", tmp_path / "f"), ("f", tmp_path / "f")]), dataset="d")
-    assert ops.datasets() == []
+    assert ops.list_datasets() == []
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_p01_a_path_never_names_a_place(foundation: Foundation, tmp_path: Path, 
     ops = Data(foundation)
     with pytest.raises(InvalidInput):
         ops.commit_stream(body=frame_files([(path, tmp_path / "f")]), dataset="d")
-    assert ops.datasets() == []
+    assert ops.list_datasets() == []
 
 
 @pytest.mark.parametrize("source", ["link", "fifo"])
@@ -307,7 +307,7 @@ def test_a04_an_object_of_another_project_cannot_be_named(make_foundation: Calla
     for attempt in (
         lambda: Data(b).commit_files(dataset="d", files={"f": stored}),
         lambda: Uploads(b).get(digest=stored.digest),
-        lambda: Uploads(b).tree(files={"f": stored}),
+        lambda: Uploads(b).create_tree(files={"f": stored}),
     ):
         with pytest.raises(NotFound, match="in this project"):
             attempt()
@@ -316,7 +316,7 @@ def test_a04_an_object_of_another_project_cannot_be_named(make_foundation: Calla
         Uploads(b).get(digest=stored.digest)
     assert forged.size > 0
     assert room(a).operations.commit_files(dataset="d", files={"f": stored}).files == 1
-    assert room(b).datasets() == []
+    assert room(b).list_datasets() == []
 
 
 def test_committing_at_once_gives_distinct_numbers_and_one_version_per_content(
@@ -339,7 +339,7 @@ def test_committing_at_once_gives_distinct_numbers_and_one_version_per_content(
     for thread in threads:
         thread.join()
     assert errors == []
-    versions = data.log("d")
+    versions = data.list_versions("d").items
     assert sorted(v.number for v in versions) == list(range(1, 13))
     assert len({v.id for v in versions}) == 12
 
@@ -396,17 +396,17 @@ def test_t01_a_kill_during_commit_leaves_all_or_nothing(foundation: Foundation, 
         check=False,
     )
     assert child.returncode == -signal.SIGKILL, child.stderr
-    numbers = [v.number for v in data.log("d")]
+    numbers = [v.number for v in data.list_versions("d").items]
     assert numbers in ([1], [2, 1])
     with foundation.store.read() as tx:
         refs = tx.all("SELECT DISTINCT owner FROM object_refs")
         edges = tx.all("SELECT * FROM edges")
     assert len(refs) == len(numbers)
     assert len(edges) == len(numbers) - 1
-    assert len(Lineage(foundation).events(kind="dataset.committed").items) == len(numbers)
+    assert len(Lineage(foundation).list_events(kind="dataset.committed").items) == len(numbers)
     again = data.commit("d", OTHER, inputs=["run:r"])
     assert again.number == 2
-    assert data.table("d", 1).num_rows == data.table("d", first.id).num_rows == 3
+    assert data.read("d", 1).num_rows == data.read("d", first.id).num_rows == 3
     assert Lineage(foundation).verify().ok
 
 
@@ -416,7 +416,7 @@ def test_equal_content_from_another_process_is_the_equal_id(foundation: Foundati
         [sys.executable, "-c", _CHILD, str(foundation.home)], capture_output=True, text=True, check=True
     )
     assert child.stdout.strip() == mine
-    assert len(room(foundation).log("d")) == 1
+    assert len(room(foundation).list_versions("d").items) == 1
 
 
 def test_reading_reports_missing_columns_and_filters(foundation: Foundation) -> None:
@@ -432,8 +432,8 @@ def test_names_that_are_no_names_are_refused(foundation: Foundation, name: str) 
     ops = Data(foundation)
     for attempt in (
         lambda: room(foundation).commit(name, ROWS),
-        lambda: ops.version(dataset=name),
-        lambda: ops.versions(dataset=name),
+        lambda: ops.get_version(dataset=name),
+        lambda: ops.list_versions(dataset=name),
     ):
         with pytest.raises(InvalidInput):
             attempt()

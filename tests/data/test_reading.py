@@ -45,7 +45,7 @@ def commit(data: DataClient, tmp_path: Path) -> Any:
         path = tmp_path / name
         path.write_bytes(raw if isinstance(raw, bytes) else raw.encode())
         version = data.commit("t", path, **({"reading": declared} if declared else {}))
-        return version, data.table("t", version.id).to_pydict()
+        return version, data.read("t", version.id).to_pydict()
 
     return run
 
@@ -480,7 +480,7 @@ def test_ambiguous_dates_are_read_as_declared(commit: Any) -> None:
 
 def test_the_reading_is_recorded_with_the_version_and_changes_no_id(commit: Any, data: DataClient) -> None:
     version, _ = commit("zip,x\n00715,N/A\n30159,2\n")
-    stored = data.version("t", version.number)
+    stored = data.get_version("t", version.number)
     assert stored.reading == version.reading
     assert stored.reading is not None
     assert (stored.reading.delimiter, stored.reading.encoding, stored.reading.header) == (",", "utf-8", True)
@@ -490,7 +490,7 @@ def test_the_reading_is_recorded_with_the_version_and_changes_no_id(commit: Any,
     assert plain.id == version.id
     assert plain.reading is None
     again = data.commit("other", pa.table({"zip": ["00715", "30159"], "x": [None, 2]}))
-    assert data.version("t").reading == version.reading
+    assert data.get_version("t").reading == version.reading
     assert again.id == plain.id
 
 
@@ -658,7 +658,7 @@ def test_real_files_keep_every_value(data: DataClient, path: Path) -> None:
 
     declared = DECLARED.get(path.name, {})
     version = data.commit("real", path, reading=declared)
-    table = data.table("real")
+    table = data.read("real")
     frame = pd.read_csv(path, dtype=str, keep_default_na=False, header=None if declared.get("header") is False else 0, sep=declared.get("delimiter", ","), skiprows=declared.get("skip_lines", 0))  # fmt: skip
     assert (version.rows, len(table.column_names)) == frame.shape
     for i, name in enumerate(table.column_names):

@@ -71,7 +71,7 @@ with ms.open(".") as workspace:
         workspace.data.check("names", [LengthRule(column="name", most=-1)])
     except InvalidInput as error:
         print("invalid", error)
-    (report,) = workspace.data.refusals("names")
+    (report,) = workspace.data.list_refusals("names")
     print("kept", report.findings[0].rule, report.findings[0].sample[0].row)
     with running_server(workspace) as server, httpx2.Client(base_url=server.url, headers={"Authorization": f"Bearer {server.token}"}) as client:
         sent = client.post(f"/api/v1/{workspace.project}/data/check", json={"dataset": "names", "rules": [{"check": "length", "column": "name", "most": 4}]})

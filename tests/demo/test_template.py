@@ -64,21 +64,21 @@ def test_a_run_registers_a_version_with_all_it_came_from(project: Path) -> None:
     }
     first = _run(project, params)
     with open_workspace(project) as workspace:
-        version = workspace.models.ops.version(model="delay")
+        version = workspace.models.get_version(model="delay")
         assert (version.version, version.run, version.label) == (1, first, "late")
         assert version.metrics["auc"] > 0.55
-        training = workspace.data.by_id(version.dataset_version)
-        holdout = workspace.data.by_id(version.holdout)
+        training = workspace.data.get_version_by_id(version.dataset_version)
+        holdout = workspace.data.get_version_by_id(version.holdout)
         assert training.rows > 10_000
         assert max(workspace.data.read("flights-train")["label_arrived_at"].to_pylist()) <= min(
             workspace.data.read("flights-holdout")["event_time"].to_pylist()
         )
-        assert workspace.training.holdout(dataset_version=holdout.id).uses == 1
+        assert workspace.training.get_holdout(dataset_version=holdout.id).uses == 1
     again = _run(project, params)
     with open_workspace(project) as workspace:
-        states = {step.step: step.state for step in workspace.pipelines.steps(run=again)}
+        states = {step.step: step.state for step in workspace.pipelines.list_steps(run=again)}
         assert states["tune"] == "cached"
-        assert workspace.models.ops.version(model="delay").run == again
+        assert workspace.models.get_version(model="delay").run == again
 
 
 def test_a_corrupted_batch_is_refused_with_its_rows(project: Path) -> None:
@@ -93,6 +93,6 @@ def test_a_corrupted_batch_is_refused_with_its_rows(project: Path) -> None:
         bad = good.set_column(good.schema.get_field_index("distance"), "distance", distance)
         with pytest.raises(CheckFailed, match="range"):
             workspace.data.commit("flights", bad, checks=checks)
-        assert len(workspace.data.log("flights")) == 1
-        (report,) = workspace.data.refusals("flights")
+        assert len(workspace.data.list_versions("flights").items) == 1
+        (report,) = workspace.data.list_refusals("flights")
         assert report.findings[0].sample[0].values["distance"] == -5.0

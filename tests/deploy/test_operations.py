@@ -15,7 +15,7 @@ from mainspring.deploy.trial import try_package
 from mainspring.errors import Conflict, InvalidInput, NotFound
 from mainspring.lineage import Foundation, Lineage
 from mainspring.operations import Role, acting, operations_of
-from mainspring.records.base import from_json, to_json
+from mainspring.records.base import Selector, from_json, to_json
 from mainspring.records.models import Column, ModelVersion, Signature, Task
 from mainspring.records.serving import RouteTable, Shadow, Target, table_digest
 from mainspring.serving.bundle import STATE_FILE, State
@@ -52,7 +52,7 @@ class Registry:
         )  # fmt: skip
         return self._versions[version]
 
-    def version(self, *, model: str, selector: str) -> ModelVersion:
+    def get_version(self, model: str, selector: Selector = "latest") -> ModelVersion:
         number = max(self._versions) if selector in {"latest", "champion"} else int(selector)
         if model != "m" or number not in self._versions:
             raise NotFound("no such version", value=f"{model}@{selector}")
@@ -101,9 +101,9 @@ def test_a_deployment_is_written_to_the_bundle(base: Foundation, room: Deploy, r
     written = table(base)
     assert written.digest == table_digest(written)
     assert [(t.version, t.role, t.weight) for t in written.deployments[0].targets] == [(1, "champion", 1.0)]
-    package = base.home / "bundle" / "packages" / registry.version(model="m", selector="1").package
+    package = base.home / "bundle" / "packages" / registry.get_version(model="m", selector="1").package
     assert (package / "model.onnx").read_bytes() == b"payload 1"
-    assert room.deployment(name="delay") == room.deployments()[0] == written.deployments[0]
+    assert room.get_deployment(name="delay") == room.list_deployments()[0] == written.deployments[0]
 
 
 def test_numbers_grow_and_equal_routes_change_nothing(base: Foundation, room: Deploy) -> None:
@@ -112,7 +112,7 @@ def test_numbers_grow_and_equal_routes_change_nothing(base: Foundation, room: De
     room.deploy(deployment="b", model="m", version=2, reason="r")
     room.deploy(deployment="b", model="m", version=2, reason="again")
     assert table(base).number == first + 1
-    assert [c.number for c in room.history(name="b")] == [first + 1]
+    assert [c.number for c in room.list_changes(name="b")] == [first + 1]
     assert room.publish().written is False
 
 
@@ -120,16 +120,16 @@ def test_each_change_is_an_event_with_edges_and_history(base: Foundation, room: 
     with acting("ann", role=Role.OPERATOR):
         room.deploy(deployment="delay", model="m", version=1, reason="first")
         room.deploy(deployment="delay", model="m", version=2, reason="better")
-    newest, oldest = room.history(name="delay")
+    newest, oldest = room.list_changes(name="delay")
     assert (newest.actor, newest.reason) == ("ann", "better")
     assert oldest.routes is not None
     assert oldest.routes.targets[0].version == 1
     lineage = Lineage(base)
-    events = lineage.events(subject="deployment:delay").items
+    events = lineage.list_events(subject="deployment:delay").items
     assert [e.kind for e in events] == ["deployment.routed"] * 2
     assert events[0].id == newest.event
     assert events[0].data["from"]["targets"][0]["version"] == 1
-    assert {e.source for e in lineage.origin(ref="deployment:delay").edges} == {
+    assert {e.source for e in lineage.get_origin(ref="deployment:delay").edges} == {
         "model_version:m@1",
         "model_version:m@2",
     }
@@ -171,7 +171,7 @@ def test_routes_that_cannot_be_right_are_refused(
     targets, shadows = make(registry)
     with pytest.raises(InvalidInput):
         room.set_routes(deployment="delay", targets=targets, shadows=shadows, reason="r")
-    assert room.deployments() == []
+    assert room.list_deployments() == []
     assert not (base.home / "bundle" / "routes.json").exists()
 
 
@@ -191,7 +191,7 @@ def test_a_deployment_goes_on_answering_the_same_question(
     options, difference = OTHERS[other]
     registry.add(9, **options)  # type: ignore[arg-type]
     room.deploy(deployment="delay", model="m", version=1, reason="r")
-    before, number = room.deployment(name="delay"), table(base).number
+    before, number = room.get_deployment(name="delay"), table(base).number
     for attempt in (
         lambda: room.deploy(deployment="delay", model="m", version=9, reason="r"),
         lambda: room.set_routes(deployment="delay", targets=[registry.target(9)], reason="r"),
@@ -207,7 +207,7 @@ def test_a_deployment_goes_on_answering_the_same_question(
         with pytest.raises(InvalidInput, match=difference) as caught:
             attempt()
         assert caught.value.next_step
-    assert room.deployment(name="delay") == before
+    assert room.get_deployment(name="delay") == before
     assert table(base).number == number
     room.deploy(deployment="another", model="m", version=9, reason="a name of its own")
 
@@ -230,7 +230,7 @@ def test_publishing_again_mends_a_damaged_package(
 ) -> None:
     """And shows the route table anew, so that servers try again. Seen red with a folder that is there taken for good."""
     room.deploy(deployment="delay", model="m", version=1, reason="r")
-    package = base.home / "bundle" / "packages" / registry.version(model="m", selector="1").package
+    package = base.home / "bundle" / "packages" / registry.get_version(model="m", selector="1").package
     payload = package / "model.onnx"
     if damage == "byte":
         payload.write_bytes(b"Payload 1")
@@ -267,7 +267,7 @@ def test_a_version_that_a_server_cannot_load_is_refused_before_anything_is_decid
             InvalidInput, match=r"a server cannot load this version, so nothing was changed: model.json"
         ):
             attempt()
-    assert room.deployments() == []
+    assert room.list_deployments() == []
     assert not (base.home / "bundle" / "routes.json").exists()
 
 
@@ -276,7 +276,9 @@ def test_a_version_that_a_server_loads_is_tried_once(base: Foundation, registry:
     room = Deploy(base, registry, trial=tried.append)
     room.deploy(deployment="a", model="m", version=1, reason="r")
     room.deploy(deployment="b", model="m", version=1, reason="r")
-    assert tried == [base.home / "bundle" / "packages" / registry.version(model="m", selector="1").package]
+    assert tried == [
+        base.home / "bundle" / "packages" / registry.get_version(model="m", selector="1").package
+    ]
     with base.ledger.decision():
         room.deploy(deployment="a", model="m", version=2, reason="within a larger decision")
     assert len(tried) == 1, "it would hold the writer's lock"
@@ -285,7 +287,7 @@ def test_a_version_that_a_server_loads_is_tried_once(base: Foundation, registry:
 def test_unknown_names_are_not_found_with_near_ones(room: Deploy) -> None:
     room.deploy(deployment="delay", model="m", version=1, reason="r")
     with pytest.raises(NotFound, match="Did you mean 'delay'"):
-        room.deployment(name="delai")
+        room.get_deployment(name="delai")
     with pytest.raises(NotFound):
         room.deploy(deployment="delay", model="m", version=8, reason="r")
     with pytest.raises(InvalidInput):
@@ -294,9 +296,9 @@ def test_unknown_names_are_not_found_with_near_ones(room: Deploy) -> None:
 
 def test_removing_leaves_history(base: Foundation, room: Deploy) -> None:
     room.deploy(deployment="delay", model="m", version=1, reason="r")
-    room.remove(deployment="delay", reason="over")
+    room.remove_deployment(deployment="delay", reason="over")
     assert table(base).deployments == []
-    assert [c.routes is None for c in room.history(name="delay")] == [True, False]
+    assert [c.routes is None for c in room.list_changes(name="delay")] == [True, False]
 
 
 def test_within_a_larger_decision_nothing_is_published_before_its_commit(
@@ -340,7 +342,7 @@ def test_o04_a_crash_while_publishing_leaves_a_bundle_that_serves_and_is_repaire
     shown = table(base)
     for digest in bundle.packages_of(shown):
         assert (base.home / "bundle" / "packages" / digest / "model.onnx").exists()
-    assert room.deployment(name="delay").targets[0].version == 2
+    assert room.get_deployment(name="delay").targets[0].version == 2
     room.publish()
     assert table(base).deployments[0].targets[0].version == 2
     with base.store.read() as tx:
@@ -351,7 +353,7 @@ def test_unneeded_packages_go_after_a_grace(base: Foundation, room: Deploy, regi
     for version in (1, 2):
         room.deploy(deployment="delay", model="m", version=version, reason="r")
     folder = base.home / "bundle"
-    first, second = (registry.version(model="m", selector=str(v)).package for v in (1, 2))
+    first, second = (registry.get_version(model="m", selector=str(v)).package for v in (1, 2))
     assert bundle.prune(folder, {second}) == []
     os.utime(folder / "packages" / first, (0, 0))
     os.utime(folder / "packages" / second, (0, 0))
@@ -365,7 +367,7 @@ def test_the_last_good_packages_stay_however_old(base: Foundation, room: Deploy,
     folder = base.home / "bundle"
     (folder / "log" / STATE_FILE).write_bytes(to_json(State(good=table(base))))
     room.deploy(deployment="delay", model="m", version=2, reason="r")
-    first, second = (registry.version(model="m", selector=str(v)).package for v in (1, 2))
+    first, second = (registry.get_version(model="m", selector=str(v)).package for v in (1, 2))
     for package in (first, second):
         os.utime(folder / "packages" / package, (0, 0))
     room.publish()
@@ -404,10 +406,10 @@ def test_every_public_method_is_an_operation() -> None:
     assert set(operations_of(Deploy)) == {
         "deploy",
         "set_routes",
-        "remove",
-        "deployments",
-        "deployment",
-        "history",
+        "remove_deployment",
+        "list_deployments",
+        "get_deployment",
+        "list_changes",
         "publish",
     }
 

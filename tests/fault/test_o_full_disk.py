@@ -49,7 +49,7 @@ def outcome(action):
         return error.code
 
 workspace = open_workspace(root)
-run = workspace.tracking.run(capture=False, params={"depth": 3})
+run = workspace.tracking.start_run(capture=False, params={"depth": 3})
 run.log_metric("before", 1.0)
 run.flush()
 commits = 0
@@ -64,10 +64,10 @@ fill()
 for step in range(20_000):
     run.log_metric("lost", step, step)
 run.set_tag("note", "set on a full disk")
-said["read"] = outcome(lambda: workspace.data.table("d", "1").num_rows)
-said["delete"] = outcome(lambda: workspace.data.delete("d", "1", reason="full").number)
+said["read"] = outcome(lambda: workspace.data.read("d", "1").num_rows)
+said["delete"] = outcome(lambda: workspace.data.delete_version("d", "1", reason="full").number)
 fill()
-said["delete again"] = outcome(lambda: workspace.data.delete("d", "2", reason="full").number)
+said["delete again"] = outcome(lambda: workspace.data.delete_version("d", "2", reason="full").number)
 fill()
 said["gc"] = outcome(lambda: workspace.base.objects.gc(grace_s=0).packs_removed > 0)
 fill()
@@ -79,8 +79,8 @@ if sys.argv[2] == "dies":  # the run's end is in the note alone
 workspace.close()
 fill()
 again = open_workspace(root)
-said["read after opening"] = outcome(lambda: again.data.table("d", "3").num_rows)
-said["delete after opening"] = outcome(lambda: again.data.delete("d", "3", reason="full").number)
+said["read after opening"] = outcome(lambda: again.data.read("d", "3").num_rows)
+said["delete after opening"] = outcome(lambda: again.data.delete_version("d", "3", reason="full").number)
 said["gc after opening"] = outcome(lambda: again.base.objects.gc(grace_s=0).packs_removed > 0)
 again.close()
 print(json.dumps(said | {"run": run.id}), flush=True)
@@ -95,7 +95,7 @@ for filler in root.glob("filler*"):
     filler.unlink()
 with open_workspace(root) as workspace:
     workspace.tracking.recover()
-    run = workspace.tracking.operations.get_run(run=sys.argv[2])
+    run = workspace.tracking.get_run(run=sys.argv[2])
     chain = workspace.lineage.verify().ok
     left = [p.name for p in (root / ".mainspring/spool/shop").iterdir()]
     workspace.data.commit("d", {"x": [1, 2, 3]})
@@ -176,7 +176,7 @@ def test_o07_a_store_that_frees_space_may_use_the_reserve(
     monkeypatch.setattr(
         Reserve, "make", lambda self, extra=None: seen.append(reserve.exists()) or _make(self, extra)
     )
-    workspace.data.delete("d", version.id, reason="full")
+    workspace.data.delete_version("d", version.id, reason="full")
     workspace.tracking.operations.delete_run(run=workspace.tracking.operations.create_run().id)
     workspace.base.objects.gc(grace_s=0)
     assert seen == [False, False, False]
@@ -260,7 +260,7 @@ from mainspring.storage import failpoints
 from mainspring.workspace import open_workspace
 warnings.simplefilter("ignore")
 workspace = open_workspace(sys.argv[1])
-run = workspace.tracking.run(capture=False)
+run = workspace.tracking.start_run(capture=False)
 run.log_metric("before", 1.0)
 run.flush(60)
 failpoints.arm("journal.append:enospc,tracking.batch_marked:enospc")
@@ -292,9 +292,9 @@ def test_t13_the_mark_of_a_dead_run_was_allocated_at_its_start(tmp_path: Path, h
     (note,) = (tmp_path / ".mainspring/spool/shop" / run).glob("degraded-*")
     assert note.stat().st_size == 1024
     with open_workspace(tmp_path) as workspace:
-        assert "mainspring.degraded" not in workspace.tracking.operations.get_run(run=run).tags
+        assert "mainspring.degraded" not in workspace.tracking.get_run(run=run).tags
         workspace.tracking.recover()
-        stored = workspace.tracking.operations.get_run(run=run)
+        stored = workspace.tracking.get_run(run=run)
         said = stored.tags["mainspring.degraded"]
         assert said.startswith("lost at least 10" if how == "is killed" else "lost at least 101 log calls")
         assert "no space left" in said
@@ -308,7 +308,7 @@ def test_t13_what_must_not_be_lost_waits_in_memory(workspace: Workspace) -> None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            run = workspace.tracking.run(capture=False, params={"depth": 3})
+            run = workspace.tracking.start_run(capture=False, params={"depth": 3})
             run.set_tag("note", "kept")
             for step in range(10):
                 run.log_metric("lost", step, step)
@@ -329,7 +329,7 @@ def test_t13_kept_records_go_to_the_spool_in_their_order_when_it_can_be_written(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         with workspace.base.store.engine._lock:  # type: ignore[attr-defined] - nothing reaches the store meanwhile
-            run = workspace.tracking.run(capture=False)
+            run = workspace.tracking.start_run(capture=False)
             run.set_tag("phase", "first")
             failpoints.arm("")
             run._retry_at = 0.0
@@ -344,7 +344,7 @@ def test_t13_kept_records_go_to_the_spool_in_their_order_when_it_can_be_written(
 
 def test_t13_a_run_that_only_attached_is_marked_too(workspace: Workspace) -> None:
     """Seen red with the mark written for the run's owner alone: a step's process lost points in silence."""
-    owner = workspace.tracking.run(capture=False)
+    owner = workspace.tracking.start_run(capture=False)
     owner.flush(60)
     step = workspace.tracking.attach(owner.id)
     failpoints.arm("journal.append:enospc")

@@ -90,7 +90,7 @@ def end(process: subprocess.Popen[str]) -> tuple[str, str]:
 def fails(base: Foundation, root: Path, spec: str = "p.py:go") -> Any:
     with pytest.raises(StepFailed):
         a_runner(base, root).run(spec)
-    return Pipelines(base).runs().items[0]
+    return Pipelines(base).list_runs().items[0]
 
 
 def alive(pid: int) -> bool:
@@ -127,7 +127,7 @@ def go(root: str = ROOT):
 
 
 def _digests(base: Foundation, run: str) -> dict[str, list[str]]:
-    return {e.step: [o.digest for o in e.outputs] for e in Pipelines(base).steps(run=run)}
+    return {e.step: [o.digest for o in e.outputs] for e in Pipelines(base).list_steps(run=run)}
 
 
 def _kill_and_resume(make: Callable[..., Foundation], tmp_path: Path, kills: int) -> None:
@@ -154,7 +154,7 @@ def _kill_and_resume(make: Callable[..., Foundation], tmp_path: Path, kills: int
             done += 1
             finished = {e.step for e in _executions(base) if e.state == "finished"}
             before = (root / "ran.txt").read_text().split() if (root / "ran.txt").exists() else []
-            runs = Pipelines(base).runs().items
+            runs = Pipelines(base).list_runs().items
             what, arg = ("resume", runs[0].id) if runs else ("run", "p.py:go")
             if runs and runs[0].state == "finished":
                 break
@@ -178,7 +178,7 @@ def _kill_and_resume(make: Callable[..., Foundation], tmp_path: Path, kills: int
 
 def _executions(base: Foundation) -> list[Any]:
     ops = Pipelines(base)
-    return [e for r in ops.runs().items for e in ops.steps(run=r.id, attempts=True)]
+    return [e for r in ops.list_runs().items for e in ops.list_steps(run=r.id, attempts=True)]
 
 
 def test_r01_a_runner_killed_at_random_resumes_to_the_same_digests(
@@ -222,7 +222,7 @@ def test_r02_a_kill_at_each_point_commits_outputs_exactly_once(
     begin(process)
     end(process)
     assert process.returncode == -signal.SIGKILL
-    run = a_runner(base, root).resume(Pipelines(base).runs().items[0].id)
+    run = a_runner(base, root).resume(Pipelines(base).list_runs().items[0].id)
     assert run.state == "finished"
     finished = [e.step for e in _executions(base) if e.state == "finished"]
     assert len(finished) == len(set(finished)) == 5
@@ -248,8 +248,8 @@ def test_r03_exit_raise_and_missing_output_are_failures_with_a_cause(
     run = fails(foundation, root)
     assert run.error.kind == kind
     assert says in run.error.message
-    assert [e.state for e in Pipelines(foundation).steps(run=run.id)] == ["failed", "skipped"]
-    assert b"kept" in b"".join(Pipelines(foundation).log(run=run.id, step="bad").chunks)
+    assert [e.state for e in Pipelines(foundation).list_steps(run=run.id)] == ["failed", "skipped"]
+    assert b"kept" in b"".join(Pipelines(foundation).download_log(run=run.id, step="bad").chunks)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_r05_a_memory_limit_ends_the_step_as_memory_and_is_not_retried(
     )
     run = fails(foundation, root)
     assert run.error.kind == "memory"
-    assert len(Pipelines(foundation).steps(run=run.id, attempts=True)) == 1
+    assert len(Pipelines(foundation).list_steps(run=run.id, attempts=True)) == 1
 
 
 def test_r06_a_hang_that_ignores_sigterm_dies_with_its_whole_tree(foundation: Foundation, root: Path) -> None:
@@ -350,7 +350,7 @@ def go(): leave()
 
     def look(event: PipelineEvent) -> None:
         if event.kind == "finished":
-            output = Pipelines(foundation).steps(run=event.run)[0].outputs[0]
+            output = Pipelines(foundation).list_steps(run=event.run)[0].outputs[0]
             pid: int = from_json(foundation.objects.read(output.digest))
             survivors.extend([pid] if alive(pid) else [])
 
@@ -391,9 +391,9 @@ def go(): long()
     os.kill(server, signal.SIGKILL)
     end(process)
     assert alive(orphan)
-    run = a_runner(foundation, root).resume(Pipelines(foundation).runs().items[0].id)
+    run = a_runner(foundation, root).resume(Pipelines(foundation).list_runs().items[0].id)
     assert run.state == "finished"
-    output = Pipelines(foundation).steps(run=run.id)[0].outputs[0]
+    output = Pipelines(foundation).list_steps(run=run.id)[0].outputs[0]
     assert from_json(foundation.objects.read(output.digest)) == 0, "the orphan lived beside its successor"
     assert not [p for p in (server, step, orphan) if alive(p)]
 
@@ -418,7 +418,7 @@ def go(): flood()
 """,
     )
     run = a_runner(foundation, root).run("p.py:go")
-    text = b"".join(Pipelines(foundation).log(run=run.id, step="flood").chunks)
+    text = b"".join(Pipelines(foundation).download_log(run=run.id, step="flood").chunks)
     assert len(text) < (1 << 20) + 200
     assert text.startswith(b"BEGIN\x1b[31m\xff")
     assert text.endswith(b"END")
@@ -453,7 +453,10 @@ def go(): once()
     assert len(winners) >= 1
     assert all("is in use by" in r[1] for r in losers), results
     assert (root / "ran.txt").read_text() == "x"
-    assert [e.state for e in Pipelines(foundation).steps(run=run.id, attempts=True)] == ["failed", "finished"]
+    assert [e.state for e in Pipelines(foundation).list_steps(run=run.id, attempts=True)] == [
+        "failed",
+        "finished",
+    ]
 
 
 def test_r16_a_runner_that_was_stopped_cannot_commit_late(foundation: Foundation, root: Path) -> None:
@@ -479,15 +482,15 @@ def go(): slow()
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(1.2)
     try:
-        run = a_runner(foundation, root).resume(Pipelines(foundation).runs().items[0].id)
+        run = a_runner(foundation, root).resume(Pipelines(foundation).list_runs().items[0].id)
     finally:
         os.kill(process.pid, signal.SIGCONT)
     _, err = end(process)
     assert process.returncode != 0
     assert "was lost to another process" in err
-    executions = Pipelines(foundation).steps(run=run.id, attempts=True)
+    executions = Pipelines(foundation).list_steps(run=run.id, attempts=True)
     assert [e.state for e in executions] == ["lost", "finished"]
-    assert Pipelines(foundation).run(id=run.id).state == "finished"
+    assert Pipelines(foundation).get_run(id=run.id).state == "finished"
 
 
 def test_r15_sigterm_interrupts_and_the_run_resumes(foundation: Foundation, root: Path) -> None:
@@ -502,7 +505,7 @@ def test_r15_sigterm_interrupts_and_the_run_resumes(foundation: Foundation, root
         time.sleep(0.01)
     process.terminate()
     end(process)
-    run = Pipelines(foundation).runs().items[0]
+    run = Pipelines(foundation).list_runs().items[0]
     assert run.state == "interrupted"
     assert processes.with_cookie(run.id) == []
     assert a_runner(foundation, root).resume(run.id).state == "finished"
@@ -531,7 +534,7 @@ def _matrix(
 ) -> dict[str, bool | None]:
     forget_projects(root)
     run = Runner(base, Pipelines(base), root=root, environment=environment).run("p.py:go", params)
-    return {e.step: e.state == "cached" for e in Pipelines(base).steps(run=run.id)}
+    return {e.step: e.state == "cached" for e in Pipelines(base).list_steps(run=run.id)}
 
 
 def test_r10_any_changed_ingredient_is_a_miss_and_nothing_else_is(foundation: Foundation, root: Path) -> None:
@@ -550,15 +553,17 @@ def test_r10_any_changed_ingredient_is_a_miss_and_nothing_else_is(foundation: Fo
     (root / "helper.py").write_text("def join(x, k):\n    return k * x\n")
     assert _matrix(foundation, root) == hits | {"middle": False}, "equal output: downstream is a hit again"
     assert _matrix(foundation, root, k=3) == hits | {"middle": False, "last": False}
-    run = Pipelines(foundation).runs().items[0].id
-    assert Pipelines(foundation).why(run=run, step="middle").reason == "param k: 2 became 3"
+    run = Pipelines(foundation).list_runs().items[0].id
+    assert Pipelines(foundation).explain_step(run=run, step="middle").reason == "param k: 2 became 3"
     (root / "raw" / "in.txt").write_text("xyz")
     assert _matrix(foundation, root) == dict.fromkeys(hits, False)
     assert _matrix(foundation, root, environment="f") == dict.fromkeys(hits, False)
     put(root, CACHED.replace("len(x)", "len(x) + 1"))
     assert _matrix(foundation, root) == hits | {"last": False}
-    run = Pipelines(foundation).runs().items[0].id
-    assert Pipelines(foundation).why(run=run, step="last").reason.startswith("code p.py:last changed")
+    run = Pipelines(foundation).list_runs().items[0].id
+    assert (
+        Pipelines(foundation).explain_step(run=run, step="last").reason.startswith("code p.py:last changed")
+    )
 
 
 def test_r10_a_corrupt_or_lost_cache_entry_is_executed_again(foundation: Foundation, root: Path) -> None:
@@ -583,8 +588,8 @@ def test_r10_a_corrupt_or_lost_cache_entry_is_executed_again(foundation: Foundat
     assert plan[0].hit is False
     assert "gone or corrupt" in plan[0].reason
     assert _matrix(foundation, root)["big"] is False
-    last = Pipelines(foundation).runs().items[0].id
-    big = next(e for e in Pipelines(foundation).steps(run=last) if e.step == "big")
+    last = Pipelines(foundation).list_runs().items[0].id
+    big = next(e for e in Pipelines(foundation).list_steps(run=last) if e.step == "big")
     assert len(foundation.objects.read(big.outputs[0].digest)) == 50_000, (
         "run again, the bytes are good again"
     )

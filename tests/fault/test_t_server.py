@@ -143,7 +143,7 @@ def _history(http: httpx2.Client, run: str, key: str) -> list[int]:
     after = None
     while True:
         query = {"run": run, "key": key} | ({"after": after} if after else {})
-        page = http.get("/api/v1/faults/tracking/metric_history", params=query).json()
+        page = http.get("/api/v1/faults/tracking/get_metric_history", params=query).json()
         steps += [p.get("step", 0) for p in page["items"]]
         after = page.get("next")
         if not after:
@@ -220,7 +220,7 @@ def test_t07_commands_work_beside_the_server(root: Path) -> None:
         assert done.returncode == 0, done.stderr
         headers = {"authorization": f"Bearer {(root / '.mainspring' / 'token').read_text()}"}
         found = httpx2.get(
-            f"{told['url']}/api/v1/faults/data/datasets", headers=headers, trust_env=False
+            f"{told['url']}/api/v1/faults/data/list_datasets", headers=headers, trust_env=False
         ).json()
         assert [d["name"] for d in found] == ["rows"]
     finally:
@@ -230,7 +230,7 @@ def test_t07_commands_work_beside_the_server(root: Path) -> None:
 def test_a_started_server_takes_in_what_dead_processes_logged(root: Path) -> None:
     script = f"""
 import os, mainspring
-run = mainspring.open({str(root)!r}).tracking.run(capture=False)
+run = mainspring.open({str(root)!r}).tracking.start_run(capture=False)
 run._stop = True; run._wake.set(); run._thread.join()
 run._stop = False
 run.log_metric("loss", 0.25)

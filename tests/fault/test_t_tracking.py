@@ -128,7 +128,7 @@ def test_t01_200_kills_of_8_writers(tmp_path: Path) -> None:
 _SPOOLED = """
 tracking = opened()
 client = TrackingClient(tracking)
-run = client.run(capture=False)
+run = client.start_run(capture=False)
 acks = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 i = 0
 while True:
@@ -161,7 +161,7 @@ def test_t01_kills_of_8_spooling_trainings_lose_nothing(tmp_path: Path) -> None:
         acked[run] = max(acked.get(run, 0), int(count))
     assert len(acked) >= WRITERS
     for run, count in acked.items():
-        history = client.operations.metric_history(run=run, key="x", limit=100_000)
+        history = client.operations.get_metric_history(run=run, key="x", limit=100_000)
         assert [m.step for m in history.items] == list(range(history.total))
         assert history.total >= count
     assert not list(client.spool.iterdir())
@@ -215,7 +215,7 @@ def test_t08_8_processes_write_at_once_one_at_a_time(tmp_path: Path) -> None:
         assert (child.returncode, out.strip(), err) == (0, "done", "")
     assert probes > 10
     assert busy == 0
-    assert Tracking(base).metric_history(run=run, key="x").total == WRITERS * 25
+    assert Tracking(base).get_metric_history(run=run, key="x").total == WRITERS * 25
     base.store.close()
 
 
@@ -256,5 +256,5 @@ def test_t09_8_first_starts_at_once_migrate_once(tmp_path: Path) -> None:
             migrated.append(int(out))
         assert sorted(migrated) == [0] * (WRITERS - 1) + [LATEST]
         base = _found(home)
-        assert len(Tracking(base).search().items) == WRITERS
+        assert len(Tracking(base).search_runs().items) == WRITERS
         base.store.close()

@@ -26,10 +26,10 @@ def test_a_label_keeps_both_its_times(bench: Any) -> None:
     (ident,) = bench.predict()
     bench.advance(days=1)
     at = bench.clock.now() - timedelta(hours=3)
-    assert bench.labels.feedback(items=[said(ident, True, at=at, source="arrivals")]) == FeedbackCounts(
-        accepted=1
-    )
-    (label,) = bench.labels.labels(predictions=[ident])
+    assert bench.labels.record_feedback(
+        items=[said(ident, True, at=at, source="arrivals")]
+    ) == FeedbackCounts(accepted=1)
+    (label,) = bench.labels.get_labels(predictions=[ident])
     assert (label.at, label.arrived_at, label.value, label.revision) == (at, bench.clock.now(), True, 1)
     assert label.prediction_id == f"{ident}/0"
 
@@ -37,17 +37,19 @@ def test_a_label_keeps_both_its_times(bench: Any) -> None:
 def test_rows_of_a_batch_are_labelled_one_by_one(bench: Any) -> None:
     """A row that a known prediction does not have is refused. Seen red against 0.1, where it was parked until it expired."""
     (ident,) = bench.predict(rows=3)
-    counts = bench.labels.feedback(items=[said(f"{ident}/2", 1), said(f"{ident}/0", 0)])
+    counts = bench.labels.record_feedback(items=[said(f"{ident}/2", 1), said(f"{ident}/0", 0)])
     assert counts == FeedbackCounts(accepted=2)
-    assert [x.prediction_id for x in bench.labels.labels(predictions=[f"{ident}/{i}" for i in range(3)])] == [
+    assert [
+        x.prediction_id for x in bench.labels.get_labels(predictions=[f"{ident}/{i}" for i in range(3)])
+    ] == [
         f"{ident}/0",
         f"{ident}/2",
     ]
     with pytest.raises(InvalidInput, match="no such row") as caught:
-        bench.labels.feedback(items=[said(f"{ident}/1", 1), said(f"{ident}/7", 1)])
+        bench.labels.record_feedback(items=[said(f"{ident}/1", 1), said(f"{ident}/7", 1)])
     assert caught.value.place == "items[1]"
     assert "3 rows" in (caught.value.next_step or "")
-    assert len(bench.labels.labels(predictions=[f"{ident}/1"])) == 0, "nothing of the batch was recorded"
+    assert len(bench.labels.get_labels(predictions=[f"{ident}/1"])) == 0, "nothing of the batch was recorded"
 
 
 def test_m02_identical_labels_count_once_and_conflicting_ones_are_revisions(bench: Any) -> None:
@@ -55,14 +57,14 @@ def test_m02_identical_labels_count_once_and_conflicting_ones_are_revisions(benc
     (ident,) = bench.predict()
     at = bench.clock.now()
     first, second = said(ident, 0, at=at), said(ident, 1, at=at)
-    assert bench.labels.feedback(items=[first, first]) == FeedbackCounts(accepted=1, duplicate=1)
-    assert bench.labels.feedback(items=[second]) == FeedbackCounts(revised=1)
-    assert bench.labels.feedback(items=[first]) == FeedbackCounts(
+    assert bench.labels.record_feedback(items=[first, first]) == FeedbackCounts(accepted=1, duplicate=1)
+    assert bench.labels.record_feedback(items=[second]) == FeedbackCounts(revised=1)
+    assert bench.labels.record_feedback(items=[first]) == FeedbackCounts(
         duplicate=1
     )  # a replay does not bring the old one back
-    assert [x.value for x in bench.labels.history(prediction_id=ident)] == [0, 1]
-    assert [x.value for x in bench.labels.labels(predictions=[ident])] == [1]
-    assert bench.labels.stats(deployment="delay").revised == 1
+    assert [x.value for x in bench.labels.get_history(prediction_id=ident)] == [0, 1]
+    assert [x.value for x in bench.labels.get_labels(predictions=[ident])] == [1]
+    assert bench.labels.get_stats(deployment="delay").revised == 1
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -76,7 +78,7 @@ def test_m02_any_sequence_of_batches_counts_each_content_once(
     at = bench.clock.now()
     total = FeedbackCounts()
     for start in range(0, len(events), size):
-        got = bench.labels.feedback(
+        got = bench.labels.record_feedback(
             items=[said(ids[who], value, at=at) for who, value in events[start : start + size]]
         )
         total = FeedbackCounts(
@@ -93,8 +95,8 @@ def test_m02_any_sequence_of_batches_counts_each_content_once(
         len(events) - kept,
     )
     for who, values in expected.items():
-        assert [x.value for x in bench.labels.history(prediction_id=ids[who])] == values
-        assert [x.value for x in bench.labels.labels(predictions=[ids[who]])] == values[-1:]
+        assert [x.value for x in bench.labels.get_history(prediction_id=ids[who])] == values
+        assert [x.value for x in bench.labels.get_labels(predictions=[ids[who]])] == values[-1:]
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(["predict", "old", "new"])))
@@ -107,36 +109,36 @@ def test_m03_label_before_prediction_in_every_order(make_bench: Any, order: tupl
         if step == "predict":
             bench.predict(ident)
         else:
-            bench.labels.feedback(items=[said(ident, 0 if step == "old" else 1, at=at)])
-    bench.labels.settle()
+            bench.labels.record_feedback(items=[said(ident, 0 if step == "old" else 1, at=at)])
+    bench.labels.settle_parked()
     last = 1 if order.index("new") > order.index("old") else 0
-    assert [x.value for x in bench.labels.labels(predictions=[ident])] == [last]
-    assert len(bench.labels.history(prediction_id=ident)) == 2
-    assert bench.labels.stats().parked == 0
+    assert [x.value for x in bench.labels.get_labels(predictions=[ident])] == [last]
+    assert len(bench.labels.get_history(prediction_id=ident)) == 2
+    assert bench.labels.get_stats().parked == 0
 
 
 def test_m03_parking_is_bounded_and_ends(bench: Any) -> None:
     """M03. Seen red with the bound removed (three parked) and with expiry removed (still waiting after the time)."""
     bench.labels._max_parked = 2
     items = [said(new_id(), 1) for _ in range(3)]
-    assert bench.labels.feedback(items=items) == FeedbackCounts(parked=2, rejected=1)
-    assert bench.labels.feedback(items=items[:1]) == FeedbackCounts(duplicate=1)
+    assert bench.labels.record_feedback(items=items) == FeedbackCounts(parked=2, rejected=1)
+    assert bench.labels.record_feedback(items=items[:1]) == FeedbackCounts(duplicate=1)
     bench.advance(days=6)
-    assert bench.labels.settle().waiting == 2
+    assert bench.labels.settle_parked().waiting == 2
     bench.advance(days=2)
-    report = bench.labels.settle()
+    report = bench.labels.settle_parked()
     assert (report.expired, report.waiting) == (2, 0)
-    stats = bench.labels.stats()
+    stats = bench.labels.get_stats()
     assert (stats.expired, stats.rejected, stats.parked) == (2, 1, 0)
 
 
 def test_m04_unknown_prediction_is_counted_and_not_found(bench: Any) -> None:
     """M04. Seen red with the look-up of known predictions removed: the foreign label was accepted."""
     foreign = new_id()
-    assert bench.labels.feedback(items=[said(foreign, 1)]) == FeedbackCounts(parked=1)
+    assert bench.labels.record_feedback(items=[said(foreign, 1)]) == FeedbackCounts(parked=1)
     with pytest.raises(NotFound):
-        bench.labels.history(prediction_id=foreign)
-    assert bench.labels.labels(predictions=[foreign]) == []
+        bench.labels.get_history(prediction_id=foreign)
+    assert bench.labels.get_labels(predictions=[foreign]) == []
 
 
 def test_m04_a_prediction_of_another_project_is_unknown(make_foundation: Any, clock: Any) -> None:
@@ -165,8 +167,8 @@ def test_m04_a_prediction_of_another_project_is_unknown(make_foundation: Any, cl
             )
         )
     assert Monitoring(ours).ingest().rows == 1
-    assert Labels(theirs).feedback(items=[said(ident, 1)]) == FeedbackCounts(parked=1)
-    assert Labels(ours).feedback(items=[said(ident, 1)]) == FeedbackCounts(accepted=1)
+    assert Labels(theirs).record_feedback(items=[said(ident, 1)]) == FeedbackCounts(parked=1)
+    assert Labels(ours).record_feedback(items=[said(ident, 1)]) == FeedbackCounts(accepted=1)
 
 
 @pytest.mark.parametrize(
@@ -186,14 +188,14 @@ def test_a_malformed_item_refuses_the_whole_batch(make_bench: Any, item: Feedbac
     bench = make_bench()
     (ident,) = bench.predict()
     with pytest.raises(InvalidInput, match=text) as caught:
-        bench.labels.feedback(items=[said(ident, 1), item])
+        bench.labels.record_feedback(items=[said(ident, 1), item])
     assert caught.value.place == "items[1]"
-    assert bench.labels.labels(predictions=[ident]) == []
+    assert bench.labels.get_labels(predictions=[ident]) == []
 
 
 def test_too_many_at_once(make_bench: Any) -> None:
     with pytest.raises(InvalidInput, match="too many"):
-        make_bench().labels.feedback(items=[said("x", 1)] * 10_001)
+        make_bench().labels.record_feedback(items=[said("x", 1)] * 10_001)
 
 
 def test_relayed_feedback_is_read_exactly_once(bench: Any) -> None:
@@ -212,7 +214,7 @@ def test_relayed_feedback_is_read_exactly_once(bench: Any) -> None:
 def test_one_event_per_batch(make_bench: Any) -> None:
     bench = make_bench()
     ids = bench.predict(*(new_id() for _ in range(50)))
-    bench.labels.feedback(items=[said(i, 1) for i in ids])
+    bench.labels.record_feedback(items=[said(i, 1) for i in ids])
     with bench.base.store.read() as tx:
         kinds = [r["kind"] for r in tx.all("SELECT kind FROM events WHERE project = ?", bench.base.project)]
     assert kinds.count("feedback.received") == 1
@@ -223,8 +225,8 @@ def test_stats_say_how_late_labels_are(bench: Any) -> None:
     ids = bench.predict(*(new_id() for _ in range(10)))
     for day, ident in enumerate(ids[:8], start=1):
         bench.clock.set(bench.clock.now() + timedelta(days=1))
-        bench.labels.feedback(items=[said(ident, day % 2)])
-    stats = bench.labels.stats(deployment="delay")
+        bench.labels.record_feedback(items=[said(ident, day % 2)])
+    stats = bench.labels.get_stats(deployment="delay")
     assert (stats.predictions, stats.labelled) == (10, 8)
     assert stats.delay_p50_s == 5 * 86_400
-    assert bench.labels.stats(deployment="other").delay_p50_s is None
+    assert bench.labels.get_stats(deployment="other").delay_p50_s is None

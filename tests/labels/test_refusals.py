@@ -10,7 +10,7 @@ import pytest
 
 from mainspring.errors import InvalidInput, NotFound
 from mainspring.labels import Labels
-from mainspring.records.base import new_id
+from mainspring.records.base import Selector, new_id
 from mainspring.records.labels import Feedback, FeedbackCounts, is_issued_id
 from mainspring.records.models import Column, ModelVersion, Signature, Task
 from mainspring.records.serving import FEEDBACK_PREFIX, LoggedFeedback, encode_log
@@ -25,7 +25,7 @@ class Registry:
             inputs=[Column(name="x", type="float64")], task=task, classes=classes, class_type=kind
         )
 
-    def version(self, *, model: str, selector: str) -> ModelVersion:
+    def get_version(self, model: str, selector: Selector = "latest") -> ModelVersion:
         if (model, selector) != ("delay", "1"):
             raise NotFound("no such version", value=selector)
         return ModelVersion(
@@ -56,24 +56,24 @@ def test_a_value_that_is_no_class_refuses_the_batch_and_names_the_classes(served
     bench = served()
     (ident,) = bench.predict(rows=2)
     with pytest.raises(InvalidInput, match="classes: 1, 2, 3") as caught:
-        bench.labels.feedback(items=[said(f"{ident}/0", 1), said(f"{ident}/1", value)])
+        bench.labels.record_feedback(items=[said(f"{ident}/0", 1), said(f"{ident}/1", value)])
     assert caught.value.place == "items[1]"
-    assert bench.labels.labels(predictions=[f"{ident}/0", f"{ident}/1"]) == []
+    assert bench.labels.get_labels(predictions=[f"{ident}/0", f"{ident}/1"]) == []
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", "1.0"])
 def test_a_class_by_any_spelling_of_its_value_is_accepted(served: Any, value: Any) -> None:
     bench = served()
     (ident,) = bench.predict()
-    assert bench.labels.feedback(items=[said(ident, value)]) == FeedbackCounts(accepted=1)
+    assert bench.labels.record_feedback(items=[said(ident, value)]) == FeedbackCounts(accepted=1)
 
 
 def test_text_for_a_number_is_refused(served: Any) -> None:
     bench = served(Task.REGRESSION, [], None)
     (ident,) = bench.predict()
     with pytest.raises(InvalidInput, match="finite number"):
-        bench.labels.feedback(items=[said(ident, "12.5")])
-    assert bench.labels.feedback(items=[said(ident, 12.5)]).accepted == 1
+        bench.labels.record_feedback(items=[said(ident, "12.5")])
+    assert bench.labels.record_feedback(items=[said(ident, 12.5)]).accepted == 1
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_an_id_that_no_server_gives_is_refused(served: Any, ident: str) -> None:
     """Seen red against 0.1: parked for seven days. UUIDv4, a wrong variant and a form without dashes are among them."""
     bench = served()
     with pytest.raises(InvalidInput, match="no prediction can have this id") as caught:
-        bench.labels.feedback(items=[said(new_id(), 1), said(f"{ident}/0", 1)])
+        bench.labels.record_feedback(items=[said(new_id(), 1), said(f"{ident}/0", 1)])
     assert caught.value.place == "items[1]"
-    assert bench.labels.stats().parked == 0, "nothing of the batch was recorded"
+    assert bench.labels.get_stats().parked == 0, "nothing of the batch was recorded"
 
 
 def test_every_id_that_we_give_is_one() -> None:
@@ -96,13 +96,13 @@ def test_every_id_that_we_give_is_one() -> None:
 def test_an_early_label_is_kept_shown_and_judged_when_its_prediction_comes(served: Any) -> None:
     bench = served()
     good, bad = new_id(), new_id()
-    assert bench.labels.feedback(items=[said(good, 2.0), said(bad, 9)]) == FeedbackCounts(parked=2)
-    assert bench.labels.stats().parked == 2
+    assert bench.labels.record_feedback(items=[said(good, 2.0), said(bad, 9)]) == FeedbackCounts(parked=2)
+    assert bench.labels.get_stats().parked == 2
     bench.predict(good, bad)
-    report = bench.labels.settle()
+    report = bench.labels.settle_parked()
     assert (report.joined, report.rejected, report.waiting, report.more) == (2, 1, 0, False)
-    assert [x.value for x in bench.labels.labels(predictions=[good, bad])] == [2.0]
-    stats = bench.labels.stats(deployment="delay")
+    assert [x.value for x in bench.labels.get_labels(predictions=[good, bad])] == [2.0]
+    stats = bench.labels.get_stats(deployment="delay")
     assert (stats.labelled, stats.parked, stats.rejected) == (1, 0, 1)
 
 
@@ -117,7 +117,7 @@ def test_relayed_items_are_judged_alike_and_counted(served: Any) -> None:
 def test_an_unregistered_version_takes_any_value(served: Any, make_bench: Any) -> None:
     bench = make_bench()
     (ident,) = bench.predict()
-    assert bench.labels.feedback(items=[said(ident, "whatever")]) == FeedbackCounts(accepted=1)
+    assert bench.labels.record_feedback(items=[said(ident, "whatever")]) == FeedbackCounts(accepted=1)
 
 
 def test_a_relay_longer_than_one_reading_says_that_more_is_left(served: Any) -> None:

@@ -132,7 +132,7 @@ def test_edges_of_version_1_are_told_apart_and_sealed(tmp_path: Path) -> None:
         before = workspace.lineage.verify()
         assert before.ok
         assert before.edges_of_version_1 > 3
-        graph = workspace.lineage.origin(ref="model_version:delay@1")
+        graph = workspace.lineage.get_origin(ref="model_version:delay@1")
         around = workspace.lineage.verify_edges(refs=[n.ref for n in graph.nodes])
         assert not around.forged
         assert len(around.before_version_2) >= len(graph.edges) > 0
@@ -168,7 +168,7 @@ def test_a_row_that_is_not_even_text_is_named_and_the_walk_goes_on(
     assert (report.ok, report.first_bad, report.events) == (False, 2, 1)
     named = [p for p in report.problems if "data cannot be decoded" in p]
     assert [p.split(" (id ")[0] for p in named] == ["event 2", "event 4"]
-    page = Lineage(foundation).events(subject="thing:1")
+    page = Lineage(foundation).list_events(subject="thing:1")
     assert [e.kind for e in page.items] == [
         EventKind.RUN_USED,
         "event.damaged",
@@ -189,7 +189,7 @@ def test_a_row_that_is_text_but_no_event_is_listed_as_damaged(foundation: Founda
         d.event(EventKind.RUN_USED, "thing:1")
     with foundation.store.write() as tx:
         tx.execute("UPDATE events SET data = ? WHERE seq = 1", text)
-    assert [e.kind for e in Lineage(foundation).events().items] == [EventKind.RUN_USED, "event.damaged"]
+    assert [e.kind for e in Lineage(foundation).list_events().items] == [EventKind.RUN_USED, "event.damaged"]
     assert Lineage(foundation).verify().first_bad == 1
 
 
@@ -199,4 +199,4 @@ def test_a_row_without_a_kind_is_damaged(foundation: Foundation) -> None:
         d.event(EventKind.RUN_USED, "run:1")
     with foundation.store.write() as tx:
         tx.execute("UPDATE events SET kind = CAST(x'ff' AS TEXT) WHERE seq = 1")
-    assert [e.kind for e in Lineage(foundation).events().items] == ["event.damaged"]
+    assert [e.kind for e in Lineage(foundation).list_events().items] == ["event.damaged"]

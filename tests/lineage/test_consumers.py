@@ -49,7 +49,7 @@ def record(base: Foundation, count: int = 1, kind: EventKind = EventKind.RUN_USE
 
 
 def status(base: Foundation, name: str = "c") -> ConsumerStatus:
-    return next(s for s in Lineage(base).consumers() if s.name == name)
+    return next(s for s in Lineage(base).list_consumers() if s.name == name)
 
 
 # --- what is delivered -------------------------------------------------------------------------------------------------
@@ -184,14 +184,14 @@ def test_a_poison_event_is_set_aside_after_bounded_attempts_and_the_others_go_on
     assert sum(call == [3] for call in inbox.calls) == 4
     now = status(base)
     assert (now.cursor, now.attempts, now.failing_since, now.error, now.set_aside) == (5, 0, None, None, 1)
-    (failed,) = Lineage(base).failed_deliveries(consumer="c")
+    (failed,) = Lineage(base).list_failed_deliveries(consumer="c")
     assert (failed.seq, failed.kind, failed.attempts, failed.error) == (
         3,
         "run.used",
         4,
         "ValueError: cannot be rendered",
     )
-    assert failed.event == Lineage(base).events(after=2, newest_first=False, limit=1).items[0].id
+    assert failed.event == Lineage(base).list_events(after=2, newest_first=False, limit=1).items[0].id
 
 
 def test_the_failing_event_is_found_behind_events_of_other_kinds(
@@ -232,7 +232,7 @@ def test_what_is_refused_is_set_aside_at_once(base: Foundation) -> None:
     record(base, 3)
     assert consumers.run_once() == 2
     assert inbox.seqs == [1, 3]
-    (failed,) = Lineage(base).failed_deliveries(consumer="c")
+    (failed,) = Lineage(base).list_failed_deliveries(consumer="c")
     assert (failed.seq, failed.attempts, failed.error) == (2, 1, "Refused: 400: unknown field")
 
 
@@ -245,14 +245,14 @@ def test_what_was_set_aside_is_delivered_again_when_somebody_asks(base: Foundati
     assert lineage.redeliver(consumer="c", seq=2) == 1
     assert lineage.redeliver(consumer="c", seq=2) == 0, "asked for already"
     consumers.run_once()
-    assert [(f.seq, f.attempts, f.again) for f in lineage.failed_deliveries(consumer="c")] == [
+    assert [(f.seq, f.attempts, f.again) for f in lineage.list_failed_deliveries(consumer="c")] == [
         (2, 2, False),
         (3, 1, False),
     ]
     broken = False
     assert lineage.redeliver(consumer="c") == 2
     consumers.run_once()
-    assert lineage.failed_deliveries(consumer="c") == []
+    assert lineage.list_failed_deliveries(consumer="c") == []
     assert [s for s in inbox.seqs if s < 5] == [1, 4, 2, 3]
     asked = [e for e in inbox.events if e.kind == EventKind.CONSUMER_REDELIVERED]
     assert [e.data["count"] for e in asked] == [1, 2], "who asks is on the record, once"
@@ -292,7 +292,7 @@ def test_a_damaged_row_is_set_aside_and_delivered_once_it_is_restored(base: Foun
         tx.execute("UPDATE events SET data = 'not JSON' WHERE seq = 2")
     assert consumers.run_once() == 4
     assert (inbox.seqs, others.seqs) == ([1, 3, 4], [4])
-    (failed,) = Lineage(base).failed_deliveries(consumer="c")
+    (failed,) = Lineage(base).list_failed_deliveries(consumer="c")
     assert (failed.seq, failed.kind, failed.attempts) == (2, "run.used", 0)
     assert "cannot be read" in failed.error
     assert status(base, "other").set_aside == 0, "its kind can be read, and is not one that it takes"
@@ -301,7 +301,7 @@ def test_a_damaged_row_is_set_aside_and_delivered_once_it_is_restored(base: Foun
     Lineage(base).redeliver(consumer="c")
     consumers.run_once()
     assert 2 in inbox.seqs
-    assert Lineage(base).failed_deliveries(consumer="c") == []
+    assert Lineage(base).list_failed_deliveries(consumer="c") == []
 
 
 def test_a_row_whose_kind_is_not_even_text_concerns_everybody(foundation: Foundation) -> None:
@@ -313,7 +313,7 @@ def test_a_row_whose_kind_is_not_even_text_concerns_everybody(foundation: Founda
         tx.execute("UPDATE events SET kind = CAST(x'ff' AS TEXT) WHERE seq = 1")
     consumers.run_once()
     assert inbox.seqs == [3]
-    assert [(f.seq, f.kind) for f in Lineage(foundation).failed_deliveries(consumer="c")] == [(1, "")]
+    assert [(f.seq, f.kind) for f in Lineage(foundation).list_failed_deliveries(consumer="c")] == [(1, "")]
 
 
 def test_a_chain_that_ends_before_the_cursor_is_told(base: Foundation) -> None:
@@ -339,7 +339,7 @@ def test_a_removed_consumer_stops(base: Foundation) -> None:
     record(base, 3)
     assert consumers.run_once() == 1
     assert consumers.run_once() == 0
-    assert Lineage(base).consumers() == []
+    assert Lineage(base).list_consumers() == []
 
 
 def test_100_000_events_behind_are_read_in_batches(foundation: Foundation) -> None:

@@ -89,7 +89,7 @@ def record(base: Foundation, count: int = 1) -> None:
 
 
 def cursor(base: Foundation) -> int:
-    return Lineage(base).consumers()[0].cursor
+    return Lineage(base).list_consumers()[0].cursor
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:
@@ -294,19 +294,19 @@ def test_a_web_server_that_fails_is_slow_dies_and_comes_back_gets_everything(
             target.mode, before = mode, target.requests
             record(base, 6)
             wait_for(lambda: target.requests >= before + 3, f"it is tried again while it is {mode}")  # noqa: B023 - waits here
-        failing = Lineage(base).consumers()[0]
+        failing = Lineage(base).list_consumers()[0]
         assert failing.failing_since is not None
         assert failing.waiting == 12
         target.go()
         record(base, 6)
-        wait_for(lambda: "refused" in str(Lineage(base).consumers()[0].error), "the server is away")
+        wait_for(lambda: "refused" in str(Lineage(base).list_consumers()[0].error), "the server is away")
         target.mode = "well"
         target.come()
         wait_for(lambda: cursor(base) == 21, "everything arrives")
     assert list(dict.fromkeys(target.taken)) == list(range(1, 22)), (
         "in order, and by its number each can be taken once"
     )
-    now = Lineage(base).consumers()[0]
+    now = Lineage(base).list_consumers()[0]
     assert (now.error, now.failing_since, now.set_aside) == (None, None, 0)
 
 

@@ -41,7 +41,7 @@ def fit(rows: pa.Table, notes: Path) -> int:
     version = workspace.models.save_and_register(
         LinearRegression().fit(x, FACTOR * x[:, 0]), model="twice", run=context.run, dataset_version=data.id, holdout=data.id,
         signature=Signature(inputs=[Column(name="x", type="float64")], task=Task.REGRESSION),
-        sample={"x": rows["x"].to_pylist()}, profile=workspace.data.profile_object("clean").digest,
+        sample={"x": rows["x"].to_pylist()}, profile=workspace.data.get_profile_object("clean").digest,
     )
     return version.version
 
@@ -100,7 +100,7 @@ def _cli(root: Path, *words: str) -> tuple[int, str]:
 def _explained(workspace: Workspace, number: int = 2) -> Any:
     from mainspring.verification import verify
 
-    return verify(workspace, workspace.lineage.origin(ref=f"model_version:twice@{number}"))
+    return verify(workspace, workspace.lineage.get_origin(ref=f"model_version:twice@{number}"))
 
 
 def test_everything_is_read_again(workspace: Workspace, root: Path) -> None:
@@ -124,16 +124,16 @@ def test_everything_is_read_again(workspace: Workspace, root: Path) -> None:
 )
 def test_bytes_that_changed_are_found(workspace: Workspace, root: Path, what: str) -> None:
     """One object behind the registry's back. Seen red on 0.1 for all but ``table``: exit code 0, "as recorded"."""
-    version = workspace.models.ops.version(model="twice", selector="2")
+    version = workspace.models.get_version(model="twice", selector="2")
     run = workspace.tracking.operations
     digest = {
         "package": lambda: workspace.base.objects.tree(version.package)["model.onnx"].digest,
         "profile": lambda: version.profile,
         "code": lambda: version.code,
-        "source file": lambda: next(f.digest for f in run.code(run=str(version.run)).files if f.path == "pipelines/train.py"),
+        "source file": lambda: next(f.digest for f in run.get_code(run=str(version.run)).files if f.path == "pipelines/train.py"),
         "environment": lambda: version.environment,
-        "files": lambda: workspace.data.files("notes")[1].digest,
-        "table": lambda: workspace.data.files("clean")[0].digest,
+        "files": lambda: workspace.data.list_files("notes")[1].digest,
+        "table": lambda: workspace.data.list_files("clean")[0].digest,
     }[what]()  # fmt: skip
     entry = workspace.base.objects.locate(bytes.fromhex(str(digest)))
     workspace.close()
@@ -157,15 +157,15 @@ def test_source_files_are_kept_without_git_and_come_back(
     workspace: Workspace, root: Path, tmp_path: Path
 ) -> None:
     """Seen red on 0.1: the code record said "not a git repository", and the source was stored nowhere."""
-    run = str(workspace.models.ops.version(model="twice", selector="2").run)
-    state = workspace.tracking.operations.code(run=run)
+    run = str(workspace.models.get_version(model="twice", selector="2").run)
+    state = workspace.tracking.get_code(run=run)
     assert {f.path: f.skipped for f in state.files} == {"helpers/scale.py": None, "pipelines/train.py": None}
     assert any("not a git repository" in m for m in state.missing)
     (root / "pipelines" / "train.py").write_text("# edited since\n")
-    kept = b"".join(workspace.tracking.operations.code_file(run=run, path="pipelines/train.py").chunks)
+    kept = b"".join(workspace.tracking.download_code(run=run, path="pipelines/train.py").chunks)
     assert kept.decode() == PIPELINE
     with pytest.raises(NotFound, match="no such source file"):
-        workspace.tracking.operations.code_file(run=run, path=".env")
+        workspace.tracking.download_code(run=run, path=".env")
     code, said = _cli(root, "runs", "code", run, "--to", str(tmp_path / "back"))
     assert code == 0, said
     assert (tmp_path / "back" / "helpers" / "scale.py").read_text() == "FACTOR = 2\n"
@@ -175,8 +175,8 @@ def test_source_files_are_kept_without_git_and_come_back(
 
 def test_a_forged_edge_is_exposed(workspace: Workspace, root: Path) -> None:
     """Seen red on 0.1: "as recorded", exit code 0."""
-    clean, used = workspace.data.version("numbers", 1).id, workspace.data.version("numbers", 2).id
-    run = str(workspace.models.ops.version(model="twice", selector="2").run)
+    clean, used = workspace.data.get_version("numbers", 1).id, workspace.data.get_version("numbers", 2).id
+    run = str(workspace.models.get_version(model="twice", selector="2").run)
     with workspace.base.store.write() as tx:
         tx.execute("UPDATE edges SET source = ? WHERE source = ? AND target = ?", f"dataset_version:{clean}", f"dataset_version:{used}", f"run:{run}")  # fmt: skip
     code, said = _cli(root, "explain-origin", "model_version:twice@2")
@@ -203,7 +203,7 @@ def test_a_version_whose_row_was_rewritten_is_exposed(
     workspace: Workspace, root: Path, column: str, value: object, said: str
 ) -> None:
     """Seen red: "digest as recorded (7 rows)", exit code 0."""
-    used = workspace.data.version("numbers", 2).id
+    used = workspace.data.get_version("numbers", 2).id
     with workspace.base.store.write() as tx:
         tx.execute(f"UPDATE dataset_versions SET {column} = ? WHERE id = ?", value, used)
     code, told = _cli(root, "explain-origin", "model_version:twice@2")
@@ -232,7 +232,7 @@ def test_verdicts_hang_on_the_chain(workspace: Workspace, root: Path) -> None:
         tx.execute(
             "UPDATE verdicts SET record = ?, digest = ?, passed = 1 WHERE id = ?", record, digest, verdict
         )
-    assert workspace.loop.verdict(verdict=verdict).passed, "the row by itself is consistent"
+    assert workspace.loop.get_verdict(verdict=verdict).passed, "the row by itself is consistent"
     report = workspace.lineage.verify()
     assert [p.partition(": ")[2] for p in report.problems] == ["it is not what the event that gave it says"]
     with workspace.base.store.write() as tx:
@@ -246,7 +246,7 @@ def test_aliases_and_approvals_hang_on_the_chain(workspace: Workspace) -> None:
     from mainspring.models import rows
     from mainspring.records.models import AliasEvent, Approval
 
-    ops = workspace.models.ops
+    ops = workspace.models
     moved = ops.set_alias(model="twice", alias="champion", version=1, reason="first")
     ops.approve(model="twice", version=1, reason="fine")
     assert workspace.lineage.verify().ok
@@ -270,7 +270,7 @@ def test_aliases_and_approvals_hang_on_the_chain(workspace: Workspace) -> None:
 
 
 def _promote(workspace: Workspace, version: int, **options: Any) -> Any:
-    return workspace.models.ops.set_alias(
+    return workspace.models.set_alias(
         model="twice", alias="champion", version=version, reason="I know better", **options
     )
 
@@ -282,9 +282,9 @@ def test_the_gate_cannot_be_passed_by_without_a_word(workspace: Workspace, root:
         _promote(workspace, 2)
     with acting("olga", role=Role.OPERATOR), pytest.raises(PermissionDenied, match="only an admin"):
         _promote(workspace, 2, override=True)
-    assert workspace.models.ops.aliases(model="twice") == []
+    assert workspace.models.list_aliases(model="twice") == []
     _promote(workspace, 1)
-    workspace.models.ops.set_alias(model="twice", alias="challenger", version=2, reason="to look at")
+    workspace.models.set_alias(model="twice", alias="challenger", version=2, reason="to look at")
     code, said = _cli(root, "models", "promote", "twice", "2", "--reason", "the hold-out was wrong")
     assert code != 0
     assert "--override" in said
@@ -295,11 +295,11 @@ def test_the_gate_cannot_be_passed_by_without_a_word(workspace: Workspace, root:
     assert "in spite of" in said
 
     # Everywhere: listing, history, card, timeline, explain-origin.
-    moved = workspace.models.ops.aliases(model="twice")
+    moved = workspace.models.list_aliases(model="twice")
     assert [bool(e.overridden) for e in moved if e.alias == "champion"] == [True]
     assert "champion=2 (override)" in _cli(root, "models", "list")[1]
     assert "the gate stopped it" in _cli(root, "models", "history", "twice")[1]
-    assert "OVERRIDE of: the gate stopped it" in workspace.models.ops.card(model="twice", version=2).html
+    assert "OVERRIDE of: the gate stopped it" in workspace.models.get_card(model="twice", version=2).html
     code, said = _cli(root, "explain-origin", "model_version:twice@2")
     assert code == 0
     assert "OVERRIDE of: the gate stopped it" in said
@@ -307,26 +307,26 @@ def test_the_gate_cannot_be_passed_by_without_a_word(workspace: Workspace, root:
     assert f"verdict {verdict}" in said
     from mainspring.server.pages.describe import tell
 
-    event = workspace.lineage.events(kind="model.alias_set", limit=1).items[0]
+    event = workspace.lineage.list_events(kind="model.alias_set", limit=1).items[0]
     assert tell(event).tone == "warn"
     assert "in spite of: the gate stopped it" in tell(event).detail
     # Back is always possible.
-    assert workspace.models.ops.rollback(model="twice", alias="champion", reason="worse").version == 1
+    assert workspace.models.rollback(model="twice", alias="champion", reason="worse").version == 1
 
 
 def test_a_later_verdict_or_approval_counts(workspace: Workspace) -> None:
     _judged(workspace, 2, passed=False)
     _judged(workspace, 2, passed=True)
-    workspace.models.ops.approve(model="twice", version=2, reason="no", approved=False)
+    workspace.models.approve(model="twice", version=2, reason="no", approved=False)
     with pytest.raises(Conflict, match="local refused it: no"):
         _promote(workspace, 2)
-    workspace.models.ops.approve(model="twice", version=2, reason="yes")
+    workspace.models.approve(model="twice", version=2, reason="yes")
     assert _promote(workspace, 2).overridden == []
 
 
 def test_a_version_whose_data_was_deleted_needs_an_override(workspace: Workspace, root: Path) -> None:
     """Seen red on 0.1: champion in silence."""
-    workspace.data.delete("clean", "latest", reason="a customer asked", force=True)
+    workspace.data.delete_version("clean", "latest", reason="a customer asked", force=True)
     with pytest.raises(Conflict, match=r"its training data .* was deleted; its hold-out .* was deleted"):
         _promote(workspace, 2)
     assert len(_promote(workspace, 2, override=True).overridden) == 2
@@ -337,7 +337,7 @@ def test_a_version_whose_data_was_deleted_needs_an_override(workspace: Workspace
 
 
 def test_a_version_whose_package_is_gone_needs_an_override(workspace: Workspace) -> None:
-    version = workspace.models.ops.version(model="twice", selector="2")
+    version = workspace.models.get_version(model="twice", selector="2")
     with workspace.base.store.write() as tx:
         tx.execute("DELETE FROM object_refs WHERE owner = 'model_version:twice@2' OR owner LIKE 'upload:%'")
     with workspace.base.store.read() as tx:

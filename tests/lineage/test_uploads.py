@@ -31,12 +31,12 @@ def test_bytes_come_back_and_twice_is_once(foundation_on_each_engine: Foundation
 def test_a_tree_is_made_of_what_was_put(foundation: Foundation, tmp_path: Path) -> None:
     uploads = Uploads(foundation)
     stored = uploads.put(body=[b"x"])
-    tree = uploads.tree(files={"deep/f": stored})
+    tree = uploads.create_tree(files={"deep/f": stored})
     assert foundation.objects.tree(tree.digest) == {"deep/f": stored}
     with pytest.raises(InvalidInput):
-        uploads.tree(files={"../f": stored})
+        uploads.create_tree(files={"../f": stored})
     with pytest.raises(InvalidInput, match="another size"):
-        uploads.tree(files={"f": type(stored)(digest=stored.digest, size=2)})
+        uploads.create_tree(files={"f": type(stored)(digest=stored.digest, size=2)})
 
 
 @pytest.mark.parametrize("digest", ["0" * 64, "", "x" * 64, "../../etc/passwd", "A" * 64])
@@ -58,13 +58,13 @@ def test_expired_uploads_are_let_go_and_kept_ones_stay(foundation: Foundation) -
     loose, kept = uploads.put(body=[b"loose"]), uploads.put(body=[b"kept"])
     with foundation.ledger.decision() as decision:
         decision.refer(kept.digest, "model_version:m@1")
-    assert uploads.expire(older_than_s=3600) == 0
-    assert uploads.expire(older_than_s=0) == 2
+    assert uploads.expire_uploads(older_than_s=3600) == 0
+    assert uploads.expire_uploads(older_than_s=0) == 2
     with pytest.raises(NotFound):
         uploads.get(digest=loose.digest)
     assert fetched(uploads, kept.digest) == b"kept"
     with pytest.raises(InvalidInput):
-        uploads.expire(older_than_s=-1)
+        uploads.expire_uploads(older_than_s=-1)
 
 
 def test_d_a_body_without_end_is_cut_off(foundation: Foundation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def register(workspace: Workspace, slope: float) -> int:
 
 def finish(workspace: Workspace, job: Job, *, version: int, passed: bool = True) -> None:
     champion = next(
-        (a.version for a in workspace.models.ops.aliases(model="buy") if a.alias == "champion"), None
+        (a.version for a in workspace.models.list_aliases(model="buy") if a.alias == "champion"), None
     )
     rules = [RuleResult(rule={"metric": "auc"}, passed=passed, value=0.7, reason="auc is 0.7")]
     claimed = workspace.loop.claim_job(job=job.id)
@@ -75,7 +75,7 @@ def finish(workspace: Workspace, job: Job, *, version: int, passed: bool = True)
 
 
 def champion(workspace: Workspace) -> int:
-    return workspace.models.ops.version(model="buy", selector="champion").version
+    return workspace.models.get_version(model="buy", selector="champion").version
 
 
 def start_first(workspace: Workspace) -> None:
@@ -87,7 +87,7 @@ def start_first(workspace: Workspace) -> None:
 def test_the_first_version_becomes_champion_and_is_routed(workspace: Workspace) -> None:
     start_first(workspace)
     assert champion(workspace) == 1
-    assert [t.version for t in workspace.deploy.deployment(name="buy").targets] == [1]
+    assert [t.version for t in workspace.deploy.get_deployment(name="buy").targets] == [1]
     assert (workspace.settings.home / "bundle" / "routes.json").is_file()
 
 
@@ -96,7 +96,7 @@ def test_a_candidate_goes_through_shadow_first(workspace: Workspace) -> None:
     job = workspace.loop.request_retrain(deployment="buy", reason="again")
     finish(workspace, job, version=register(workspace, 5.0))
     assert [d.action for d in workspace.loop.tick().decisions] == ["gate_pass", "start"]
-    deployment = workspace.deploy.deployment(name="buy")
+    deployment = workspace.deploy.get_deployment(name="buy")
     assert [(t.version, t.weight) for t in deployment.targets] == [(1, 1.0)]
     assert [(s.name, s.version) for s in deployment.shadows] == [("candidate", 2)]
     assert champion(workspace) == 1
@@ -107,10 +107,10 @@ def test_a_stopped_candidate_changes_nothing_for_traffic(workspace: Workspace) -
     start_first(workspace)
     job = workspace.loop.request_retrain(deployment="buy", reason="again")
     finish(workspace, job, version=register(workspace, 5.0), passed=False)
-    before = workspace.deploy.deployment(name="buy")
+    before = workspace.deploy.get_deployment(name="buy")
     assert [d.action for d in workspace.loop.tick().decisions] == ["gate_stop"]
-    assert workspace.deploy.deployment(name="buy") == before
-    assert len(workspace.loop.rollouts()) == 1, "only the first version's"
+    assert workspace.deploy.get_deployment(name="buy") == before
+    assert len(workspace.loop.list_rollouts()) == 1, "only the first version's"
 
 
 def test_a_gate_without_rules_passes_nothing(workspace: Workspace) -> None:
@@ -138,7 +138,7 @@ def test_c04_of_many_controllers_each_decision_is_taken_once(workspace: Workspac
     for thread in threads:
         thread.join()
     assert sorted(taken) == ["gate_pass", "promote", "start"]
-    assert len(workspace.lineage.events(kind="loop.promote").items) == 1
+    assert len(workspace.lineage.list_events(kind="loop.promote").items) == 1
     assert workspace.lineage.verify().ok
 
 
@@ -186,7 +186,7 @@ def test_a_silent_worker_loses_its_job_and_may_not_finish_it(workspace: Workspac
     job = workspace.loop.request_retrain(deployment="buy", reason="one")
     lost = workspace.loop.claim_job(job=job.id, alive_s=0.0)
     workspace.loop.tick()
-    assert workspace.loop.job(job=job.id).state.value == "queued"
+    assert workspace.loop.get_job(job=job.id).state.value == "queued"
     again = workspace.loop.claim_job(job=job.id)
     assert again.attempt == lost.attempt + 1
     with pytest.raises(Fenced):
@@ -203,26 +203,26 @@ def test_a_job_whose_workers_keep_dying_has_failed(workspace: Workspace) -> None
     for _ in range(3):
         workspace.loop.claim_job(job=job.id, alive_s=0.0)
         actions += [d.action for d in workspace.loop.tick().decisions]
-    assert workspace.loop.job(job=job.id).state.value == "failed"
+    assert workspace.loop.get_job(job=job.id).state.value == "failed"
     assert actions == ["job_failed"]
 
 
 def test_rollback_by_hand_puts_the_previous_champion_back(workspace: Workspace) -> None:
     start_first(workspace)
     second = register(workspace, 5.0)
-    workspace.models.ops.set_alias(model="buy", alias="champion", version=second, reason="by hand")
+    workspace.models.set_alias(model="buy", alias="champion", version=second, reason="by hand")
     workspace.deploy.deploy(deployment="buy", model="buy", version=second, reason="by hand")
     workspace.loop.rollback(deployment="buy", reason="it is wrong")
     assert champion(workspace) == 1
-    assert [t.version for t in workspace.deploy.deployment(name="buy").targets] == [1]
-    assert workspace.lineage.events(kind="loop.rollback").items[0].data["reason"] == "it is wrong"
+    assert [t.version for t in workspace.deploy.get_deployment(name="buy").targets] == [1]
+    assert workspace.lineage.list_events(kind="loop.rollback").items[0].data["reason"] == "it is wrong"
 
 
 def second_champion(workspace: Workspace) -> int:
     """Champion 1, then 2, both routed."""
     start_first(workspace)
     second = register(workspace, 5.0)
-    workspace.models.ops.set_alias(model="buy", alias="champion", version=second, reason="by hand")
+    workspace.models.set_alias(model="buy", alias="champion", version=second, reason="by hand")
     workspace.deploy.deploy(deployment="buy", model="buy", version=second, reason="by hand")
     return second
 
@@ -231,12 +231,12 @@ def test_rollback_by_hand_goes_one_champion_back_and_no_further(workspace: Works
     """Seen red with the champion before the previous one as the target."""
     second = second_champion(workspace)
     third = register(workspace, 9.0)
-    workspace.models.ops.set_alias(model="buy", alias="champion", version=third, reason="by hand")
+    workspace.models.set_alias(model="buy", alias="champion", version=third, reason="by hand")
     workspace.deploy.deploy(deployment="buy", model="buy", version=third, reason="by hand")
     workspace.loop.rollback(deployment="buy", reason="it is wrong")
     assert champion(workspace) == second
-    assert [t.version for t in workspace.deploy.deployment(name="buy").targets] == [second]
-    told = workspace.lineage.events(kind="loop.rollback").items[0].data
+    assert [t.version for t in workspace.deploy.get_deployment(name="buy").targets] == [second]
+    told = workspace.lineage.list_events(kind="loop.rollback").items[0].data
     assert (told["from"], told["to"]) == (third, second)
 
 
@@ -247,10 +247,10 @@ def test_a_withdrawn_candidate_leaves_the_champion_of_now(workspace: Workspace) 
     finish(workspace, job, version=register(workspace, 9.0))
     assert [d.action for d in workspace.loop.tick().decisions] == ["gate_pass", "start"]
     workspace.loop.rollback(deployment="buy", reason="its answers are odd")
-    deployment = workspace.deploy.deployment(name="buy")
+    deployment = workspace.deploy.get_deployment(name="buy")
     assert ([t.version for t in deployment.targets], deployment.shadows) == ([second], [])
     assert champion(workspace) == second
-    assert workspace.loop.rollouts()[0].state.value == "rolled_back"
+    assert workspace.loop.list_rollouts()[0].state.value == "rolled_back"
 
 
 def test_a_decision_with_a_known_key_does_nothing(workspace: Workspace) -> None:
@@ -261,15 +261,15 @@ def test_a_decision_with_a_known_key_does_nothing(workspace: Workspace) -> None:
     start_first(workspace)
     config = workspace.settings.config
     decision = LoopDecision(action="retrain", key="retrain:buy:first:a1", reason="drift of x")
-    facts = Facts(deployment="buy", now=workspace.loop.now(), champion=1, champion_since=None)
+    facts = Facts(deployment="buy", now=workspace.loop.get_clock(), champion=1, champion_since=None)
     loop = workspace.loop
     applier = Applier(
         workspace.base, loop._rooms, deployment="buy", deploy=config.deploy["buy"], model=config.model["buy"]
     )
-    before = len(loop.jobs())
+    before = len(loop.list_jobs())
     assert [applier.apply(decision, facts) for _ in range(3)] == [True, False, False]
-    assert len(loop.jobs()) == before + 1
-    assert len(workspace.lineage.events(kind="loop.retrain").items) == before + 1
+    assert len(loop.list_jobs()) == before + 1
+    assert len(workspace.lineage.list_events(kind="loop.retrain").items) == before + 1
 
 
 def test_the_cooldown_holds_in_the_real_loop(workspace: Workspace) -> None:
@@ -286,10 +286,10 @@ def test_the_cooldown_holds_in_the_real_loop(workspace: Workspace) -> None:
     workspace.loop._config.retrain["buy"] = policy
     asked: list[int] = []
     for step in range(1, 16):
-        workspace.loop.set_clock(now=workspace.loop.now() + timedelta(hours=12))
+        workspace.loop.set_clock(now=workspace.loop.get_clock() + timedelta(hours=12))
         if any(d.action == "retrain" for d in workspace.loop.tick().decisions):
             asked.append(step)
-            finish(workspace, workspace.loop.jobs(limit=1)[0], version=1, passed=False)
+            finish(workspace, workspace.loop.list_jobs(limit=1)[0], version=1, passed=False)
     assert [b - a for a, b in pairwise(asked)] == [4, 8], "in half days"
 
 
@@ -301,17 +301,19 @@ def test_an_altered_verdict_is_refused(workspace: Workspace) -> None:
     with workspace.base.store.write() as tx:
         tx.execute("UPDATE verdicts SET record = replace(record, '\"passed\":false', '\"passed\":true')")
     with pytest.raises(Corrupt, match="altered"):
-        workspace.loop.verdict(verdict=verdict.id)
+        workspace.loop.get_verdict(verdict=verdict.id)
 
 
 def test_what_if_shows_what_another_policy_would_have_done(workspace: Workspace) -> None:
     from datetime import timedelta
 
     start_first(workspace)
-    workspace.loop.set_clock(now=workspace.loop.now() + timedelta(days=8))
+    workspace.loop.set_clock(now=workspace.loop.get_clock() + timedelta(days=8))
     assert [d.action for d in workspace.loop.tick().decisions] == ["retrain"]
     assert workspace.loop.replay().same
-    report = workspace.loop.what_if(deployment="buy", policy={"retrain_on": ["schedule"], "every": "30d"})
+    report = workspace.loop.simulate_policy(
+        deployment="buy", policy={"retrain_on": ["schedule"], "every": "30d"}
+    )
     assert not report.same
     assert any("retrain" in text for d in report.differences for text in d["recorded"])
 
@@ -326,7 +328,7 @@ def test_the_clock_moves_forward_only_and_only_if_it_is_manual(
 ) -> None:
     from datetime import timedelta
 
-    now = workspace.loop.now()
+    now = workspace.loop.get_clock()
     later = workspace.loop.set_clock(now=now + timedelta(days=3))
     assert workspace.loop.set_clock(now=now) == later
     other = tmp_path / "other"

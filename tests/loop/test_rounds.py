@@ -61,7 +61,7 @@ def trained(workspace: Workspace, model: str, slope: float, *, version: int | No
 
 
 def champion(workspace: Workspace, model: str) -> int:
-    return workspace.models.ops.version(model=model, selector="champion").version
+    return workspace.models.get_version(model=model, selector="champion").version
 
 
 def test_c12_one_deployment_in_trouble_does_not_stop_the_others(workspace: Workspace) -> None:
@@ -104,12 +104,12 @@ def test_a_champion_moved_by_hand_ends_the_rollout(workspace: Workspace) -> None
     workspace.loop.tick()
     trained(workspace, "buy", 2.0)
     assert [d.action for d in workspace.loop.tick().decisions] == ["gate_pass", "start"]
-    trained_by_hand = workspace.models.ops.versions(model="buy").items[0].version
-    workspace.models.ops.set_alias(model="buy", alias="champion", version=trained_by_hand, reason="I say so")
+    trained_by_hand = workspace.models.list_versions(model="buy").items[0].version
+    workspace.models.set_alias(model="buy", alias="champion", version=trained_by_hand, reason="I say so")
     done = workspace.loop.tick()
     assert [d.action for d in done.decisions] == ["abandon"]
     assert "changed to version" in done.decisions[0].reason
-    assert [t.version for t in workspace.deploy.deployment(name="buy").targets] == [trained_by_hand]
+    assert [t.version for t in workspace.deploy.get_deployment(name="buy").targets] == [trained_by_hand]
     assert done.problems == []
 
 

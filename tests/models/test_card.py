@@ -13,7 +13,7 @@ def test_a_card_tells_origin_metrics_parity_gate_and_aliases(
     foundation: Foundation, client_of: Callable[[Foundation], ModelsClient], saved_logistic: Path
 ) -> None:
     client = client_of(foundation)
-    ops = client.ops
+    ops = client.operations
     made = client.register_folder(
         saved_logistic,
         model="delay",
@@ -25,7 +25,7 @@ def test_a_card_tells_origin_metrics_parity_gate_and_aliases(
         d.event("gate.stopped", "model_version:delay@1", {"failed": ["auc 0.55 below 0.60"]})
     ops.set_alias(model="delay", alias="champion", version=1, reason="only one we have", override=True)
     ops.approve(model="delay", version=1, reason="read the slices")
-    card = ops.card(model="delay", version=1)
+    card = ops.get_card(model="delay", version=1)
     for text in (card.markdown.replace("\\", ""), card.html):
         for said in [
             "Warn travellers.", "not recorded", "run-1", made.package, "0.75 to 0.85", "auc 0.55 below 0.60", "only one we have",
@@ -42,7 +42,7 @@ def test_a_bare_version_says_what_nobody_recorded(
 ) -> None:
     client = client_of(foundation)
     client.register_folder(saved_logistic, model="delay")
-    card = client.ops.card(model="delay", version=1)
+    card = client.operations.get_card(model="delay", version=1)
     assert "No verdict recorded." in card.markdown
     assert "No alias ever pointed here." in card.html
     assert card.markdown.count("not recorded") >= 8

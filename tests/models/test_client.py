@@ -37,11 +37,11 @@ def test_save_register_load_and_fetch(
 
     expected = logistic.estimator.predict_proba(frame(logistic.columns, logistic.signature))[:, 1]
     np.testing.assert_allclose(loaded.predict(logistic.columns), expected, atol=1e-5)
-    package = client.package("delay", "1", tmp_path / "out")
+    package = client.download_package("delay", "1", tmp_path / "out")
     assert package == loaded.package
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
     with pytest.raises(InvalidInput, match="not empty"):
-        client.package("delay", "1", tmp_path / "out")
+        client.download_package("delay", "1", tmp_path / "out")
 
 
 @pytest.mark.parametrize("odd", ["../evil", "evil", "sub/evil"])
@@ -54,10 +54,12 @@ def test_p04_a_listing_with_other_files_than_the_package_writes_nothing(
     listing = dict(foundation.objects.tree(good.package))
     stored = foundation.objects.tree(good.package)["model.json"]
     crooked = client._objects.put(body=[to_json(listing | {odd: stored})])
-    ops = client.ops
-    client.ops = SimpleNamespace(version=lambda **_: msgspec.structs.replace(good, package=crooked.digest))  # type: ignore[assignment]
+    ops = client.operations
+    client.operations = SimpleNamespace(
+        get_version=lambda **_: msgspec.structs.replace(good, package=crooked.digest)
+    )  # type: ignore[assignment]
     with pytest.raises(Corrupt, match="not those of the package"):
-        client.package("delay", "1", tmp_path / "here" / "out")
+        client.download_package("delay", "1", tmp_path / "here" / "out")
     assert [p for p in tmp_path.rglob("*") if p.is_file() and "here" in p.parts] == []
-    client.ops = ops
-    client.package("delay", "1", tmp_path / "again")
+    client.operations = ops
+    client.download_package("delay", "1", tmp_path / "again")

@@ -24,14 +24,14 @@ def registry(
     foundation_on_each_engine: Foundation, client_of: Callable[[Foundation], ModelsClient]
 ) -> Registry:
     client = client_of(foundation_on_each_engine)
-    return client, client.ops, foundation_on_each_engine
+    return client, client.operations, foundation_on_each_engine
 
 
 def _register(client: ModelsClient, folder: Path, count: int = 1, *, model: str = "delay") -> Any:
     """``count`` versions of one package, told apart by their runs."""
     first = client.register_folder(folder, model=model)
     for i in range(2, count + 1):
-        first = client.ops.register(model=model, package=first.package, run=f"run-{i}")
+        first = client.operations.register(model=model, package=first.package, run=f"run-{i}")
     return first
 
 
@@ -64,11 +64,11 @@ def test_register_gives_numbers_takes_the_signature_and_is_idempotent(
         model="delay", package=first.package, run="run-2", dataset_version="d-1", holdout="d-2"
     )
     assert second.version == 2
-    assert [v.version for v in ops.versions(model="delay").items] == [2, 1]
-    page = ops.versions(model="delay", limit=1)
+    assert [v.version for v in ops.list_versions(model="delay").items] == [2, 1]
+    page = ops.list_versions(model="delay", limit=1)
     assert page.next == "2"
-    assert [v.version for v in ops.versions(model="delay", limit=1, after=page.next).items] == [1]
-    assert [(m.name, m.versions) for m in ops.list()] == [("delay", 2)]
+    assert [v.version for v in ops.list_versions(model="delay", limit=1, after=page.next).items] == [1]
+    assert [(m.name, m.versions) for m in ops.list_models()] == [("delay", 2)]
     with base.store.read() as tx:
         edges = {(r["source"], r["target"], r["kind"]) for r in tx.all("SELECT * FROM edges")}
     assert {
@@ -97,20 +97,20 @@ def test_a_package_of_another_project_is_not_found(
     )
     with pytest.raises(NotFound):
         other.register(model="mine", package=made.package)
-    assert other.list() == []
+    assert other.list_models() == []
 
 
 def test_selectors_and_near_misses(registry: Registry, saved_logistic: Path) -> None:
     client, ops, _ = registry
     _register(client, saved_logistic, 2)
     ops.set_alias(model="delay", alias="champion", version=1, reason="first")
-    assert ops.version(model="delay").version == 2
-    assert ops.version(model="delay", selector="champion").version == 1
-    assert ops.version(model="delay", selector="2").version == 2
+    assert ops.get_version(model="delay").version == 2
+    assert ops.get_version(model="delay", selector="champion").version == 1
+    assert ops.get_version(model="delay", selector="2").version == 2
     for call, said in [
-        (lambda: ops.version(model="delai"), "Did you mean 'delay'"),
-        (lambda: ops.version(model="delay", selector="champoin"), "Did you mean 'champion'"),
-        (lambda: ops.version(model="delay", selector="9"), "no such version"),
+        (lambda: ops.get_version(model="delai"), "Did you mean 'delay'"),
+        (lambda: ops.get_version(model="delay", selector="champoin"), "Did you mean 'champion'"),
+        (lambda: ops.get_version(model="delay", selector="9"), "no such version"),
         (lambda: ops.set_alias(model="delay", alias="x", version=9, reason="r"), "no such version"),
         (lambda: ops.rollback(model="delay", alias="champion", reason="r"), "no earlier version"),
         (lambda: ops.remove_alias(model="delay", alias="nobody", reason="r"), "points nowhere"),
@@ -137,10 +137,10 @@ def test_aliases_are_events_with_an_as_of_view(
     clock.advance(timedelta(days=1))
     removed = ops.remove_alias(model="delay", alias="champion", reason="retired")
     assert (removed.version, removed.previous) == (None, 3)
-    assert ops.aliases(model="delay") == []
-    assert ops.aliases(model="delay", at=before) == []
-    assert [ops.aliases(model="delay", at=m)[0].version for m in moments] == [1, 2, 3]
-    history = ops.alias_history(model="delay", alias="champion")
+    assert ops.list_aliases(model="delay") == []
+    assert ops.list_aliases(model="delay", at=before) == []
+    assert [ops.list_aliases(model="delay", at=m)[0].version for m in moments] == [1, 2, 3]
+    history = ops.list_alias_moves(model="delay", alias="champion")
     assert [(e.previous, e.version) for e in history] == [(None, 1), (1, 2), (2, 3), (3, None)]
     with base.store.read() as tx:
         kinds = [
@@ -196,7 +196,7 @@ def test_I01_rollback_to_a_damaged_package_moves_nothing(
     assert damaged
     with pytest.raises(Corrupt):
         ops.rollback(model="delay", alias="champion", reason="bad")
-    assert ops.aliases(model="delay")[0].version == 2
+    assert ops.list_aliases(model="delay")[0].version == 2
     with pytest.raises(Corrupt):
         client.load("delay", "champion")
 
@@ -204,10 +204,10 @@ def test_I01_rollback_to_a_damaged_package_moves_nothing(
 @pytest.mark.parametrize(
     ("table", "look"),
     [
-        ("model_versions", lambda ops: ops.version(model="delay", selector="1")),
-        ("model_alias_events", lambda ops: ops.aliases(model="delay")),
-        ("model_alias_events", lambda ops: ops.version(model="delay", selector="champion")),
-        ("model_approvals", lambda ops: ops.approvals(model="delay", version=1)),
+        ("model_versions", lambda ops: ops.get_version(model="delay", selector="1")),
+        ("model_alias_events", lambda ops: ops.list_aliases(model="delay")),
+        ("model_alias_events", lambda ops: ops.get_version(model="delay", selector="champion")),
+        ("model_approvals", lambda ops: ops.list_approvals(model="delay", version=1)),
     ],
 )
 def test_T16_a_changed_decision_row_is_never_a_silent_wrong_value(
@@ -234,7 +234,7 @@ def test_T16_a_lost_alias_event_shows(registry: Registry, saved_logistic: Path) 
     with base.store.write() as tx:
         tx.execute("DELETE FROM model_alias_events WHERE seq = 2")
     with pytest.raises(Corrupt):
-        ops.alias_history(model="delay")
+        ops.list_alias_moves(model="delay")
 
 
 def _together(actions: list[Callable[[], Any]]) -> list[Any]:
@@ -274,7 +274,7 @@ def test_two_moves_expecting_the_same_make_one_conflict(registry: Registry, save
     _register(client, saved_logistic, 3)
     ops.set_alias(model="delay", alias="champion", version=1, reason="up")
     for _ in range(5):
-        now = ops.aliases(model="delay")[0].version
+        now = ops.list_aliases(model="delay")[0].version
         others = [v for v in (1, 2, 3) if v != now]
         done = _together(
             [
@@ -290,12 +290,12 @@ def test_two_moves_expecting_the_same_make_one_conflict(registry: Registry, save
 def test_tags_and_approvals(registry: Registry, saved_logistic: Path) -> None:
     client, ops, _ = registry
     client.register_folder(saved_logistic, model="delay", tags={"owner": "ops", "note": "a"})
-    tagged = ops.tag(model="delay", version=1, tags={"note": "", "caveats": "snow"})
+    tagged = ops.set_tags(model="delay", version=1, tags={"note": "", "caveats": "snow"})
     assert tagged.tags == {"owner": "ops", "caveats": "snow"}
-    assert ops.version(model="delay").tags == tagged.tags
+    assert ops.get_version(model="delay").tags == tagged.tags
     ops.approve(model="delay", version=1, reason="looked at the slices")
     ops.approve(model="delay", version=1, reason="on second thought", approved=False)
-    assert [a.approved for a in ops.approvals(model="delay", version=1)] == [True, False]
+    assert [a.approved for a in ops.list_approvals(model="delay", version=1)] == [True, False]
 
 
 def test_facts_for_the_graph(registry: Registry, saved_logistic: Path) -> None:

@@ -15,7 +15,7 @@ from mainspring.errors import NotFound
 from mainspring.labels import Labels
 from mainspring.lineage import Foundation
 from mainspring.monitoring import Monitoring
-from mainspring.records.base import new_id, to_json
+from mainspring.records.base import Selector, new_id, to_json
 from mainspring.records.labels import Feedback
 from mainspring.records.models import Column, ModelVersion, Signature, Task
 from mainspring.records.monitoring import MonitorPolicy
@@ -32,7 +32,7 @@ class Registry:
     def __init__(self) -> None:
         self.versions: dict[tuple[str, str], ModelVersion] = {}
 
-    def version(self, *, model: str, selector: str) -> ModelVersion:
+    def get_version(self, model: str, selector: Selector = "latest") -> ModelVersion:
         try:
             return self.versions[model, selector]
         except KeyError:
@@ -139,7 +139,7 @@ class World:
     def label(self, ids: Sequence[str], values: Sequence[Any]) -> None:
         """Label these predictions, read in first so that they are known."""
         self.monitoring.ingest()
-        self.labels.feedback(
+        self.labels.record_feedback(
             items=[Feedback(prediction_id=i, value=v) for i, v in zip(ids, values, strict=True)]
         )
 
@@ -150,7 +150,7 @@ class World:
         """Move the clock to the start of ``day``, then ingest and evaluate."""
         self.to_day(day)
         self.monitoring.ingest()
-        return self.monitoring.evaluate()
+        return self.monitoring.evaluate_windows()
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def test_a_canary_that_always_raises_breaks_the_error_rule(world: Any) -> None:
         canary_failed(world, ident, began)
     world.to_day(1)
     world.monitoring.ingest()
-    paired = world.monitoring.paired(deployment="delay", a="2", b="shadow:champion")
+    paired = world.monitoring.compare_scorers(deployment="delay", a="2", b="shadow:champion")
     assert (paired.rows, paired.errors_a, paired.errors_b) == (0, 150, 0)
     found = stage_evidence(world, Stage(canary=0.1), began)
     assert (found.requests, found.errors) == (150, 150)

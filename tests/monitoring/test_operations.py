@@ -26,7 +26,7 @@ from mainspring.storage.journal import JournalReader
 
 
 def report_of(world: Any, day: int = 0) -> Any:
-    return world.monitoring.windows(deployment="delay", newest_first=False)[day].report
+    return world.monitoring.list_windows(deployment="delay", newest_first=False)[day].report
 
 
 def verdicts(report: Any) -> dict[str, str]:
@@ -48,7 +48,7 @@ def test_ingest_is_exactly_once(world: Any) -> None:
     world.send(0, 10)
     assert world.monitoring.ingest(limit=4).more
     assert world.monitoring.ingest().requests == 6
-    assert world.monitoring.counts(deployment="delay").rows == 60
+    assert world.monitoring.get_counts(deployment="delay").rows == 60
 
 
 def test_m11_a_replayed_batch_changes_nothing(world: Any) -> None:
@@ -56,12 +56,12 @@ def test_m11_a_replayed_batch_changes_nothing(world: Any) -> None:
     (IntegrityError)."""
     world.send(0, 30)
     world.monitoring.ingest()
-    before = world.monitoring.windows(deployment="delay")
+    before = world.monitoring.list_windows(deployment="delay")
     with world.base.store.write() as tx:
         tx.execute("UPDATE log_cursors SET cursor = '' WHERE project = ?", world.base.project)
     again = world.monitoring.ingest()
     assert (again.requests, again.duplicates) == (0, 30)
-    assert world.monitoring.windows(deployment="delay") == before
+    assert world.monitoring.list_windows(deployment="delay") == before
 
 
 def test_m11_a_record_sent_twice_counts_once(world: Any) -> None:
@@ -93,7 +93,7 @@ def test_m12_torn_and_undecodable_records_are_counted(world: Any) -> None:
     os.truncate(segment, segment.stat().st_size - 7)
     got = world.monitoring.ingest()
     assert (got.requests, got.bad, got.torn) == (7, 5, 1)
-    assert world.monitoring.counts().ingest["bad"] == 5
+    assert world.monitoring.get_counts().ingest["bad"] == 5
 
 
 def test_m09_a_kill_during_ingest_or_evaluate_loses_and_repeats_nothing(world: Any, tmp_path: Any) -> None:
@@ -113,10 +113,10 @@ def test_m09_a_kill_during_ingest_or_evaluate_loses_and_repeats_nothing(world: A
     ):
         assert _killed(world, point) == -9
     assert _killed(world, "none") == 0
-    assert world.monitoring.counts(deployment="delay").rows == 260
-    assert [w.revision for w in world.monitoring.windows(deployment="delay")] == [1, 1]
+    assert world.monitoring.get_counts(deployment="delay").rows == 260
+    assert [w.revision for w in world.monitoring.list_windows(deployment="delay")] == [1, 1]
     # The child knows no model registry, so what it judges is quality and errors; traffic is counted once.
-    assert sum(w.requests for w in world.monitoring.windows(deployment="delay")) == 260
+    assert sum(w.requests for w in world.monitoring.list_windows(deployment="delay")) == 260
 
 
 def _killed(world: Any, point: str) -> int:
@@ -138,7 +138,7 @@ base = Foundation(project="default", home=home, store=store, objects=open_object
                   ledger=Ledger(store, project="default", clock=clock), leases=leases, clock=clock)
 room = Monitoring(base)
 room.ingest()
-room.evaluate()
+room.evaluate_windows()
 """
     environment = {**os.environ, "MAINSPRING_FAILPOINTS": f"{point}:kill"}
     return subprocess.run(
@@ -154,15 +154,15 @@ def test_m09_evaluating_again_gives_one_alert_and_the_same_report(world: Any) ->
     failpoints.arm("monitoring.evaluated:raise")
     try:
         with pytest.raises(RuntimeError, match="failpoint"):
-            world.monitoring.evaluate()
+            world.monitoring.evaluate_windows()
     finally:
         failpoints.arm("")
-    assert world.monitoring.alerts(deployment="delay") == []
-    assert len(world.monitoring.evaluate().opened) == 2
+    assert world.monitoring.list_alerts(deployment="delay") == []
+    assert len(world.monitoring.evaluate_windows().opened) == 2
     first = report_of(world)
-    assert world.monitoring.evaluate().closed == []
+    assert world.monitoring.evaluate_windows().closed == []
     assert report_of(world) == first
-    alerts = world.monitoring.alerts(deployment="delay")
+    alerts = world.monitoring.list_alerts(deployment="delay")
     assert {(a.kind, a.subject) for a in alerts} == {("drift", "temperature"), ("quality", "temperature")}
     assert len(alerts) == 2
 
@@ -172,7 +172,7 @@ def test_m08_a_wrong_clock_cannot_open_windows_in_the_future(world: Any) -> None
     world.send(365, 3)
     got = world.monitoring.ingest()
     assert got.clamped == 3
-    (window,) = world.monitoring.windows(deployment="delay")
+    (window,) = world.monitoring.list_windows(deployment="delay")
     assert window.start <= world.clock.now() < window.end
     with world.base.store.read() as tx:
         assert tx.scalar("SELECT max(event_us) AS m FROM predictions") > to_us(
@@ -185,7 +185,7 @@ def test_late_rows_revise_a_closed_window(world: Any) -> None:
     assert len(world.turn(1).closed) == 1
     world.send(0, 30)
     assert len(world.turn(1.5).revised) == 1
-    (window,) = world.monitoring.windows(deployment="delay")
+    (window,) = world.monitoring.list_windows(deployment="delay")
     assert (window.rows, window.revision) == (150, 2)
     assert window.report.drift.rows == 150
 
@@ -195,11 +195,11 @@ def test_finished_segments_are_kept_as_objects_and_still_answer(world: Any) -> N
     world.writer.rotate()
     world.monitoring.ingest()
     assert JournalReader(world.folder, LOG_PREFIX).segments() == []
-    found = world.monitoring.prediction(id=ids[7])
+    found = world.monitoring.get_prediction(id=ids[7])
     assert set(found.inputs) == {"temperature", "distance", "hour", "carrier"}
     live = world.send(0, 2)
     world.monitoring.ingest()
-    assert world.monitoring.prediction(id=live[0]).inputs is not None
+    assert world.monitoring.get_prediction(id=live[0]).inputs is not None
     with world.base.store.read() as tx:
         assert tx.scalar("SELECT count(*) AS n FROM object_refs WHERE owner LIKE 'log_segment:%'") == 1
 
@@ -212,19 +212,19 @@ def test_no_change_no_alert(world: Any) -> None:
         world.send(day)
         assert world.turn(day + 1).opened == []
     assert set(verdicts(report_of(world, 9)).values()) == {"ok"}
-    assert world.monitoring.findings(deployment="delay", severity="warning") == []
+    assert world.monitoring.list_findings(deployment="delay", severity="warning") == []
 
 
 def test_a_shift_is_found_alerted_once_and_resolved(world: Any) -> None:
     for day in range(8):
         world.send(day, 200, shift=8 if 2 <= day < 5 else 0)
         world.turn(day + 1)
-    (alert,) = world.monitoring.alerts(deployment="delay")
+    (alert,) = world.monitoring.list_alerts(deployment="delay")
     assert (alert.kind, alert.subject, alert.hits) == ("drift", "temperature", 3)
     assert alert.resolved_at is not None
-    assert alert.opened_at == world.monitoring.windows(deployment="delay", newest_first=False)[2].end
-    drift = world.monitoring.drift(
-        window=world.monitoring.windows(deployment="delay", newest_first=False)[3].id
+    assert alert.opened_at == world.monitoring.list_windows(deployment="delay", newest_first=False)[2].end
+    drift = world.monitoring.list_drift(
+        window=world.monitoring.list_windows(deployment="delay", newest_first=False)[3].id
     )
     assert drift.columns[0].column == "temperature"
     assert [v for c, v in verdicts(report_of(world, 3)).items() if c != "temperature"] == ["ok"] * 3
@@ -267,7 +267,7 @@ def test_m05_a_broken_column_is_found_and_the_others_are_reported(world: Any, ca
     world.send(0, 200, columns=_column(world, 200, change))
     world.turn(1)
     report = report_of(world)
-    assert finding in kinds(world.monitoring.findings(deployment="delay")), case
+    assert finding in kinds(world.monitoring.list_findings(deployment="delay")), case
     assert verdicts(report)[column] == "drift", case
     others = {c: v for c, v in verdicts(report).items() if c != column}
     assert set(others.values()) == {"ok"}
@@ -300,7 +300,7 @@ def test_m06_too_little_is_a_verdict_and_no_alert(world: Any, rows: int) -> None
         )  # fmt: skip
     got = world.turn(1)
     assert got.opened == []
-    (window,) = world.monitoring.windows(deployment="delay")
+    (window,) = world.monitoring.list_windows(deployment="delay")
     assert window.report.drift.verdict is Verdict.INSUFFICIENT_DATA
     assert set(verdicts(window.report).values()) == {"insufficient_data"}
     assert all(c.reason for c in window.report.drift.columns)
@@ -311,7 +311,7 @@ def test_m06_single_class_has_no_auc_and_says_so(world: Any) -> None:
     ids = world.send(0, 150)
     world.label(ids, [False] * 150)
     world.turn(1)
-    (performance,) = world.monitoring.windows(deployment="delay")[0].performance
+    (performance,) = world.monitoring.list_windows(deployment="delay")[0].performance
     assert performance.metrics["auc"].value is None
     assert "negative" in performance.metrics["auc"].reason
     assert performance.metrics["log_loss"].value is not None
@@ -348,22 +348,22 @@ def test_failed_requests_open_an_alert(world: Any) -> None:
             )
         )  # fmt: skip
     world.turn(1)
-    (alert,) = world.monitoring.alerts(deployment="delay", state="open")
+    (alert,) = world.monitoring.list_alerts(deployment="delay", state="open")
     assert (alert.kind, alert.subject) == ("quality", "requests")
-    assert world.monitoring.windows(deployment="delay")[0].errors == 20
+    assert world.monitoring.list_windows(deployment="delay")[0].errors == 20
 
 
 def test_a_new_champion_ends_what_was_measured_against_the_old_one(world: Any) -> None:
     for day in range(3):
         world.send(day, 200, shift=8)
         world.turn(day + 1)
-    assert len(world.monitoring.alerts(deployment="delay", state="open")) == 1
+    assert len(world.monitoring.list_alerts(deployment="delay", state="open")) == 1
     old = world.inputs
     world.inputs = lambda n, **kw: old(n, shift=8)
     world.register(2)
     world.send(3, 200, version=2)
     world.turn(4)
-    assert world.monitoring.alerts(deployment="delay", state="open") == []
+    assert world.monitoring.list_alerts(deployment="delay", state="open") == []
     assert report_of(world, 3).champion == "delay@2"
 
 
@@ -384,7 +384,7 @@ def test_scores_are_compared_with_the_first_ones(world: Any) -> None:
     assert report_of(world, 5).prediction.verdict is Verdict.OK
     assert report_of(world, 7).prediction.verdict is Verdict.DRIFT
     assert ("drift", "prediction") in {
-        (a.kind, a.subject) for a in world.monitoring.alerts(deployment="delay")
+        (a.kind, a.subject) for a in world.monitoring.list_alerts(deployment="delay")
     }
 
 
@@ -408,23 +408,23 @@ def test_m01_late_labels_revise_their_window_up_to_the_horizon(
     world.turn(1)
     world.clock.set(world.clock.now() + late)
     world.label(ids, [i % 4 == 0 for i in range(150)])
-    got = world.monitoring.evaluate()
-    (window,) = world.monitoring.windows(deployment="delay")
+    got = world.monitoring.evaluate_windows()
+    (window,) = world.monitoring.list_windows(deployment="delay")
     assert (len(got.revised) == 1) is revised
     assert window.revision == (2 if revised else 1)
     assert got.late_labels == (0 if revised else 150)
     assert [p.labelled for p in window.performance] == ([150] if revised else [])
-    assert world.monitoring.evaluate().revised == []
+    assert world.monitoring.evaluate_windows().revised == []
 
 
 def test_a_corrected_label_gives_the_next_revision(world: Any) -> None:
     ids = world.send(0, 120)
     world.label(ids, [False] * 120)
     world.turn(1)
-    before = world.monitoring.windows(deployment="delay")[0].performance[0]
+    before = world.monitoring.list_windows(deployment="delay")[0].performance[0]
     world.label(ids[:60], [True] * 60)
-    world.monitoring.evaluate()
-    after = world.monitoring.windows(deployment="delay")[0].performance[0]
+    world.monitoring.evaluate_windows()
+    after = world.monitoring.list_windows(deployment="delay")[0].performance[0]
     assert (before.revision, after.revision) == (1, 2)
     assert after.metrics["positive_rate"].value == 0.5
 
@@ -439,13 +439,13 @@ def test_decay_against_the_recorded_level(make_world: Any) -> None:
         world.to_day(day + 1)
         world.monitoring.ingest()
         world.label(ids, [bool(t) for t in truths])
-        world.monitoring.evaluate()
+        world.monitoring.evaluate_windows()
     assert report_of(world, 4).decay.verdict is Verdict.OK
     assert report_of(world, 7).decay.verdict is Verdict.DECAY
-    (alert,) = world.monitoring.alerts(deployment="delay", kind="performance")
+    (alert,) = world.monitoring.list_alerts(deployment="delay", kind="performance")
     assert alert.subject == "log_loss"
-    assert world.monitoring.findings(deployment="delay", kind="performance")[0].limit == 0.55
-    points = world.monitoring.series(deployment="delay", metric="log_loss")
+    assert world.monitoring.list_findings(deployment="delay", kind="performance")[0].limit == 0.55
+    points = world.monitoring.get_series(deployment="delay", metric="log_loss")
     assert len(points) == 8
     assert points[0].value < points[-1].value
 
@@ -461,7 +461,7 @@ def test_other_tasks(make_world: Any, task: Task) -> None:
     ids = world.send(0, 150, scores=scores)
     world.label(ids, labels)
     world.turn(1)
-    (performance,) = world.monitoring.windows(deployment="delay")[0].performance
+    (performance,) = world.monitoring.list_windows(deployment="delay")[0].performance
     if task is Task.MULTICLASS:
         assert performance.metrics["log_loss"].value == pytest.approx(-math.log(0.6))
         assert performance.metrics["accuracy"].value == 1.0
@@ -481,16 +481,16 @@ def test_paired_compares_on_the_same_rows(world: Any) -> None:
     world.to_day(2)
     world.monitoring.ingest()
     world.label(ids[:120], [False] * 120)
-    got = world.monitoring.paired(deployment="delay", a="shadow:candidate", b="1")
+    got = world.monitoring.compare_scorers(deployment="delay", a="shadow:candidate", b="1")
     assert (got.rows, got.labelled, got.loss) == (200, 120, "log_loss")
     assert got.loss_a[0] == pytest.approx(-math.log(1 - other[0]))
     assert got.loss_b[0] == pytest.approx(-math.log(1 - scores[0]))
     assert got.at_us == sorted(got.at_us)
     assert got.score_shift > 0.25
-    same = world.monitoring.paired(deployment="delay", a="2", b="candidate")
+    same = world.monitoring.compare_scorers(deployment="delay", a="2", b="candidate")
     assert same.score_shift == 0.0
     assert same.loss_a == same.loss_b
-    later = world.monitoring.paired(
+    later = world.monitoring.compare_scorers(
         deployment="delay", a="candidate", b="1", since=world.clock.now() - timedelta(days=1)
     )
     assert (later.rows, later.score_shift) == (0, None)
@@ -500,20 +500,20 @@ def test_one_prediction_and_its_causes(world: Any) -> None:
     (ident,) = world.send(0, 1, scores=[0.25], shadows={"frozen": (1, [0.5])})
     world.monitoring.ingest()
     world.label([ident], [True])
-    found = world.monitoring.prediction(id=ident)
+    found = world.monitoring.get_prediction(id=ident)
     assert (found.score, found.label, found.shadows, found.version) == (0.25, True, {"frozen": 0.5}, 1)
     edges = {(e.source, e.kind) for e in world.monitoring._prediction_causes(f"{ident}/0")}
     assert edges == {("model_version:delay@1", "predicted"), ("deployment:delay", "routed as champion")}
     assert world.monitoring._prediction_facts(ident)["label"] is True
     assert world.monitoring._prediction_facts(new_id()) is None
     with pytest.raises(NotFound):
-        world.monitoring.prediction(id=new_id())
+        world.monitoring.get_prediction(id=new_id())
 
 
 def test_blast_radius_counts_all_and_shows_some(world: Any) -> None:
     ids = world.send(0, 60)
     world.monitoring.ingest()
-    radius = world.monitoring.blast_radius(model="delay", version=1)
+    radius = world.monitoring.get_blast_radius(model="delay", version=1)
     assert (radius.predictions, len(radius.sample)) == (60, 20)
     assert list(world.monitoring._predictions_of("delay", 1)) == [f"{i}/0" for i in ids]
     assert len(world.monitoring._version_effects("delay@1")) == 20
@@ -524,7 +524,7 @@ def test_unknown_deployment_names_near_ones(world: Any) -> None:
     world.send(0, 1)
     world.monitoring.ingest()
     with pytest.raises(NotFound, match="'delay'"):
-        world.monitoring.counts(deployment="delai")
+        world.monitoring.get_counts(deployment="delai")
 
 
 def test_both_engines_tell_the_same(foundation_on_each_engine: Any, make_world: Any) -> None:
@@ -533,23 +533,25 @@ def test_both_engines_tell_the_same(foundation_on_each_engine: Any, make_world: 
     ids = world.send(0, 150, shift=25, shadows={"s": (1, [0.5] * 150)})
     world.label(ids, [True] * 150)
     world.turn(1)
-    world.labels.settle()
-    world.monitoring.evaluate()
-    assert {(a.kind, a.subject) for a in world.monitoring.alerts(deployment="delay", state="open")} >= {
+    world.labels.settle_parked()
+    world.monitoring.evaluate_windows()
+    assert {(a.kind, a.subject) for a in world.monitoring.list_alerts(deployment="delay", state="open")} >= {
         ("drift", "temperature"),
         ("performance", "log_loss"),
     }
-    assert world.monitoring.paired(deployment="delay", a="s", b="1").labelled == 150
-    assert world.monitoring.counts().labelled == 150
-    assert world.monitoring.series(deployment="delay", metric="psi:temperature")[0].value > 0.2
+    assert world.monitoring.compare_scorers(deployment="delay", a="s", b="1").labelled == 150
+    assert world.monitoring.get_counts().labelled == 150
+    assert world.monitoring.get_series(deployment="delay", metric="psi:temperature")[0].value > 0.2
 
 
 def test_a_room_without_undeclared_operations() -> None:
     from mainspring.labels import Labels
     from mainspring.operations import operations_of
 
-    assert {"ingest", "evaluate", "windows", "paired", "prediction"} <= set(operations_of(Monitoring))
-    assert {"feedback", "ingest_relayed", "settle"} <= set(operations_of(Labels))
+    assert {"ingest", "evaluate_windows", "list_windows", "compare_scorers", "get_prediction"} <= set(
+        operations_of(Monitoring)
+    )
+    assert {"record_feedback", "ingest_relayed", "settle_parked"} <= set(operations_of(Labels))
 
 
 def test_days_that_differ_by_themselves_raise_no_alarm(make_world: Any) -> None:
@@ -572,7 +574,7 @@ def test_days_that_differ_by_themselves_raise_no_alarm(make_world: Any) -> None:
         for day in range(20):
             world.send(day, 130, shift=float(world.rng.normal(0, 5)))
             world.turn(day + 1)
-        return len(world.monitoring.alerts(deployment="delay", kind="drift"))
+        return len(world.monitoring.list_alerts(deployment="delay", kind="drift"))
 
     assert alarms(lookback="14d") == 0
 
@@ -584,7 +586,7 @@ def test_day_by_day_the_same_weather_alarms(make_world: Any) -> None:
     for day in range(10):
         world.send(day, 130, shift=float(world.rng.normal(0, 8)))
         world.turn(day + 1)
-    assert world.monitoring.alerts(deployment="delay", kind="drift")
+    assert world.monitoring.list_alerts(deployment="delay", kind="drift")
 
 
 def test_a_log_longer_than_one_reading_says_that_more_is_left(make_world: Any) -> None:
@@ -599,7 +601,7 @@ def test_a_log_longer_than_one_reading_says_that_more_is_left(make_world: Any) -
     while more:
         got = world.monitoring.ingest()
         total, calls, more = total + got.requests, calls + 1, got.more
-    assert (total, world.monitoring.counts().requests) == (len(ids), len(ids))
+    assert (total, world.monitoring.get_counts().requests) == (len(ids), len(ids))
     assert calls <= 4
     assert world.monitoring.ingest() == IngestReport()
 
@@ -620,12 +622,12 @@ def test_windows_that_wait_for_their_grace_are_no_reason_to_be_called_again(make
         world.send(hour / 24, 1)
     world.to_day(3)
     world.monitoring.ingest()
-    report = world.monitoring.evaluate()
+    report = world.monitoring.evaluate_windows()
     assert (report.closed, report.more) == ([], False)
     world.to_day(7)
-    report = world.monitoring.evaluate()
+    report = world.monitoring.evaluate_windows()
     assert (len(report.closed), report.more) == (64, True)
-    report = world.monitoring.evaluate()
+    report = world.monitoring.evaluate_windows()
     assert (len(report.closed), report.more) == (6, False)
 
 
@@ -640,7 +642,7 @@ def test_classes_that_are_numbers_are_matched_by_value(make_world: Any) -> None:
     ids = world.send(0, 150, scores=[[0.8 if k == t else 0.1 for k in range(3)] for t in truth])
     world.label(ids, [float(t + 1) for t in truth])
     world.turn(1)
-    (performance,) = world.monitoring.windows(deployment="delay")[0].performance
+    (performance,) = world.monitoring.list_windows(deployment="delay")[0].performance
     assert (performance.labelled, performance.invalid) == (150, 0)
     assert performance.metrics["accuracy"].value == 1.0
     assert performance.metrics["log_loss"].value == pytest.approx(-math.log(0.8))
@@ -657,7 +659,7 @@ def test_decay_of_any_metric_is_found(make_world: Any, metric: str) -> None:
         world.to_day(day + 1)
         world.monitoring.ingest()
         world.label(ids, [bool(t) for t in ~good])
-        world.monitoring.evaluate()
+        world.monitoring.evaluate_windows()
     verdicts = [report_of(world, day).decay.verdict for day in range(8)]
     assert verdicts[:2] == [Verdict.INSUFFICIENT_DATA] * 2, "two windows of a lookback of seven tell nothing"
     assert verdicts[-1] is Verdict.DECAY
@@ -669,7 +671,7 @@ def test_scores_that_are_no_probabilities_are_said_to_be(make_world: Any) -> Non
     ids = world.send(0, 150, scores=world.rng.normal(3, 1, 150))
     world.label(ids, [i % 2 == 0 for i in range(150)])
     world.turn(1)
-    (performance,) = world.monitoring.windows(deployment="delay")[0].performance
+    (performance,) = world.monitoring.list_windows(deployment="delay")[0].performance
     assert performance.metrics["log_loss"].value is None
     assert "no probabilities" in performance.metrics["log_loss"].reason
     assert performance.metrics["auc"].value is not None

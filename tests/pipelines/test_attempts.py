@@ -76,14 +76,14 @@ def begin(base: Foundation, ops: Pipelines, project: Path, write: Write) -> Iter
             )
             runs.append(pool.submit(runner.run, "p.py:go", check=False))
             known = len(runs)
-            while len(ops.runs().items) < known and not runs[-1].done():
+            while len(ops.list_runs().items) < known and not runs[-1].done():
                 time.sleep(0.01)
             return runs[-1]
 
         yield start
-        for run in ops.runs().items:
+        for run in ops.list_runs().items:
             if run.state == "running":
-                ops.cancel(run=run.id)
+                ops.cancel_run(run=run.id)
         with base.store.write() as tx:  # nobody goes on with what a test has begun
             tx.execute("UPDATE step_offers SET expires_us = 0")
         for future in runs:
@@ -94,12 +94,12 @@ def waiting(ops: Pipelines, step: str = "first", *, attempt: int = 1) -> Waiting
     """The step, as soon as this attempt at it waits."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
-        for one in ops.waiting_steps():
-            tries = [e for e in ops.steps(run=one.run, attempts=True) if e.step == step]
+        for one in ops.list_waiting_steps():
+            tries = [e for e in ops.list_steps(run=one.run, attempts=True) if e.step == step]
             if one.step == step and len(tries) == attempt:
                 return one
         time.sleep(0.01)
-    raise AssertionError([e for r in ops.runs().items for e in ops.steps(run=r.id, attempts=True)])
+    raise AssertionError([e for r in ops.list_runs().items for e in ops.list_steps(run=r.id, attempts=True)])
 
 
 def put(base: Foundation, data: bytes) -> Artifact:
@@ -124,20 +124,20 @@ def test_a_run_is_done_by_operations_alone(base: Foundation, ops: Pipelines, beg
     assert lease.job.files is not None
     files = base.objects.tree(lease.job.files)
     assert list(files) == ["p.py"]  # the code travels by content
-    assert ops.heartbeat(execution=lease.job.execution, token=lease.token).go_on
+    assert ops.heartbeat_step(execution=lease.job.execution, token=lease.token).go_on
     log = Uploads(base).put(body=[b"said by the worker"]).digest
     made = put(base, b"abc")
     result = StepResult(outputs=[made], metrics={"loss": 0.5, "worst": "inf"}, log=log)
     done = ops.finish_step(execution=lease.job.execution, token=lease.token, result=result)
     assert (done.state, done.worker, done.environment, done.metrics) == ("finished", "w1", "e" * 64, result.metrics)  # fmt: skip
-    assert b"".join(ops.log(run=done.run, step="first").chunks) == b"said by the worker"
+    assert b"".join(ops.download_log(run=done.run, step="first").chunks) == b"said by the worker"
     second = take(ops, "second")
     assert [a.digest for s in second.job.sources.values() for a in s.outputs] == [made.digest]
     number = replace_kind(put(base, b"3"), "json")
     finish(ops, second, number)
     ended = run.result(60)
     assert ended.state == "finished"
-    assert {e.step: (e.state, e.attempt) for e in ops.steps(run=ended.id)} == {"first": ("finished", 1), "second": ("finished", 1)}  # fmt: skip
+    assert {e.step: (e.state, e.attempt) for e in ops.list_steps(run=ended.id)} == {"first": ("finished", 1), "second": ("finished", 1)}  # fmt: skip
     # What only the jobs referred to is not kept for their sake.
     with base.store.read() as tx:
         assert tx.all("SELECT owner FROM object_refs WHERE owner LIKE 'job:%'") == []
@@ -155,7 +155,7 @@ def test_a_step_is_begun_by_one_worker(ops: Pipelines, begin: Begin) -> None:
     lease = take(ops)
     with pytest.raises(Conflict, match="it is running"):
         ops.begin_step(execution=lease.job.execution, worker="w2")
-    assert ops.waiting_steps() == []
+    assert ops.list_waiting_steps() == []
 
 
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)  # SQLite has one writer at a time
@@ -182,9 +182,9 @@ def test_finishing_again_answers_what_was_committed(base: Foundation, ops: Pipel
     lease = take(ops)
     assert finish(ops, lease, put(base, b"one")) == "finished"
     assert finish(ops, lease, put(base, b"another")) == "finished"
-    done = next(e for e in ops.steps(run=lease.job.run) if e.step == "first")
+    done = next(e for e in ops.list_steps(run=lease.job.run) if e.step == "first")
     assert base.objects.read(done.outputs[0].digest) == b"one"
-    told = Lineage(base).events(kind="step.finished").items
+    told = Lineage(base).list_events(kind="step.finished").items
     assert [e.subject for e in told] == [f"step:{done.id}"]
 
 
@@ -194,15 +194,15 @@ def test_a_wrong_token_is_refused(base: Foundation, ops: Pipelines, begin: Begin
     found = waiting(ops)
     for token in ("", "x"):  # nobody has begun it yet: the empty token is no token
         with pytest.raises(Fenced):
-            ops.heartbeat(execution=found.execution, token=token)
+            ops.heartbeat_step(execution=found.execution, token=token)
     lease = ops.begin_step(execution=found.execution, worker="w1")
     result = StepResult(outputs=[put(base, b"x")])
     for token in ("", "x", lease.token[:-1]):
         with pytest.raises(Fenced):
             ops.finish_step(execution=found.execution, token=token, result=result)
         with pytest.raises(Fenced):
-            ops.heartbeat(execution=found.execution, token=token)
-    assert {e.step: e.state for e in ops.steps(run=found.run)}["first"] == "running"
+            ops.heartbeat_step(execution=found.execution, token=token)
+    assert {e.step: e.state for e in ops.list_steps(run=found.run)}["first"] == "running"
     with pytest.raises(NotFound):
         ops.finish_step(execution=found.run, token=lease.token, result=result)
 
@@ -217,15 +217,15 @@ def test_a_worker_that_is_not_heard_of_has_lost_its_step(
     with pytest.raises(Fenced, match="not yours any more: it is lost"):
         finish(ops, stale, put(base, b"stale"))
     with pytest.raises(Fenced):
-        ops.heartbeat(execution=stale.job.execution, token=stale.token)
+        ops.heartbeat_step(execution=stale.job.execution, token=stale.token)
     # On this machine a second may pass between two calls: the attempt that is finished is whichever is current.
     finished, attempt = _finish_before_lost(ops, fresh, put(base, b"fresh"))
-    states = [e.state for e in ops.steps(run=fresh.job.run, attempts=True) if e.step == "first"]
+    states = [e.state for e in ops.list_steps(run=fresh.job.run, attempts=True) if e.step == "first"]
     assert states == ["lost"] * (attempt - 1) + ["finished"]
-    done = next(e for e in ops.steps(run=fresh.job.run) if e.step == "first")
+    done = next(e for e in ops.list_steps(run=fresh.job.run) if e.step == "first")
     assert base.objects.read(done.outputs[0].digest) == b"fresh"
-    assert [e.subject for e in Lineage(base).events(kind="step.finished").items] == [f"step:{finished}"]
-    ops.cancel(run=fresh.job.run)
+    assert [e.subject for e in Lineage(base).list_events(kind="step.finished").items] == [f"step:{finished}"]
+    ops.cancel_run(run=fresh.job.run)
     assert run.result(60).state in {"cancelled", "failed"}
 
 
@@ -239,7 +239,7 @@ def test_a_heartbeat_after_the_runner_has_looked_keeps_the_attempt(
         looking.set()
         ended = poll(self, wait_s=wait_s)
         if ended and not heard.is_set():
-            assert ops.heartbeat(execution=ended[0].execution, token=lease.token).go_on
+            assert ops.heartbeat_step(execution=ended[0].execution, token=lease.token).go_on
             heard.set()
         return ended
 
@@ -254,7 +254,7 @@ def test_a_heartbeat_after_the_runner_has_looked_keeps_the_attempt(
     assert finish(ops, lease, made) == "finished"
     second = take(ops, "second")
     assert [a.digest for s in second.job.sources.values() for a in s.outputs] == [made.digest]
-    assert [e.state for e in ops.steps(run=second.job.run, attempts=True)] == ["finished", "running"]
+    assert [e.state for e in ops.list_steps(run=second.job.run, attempts=True)] == ["finished", "running"]
 
 
 def _finish_before_lost(ops: Pipelines, lease: StepLease, made: Artifact) -> tuple[str, int]:
@@ -322,24 +322,30 @@ def test_a_failure_is_retried_as_often_as_the_step_says(
 def test_a_cancel_reaches_who_waits_and_who_runs(ops: Pipelines, begin: Begin) -> None:
     run = begin()
     lease = take(ops)
-    ops.cancel(run=lease.job.run)
-    beat = ops.heartbeat(execution=lease.job.execution, token=lease.token)
+    ops.cancel_run(run=lease.job.run)
+    beat = ops.heartbeat_step(execution=lease.job.execution, token=lease.token)
     assert (beat.go_on, beat.reason) == (False, "the run was cancelled")
     assert finish(ops, lease, error=StepError(kind="cancelled", type="", message="stopped")) == "cancelled"
     assert run.result(60).state == "cancelled"
     other = begin()
     found = waiting(ops)
-    ops.cancel(run=found.run)
+    ops.cancel_run(run=found.run)
     with pytest.raises(Conflict):
         ops.begin_step(execution=found.execution, worker="w1")
     assert other.result(60).state == "cancelled"
-    assert {e.step: e.state for e in ops.steps(run=found.run)} == {"first": "cancelled", "second": "skipped"}
+    assert {e.step: e.state for e in ops.list_steps(run=found.run)} == {
+        "first": "cancelled",
+        "second": "skipped",
+    }
 
 
 def test_a_digest_of_another_project_is_refused(base: Foundation, ops: Pipelines, begin: Begin) -> None:
     """Seen red without check_owned in arrivals.check_result: the bytes of the other project could be read then."""
     other = replace(base, project="other", ledger=Ledger(base.store, project="other", clock=base.clock))
-    theirs, tree = put(other, b"theirs"), Uploads(other).tree(files={"a": Uploads(other).put(body=[b"a"])})
+    theirs, tree = (
+        put(other, b"theirs"),
+        Uploads(other).create_tree(files={"a": Uploads(other).put(body=[b"a"])}),
+    )
     forged = Uploads(base).put(body=[base.objects.read(tree.digest)])  # bytes that list what others own
     begin()
     lease = take(ops)
@@ -362,7 +368,7 @@ def test_a_digest_of_another_project_is_refused(base: Foundation, ops: Pipelines
     for result in results:
         with pytest.raises(NotFound):
             ops.finish_step(execution=lease.job.execution, token=lease.token, result=result)
-    assert {e.step: e.state for e in ops.steps(run=lease.job.run)}["first"] == "running"
+    assert {e.step: e.state for e in ops.list_steps(run=lease.job.run)}["first"] == "running"
     with pytest.raises(NotFound):
         Uploads(base).get(digest=theirs.digest)
 
@@ -401,12 +407,12 @@ def test_a_step_of_another_project_is_not_there(base: Foundation, ops: Pipelines
     other = Pipelines(
         replace(base, project="other", ledger=Ledger(base.store, project="other", clock=base.clock))
     )
-    assert other.waiting_steps() == []
+    assert other.list_waiting_steps() == []
     with pytest.raises(NotFound):
         other.begin_step(execution=found.execution, worker="w")
     lease = ops.begin_step(execution=found.execution, worker="w")
     with pytest.raises(NotFound):
-        other.heartbeat(execution=found.execution, token=lease.token)
+        other.heartbeat_step(execution=found.execution, token=lease.token)
     with pytest.raises(NotFound):
         other.finish_step(
             execution=found.execution,
@@ -420,9 +426,9 @@ def test_a_viewer_takes_no_step(ops: Pipelines, begin: Begin) -> None:
     found = waiting(ops)
     with acting(Principal("reader", {"default": Role.VIEWER})):
         for call in (
-            ops.waiting_steps,
+            ops.list_waiting_steps,
             lambda: ops.begin_step(execution=found.execution, worker="w"),
-            lambda: ops.heartbeat(execution=found.execution, token=""),
+            lambda: ops.heartbeat_step(execution=found.execution, token=""),
             lambda: ops.finish_step(execution=found.execution, token="", result=StepResult()),
         ):
             with pytest.raises(PermissionDenied):
@@ -440,7 +446,7 @@ def test_a_result_from_another_environment_serves_this_run_only(
     why = Runner(base, ops, root=project, environment="e" * 64).plan("p.py:go")[0]
     assert not why.hit
     assert why.reason == "it ran in another environment, ffffffffffff, at worker w1"
-    causes = {n.ref for n in Lineage(base).origin(ref=f"step:{lease.job.execution}").nodes}
+    causes = {n.ref for n in Lineage(base).get_origin(ref=f"step:{lease.job.execution}").nodes}
     assert f"environment:{'f' * 64}" in causes
 
 
@@ -470,7 +476,7 @@ def test_a_resumed_run_has_what_a_worker_finished_meanwhile(
     assert isinstance(run.exception(60), Fenced)
     resumed = Runner(base, ops, root=project, environment="e" * 64).resume(lease.job.run)
     assert resumed.state == "finished"
-    tries = ops.steps(run=resumed.id, attempts=True)
+    tries = ops.list_steps(run=resumed.id, attempts=True)
     assert [(e.step, e.state, e.worker) for e in tries] == [
         ("first", "finished", "w1"),
         ("second", "finished", ""),

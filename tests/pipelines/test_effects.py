@@ -41,8 +41,8 @@ def fit(rows: pa.Table) -> dict[str, int]:
         sample={"x": rows["x"].to_pylist()},
     )
     workspace.tracking.operations.log_artifact(
-        run=context.run, path="profile.json", digest=workspace.data.profile_object("clean").digest,
-        size=workspace.data.profile_object("clean").size,
+        run=context.run, path="profile.json", digest=workspace.data.get_profile_object("clean").digest,
+        size=workspace.data.get_profile_object("clean").size,
     )
     return {"version": version.version}
 
@@ -74,31 +74,31 @@ def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Worksp
 
 
 def _states(workspace: Workspace, run: str) -> dict[str, str]:
-    return {s.step: s.state for s in workspace.pipelines.steps(run=run)}
+    return {s.step: s.state for s in workspace.pipelines.list_steps(run=run)}
 
 
 def test_a_hit_returns_the_same_versions_and_leads_to_them(workspace: Workspace) -> None:
     """Seen red on 0.1: no effects were known, so the second run led to no version at all."""
     first = workspace.execution.run("p.py:train")
-    made = workspace.models.ops.version(model="twice")
+    made = workspace.models.get_version(model="twice")
     second = workspace.execution.run("p.py:train")
     assert _states(workspace, second.id) == {"clean": "cached", "fit": "cached"}
-    assert workspace.models.ops.version(model="twice") == made
-    assert len(workspace.data.log("clean")) == 1
-    told = {(e.effect.kind, e.effect.ref): e.reused for e in workspace.pipelines.effects(run=second.id)}
-    data = workspace.data.version("clean")
+    assert workspace.models.get_version(model="twice") == made
+    assert len(workspace.data.list_versions("clean").items) == 1
+    told = {(e.effect.kind, e.effect.ref): e.reused for e in workspace.pipelines.get_effects(run=second.id)}
+    data = workspace.data.get_version("clean")
     assert told[("model_version", "model_version:twice@1")] is True
     assert told[("dataset_version", f"dataset_version:{data.id}")] is True
-    assert not any(e.reused for e in workspace.pipelines.effects(run=first.id))
-    into = {(e.source, e.kind) for e in workspace.lineage.origin(ref=f"run:{second.id}", depth=1).edges}
+    assert not any(e.reused for e in workspace.pipelines.get_effects(run=first.id))
+    into = {(e.source, e.kind) for e in workspace.lineage.get_origin(ref=f"run:{second.id}", depth=1).edges}
     assert ("model_version:twice@1", "reused") in into
     # A retrain that found everything as it was has a version to judge. Seen red on 0.1: "registered no version".
     assert registered_by(workspace, "twice", second.id) == made
     # The artifact of the step stands in the new run too.
-    kept = workspace.tracking.operations.artifacts(run=second.id).items
+    kept = workspace.tracking.list_artifacts(run=second.id).items
     assert [a.path for a in kept] == ["profile.json"]
     # The new run caused nothing of what it took.
-    causes = {n.ref for n in workspace.lineage.origin(ref="model_version:twice@1").nodes}
+    causes = {n.ref for n in workspace.lineage.get_origin(ref="model_version:twice@1").nodes}
     assert f"run:{first.id}" in causes
     assert f"run:{second.id}" not in causes
     assert workspace.lineage.verify().ok
@@ -106,41 +106,41 @@ def test_a_hit_returns_the_same_versions_and_leads_to_them(workspace: Workspace)
 
 def test_a_hit_whose_versions_were_deleted_is_a_miss_that_says_so(workspace: Workspace) -> None:
     workspace.execution.run("p.py:train")
-    workspace.data.delete("clean", "latest", reason="wrong", force=True)
+    workspace.data.delete_version("clean", "latest", reason="wrong", force=True)
     why = {w.step: w for w in workspace.execution.plan("p.py:train")}
     assert why["clean"].hit
     assert not why["fit"].hit
     assert why["fit"].reason == "version 1 of dataset clean, which it committed, was deleted"
     second = workspace.execution.run("p.py:train")
     assert _states(workspace, second.id) == {"clean": "cached", "fit": "finished"}
-    assert workspace.models.ops.version(model="twice").run == second.id
+    assert workspace.models.get_version(model="twice").run == second.id
 
 
 def test_what_no_reference_can_stand_for_is_done_again(workspace: Workspace) -> None:
     workspace.execution.run("p.py:train")
     for _ in range(2):
         workspace.execution.run("p.py:approved")
-    assert len(workspace.models.ops.approvals(model="twice", version=1)) == 2
+    assert len(workspace.models.list_approvals(model="twice", version=1)) == 2
     why = workspace.execution.plan("p.py:approved")[0]
     assert (why.hit, why.reason) == (False, "it called models.approve, which no earlier result can stand for")
 
 
 def test_a_dataset_is_read_by_version_and_stands_in_the_graph(workspace: Workspace) -> None:
-    first = workspace.data.version("numbers")
+    first = workspace.data.get_version("numbers")
     run = workspace.execution.run("p.py:train")
     assert any("dataset numbers" in w.reason for w in workspace.execution.plan("p.py:train"))
     second = workspace.data.commit("numbers", pa.table({"x": list(range(30))}))
     why = workspace.execution.plan("p.py:train")[0]
     assert (why.hit, why.reason) == (False, "input numbers changed")
     again = workspace.execution.run("p.py:train")
-    assert workspace.models.ops.version(model="twice").version == 2
+    assert workspace.models.get_version(model="twice").version == 2
     pinned = workspace.execution.run("p.py:train", {"version": "1"})
     assert set(_states(workspace, pinned.id).values()) == {"cached"}
     for number, made, taken in ((1, run, first), (2, again, second)):
-        graph = workspace.lineage.origin(ref=f"model_version:twice@{number}")
+        graph = workspace.lineage.get_origin(ref=f"model_version:twice@{number}")
         refs = {n.ref for n in graph.nodes}
         assert {f"run:{made.id}", f"dataset_version:{taken.id}"} <= refs
-    reached = {n.ref for n in workspace.lineage.reach(ref=f"dataset_version:{first.id}").nodes}
+    reached = {n.ref for n in workspace.lineage.get_blast_radius(ref=f"dataset_version:{first.id}").nodes}
     assert "model_version:twice@1" in reached
     assert "model_version:twice@2" not in reached
 
@@ -159,12 +159,12 @@ def test_an_interrupted_run_reads_the_version_that_it_began_with(workspace: Work
     workspace.data.commit("numbers", pa.table({"x": [1]}))
     (root / "there").write_text("x")
     ended = workspace.execution.resume(failed.id)
-    step = next(s for s in workspace.pipelines.steps(run=ended.id) if s.step == "second")
+    step = next(s for s in workspace.pipelines.list_steps(run=ended.id) if s.step == "second")
     assert workspace.base.objects.read(step.outputs[0].digest) == b"20"
 
 
 def test_a_dataset_nobody_committed_says_what_to_type(workspace: Workspace) -> None:
-    workspace.data.delete("numbers", "1", reason="gone", force=True)
+    workspace.data.delete_version("numbers", "1", reason="gone", force=True)
     with pytest.raises(NotFound, match="mainspring data commit numbers FILE"):
         workspace.execution.plan("p.py:train")
 
@@ -175,7 +175,7 @@ def test_equal_content_from_a_later_run_has_its_first_origin(workspace: Workspac
     first = workspace.data.commit("raw", rows, inputs=["run:first"])
     workspace.data.commit("raw", rows, inputs=["run:second"])
     workspace.data.commit("copy", rows, inputs=["run:third", f"dataset_version:{first.id}"])
-    graph = workspace.lineage.origin(ref=f"dataset_version:{first.id}")
+    graph = workspace.lineage.get_origin(ref=f"dataset_version:{first.id}")
     assert {e.source for e in graph.edges} == {"run:first"}
 
 

@@ -20,12 +20,12 @@ Write = Callable[[str, str], Path]
 
 
 def value_of(foundation: Foundation, ops: Pipelines, run: str, step: str) -> object:
-    execution = next(e for e in ops.steps(run=run) if e.step == step)
+    execution = next(e for e in ops.list_steps(run=run) if e.step == step)
     return from_json(foundation.objects.read(execution.outputs[0].digest))
 
 
 def states(ops: Pipelines, run: str) -> dict[str, str]:
-    return {e.step: e.state for e in ops.steps(run=run)}
+    return {e.step: e.state for e in ops.list_steps(run=run)}
 
 
 READS = """
@@ -194,7 +194,7 @@ def test_a_changed_file_is_read_again_and_plan_names_it(
     assert value_of(foundation, ops, first.id, step) == "before"
     again = runner.run(source)
     assert states(ops, again.id) == {step: "cached"}
-    assert "data" in ops.why(run=again.id, step=step).reason
+    assert "data" in ops.explain_step(run=again.id, step=step).reason
     data.write_text("after!")
     why = runner.plan(source)[0]
     assert not why.hit

@@ -19,12 +19,12 @@ Write = Callable[[str, str], Path]
 
 
 def value_of(foundation: Foundation, ops: Pipelines, run: str, step: str, output: str = "value") -> object:
-    execution = next(e for e in ops.steps(run=run) if e.step == step)
+    execution = next(e for e in ops.list_steps(run=run) if e.step == step)
     return from_json(foundation.objects.read(next(o.digest for o in execution.outputs if o.name == output)))
 
 
 def states(ops: Pipelines, run: str) -> dict[str, str]:
-    return {e.step: e.state for e in ops.steps(run=run)}
+    return {e.step: e.state for e in ops.list_steps(run=run)}
 
 
 def test_a_chain_runs_and_its_second_run_is_cached(
@@ -51,10 +51,10 @@ def add(x: int = 1):
     run = runner.run("p.py:add", {"x": "41"})
     assert run.state == "finished"
     assert value_of(foundation, ops, run.id, "two") == {"sum": 84}
-    assert b"hello from one" in b"".join(ops.log(run=run.id, step="one").chunks)
+    assert b"hello from one" in b"".join(ops.download_log(run=run.id, step="one").chunks)
     again = runner.run("p.py:add", {"x": 41})
     assert states(ops, again.id) == {"one": "cached", "two": "cached"}
-    assert ops.why(run=again.id, step="one").hit
+    assert ops.explain_step(run=again.id, step="one").hit
     assert [w.hit for w in runner.plan("p.py:add", {"x": 41})] == [True, True]
     assert [w.hit for w in runner.plan("p.py:add", {"x": 2})] == [False, None]
 
@@ -114,14 +114,14 @@ def all_kinds(folder: Path = Path("raw")):
     )
     run = runner.run("kinds.py:all_kinds")
     assert value_of(foundation, ops, run.id, "read") == [2, 6, {"$float": "inf"}]
-    kinds = {e.step: [o.kind for o in e.outputs] for e in ops.steps(run=run.id)}
+    kinds = {e.step: [o.kind for o in e.outputs] for e in ops.list_steps(run=run.id)}
     assert kinds == {
         "split": ["table", "array"],
         "note": ["record"],
         "pack": ["bytes", "tree"],
         "read": ["json"],
     }
-    pack = next(e for e in ops.steps(run=run.id) if e.step == "pack")
+    pack = next(e for e in ops.list_steps(run=run.id) if e.step == "pack")
     assert pack.metrics == {"loss": "nan"}
     (project / "raw" / "a.txt").write_text("abcd")
     assert [w.hit for w in runner.plan("kinds.py:all_kinds")] == [False, None, None, None]
@@ -155,11 +155,11 @@ def mixed():
     )
     with pytest.raises(StepFailed, match=r"'bad' failed.*ValueError: no such luck"):
         runner.run("f.py:mixed")
-    run = ops.runs().items[0]
+    run = ops.list_runs().items[0]
     assert run.state == "failed"
     assert run.failed_step == "bad"
     assert states(ops, run.id) == {"bad": "failed", "below": "skipped", "good": "finished"}
-    text = b"".join(ops.log(run=run.id, step="bad").chunks)
+    text = b"".join(ops.download_log(run=run.id, step="bad").chunks)
     assert b"before the fall" in text
     assert b"Traceback" in text
 
@@ -214,7 +214,7 @@ def go(folder: str):
 """,
     )
     run = runner.run("r.py:go", {"folder": str(project)})
-    attempts = ops.steps(run=run.id, attempts=True)
+    attempts = ops.list_steps(run=run.id, attempts=True)
     assert [(e.attempt, e.state) for e in attempts] == [(1, "failed"), (2, "failed"), (3, "finished")]
 
 
@@ -240,7 +240,7 @@ def go():
     )
     run = runner.run("n.py:go", check=False)
     assert run.state == "failed"
-    assert sorted(e.step for e in ops.steps(run=run.id, attempts=True)) == [
+    assert sorted(e.step for e in ops.list_steps(run=run.id, attempts=True)) == [
         "once",
         "thrice",
         "thrice",
@@ -275,7 +275,7 @@ def go():
 
     with pytest.raises(Fenced):
         runner.run("f.py:go", on_event=take_over)
-    (run,) = ops.runs().items
+    (run,) = ops.list_runs().items
     assert states(ops, run.id) == {"work": "running"}, "whoever holds the lease decides what becomes of it"
 
 
@@ -301,7 +301,7 @@ def go():
     def end(event: PipelineEvent) -> None:
         if event.kind == "retry":
             pauses.append(event.detail.partition("again in ")[2])
-            ops.cancel(run=event.run, reason="the pause is known")
+            ops.cancel_run(run=event.run, reason="the pause is known")
 
     assert runner.run("b.py:go", on_event=end, check=False).state == "cancelled"
     assert pauses == [pause]
@@ -331,7 +331,7 @@ def flow():
 """,
     )
     run = runner.run("l.py:flow")
-    graph = Lineage(foundation).origin(ref="model_version:m@1")
+    graph = Lineage(foundation).get_origin(ref="model_version:m@1")
     found = {n.ref for n in graph.nodes}
     assert {"dataset_version:d1", f"run:{run.id}", f"environment:{'e' * 64}"} <= found
     assert any(n.startswith("code:") for n in found)
@@ -363,7 +363,7 @@ def wait():
 
     def cancel(event: PipelineEvent) -> None:
         if event.kind == "running":
-            ops.cancel(run=event.run, reason="enough")
+            ops.cancel_run(run=event.run, reason="enough")
 
     run = runner.run("c.py:wait", on_event=cancel, check=False)
     assert run.state == "cancelled"
@@ -462,13 +462,13 @@ def go(folder: str):
     assert failed.error is not None
     assert failed.error.type == "FileNotFoundError"
     with pytest.raises(Conflict, match="ended already"):
-        ops.cancel(run=failed.id)
+        ops.cancel_run(run=failed.id)
     (project / "mended").write_text("ab")
     assert runner.resume(failed.id).state == "finished"
-    assert [(e.step, e.state) for e in ops.steps(run=failed.id, attempts=True)] == [
+    assert [(e.step, e.state) for e in ops.list_steps(run=failed.id, attempts=True)] == [
         ("first", "finished"), ("second", "failed"), ("second", "finished"),
     ]  # fmt: skip
-    assert ops.runs(limit=1).next is None
+    assert ops.list_runs(limit=1).next is None
     assert sorted(operations_of(Pipelines)) == [
         "begin_step", "cancel", "effects", "finish_step", "heartbeat", "log", "run", "runs", "steps", "waiting_steps", "why",
     ]  # fmt: skip

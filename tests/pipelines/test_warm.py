@@ -31,7 +31,7 @@ def ended() -> Iterator[None]:
 
 def _look(runner: Runner, base: Foundation) -> dict[str, int]:
     run = runner.run("p.py:go")
-    [step] = Pipelines(base).steps(run=run.id)
+    [step] = Pipelines(base).list_steps(run=run.id)
     found: dict[str, int] = from_json(base.objects.read(step.outputs[0].digest))
     return found
 

@@ -215,9 +215,9 @@ def pool(workspace: Workspace) -> Iterator[ThreadPoolExecutor]:
     """For runners; a run that is still under way when the test is over ends then."""
     with ThreadPoolExecutor(2) as opened:
         yield opened
-        for run in workspace.pipelines.runs().items:
+        for run in workspace.pipelines.list_runs().items:
             if run.state == "running":
-                workspace.pipelines.cancel(run=run.id)
+                workspace.pipelines.cancel_run(run=run.id)
         with workspace.base.store.write() as tx:
             tx.execute("UPDATE step_offers SET expires_us = 0")
 
@@ -256,17 +256,20 @@ def alive(pid: int) -> bool:
 
 
 def attempts(workspace: Workspace, run: str, step: str) -> list[StepExecution]:
-    return [e for e in workspace.pipelines.steps(run=run, attempts=True) if e.step == step]
+    return [e for e in workspace.pipelines.list_steps(run=run, attempts=True) if e.step == step]
 
 
 def shape(workspace: Workspace, run: str) -> set[tuple[str, str, str]]:
     """The edges around each step of a run, with steps by their names and the run as such."""
-    names = {f"step:{e.id}": f"step {e.step}" for e in workspace.pipelines.steps(run=run)} | {
+    names = {f"step:{e.id}": f"step {e.step}" for e in workspace.pipelines.list_steps(run=run)} | {
         f"run:{run}": "run"
     }
     found = set()
     for ref in names:
-        for graph in (workspace.lineage.origin(ref=ref, depth=1), workspace.lineage.reach(ref=ref, depth=1)):
+        for graph in (
+            workspace.lineage.get_origin(ref=ref, depth=1),
+            workspace.lineage.get_blast_radius(ref=ref, depth=1),
+        ):
             found |= {
                 (names.get(e.source, e.source), names.get(e.target, e.target), e.kind) for e in graph.edges
             }
@@ -278,28 +281,28 @@ def test_two_workers_do_what_the_runner_would(workspace: Workspace, workers: Wor
     workers.start("one")
     workers.start("two")
     away = workspace.execution.run("p.py:train")
-    steps = {e.step: e for e in workspace.pipelines.steps(run=away.id)}
+    steps = {e.step: e for e in workspace.pipelines.list_steps(run=away.id)}
     assert {e.state for e in steps.values()} == {"finished"}
     assert {e.worker for e in steps.values()} <= {"one", "two"}
     assert {e.environment for e in steps.values()} == {environment_digest()}
     assert steps["split"].metrics == {"rows": 10}
     assert [a.kind for a in steps["split"].outputs] == ["file", "tree", "array"]
-    assert b"read 20 numbers" in b"".join(workspace.pipelines.log(run=away.id, step="load").chunks)
-    told = {(e.step, e.effect.kind, e.effect.ref) for e in workspace.pipelines.effects(run=away.id)}
-    clean = workspace.data.version("clean")
+    assert b"read 20 numbers" in b"".join(workspace.pipelines.download_log(run=away.id, step="load").chunks)
+    told = {(e.step, e.effect.kind, e.effect.ref) for e in workspace.pipelines.get_effects(run=away.id)}
+    clean = workspace.data.get_version("clean")
     assert ("fit", "model_version", "model_version:twice@1") in told
     assert ("fit", "dataset_version", f"dataset_version:{clean.id}") in told
-    assert workspace.models.ops.version(model="twice").run == away.id
+    assert workspace.models.get_version(model="twice").run == away.id
     # The runner takes each of these results from the cache, and would have made the same bytes.
     local = runner(workspace, executor="local")
     again = local.run("p.py:train")
-    assert {e.step: e.state for e in workspace.pipelines.steps(run=again.id)} == dict.fromkeys(
+    assert {e.step: e.state for e in workspace.pipelines.list_steps(run=again.id)} == dict.fromkeys(
         steps, "cached"
     )
     with workspace.base.store.write() as tx:
         tx.execute("UPDATE step_executions SET state = 'lost' WHERE state IN ('finished', 'cached')")
     here = local.run("p.py:train")
-    made = {e.step: e for e in workspace.pipelines.steps(run=here.id)}
+    made = {e.step: e for e in workspace.pipelines.list_steps(run=here.id)}
     for step in ("load", "split", "total"):
         assert (made[step].state, made[step].worker, made[step].outputs) == (
             "finished",
@@ -329,8 +332,8 @@ def test_a_failure_is_retried_and_told_as_at_home(workspace: Workspace, workers:
     assert run.error is not None
     assert (run.error.kind, run.error.type, run.error.message) == ("exception", "ValueError", "no such luck")
     assert [e.state for e in attempts(workspace, run.id, "fails")] == ["failed", "failed"]
-    assert {e.step: e.state for e in workspace.pipelines.steps(run=run.id)} == {"fails": "failed", "below": "skipped", "after": "finished"}  # fmt: skip
-    log = b"".join(workspace.pipelines.log(run=run.id, step="fails").chunks)
+    assert {e.step: e.state for e in workspace.pipelines.list_steps(run=run.id)} == {"fails": "failed", "below": "skipped", "after": "finished"}  # fmt: skip
+    log = b"".join(workspace.pipelines.download_log(run=run.id, step="fails").chunks)
     assert b"about to fail" in log
     assert b"Traceback" in log
 
@@ -344,8 +347,8 @@ def test_a_cancel_reaches_the_child_of_a_worker(
         runner(workspace, lease_ttl_s=3.0).run, "small.py:hold", {"folder": str(folder)}, check=False
     )
     child = begun(folder, 1)
-    run = workspace.pipelines.runs().items[0]
-    workspace.pipelines.cancel(run=run.id)
+    run = workspace.pipelines.list_runs().items[0]
+    workspace.pipelines.cancel_run(run=run.id)
     assert future.result(120).state == "cancelled"
     until(lambda: not alive(child))
     assert workers.end("one")[0] == 0
@@ -367,7 +370,7 @@ def test_a_killed_workers_step_is_done_once_by_another(
     run = future.result(300)
     tries = attempts(workspace, run.id, "held")
     assert [(e.state, e.worker) for e in tries] == [("lost", "one"), ("finished", "two")]
-    finished = [e.subject for e in workspace.lineage.events(kind="step.finished").items]
+    finished = [e.subject for e in workspace.lineage.list_events(kind="step.finished").items]
     assert sorted(finished) == sorted(
         f"step:{e.id}" for e in (tries[1], *attempts(workspace, run.id, "after"))
     )
@@ -420,8 +423,8 @@ def test_a_worker_is_stopped_while_its_libraries_are_imported(
     until((folder / "importing").exists)
     code, said = workers.end("one")
     assert (code, "step use: lost" in said) == (0, True), said
-    run = workspace.pipelines.runs().items[0]
-    workspace.pipelines.cancel(run=run.id)
+    run = workspace.pipelines.list_runs().items[0]
+    workspace.pipelines.cancel_run(run=run.id)
     assert future.result(120).state == "cancelled"
 
 
@@ -487,7 +490,7 @@ def test_a_step_at_a_worker_leaves_one_stored_answer(
     future: Future[PipelineRun] = pool.submit(
         runner(workspace, lease_ttl_s=3.0).run, "small.py:hold", {"folder": str(folder)}
     )
-    until(workspace.pipelines.waiting_steps)
+    until(workspace.pipelines.list_waiting_steps)
     workers.start("one", "--once")
     begun(folder, 1)
     with workspace.base.store.read() as tx:
@@ -503,7 +506,7 @@ def test_a_step_at_a_worker_leaves_one_stored_answer(
     with workspace.base.store.read() as tx:
         kept = tx.all("SELECT operation FROM idempotency WHERE operation LIKE 'pipelines.%'")
     assert {str(r["operation"]) for r in kept} == {"pipelines.begin_step"}
-    workspace.pipelines.cancel(run=workspace.pipelines.runs().items[0].id)
+    workspace.pipelines.cancel_run(run=workspace.pipelines.list_runs().items[0].id)
     future.exception(120)
 
 
@@ -513,12 +516,12 @@ def test_once_is_one_step_or_none(
     assert workers.start("none", "--once").wait(120) == 0
     future: Future[PipelineRun] = pool.submit(runner(workspace).run, "small.py:hold", {"folder": str(folder)})
     (folder / "go-1").touch()
-    until(workspace.pipelines.waiting_steps)
+    until(workspace.pipelines.list_waiting_steps)
     assert workers.start("one", "--once").wait(120) == 0
-    until(lambda: [w for w in workspace.pipelines.waiting_steps() if w.step == "after"])
+    until(lambda: [w for w in workspace.pipelines.list_waiting_steps() if w.step == "after"])
     assert workers.start("two", "--once").wait(120) == 0
     run = future.result(120)
-    assert {e.step: e.worker for e in workspace.pipelines.steps(run=run.id)} == {
+    assert {e.step: e.worker for e in workspace.pipelines.list_steps(run=run.id)} == {
         "held": "one",
         "after": "two",
     }
@@ -652,6 +655,6 @@ def test_an_inline_step_stays_with_the_runner(workspace: Workspace) -> None:
     )
     forget_projects(root)
     run = runner(workspace).run("inline.py:go")
-    done = workspace.pipelines.steps(run=run.id)[0]
+    done = workspace.pipelines.list_steps(run=run.id)[0]
     assert (done.state, done.worker) == ("finished", "")
     assert workspace.base.objects.read(done.outputs[0].digest) == str(os.getpid()).encode()

@@ -124,7 +124,7 @@ def _train(workspace: Workspace, seed: int, version_id: str) -> None:
     )
     workspace.models.save_and_register(
         fitted, model="buy", format="skops", signature=signature, sample={k: rows[k] for k in ("age", EVIL)}, dataset_version=version_id,
-        label="yes", profile=workspace.data.profile_object("people", 1).digest, metrics={"log_loss": 0.6, EVIL: 0.5},
+        label="yes", profile=workspace.data.get_profile_object("people", 1).digest, metrics={"log_loss": 0.6, EVIL: 0.5},
         tags={"caveats": EVIL},
     )  # fmt: skip
 
@@ -154,8 +154,8 @@ def _traffic(workspace: Workspace) -> str:
         workspace.loop.set_clock(now=START + timedelta(days=day + 1))
         workspace.monitoring.ingest()
         if day < 4:
-            workspace.labels.feedback(items=items)
-        workspace.monitoring.evaluate()
+            workspace.labels.record_feedback(items=items)
+        workspace.monitoring.evaluate_windows()
     writer.close()
     return first
 
@@ -175,7 +175,7 @@ def _seed(root: Path) -> Shop:
             workspace.data.commit("people", broken, checks=[NotNullRule(column="age")])
         _train(workspace, 1, first.id)
         _train(workspace, 2, second.id)
-        models = workspace.models.ops
+        models = workspace.models
         for version in (2, 1):
             models.set_alias(model="buy", alias="champion", version=version, reason=EVIL)
         models.approve(model="buy", version=1, reason=EVIL)

@@ -58,14 +58,14 @@ def test_o13_a_proxy_that_speaks_for_a_dead_server_means_unavailable(
     """O13. Seen red with every unexplained status a plain error: it was not tried again."""
     url = speaking(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
     with RemoteWorkspace(url, token="t") as remote, pytest.raises(Unavailable, match="502"):
-        remote.loop.now()
+        remote.loop.get_clock()
 
 
 def test_o13_an_answer_that_is_not_ours_is_an_error_of_ours(speaking: Callable[[bytes], str]) -> None:
     """O13: 200 with HTML. Seen red with msgspec's own error let through."""
     url = speaking(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>")
     with RemoteWorkspace(url, token="t") as remote, pytest.raises(MainspringError, match="cannot be read"):
-        remote.loop.now()
+        remote.loop.get_clock()
 
 
 def test_o13_a_download_that_breaks_off_is_an_error_of_ours(speaking: Callable[[bytes], str]) -> None:

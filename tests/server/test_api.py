@@ -81,13 +81,13 @@ def test_data(any_workspace: Namespaces, tmp_path: Path) -> None:
     found = data.diff("flats", 1, 2, key=["id"])
     assert found.rows is not None
     assert (found.rows.added, found.rows.removed, found.rows.changed) == (10, 0, 0)
-    assert data.table("flats", "start").equals(_flats(50))
+    assert data.read("flats", "start").equals(_flats(50))
     written = data.checkout("flats", 2, tmp_path / "out")
     assert [p.name for p in written] == ["table.parquet"]
     assert data.check("flats", RULES).passed
-    assert data.profile("flats").rows == 60
-    assert [v.number for v in data.log("flats")] == [2, 1]
-    assert data.by_id(second.id).number == 2
+    assert data.get_profile("flats").rows == 60
+    assert [v.number for v in data.list_versions("flats").items] == [2, 1]
+    assert data.get_version_by_id(second.id).number == 2
 
     file = tmp_path / "flats.csv"
     with file.open("w", newline="") as out:
@@ -95,25 +95,25 @@ def test_data(any_workspace: Namespaces, tmp_path: Path) -> None:
     with pytest.raises(CheckFailed) as refused:
         data.commit("flats", file, checks=RULES)
     assert refused.value.code == "check_failed"
-    assert len(data.log("flats")) == 2
-    report = data.refusals("flats")[0]
+    assert len(data.list_versions("flats").items) == 2
+    report = data.list_refusals("flats")[0]
     assert [f.failing for f in report.findings] == [1, 1]
     folder = tmp_path / "files"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "a.bin").write_bytes(bytes(range(256)) * 1000)
     kept = data.commit("pictures", folder)
-    assert [f.path for f in data.files("pictures")] == ["deep/a.bin"]
+    assert [f.path for f in data.list_files("pictures")] == ["deep/a.bin"]
     assert kept.kind == "files"
     (out,) = data.checkout("pictures", "latest", tmp_path / "pictures")
     assert out.read_bytes() == bytes(range(256)) * 1000
     with pytest.raises(NotFound) as unknown:
-        data.version("flat")
+        data.get_version("flat")
     assert unknown.value.next_step == "Did you mean 'flats'?"
 
 
 def test_tracking(any_workspace: Namespaces) -> None:
     tracking = any_workspace.tracking
-    with tracking.run(experiment="tuning", name="one", params={"depth": 3}, capture=False) as run:
+    with tracking.start_run(experiment="tuning", name="one", params={"depth": 3}, capture=False) as run:
         for step in range(50):
             run.log_metric("loss", 1 / (step + 1), step=step)
         run.log_metric("odd", float("nan"))
@@ -122,17 +122,17 @@ def test_tracking(any_workspace: Namespaces) -> None:
     stored = tracking.operations.get_run(run=run.id)
     assert (stored.status.value, stored.params, stored.tags["who"]) == ("finished", {"depth": "3"}, "me")
     assert stored.metrics["loss"].value == 1 / 50
-    history = tracking.metric_history(run=run.id, key="loss")
+    history = tracking.get_metric_history(run=run.id, key="loss")
     assert [p.step for p in history.items] == list(range(50))
-    assert math.isnan(tracking.metric_history(run=run.id, key="odd").items[0].number)
-    assert [a.path for a in tracking.artifacts(run=run.id).items] == ["notes/hello.txt"]
-    assert b"".join(tracking.artifact(run=run.id, path="notes/hello.txt").chunks) == b"hello"
-    page = tracking.search(filter="metrics.loss < 0.1 and params.depth = '3'", experiments=["tuning"])
+    assert math.isnan(tracking.get_metric_history(run=run.id, key="odd").items[0].number)
+    assert [a.path for a in tracking.list_artifacts(run=run.id).items] == ["notes/hello.txt"]
+    assert b"".join(tracking.download_artifact(run=run.id, path="notes/hello.txt").chunks) == b"hello"
+    page = tracking.search_runs(filter="metrics.loss < 0.1 and params.depth = '3'", experiments=["tuning"])
     assert [r.id for r in page.items] == [run.id]
-    assert not tracking.search(filter="metrics.loss > 0.1", experiments=["tuning"]).items
+    assert not tracking.search_runs(filter="metrics.loss > 0.1", experiments=["tuning"]).items
     assert list(tracking.spool.iterdir()) == []
     with pytest.raises(InvalidInput):
-        tracking.search(filter="metrics.loss >")
+        tracking.search_runs(filter="metrics.loss >")
 
 
 SIGNATURE = Signature(
@@ -159,69 +159,69 @@ def test_models_and_what_serves_them(any_workspace: Namespaces, tmp_path: Path) 
     first, second = _register(any_workspace), _register(any_workspace)
     assert (first.version, second.version) == (1, 2)
     for number, reason in ((1, "first"), (2, "better")):
-        models.ops.set_alias(model="rent", alias="champion", version=number, reason=reason)
-    assert models.ops.version(model="rent", selector="champion").version == 2
-    models.ops.rollback(model="rent", alias="champion", reason="worse")
-    history = models.ops.alias_history(model="rent", alias="champion")
+        models.set_alias(model="rent", alias="champion", version=number, reason=reason)
+    assert models.get_version(model="rent", selector="champion").version == 2
+    models.rollback(model="rent", alias="champion", reason="worse")
+    history = models.list_alias_moves(model="rent", alias="champion")
     assert [e.version for e in history] == [1, 2, 1]
     assert history[-1].reason == "worse"
-    assert "rent" in models.ops.card(model="rent", version=1).markdown
-    models.package("rent", "champion", tmp_path / "package")
+    assert "rent" in models.get_card(model="rent", version=1).markdown
+    models.download_package("rent", "champion", tmp_path / "package")
     assert (tmp_path / "package" / "model.json").exists()
     predicted = models.load("rent", "champion").predict({"size": [30.0], "id": [10.0]})
     assert predicted[0] == pytest.approx(800.0, rel=1e-3)
 
     deploy = any_workspace.deploy
     deploy.deploy(deployment="rent", model="rent", version=1, reason="first")
-    assert [(t.model, t.version) for t in deploy.deployment(name="rent").targets] == [("rent", 1)]
+    assert [(t.model, t.version) for t in deploy.get_deployment(name="rent").targets] == [("rent", 1)]
     with pytest.raises(NotFound) as unknown:
-        models.ops.version(model="rent", selector="champion2")
+        models.get_version(model="rent", selector="champion2")
     assert "champion" in str(unknown.value.next_step)
 
-    reach = any_workspace.lineage.reach(ref=f"dataset_version:{first.dataset_version}")
+    reach = any_workspace.lineage.get_blast_radius(ref=f"dataset_version:{first.dataset_version}")
     assert {"model_version:rent@1", "model_version:rent@2"} <= {n.ref for n in reach.nodes}
-    origin = any_workspace.lineage.origin(ref="model_version:rent@1")
+    origin = any_workspace.lineage.get_origin(ref="model_version:rent@1")
     assert f"dataset_version:{first.dataset_version}" in {n.ref for n in origin.nodes}
-    kinds = [e.kind for e in any_workspace.lineage.events(kind="model.").items]
+    kinds = [e.kind for e in any_workspace.lineage.list_events(kind="model.").items]
     assert kinds
     assert any_workspace.lineage.verify().ok
 
 
 def test_labels_loop_and_monitoring(any_workspace: Namespaces) -> None:
     items = [Feedback(prediction_id="01900000-0000-7000-8000-000000000000/0", value=1.0)]
-    assert any_workspace.labels.feedback(items=items).parked == 1
-    assert any_workspace.labels.stats().parked == 1
+    assert any_workspace.labels.record_feedback(items=items).parked == 1
+    assert any_workspace.labels.get_stats().parked == 1
     _register(any_workspace)
     any_workspace.deploy.deploy(deployment="rent", model="rent", version=1, reason="first")
     job = any_workspace.loop.request_retrain(deployment="rent", reason="newer rows")
     assert job.state.value == "queued"
-    assert [j.id for j in any_workspace.loop.jobs(deployment="rent")] == [job.id]
-    assert any_workspace.loop.job(job=job.id) == job
+    assert [j.id for j in any_workspace.loop.list_jobs(deployment="rent")] == [job.id]
+    assert any_workspace.loop.get_job(job=job.id) == job
     # Each of these is made of several decisions; a caller's key answers for the whole, not for a part.
     for _ in range(2):
         any_workspace.loop.tick()
-        any_workspace.labels.settle()
+        any_workspace.labels.settle_parked()
         any_workspace.labels.ingest_relayed()
         any_workspace.monitoring.ingest()
-        any_workspace.monitoring.evaluate()
+        any_workspace.monitoring.evaluate_windows()
         any_workspace.deploy.publish()
     assert any_workspace.loop.replay().same
-    assert any_workspace.monitoring.alerts(deployment="rent") == []
-    assert abs((any_workspace.loop.now() - datetime.now(UTC)).total_seconds()) < 60
+    assert any_workspace.monitoring.list_alerts(deployment="rent") == []
+    assert abs((any_workspace.loop.get_clock() - datetime.now(UTC)).total_seconds()) < 60
     with pytest.raises(NotFound):
-        any_workspace.loop.job(job="01900000-0000-7000-8000-000000000000")
+        any_workspace.loop.get_job(job="01900000-0000-7000-8000-000000000000")
 
 
 def test_holdouts_and_pipelines(any_workspace: Namespaces) -> None:
     version = any_workspace.data.commit("held", _flats(20))
     any_workspace.training.lock_holdout(dataset_version=version.id, max_uses=1)
     any_workspace.training.use_holdout(dataset_version=version.id, purpose="gate", by="test")
-    assert any_workspace.training.holdout(dataset_version=version.id).uses == 1
+    assert any_workspace.training.get_holdout(dataset_version=version.id).uses == 1
     with pytest.raises(MainspringError) as spent:
         any_workspace.training.use_holdout(dataset_version=version.id, purpose="again", by="test")
     assert spent.value.status < 500
     with pytest.raises(NotFound):
-        any_workspace.pipelines.run(id="01900000-0000-7000-8000-000000000000")
+        any_workspace.pipelines.get_run(id="01900000-0000-7000-8000-000000000000")
 
 
 @pytest.fixture
@@ -243,10 +243,10 @@ def test_every_room_is_reachable(client: httpx2.Client) -> None:
 def test_a_wrong_token_and_an_unknown_project(server: Running, tmp_path: Path) -> None:
     wrong = RemoteWorkspace(server.url, token="wrong" * 10, project="both", spool=tmp_path)
     with wrong, pytest.raises(Unauthenticated):
-        wrong.data.datasets()
+        wrong.data.list_datasets()
     other = RemoteWorkspace(server.url, token=server.token, project="other", spool=tmp_path)
     with other, pytest.raises(NotFound, match="project"):
-        other.data.datasets()
+        other.data.list_datasets()
 
 
 def test_a_retried_change_happens_once(client: httpx2.Client, here: Workspace) -> None:
@@ -256,7 +256,7 @@ def test_a_retried_change_happens_once(client: httpx2.Client, here: Workspace) -
     answers = [client.post("/api/v1/both/models/set_alias", json=body, headers=headers) for _ in range(3)]
     assert {a.status_code for a in answers} == {200}
     assert len({a.content for a in answers}) == 1
-    assert len(here.models.ops.alias_history(model="rent")) == 1
+    assert len(here.models.list_alias_moves(model="rent")) == 1
     other = client.post("/api/v1/both/models/set_alias", json=body | {"reason": "another"}, headers=headers)
     assert other.status_code == Conflict.status
 
@@ -265,7 +265,7 @@ def test_errors_say_the_same_here_and_there(here: Workspace, remote: RemoteWorks
     told = []
     for workspace in (here, remote):
         with pytest.raises(NotFound) as error:
-            workspace.models.ops.version(model="rents", selector="1")
+            workspace.models.get_version(model="rents", selector="1")
         told.append(error.value.to_dict())
     assert told[0] == told[1]
 
@@ -280,7 +280,7 @@ import os
 from pathlib import Path
 from mainspring.remote import RemoteWorkspace
 workspace = RemoteWorkspace("http://127.0.0.1:9", token="x" * 40, project="both", spool=Path({str(tmp_path / "spool")!r}))
-run = workspace.tracking.run(capture=False)
+run = workspace.tracking.start_run(capture=False)
 run.log_metric("loss", 0.5)
 print(run.id, flush=True)
 os.kill(os.getpid(), 9)
@@ -289,7 +289,7 @@ os.kill(os.getpid(), 9)
     ident = done.stdout.strip()
     with RemoteWorkspace(server.url, token=server.token, project="both", spool=tmp_path / "spool") as later:
         assert list(later.tracking.recover()) == [ident]
-        assert later.tracking.operations.get_run(run=ident).metrics["loss"].value == 0.5
+        assert later.tracking.get_run(run=ident).metrics["loss"].value == 0.5
         assert later.tracking.recover() == {}
 
 

@@ -114,7 +114,7 @@ def test_an_open_page_follows_the_event_log(tab: Any, shop_server: str, shop_wor
     tab.evaluate(
         "new Promise((done) => setTimeout(done, 1000))"
     )  # the first look is what later ones compare with
-    shop_workspace.models.ops.approve(model="buy", version=1, reason="seen on an open page")
+    shop_workspace.models.approve(model="buy", version=1, reason="seen on an open page")
     tab.wait("document.querySelector('main').textContent.includes('seen on an open page')", seconds=20)
     assert tab.errors == []
 
@@ -132,7 +132,7 @@ def test_a_form_changes_things_from_a_real_browser(tab: Any, shop_server: str, s
     tab.wait(
         "document.readyState === 'complete' && document.querySelector('main').textContent.includes('typed')"
     )
-    assert shop_workspace.models.ops.approvals(model="buy", version=2)[-1].reason == "typed"
+    assert shop_workspace.models.list_approvals(model="buy", version=2)[-1].reason == "typed"
     assert tab.errors == []
 
 

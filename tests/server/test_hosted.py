@@ -44,7 +44,7 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
     with (tmp_path / "one" / "mainspring.toml").open("a") as file:
         file.write('[server]\nprojects = ["../two"]\n')
     with Workspace(load(tmp_path / "one")) as opened:
-        opened.projects.create(name="three")
+        opened.projects.create_project(name="three")
         yield opened
 
 
@@ -63,7 +63,7 @@ def test_projects_are_listed_by_role_and_made_by_the_administrator(
     server: Running, workspace: Workspace
 ) -> None:
     with remote(server, "one") as everything, remote(server, "two", server.tokens["ann"]) as ann:
-        assert [(p.name, p.role) for p in everything.projects.list()] == [
+        assert [(p.name, p.role) for p in everything.projects.list_projects()] == [
             ("one", "admin"),
             ("three", "admin"),
             ("two", "admin"),
@@ -72,17 +72,17 @@ def test_projects_are_listed_by_role_and_made_by_the_administrator(
             ("three", "viewer"),
             ("two", "editor"),
         ]
-        assert ann.projects.list() == ann.connection.projects()
-        made = everything.projects.create(name="four")
+        assert ann.projects.list_projects() == ann.connection.projects()
+        made = everything.projects.create_project(name="four")
         assert (made.name, made.role, made.created_by) == ("four", "admin", "token")
         with remote(server, "four") as four:
-            (event,) = four.lineage.events().items
+            (event,) = four.lineage.list_events().items
             assert (event.kind, event.subject, event.actor) == ("project.created", "project:four", "token")
             assert four.lineage.verify().ok
         with pytest.raises(Conflict):
-            everything.projects.create(name="four")
+            everything.projects.create_project(name="four")
         with pytest.raises(MainspringError):
-            everything.projects.create(name="../x")
+            everything.projects.create_project(name="../x")
 
 
 def test_a02_an_administrator_of_one_project_makes_none(workspace: Workspace) -> None:
@@ -91,8 +91,8 @@ def test_a02_an_administrator_of_one_project_makes_none(workspace: Workspace) ->
         acting(Principal("ann", {"one": Role.ADMIN, EVERY_PROJECT: Role.OPERATOR})),
         pytest.raises(PermissionDenied),
     ):
-        workspace.projects.create(name="five")
-    assert "five" not in [p.name for p in workspace.projects.list()]
+        workspace.projects.create_project(name="five")
+    assert "five" not in [p.name for p in workspace.projects.list_projects()]
 
 
 def test_a_repeated_creation_is_answered_from_its_key(server: Running) -> None:
@@ -101,7 +101,7 @@ def test_a_repeated_creation_is_answered_from_its_key(server: Running) -> None:
     ) as http:
         for replayed in (None, "true"):
             answer = http.post(
-                "/api/v1/one/projects/create", json={"name": "six"}, headers={"idempotency-key": "k"}
+                "/api/v1/one/projects/create_project", json={"name": "six"}, headers={"idempotency-key": "k"}
             )
             assert (answer.status_code, answer.headers.get("idempotent-replay")) == (200, replayed), (
                 answer.text
@@ -123,10 +123,10 @@ def test_a03_equal_names_in_two_projects_do_not_mix(server: Running) -> None:
             it.tracking.operations.create_run(experiment="tries", name=project)
     for number, project in enumerate(("one", "two", "three")):
         with remote(server, project) as it:
-            (version,) = it.data.log("flats")
+            (version,) = it.data.list_versions("flats").items
             assert (version.number, version.message) == (1, project)
-            assert it.data.table("flats", "latest").column("size").to_pylist() == [number]
-            assert [r.name for r in it.tracking.operations.search().items] == [project]
+            assert it.data.read("flats", "latest").column("size").to_pylist() == [number]
+            assert [r.name for r in it.tracking.search_runs().items] == [project]
             assert it.lineage.verify().ok
 
 
@@ -134,7 +134,7 @@ def test_opening_at_once_and_beyond_the_bound(workspace: Workspace) -> None:
     """Many threads, twelve projects, a cache of two: everyone gets their own, and a project that stays open is opened once."""
     names = [f"p{i}" for i in range(12)]
     for name in names:
-        workspace.projects.create(name=name)
+        workspace.projects.create_project(name=name)
     hosted = Hosted(workspace, limit=2)
     together = threading.Barrier(12)
 
@@ -177,14 +177,14 @@ def test_a_project_follows_its_own_policy_or_none(server: Running, workspace: Wo
         for call in (
             three.loop.tick,
             three.monitoring.ingest,
-            three.monitoring.evaluate,
-            lambda: three.monitoring.policy(deployment="d"),
+            three.monitoring.evaluate_windows,
+            lambda: three.monitoring.get_policy(deployment="d"),
             lambda: three.loop.request_retrain(deployment="d", reason="r"),
         ):
             with pytest.raises(Conflict, match="no policy of the project"):
                 call()
-        assert three.loop.jobs() == []
-        assert three.monitoring.alerts() == []
+        assert three.loop.list_jobs() == []
+        assert three.monitoring.list_alerts() == []
     with acting(Principal("ann", {"three": Role.VIEWER})), pytest.raises(PermissionDenied):
         Hosted(workspace).workspace("three").loop.tick()
 
@@ -206,9 +206,9 @@ def test_a03_predictions_of_one_project_are_not_in_the_journal_of_another(worksp
     two = Hosted(workspace, served(workspace.settings)).workspace("two")
     assert two.monitoring.ingest().requests == 0
     assert workspace.monitoring.ingest().requests == 1
-    assert workspace.monitoring.prediction(id=f"{ident}/0").deployment == "one"
+    assert workspace.monitoring.get_prediction(id=f"{ident}/0").deployment == "one"
     with pytest.raises(NotFound):
-        two.monitoring.prediction(id=f"{ident}/0")
+        two.monitoring.get_prediction(id=f"{ident}/0")
     assert workspace.base.bundle == workspace.settings.home / "bundle"
     assert two.base.bundle != workspace.base.bundle
 

@@ -204,27 +204,27 @@ def test_reading_needs_a_session_and_login_gives_one(shop_server: str) -> None:
 def test_a_form_needs_a_reason_and_changes_only_by_post(
     client: httpx2.Client, shop_workspace: Workspace
 ) -> None:
-    models = shop_workspace.models.ops
-    before = models.aliases(model="buy")
+    models = shop_workspace.models
+    before = models.list_aliases(model="buy")
     assert client.get("/models/buy/versions/2/promote").status_code == 404
     refused = client.post("/models/buy/versions/2/promote", data={"reason": " "})
-    assert (refused.status_code, models.aliases(model="buy")) == (422, before)
+    assert (refused.status_code, models.list_aliases(model="buy")) == (422, before)
     assert client.post("/models/buy/versions/2/promote", json={"reason": "x"}).status_code == 415
     foreign = client.post(
         "/models/buy/versions/2/promote", data={"reason": "x"}, headers={"origin": "http://evil.example"}
     )
-    assert (foreign.status_code, models.aliases(model="buy")) == (403, before)
+    assert (foreign.status_code, models.list_aliases(model="buy")) == (403, before)
 
     done = client.post("/models/buy/versions/2/promote", data={"reason": "better & <b>bolder</b>"})
     assert (done.status_code, done.headers["location"]) == (303, "/models/buy")
-    assert models.version(model="buy", selector="champion").version == 2
-    assert shop_workspace.deploy.deployment(name="buy").targets[0].version == 2
-    event = shop_workspace.lineage.events(kind="model.alias_set", limit=1).items[0]
+    assert models.get_version(model="buy", selector="champion").version == 2
+    assert shop_workspace.deploy.get_deployment(name="buy").targets[0].version == 2
+    event = shop_workspace.lineage.list_events(kind="model.alias_set", limit=1).items[0]
     assert (event.actor, event.data["reason"]) == ("token", "better & <b>bolder</b>")
 
     back = client.post("/deployments/buy/rollback", data={"reason": "not so good"})
     assert (back.status_code, back.headers["location"]) == (303, "/deployments/buy")
-    assert shop_workspace.deploy.deployment(name="buy").targets[0].version == 1
+    assert shop_workspace.deploy.get_deployment(name="buy").targets[0].version == 1
 
 
 def test_pages_refuse_a_large_form(client: httpx2.Client) -> None:

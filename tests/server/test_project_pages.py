@@ -74,7 +74,7 @@ def fill(workspace: Workspace, name: str) -> list[str]:
     workspace.models.save_and_register(
         fitted, model="buy", signature=SIGNATURE, sample={"x": x[:, 0].tolist()}, dataset_version=data.id
     )
-    workspace.models.ops.set_alias(model="buy", alias="champion", version=1, reason=f"of-{name}")
+    workspace.models.set_alias(model="buy", alias="champion", version=1, reason=f"of-{name}")
     return [
         "/", "/models", "/models/buy", "/models/buy/versions/1", "/deployments", "/runs", f"/runs/{run.id}", "/pipelines", "/data",
         "/data/flats", "/data/flats/1", f"/versions/{data.id}", "/timeline", "/lineage", f"/lineage?ref=run:{run.id}",
@@ -165,7 +165,7 @@ def test_a03_a_page_of_others_is_one_that_is_not_there(site: Site, who: str) -> 
 
 def test_a_project_without_a_policy_here_can_be_read(site: Site) -> None:
     """Seen red while these pages asked for the policy: 409 for each of them."""
-    site.workspace.projects.create(name="three")
+    site.workspace.projects.create_project(name="three")
     other = Hosted(site.workspace, []).workspace("three")
     fill(other, "three")
     other.deploy.deploy(deployment="buy", model="buy", version=1, reason="of-three")

@@ -80,7 +80,7 @@ def test_c05_retries_at_the_same_moment_are_one_call(here: Workspace, http: http
         failpoints.arm("")
     assert {a.status_code for a in answers} == {200}
     assert len({a.content for a in answers}) == 1
-    assert len(here.lineage.events(kind="run.created").items) <= 1
+    assert len(here.lineage.list_events(kind="run.created").items) <= 1
     assert len({a.json()["id"] for a in answers}) == 1
 
 
@@ -94,11 +94,11 @@ def test_every_changing_operation_answers_a_repeated_key(here: Workspace, http: 
         "loop/set_clock": {"now": "2030-01-01T00:00:00Z"},
         "deploy/publish": {},
         "monitoring/ingest": {},
-        "monitoring/evaluate": {},
-        "labels/settle": {},
+        "monitoring/evaluate_windows": {},
+        "labels/settle_parked": {},
         "labels/ingest_relayed": {},
-        "objects/expire": {},
-        "objects/tree": {"files": {}},
+        "objects/expire_uploads": {},
+        "objects/create_tree": {"files": {}},
         "loop/request_retrain": {"deployment": "buy", "reason": "once"},
     }
     for path, arguments in calls.items():
@@ -108,7 +108,7 @@ def test_every_changing_operation_answers_a_repeated_key(here: Workspace, http: 
         again = post(http, path, key, **arguments)
         assert (again.status_code, again.content) == (200, first.content), path
         assert again.headers.get("idempotent-replay") == "true", path
-    assert len(here.loop.jobs()) == 1
+    assert len(here.loop.list_jobs()) == 1
 
 
 def test_no_changing_operation_is_a_download() -> None:
@@ -140,7 +140,7 @@ def test_d03_many_slow_uploads_do_not_stop_the_server(server: Running, http: htt
             connection.sendall(head.encode() + b"x" * 1000)
         time.sleep(0.3)
         began = time.monotonic()
-        assert http.get("/loop/now", timeout=5).status_code == 200
+        assert http.get("/loop/get_clock", timeout=5).status_code == 200
         assert http.get(f"{server.url}/ready", timeout=5).status_code == 200
         assert time.monotonic() - began < 3
     finally:
@@ -168,7 +168,7 @@ def test_sixty_uploads_at_once_all_arrive(http: httpx2.Client) -> None:
 
 
 def test_a_query_parameter_that_stands_twice_is_refused(http: httpx2.Client) -> None:
-    answer = http.get("/lineage/events?limit=1&limit=2")
+    answer = http.get("/lineage/list_events?limit=1&limit=2")
     assert answer.status_code == 422
     assert answer.json()["error"]["value"] == "limit"
 

@@ -285,7 +285,7 @@ def test_d02_a_large_body_is_not_decoded_where_all_requests_wait(
     def send() -> None:
         with httpx2.Client(base_url=server.url, trust_env=False, timeout=120) as client:
             headers = {"authorization": f"Bearer {server.token}", "content-type": "application/json"}
-            answers.append(client.post("/api/v1/door/objects/tree", content=body, headers=headers))
+            answers.append(client.post("/api/v1/door/objects/create_tree", content=body, headers=headers))
 
     sender = threading.Thread(target=send)
     sender.start()
@@ -385,7 +385,9 @@ def test_session_lookups_have_threads_of_their_own(
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=120, limits=limits) as many:
         headers = {"authorization": f"Bearer {server.token}"}
         threads = [
-            threading.Thread(target=many.get, args=("/api/v1/door/loop/now",), kwargs={"headers": headers})
+            threading.Thread(
+                target=many.get, args=("/api/v1/door/loop/get_clock",), kwargs={"headers": headers}
+            )
             for _ in range(50)
         ]
         for thread in threads:

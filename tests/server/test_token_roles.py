@@ -46,7 +46,7 @@ def test_a02_a_session_follows_the_roles_of_its_token(server: Running, workspace
     """A02: a lowered token lowers its sessions; one whose roles are elsewhere is nobody here; a revoked one ends
     them. Seen red with the principal of a session remembered."""
     root = workspace.settings.root
-    workspace.projects.create(name="elsewhere")
+    workspace.projects.create_project(name="elsewhere")
     told = json.loads(command(root, "add", "bea", "--role", "editor", "--role", "*=viewer", "--json"))
     assert told["roles"] == {"here": "editor", "*": "viewer"}
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=120) as browser:

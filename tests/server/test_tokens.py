@@ -67,14 +67,14 @@ def test_a02_a_token_of_the_command_line_lets_in_and_its_end_shuts_out(
         as_(shop_server, told["token"], "application/json") as ada,
         httpx2.Client(base_url=shop_server, trust_env=False) as browser,
     ):
-        assert ada.get(f"{address}/models/list").status_code == 200
+        assert ada.get(f"{address}/models/list_models").status_code == 200
         body = {"items": [{"prediction_id": shop.prediction, "value": True}]}
-        assert ada.post(f"{address}/labels/feedback", json=body).status_code == 403
+        assert ada.post(f"{address}/labels/record_feedback", json=body).status_code == 403
         assert browser.post("/login", data={"token": told["token"]}).status_code == 303
         assert browser.get("/").status_code == 200
         assert [t["name"] for t in command(shop.root, "list", "--json") if t["name"] == "ada"]
         command(shop.root, "revoke", "ada")
-        assert ada.get(f"{address}/models/list").status_code == 401
+        assert ada.get(f"{address}/models/list_models").status_code == 401
         assert browser.get("/", headers={"accept": "application/json"}).status_code == 401
     kept = (shop_workspace.settings.home / FILE).read_text()
     assert told["token"] not in kept

@@ -232,7 +232,7 @@ def test_o08_an_old_workspace_is_bound_at_its_first_opening(root: Path) -> None:
     assert json.loads((root / ".mainspring/workspace.json").read_text())["id"] == owner
     with open_workspace(root) as workspace:
         assert workspace.base.objects.owner == owner
-        assert workspace.data.table("flights").num_rows == 3
+        assert workspace.data.read("flights").num_rows == 3
 
 
 def test_o08_gc_by_a_younger_database_needs_the_explicit_word(root: Path) -> None:
@@ -363,4 +363,4 @@ def test_o08_many_first_starts_at_once_make_one_workspace(first_starts: Path) ->
     assert len(set(owners)) == 1
     with open_workspace(first_starts) as workspace:
         assert workspace.base.objects.owner == owners[0]
-        assert {workspace.data.log(f"d{n}")[0].number for n in range(6)} == {1}
+        assert {workspace.data.list_versions(f"d{n}").items[0].number for n in range(6)} == {1}

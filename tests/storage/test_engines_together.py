@@ -123,13 +123,13 @@ def test_two_machines_work_on_one_project_at_once(machine: Callable[[str], Works
             register(workspace, 10 * mine + turn)
 
     at_once(lambda: work(one, 1), lambda: work(other, 2))
-    visits = one.data.log("visits")
+    visits = one.data.list_versions("visits").items
     assert sorted(v.number for v in visits) == list(range(1, 9))
     assert len({v.id for v in visits}) == 8
-    assert len(one.data.log("same")) == 4  # equal bytes are one version, whoever commits them
+    assert len(one.data.list_versions("same").items) == 4  # equal bytes are one version, whoever commits them
     for version in visits:
-        assert one.data.table("visits", version.id).equals(other.data.table("visits", version.id))
-    versions = one.models.ops.versions(model="buy").items
+        assert one.data.read("visits", version.id).equals(other.data.read("visits", version.id))
+    versions = one.models.list_versions(model="buy").items
     assert [v.version for v in versions] == list(range(8, 0, -1))
 
     # A job is claimed by one of two workers; what follows from it is decided once, though both loops tick.
@@ -148,9 +148,9 @@ def test_two_machines_work_on_one_project_at_once(machine: Callable[[str], Works
     rounds = [r for _ in range(3) for r in at_once(*[w.loop.tick for w in (one, other)])]
     taken = [(d.action, d.key) for r in rounds for d in r.decisions]
     assert sorted(action for action, _ in taken) == ["gate_pass", "promote", "start"]
-    told = [e for e in one.lineage.events(limit=1000).items if e.kind.startswith("loop.")]
+    told = [e for e in one.lineage.list_events(limit=1000).items if e.kind.startswith("loop.")]
     assert sorted(str(e.data["key"]) for e in told if "key" in e.data) == sorted(key for _, key in taken)
-    assert other.models.ops.version(model="buy", selector="champion").version == 8
+    assert other.models.get_version(model="buy", selector="champion").version == 8
     report = one.lineage.verify()
     assert report.ok
     assert report == other.lineage.verify()
@@ -170,7 +170,7 @@ def test_o04_one_machine_collects_garbage_while_another_writes(machine: Callable
                 version = again_when_busy(lambda turn=turn: writer.data.commit("d", {"x": [turn % 3] * 50}))
                 found.append(version.id)
                 if turn % 3 == 1:
-                    writer.data.delete("d", version.id, reason="test")
+                    writer.data.delete_version("d", version.id, reason="test")
                     found.remove(version.id)
             return found
         finally:
@@ -188,10 +188,10 @@ def test_o04_one_machine_collects_garbage_while_another_writes(machine: Callable
 
     kept, rounds = at_once(write, collect)
     assert rounds > 0
-    live = {v.id for v in keeper.data.log("d")}
+    live = {v.id for v in keeper.data.list_versions("d").items}
     assert set(kept) & live
     for ident in live:
-        assert keeper.data.table("d", ident).num_rows == 50
+        assert keeper.data.read("d", ident).num_rows == 50
     assert keeper.base.objects.fsck(read_data=True).ok
     assert writer.base.objects.fsck(read_data=True).ok
 
@@ -216,10 +216,10 @@ def _told(workspace: Workspace) -> dict[str, Any]:
         )
 
     return {
-        "reach": shape(workspace.lineage.reach(ref=f"dataset_version:{first.id}")),
-        "origin": shape(workspace.lineage.origin(ref="model_version:buy@1")),
-        "datasets": [d.name for d in workspace.data.datasets()],
-        "events": [e.kind for e in workspace.lineage.events(limit=100).items],
+        "reach": shape(workspace.lineage.get_blast_radius(ref=f"dataset_version:{first.id}")),
+        "origin": shape(workspace.lineage.get_origin(ref="model_version:buy@1")),
+        "datasets": [d.name for d in workspace.data.list_datasets()],
+        "events": [e.kind for e in workspace.lineage.list_events(limit=100).items],
         "chain": (workspace.lineage.verify().ok, workspace.lineage.verify().events),
     }
 
@@ -318,7 +318,7 @@ def test_t17_the_database_server_restarts(
     workspace = machine("one")
     first = workspace.data.commit("d", {"x": [1]})
     restart()
-    assert workspace.data.version("d").id == first.id  # between operations nobody notices
+    assert workspace.data.get_version("d").id == first.id  # between operations nobody notices
     restart()
     assert workspace.data.commit("d", {"x": [2]}).number == 2
 
@@ -326,7 +326,7 @@ def test_t17_the_database_server_restarts(
 
     def point() -> Any:
         with acting("ops", role=Role.OPERATOR, key="only-once"):
-            return workspace.models.ops.set_alias(model="buy", alias="champion", version=1, reason="r")
+            return workspace.models.set_alias(model="buy", alias="champion", version=1, reason="r")
 
     events = workspace.lineage.verify().events
     store: Store = workspace.base.store

@@ -51,7 +51,7 @@ def test_the_chain_is_whole_and_goes_on(frozen: tuple[Workspace, dict[str, Any]]
     workspace, expected = frozen
     report = workspace.lineage.verify()
     assert (report.ok, report.events, report.head) == (True, expected["events"], expected["head"])
-    assert len(workspace.lineage.events(limit=100).items) == expected["events"]
+    assert len(workspace.lineage.list_events(limit=100).items) == expected["events"]
     workspace.room("models").set_alias(model="delay", alias="challenger", version=2, reason="written today")
     after = workspace.lineage.verify(anchor=f"{expected['events']}:{expected['head']}")
     assert after.ok
@@ -66,43 +66,43 @@ def test_every_object_is_whole(frozen: tuple[Workspace, dict[str, Any]]) -> None
 
 def test_datasets_are_read(frozen: tuple[Workspace, dict[str, Any]]) -> None:
     workspace, expected = frozen
-    versions = workspace.data.log("flights")
+    versions = workspace.data.list_versions("flights").items
     assert [v.id for v in reversed(versions)] == expected["dataset_versions"]
-    assert [workspace.data.table("flights", v.id).num_rows for v in reversed(versions)] == expected[
+    assert [workspace.data.read("flights", v.id).num_rows for v in reversed(versions)] == expected[
         "dataset_rows"
     ]
-    assert workspace.data.table("flights", "first").to_pydict() == {
+    assert workspace.data.read("flights", "first").to_pydict() == {
         "delay": [1.5, None, -3.0],
         "carrier": ["UA", "AA", None],
         "late": [True, False, False],
     }
-    again = workspace.data.commit("flights", workspace.data.table("flights", "first"))
+    again = workspace.data.commit("flights", workspace.data.read("flights", "first"))
     assert again.id == expected["dataset_versions"][0], "equal content has the id that it had"
 
 
 def test_runs_are_read(frozen: tuple[Workspace, dict[str, Any]]) -> None:
     workspace, expected = frozen
-    run = workspace.tracking.operations.get_run(run=expected["run"])
+    run = workspace.tracking.get_run(run=expected["run"])
     assert (run.name, run.experiment, run.status) == ("first", "freeze", "finished")
-    points = workspace.tracking.operations.metric_history(run=run.id, key="loss").items
+    points = workspace.tracking.get_metric_history(run=run.id, key="loss").items
     assert (
         [repr(p.number) for p in points] == expected["metric"] == ["1.0", "0.5", "nan", "inf", "-inf", "-0.0"]
     )
-    stored = workspace.tracking.operations.artifact(run=run.id, path="notes/a.txt")
+    stored = workspace.tracking.download_artifact(run=run.id, path="notes/a.txt")
     assert b"".join(stored.chunks) == b"kept bytes"
 
 
 def test_models_and_deployments_are_read(frozen: tuple[Workspace, dict[str, Any]]) -> None:
     workspace, expected = frozen
-    events = workspace.room("models").alias_history(model="delay", alias="champion")
+    events = workspace.room("models").list_alias_moves(model="delay", alias="champion")
     assert [e.version for e in sorted(events, key=lambda e: e.at)] == expected["aliases"]
     score = workspace.models.load("delay", "champion").predict({"x": [0.0]})
     assert score[0] == pytest.approx(expected["score_of_zero"], abs=1e-6)
     with pytest.raises(NotFound):
         workspace.models.load("delay", "3")
-    deployment = workspace.deploy.deployment(name="delay")
+    deployment = workspace.deploy.get_deployment(name="delay")
     assert [(t.model, t.version, t.weight) for t in deployment.targets] == [("delay", 1, 1.0)]
-    graph = workspace.lineage.origin(ref="model_version:delay@1")
+    graph = workspace.lineage.get_origin(ref="model_version:delay@1")
     assert f"run:{expected['run']}" in {node.ref for node in graph.nodes}
 
 

@@ -94,7 +94,7 @@ def fit(rows: pa.Table, invert: bool) -> dict[str, float]:
     fitted = make_pipeline(prepare, LogisticRegression()).fit(x, y)
     version = workspace.models.save_and_register(
         fitted, model="buy", signature=SIGNATURE, sample={c: holdout[c].to_pylist() for c in ("age", "town")}, run=ms.current().run,
-        dataset_version=kept[0].id, holdout=kept[1].id, label="yes", profile=workspace.data.profile_object("shop-train", kept[0].id).digest,
+        dataset_version=kept[0].id, holdout=kept[1].id, label="yes", profile=workspace.data.get_profile_object("shop-train", kept[0].id).digest,
     )
     return {"version": float(version.version)}
 
@@ -201,7 +201,7 @@ class Traffic:
 
 def _job(workspace: RemoteWorkspace, ident: str) -> Any:
     for _ in range(600):
-        job = workspace.loop.job(job=ident)
+        job = workspace.loop.get_job(job=ident)
         if job.state.value in {"finished", "failed"}:
             assert job.error is None, job.error
             return job
@@ -232,7 +232,7 @@ def test_the_loop_turns(project: Path, running: dict[str, Any]) -> None:
         first = _job(workspace, workspace.loop.request_retrain(deployment="buy", reason="first model").id)
         taken = [d.action for d in workspace.loop.tick().decisions]
         assert taken == ["gate_pass", "start", "promote"]
-        assert workspace.loop.verdict(verdict=first.verdict).passed
+        assert workspace.loop.get_verdict(verdict=first.verdict).passed
 
         # A quiet stretch, then the people who come get 25 years older: drift.
         actions: list[str] = []
@@ -247,7 +247,7 @@ def test_the_loop_turns(project: Path, running: dict[str, Any]) -> None:
             labels, traffic.sent = traffic.sent, []
             if labels:
                 items = [{"prediction_id": p, "value": truth} for p, truth in labels]
-                counts = workspace.labels.feedback(items=items)  # type: ignore[arg-type]
+                counts = workspace.labels.record_feedback(items=items)  # type: ignore[arg-type]
                 assert counts.accepted + counts.parked == len(items)
             traffic.day(rows)
             prediction = prediction or traffic.sent[0][0]
@@ -269,17 +269,17 @@ def test_the_loop_turns(project: Path, running: dict[str, Any]) -> None:
             < actions.index("advance")
             < actions.index("promote")
         ), actions
-        assert workspace.models.ops.version(model="buy", selector="champion").version >= 2
-        assert workspace.monitoring.counts(deployment="buy").requests == 16 * 120
+        assert workspace.models.get_version(model="buy", selector="champion").version >= 2
+        assert workspace.monitoring.get_counts(deployment="buy").requests == 16 * 120
 
         # From a prediction to the bytes that caused it, and back.
-        origin = workspace.lineage.origin(ref=f"prediction:{prediction}")
+        origin = workspace.lineage.get_origin(ref=f"prediction:{prediction}")
         kinds = {n.kind for n in origin.nodes}
         assert {"model_version", "run", "dataset_version", "code", "environment"} <= kinds, kinds
         training = next(
             n for n in origin.nodes if n.kind == "dataset_version" and n.facts["dataset"] == "shop-train"
         )
-        reach = workspace.lineage.reach(ref=training.ref)
+        reach = workspace.lineage.get_blast_radius(ref=training.ref)
         assert "model_version:buy@1" in {n.ref for n in reach.nodes}
 
         # What was decided can be decided again; nothing was altered.

@@ -28,12 +28,12 @@ def client(tracking: Tracking) -> TrackingClient:
 def test_a_run_as_a_user_writes_it(client: TrackingClient, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("hello")
-    with client.run(experiment="x", name="first", params={"depth": 3, "lr": 0.1}, capture=False) as run:
+    with client.start_run(experiment="x", name="first", params={"depth": 3, "lr": 0.1}, capture=False) as run:
         for step in range(100):
             run.log_metric("loss", 1 / (step + 1), step=step)
         run.log_metrics({"auc": math.nan, "acc": math.inf}, step=7)
         run.set_tag("who", "me")
-        run.use("v1")
+        run.log_inputs("v1")
         run.log_artifact(file)
         run.log_artifact(b"bytes", "deep/inner.bin")
         file.write_text("changed afterwards")
@@ -44,14 +44,14 @@ def test_a_run_as_a_user_writes_it(client: TrackingClient, tmp_path: Path) -> No
     assert stored.metrics["loss"].step == 99
     assert math.isnan(stored.metrics["auc"].number)
     assert stored.metrics["acc"].number == math.inf
-    assert client.metric_history(run=run.id, key="loss").total == 100
-    assert [a.path for a in client.artifacts(run=run.id).items] == ["deep/inner.bin", "notes.txt"]
-    assert b"".join(client.artifact(run=run.id, path="notes.txt").chunks) == b"hello"
+    assert client.get_metric_history(run=run.id, key="loss").total == 100
+    assert [a.path for a in client.list_artifacts(run=run.id).items] == ["deep/inner.bin", "notes.txt"]
+    assert b"".join(client.download_artifact(run=run.id, path="notes.txt").chunks) == b"hello"
     assert not list(client.spool.iterdir())
 
 
 def test_an_exception_marks_the_run_failed_and_flush_stores_at_once(client: TrackingClient) -> None:
-    with pytest.raises(ZeroDivisionError), client.run(capture=False) as run:
+    with pytest.raises(ZeroDivisionError), client.start_run(capture=False) as run:
         run.log_metric("x", 1)
         assert run.flush()
         assert run.record().metrics["x"].number == 1.0
@@ -61,29 +61,29 @@ def test_an_exception_marks_the_run_failed_and_flush_stores_at_once(client: Trac
 
 def test_what_is_logged_after_a_flush_is_stored_too(client: TrackingClient) -> None:
     """Seen red with the spool of a living run removed once it was shipped: what came after it had no name any more."""
-    with client.run(capture=False) as run:
+    with client.start_run(capture=False) as run:
         for step in range(5):
             run.log_metric("x", step, step=step)
             assert run.flush()
             assert run.record().metrics["x"].number == step
     assert run.record().status is RunStatus.FINISHED
-    assert client.metric_history(run=run.id, key="x").total == 5
+    assert client.get_metric_history(run=run.id, key="x").total == 5
 
 
 def test_capture_makes_edges_from_code_and_environment(client: TrackingClient, base: Foundation) -> None:
-    with client.run(seeds={"numpy": 7}) as run:
+    with client.start_run(seeds={"numpy": 7}) as run:
         pass
     stored = run.record()
     assert stored.environment is not None
     assert stored.code is not None
     assert stored.source["seeds"] == {"numpy": 7}
-    edges = {(e.source, e.kind) for e in Lineage(base).origin(ref=f"run:{run.id}").edges}
+    edges = {(e.source, e.kind) for e in Lineage(base).get_origin(ref=f"run:{run.id}").edges}
     assert edges == {(f"code:{stored.code}", "code"), (f"environment:{stored.environment}", "environment")}
     assert b"numpy" in base.objects.read(stored.environment)
 
 
 def test_params_stand_in_the_client_too(client: TrackingClient) -> None:
-    with client.run(params={"a": 1}, capture=False) as run:
+    with client.start_run(params={"a": 1}, capture=False) as run:
         run.log_param("a", 1)
         with pytest.raises(InvalidInput, match="param 'a' is '1' already"):
             run.log_param("a", 2)
@@ -91,19 +91,21 @@ def test_params_stand_in_the_client_too(client: TrackingClient) -> None:
 
 def test_unstorable_and_very_long_texts_lose_nothing(client: TrackingClient) -> None:
     long = "z" * 300_000
-    with client.run(capture=False, params={"nul\x00": "a\x00b", "long": long}, tags={"s": "\ud800"}) as run:
+    with client.start_run(
+        capture=False, params={"nul\x00": "a\x00b", "long": long}, tags={"s": "\ud800"}
+    ) as run:
         pass
     stored = run.record()
     assert stored.params["nul\\x00"] == "a\\x00b"
     assert stored.tags["s"] == "\\ud800"
     assert stored.params["long"].startswith("zzz")
-    artifact = client.artifacts(run=run.id).items[0]
+    artifact = client.list_artifacts(run=run.id).items[0]
     assert artifact.path in stored.params["long"]
-    assert b"".join(client.artifact(run=run.id, path=artifact.path).chunks).decode() == long
+    assert b"".join(client.download_artifact(run=run.id, path=artifact.path).chunks).decode() == long
 
 
 def test_two_processes_may_log_into_one_run(client: TrackingClient) -> None:
-    with client.run(capture=False) as run:
+    with client.start_run(capture=False) as run:
         run.log_metric("a", 1)
         run.flush()
         rank = client.attach(run.id)
@@ -119,7 +121,7 @@ def test_two_processes_may_log_into_one_run(client: TrackingClient) -> None:
 
 
 def test_a_param_that_another_process_set_differently_costs_nothing_else(client: TrackingClient) -> None:
-    with client.run(capture=False) as run:
+    with client.start_run(capture=False) as run:
         run.log_param("a", 1)
         run.flush()
         rank = client.attach(run.id)
@@ -159,18 +161,18 @@ def test_t11_training_goes_on_without_a_server_and_nothing_is_lost(
     down = _Down(tracking)
     client = TrackingClient(down, spool=tmp_path / "spool")  # type: ignore[arg-type]
     with pytest.warns(RuntimeWarning, match="not everything is stored yet"):
-        run = client.run(capture=False)
+        run = client.start_run(capture=False)
         slowest = 0.0
         for i in range(2000):
             began = time.perf_counter()
             run.log_metric("x", i, step=i)
             slowest = max(slowest, time.perf_counter() - began)
         assert not run.finish(flush_s=0.2)
-    assert tracking.search().items == []
+    assert tracking.search_runs().items == []
     down.up = True
     run._thread.join(60)
     assert tracking.get_run(run=run.id).status is RunStatus.FINISHED
-    assert tracking.metric_history(run=run.id, key="x").total == 2000
+    assert tracking.get_metric_history(run=run.id, key="x").total == 2000
     assert not list((tmp_path / "spool").iterdir())
 
 
@@ -180,7 +182,7 @@ def test_a_spool_of_several_batches_is_stored_whole(tracking: Tracking, tmp_path
     client = TrackingClient(down, spool=tmp_path / "spool")  # type: ignore[arg-type]
     rounds = 2 * spool.MAX_POINTS // 500 + 3
     with pytest.warns(RuntimeWarning, match="not everything is stored yet"):
-        run = client.run(capture=False)
+        run = client.start_run(capture=False)
         for step in range(rounds):
             run.log_metrics({f"m{i}": step for i in range(500)}, step=step)
         assert not run.finish(flush_s=0.2)
@@ -189,12 +191,12 @@ def test_a_spool_of_several_batches_is_stored_whole(tracking: Tracking, tmp_path
     stored = tracking.get_run(run=run.id)
     assert stored.status is RunStatus.FINISHED
     assert {m.number for m in stored.metrics.values()} == {rounds - 1.0}
-    assert {tracking.metric_history(run=run.id, key=f"m{i}").total for i in (0, 499)} == {rounds}
+    assert {tracking.get_metric_history(run=run.id, key=f"m{i}").total for i in (0, 499)} == {rounds}
 
 
 def test_a_full_disk_degrades_warns_once_and_marks_the_run(client: TrackingClient) -> None:
     """Seen red with the `except` of `_append` removed: the training died."""
-    run = client.run(capture=False)
+    run = client.start_run(capture=False)
     run.log_metric("before", 1)
     run.flush()
     failpoints.arm("journal.append:enospc")
@@ -214,7 +216,7 @@ def test_a_full_disk_degrades_warns_once_and_marks_the_run(client: TrackingClien
 
 
 def test_a_failed_fsync_does_not_end_the_training(client: TrackingClient) -> None:
-    run = client.run(capture=False)
+    run = client.start_run(capture=False)
     run.log_metric("x", 1)
     failpoints.arm("journal.sync:eio")
     try:
@@ -231,7 +233,7 @@ sys.path.insert(0, {tests!r})
 from conftest import found
 from mainspring.tracking import Tracking, TrackingClient
 base = found(Path({home!r}))
-run = TrackingClient(Tracking(base)).run(capture=False, experiment="child")
+run = TrackingClient(Tracking(base)).start_run(capture=False, experiment="child")
 print(run.id, flush=True)
 i = 0
 while True:
@@ -255,7 +257,7 @@ def test_t12_a_killed_run_shows_as_crashed_and_its_data_arrives(
         child.send_signal(signal.SIGKILL)
     for _ in range(2):  # the second time there is nothing left
         client.recover()
-    history = client.metric_history(run=run, key="x", limit=100_000)
+    history = client.get_metric_history(run=run, key="x", limit=100_000)
     assert [m.step for m in history.items] == list(range(history.total))
     assert history.total >= acked
     with base.store.write() as tx:
@@ -265,7 +267,7 @@ def test_t12_a_killed_run_shows_as_crashed_and_its_data_arrives(
 
 
 def test_a_living_process_is_left_alone(client: TrackingClient) -> None:
-    run = client.run(capture=False)
+    run = client.start_run(capture=False)
     run.log_metric("x", 1)
     assert ingest_spool(client.spool, client.operations) == {}  # type: ignore[arg-type]
     assert (client.spool / run.id).exists()
@@ -312,5 +314,5 @@ def test_t02_a_kill_at_each_point_of_shipping_stores_everything_once(
     assert done.returncode == -signal.SIGKILL
     client.recover()
     run = done.stdout.strip()
-    assert [m.step for m in client.metric_history(run=run, key="x").items] == list(range(100))
+    assert [m.step for m in client.get_metric_history(run=run, key="x").items] == list(range(100))
     assert not (client.spool / run).exists()

@@ -20,7 +20,9 @@ def tracking(both: Tracking) -> Tracking:
 
 
 def kinds(tracking: Tracking, experiment: Experiment) -> list[str]:
-    events = Lineage(tracking._base).events(subject=f"experiment:{experiment.id}", newest_first=False).items
+    events = (
+        Lineage(tracking._base).list_events(subject=f"experiment:{experiment.id}", newest_first=False).items
+    )
     return [event.kind for event in events]
 
 
@@ -57,11 +59,11 @@ def test_a_new_name_is_shown_everywhere_at_once(tracking: Tracking) -> None:
     renamed = tracking.rename_experiment(id=run.experiment_id, name="new")
     assert (renamed.id, renamed.name, renamed.runs) == (run.experiment_id, "new", 1)
     assert tracking.get_run(run=run.id).experiment == "new"
-    assert [r.id for r in tracking.search(experiments=["new"]).items] == [run.id]
-    assert [r.id for r in tracking.search(filter="experiment = 'new'").items] == [run.id]
-    assert tracking.search(experiments=["old"]).items == []
-    assert tracking.search(filter="experiment = 'old'").items == []
-    assert [r.id for r in tracking.search(experiment_ids=[run.experiment_id]).items] == [run.id]
+    assert [r.id for r in tracking.search_runs(experiments=["new"]).items] == [run.id]
+    assert [r.id for r in tracking.search_runs(filter="experiment = 'new'").items] == [run.id]
+    assert tracking.search_runs(experiments=["old"]).items == []
+    assert tracking.search_runs(filter="experiment = 'old'").items == []
+    assert [r.id for r in tracking.search_runs(experiment_ids=[run.experiment_id]).items] == [run.id]
     assert tracking.rename_experiment(id=run.experiment_id, name="new") == renamed
     assert kinds(tracking, renamed) == ["experiment.created", "experiment.renamed"]
 
@@ -98,7 +100,7 @@ def test_a_deleted_experiment_hides_its_runs_and_loses_nothing(tracking: Trackin
     assert (deleted.deleted, deleted.runs) == (True, 1)
 
     def shown(view: str, **query: object) -> set[str]:
-        return {r.id for r in tracking.search(view=view, **query).items}  # type: ignore[arg-type]
+        return {r.id for r in tracking.search_runs(view=view, **query).items}  # type: ignore[arg-type]
 
     assert shown("active") == {kept.id}
     assert shown("active", experiments=["gone"]) == set()
@@ -127,7 +129,7 @@ def test_a_run_that_began_before_the_deletion_still_arrives(tracking: Tracking) 
     run = tracking.create_run(experiment="a", started_us=1_000_000)
     assert run.deleted
     assert tracking.create_run(id=run.id, experiment="a") == run
-    assert tracking.search().items == []
+    assert tracking.search_runs().items == []
 
 
 def test_what_is_in_a_spool_waits_for_the_experiment_to_come_back(foundation: Foundation) -> None:
@@ -136,7 +138,7 @@ def test_what_is_in_a_spool_waits_for_the_experiment_to_come_back(foundation: Fo
     experiment = operations.create_experiment(name="a")
     operations.delete_experiment(id=experiment.id)
     client = TrackingClient(operations)
-    run = client.run(experiment="a", capture=False)
+    run = client.start_run(experiment="a", capture=False)
     run.log_metric("x", 1.0)
     with pytest.warns(RuntimeWarning, match="not everything is stored"):
         assert not run.finish(flush_s=0.2)
@@ -185,9 +187,9 @@ def test_experiments_of_another_project_are_not_there(
         ours.rename_experiment(id=ident, name="mine")
     with pytest.raises(NotFound):
         ours.create_run(experiment_id=ident)
-    assert ours.search(experiment_ids=[ident]).items == []
+    assert ours.search_runs(experiment_ids=[ident]).items == []
     theirs.delete_experiment(id=ident)
-    assert len(ours.search(experiments=["secret"]).items) == 1
+    assert len(ours.search_runs(experiments=["secret"]).items) == 1
 
 
 @pytest.mark.parametrize("view", ["active", "deleted", "all"])
@@ -206,7 +208,7 @@ def test_filters_on_the_name(tracking: Tracking, view: str, text: str, expected:
         tracking.create_experiment(name=f"{name}-empty")
     hidden = tracking.create_experiment(name="hidden")
     tracking.delete_experiment(id=hidden.id)
-    names = {r.experiment for r in tracking.search(filter=text, view=view).items}  # type: ignore[arg-type]
+    names = {r.experiment for r in tracking.search_runs(filter=text, view=view).items}  # type: ignore[arg-type]
     assert names == (set(expected) if view != "deleted" else set())
 
 
@@ -214,4 +216,4 @@ def test_filters_on_the_id(tracking: Tracking) -> None:
     run = tracking.create_run(experiment="a")
     tracking.create_run(experiment="b")
     text = f"attributes.experiment_id = '{run.experiment_id}'"
-    assert [r.id for r in tracking.search(filter=text).items] == [run.id]
+    assert [r.id for r in tracking.search_runs(filter=text).items] == [run.id]

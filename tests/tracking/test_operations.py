@@ -56,7 +56,7 @@ def test_a_run_from_start_to_end(tracking: Tracking, base: Foundation) -> None:
     assert done.tags == {"who": "me"}
     assert done.metrics["loss"].number == 0.25
     assert tracking.finish_run(run=run.id) == done
-    kinds = [e.kind for e in Lineage(base).events(subject=f"run:{run.id}", newest_first=False).items]
+    kinds = [e.kind for e in Lineage(base).list_events(subject=f"run:{run.id}", newest_first=False).items]
     assert kinds == ["run.started", "run.finished"]
     assert [e.name for e in tracking.list_experiments().items] == ["flights"]
     assert tracking.list_experiments().items[0].runs == 1
@@ -74,7 +74,7 @@ def test_a_batch_is_stored_once(tracking: Tracking) -> None:
     batch = [Point.of("x", float(i), step=i) for i in range(10)]
     assert tracking.log_batch(run=run, batch_id="b", metrics=batch).stored
     assert not tracking.log_batch(run=run, batch_id="b", metrics=batch).stored
-    assert tracking.metric_history(run=run, key="x").total == 10
+    assert tracking.get_metric_history(run=run, key="x").total == 10
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -119,7 +119,7 @@ def test_t13_t14_every_number_comes_back_exactly_in_step_order(
         for _ in range(2):  # the second is a retry
             part = from_json(to_json(points[i : i + cuts]), list[Point])
             tracking.log_batch(run=run, batch_id=str(i), metrics=part)
-    page = from_json(to_json(tracking.metric_history(run=run, key="m", limit=1000)), HistoryPage)
+    page = from_json(to_json(tracking.get_metric_history(run=run, key="m", limit=1000)), HistoryPage)
     expected = sorted(((s, t, i, n) for i, (n, s, t) in enumerate(numbers)), key=lambda e: e[:2])
     assert [(m.step, m.time_us) for m in page.items] == [e[:2] for e in expected]
     assert sorted((m.step, m.time_us, _bits(_plain(m.number))) for m in page.items) == sorted(
@@ -128,7 +128,7 @@ def test_t13_t14_every_number_comes_back_exactly_in_step_order(
     paged: list[Metric] = []
     after = None
     while True:
-        piece = tracking.metric_history(run=run, key="m", limit=3, after=after)
+        piece = tracking.get_metric_history(run=run, key="m", limit=3, after=after)
         paged += piece.items
         after = piece.next
         if after is None:
@@ -154,13 +154,13 @@ def test_compaction_keeps_every_point_in_order(tracking: Tracking) -> None:
             batch_id=str(i),
             metrics=[Point.of("x", float(i * 10 + j), step=(40 - i) * 10 + j, time_us=i) for j in range(5)],
         )
-    before = tracking.metric_history(run=run, key="x")
+    before = tracking.get_metric_history(run=run, key="x")
     tracking.finish_run(run=run)
     with tracking._base.store.read() as tx:
         assert tx.scalar("SELECT count(*) FROM run_points") == 1
-    assert tracking.metric_history(run=run, key="x") == before
+    assert tracking.get_metric_history(run=run, key="x") == before
     tracking.log_batch(run=run, batch_id="late", metrics=[Point.of("x", 1.0, step=9999)])
-    assert tracking.metric_history(run=run, key="x").total == 201
+    assert tracking.get_metric_history(run=run, key="x").total == 201
 
 
 def test_a_thinned_history_keeps_spikes_and_divergence(tracking: Tracking) -> None:
@@ -170,7 +170,7 @@ def test_a_thinned_history_keeps_spikes_and_divergence(tracking: Tracking) -> No
     tracking.log_batch(
         run=run, batch_id="1", metrics=[Point.of("x", v, step=i) for i, v in enumerate(values)]
     )
-    page = tracking.metric_history(run=run, key="x", thin_to=100)
+    page = tracking.get_metric_history(run=run, key="x", thin_to=100)
     assert page.total == 5000
     assert len(page.items) <= 110
     assert (page.items[0].step, page.items[-1].step) == (0, 4999)
@@ -203,33 +203,33 @@ def test_a_silent_run_shows_as_crashed_until_data_resumes(tracking: Tracking) ->
     assert tracking.get_run(run=run).status is RunStatus.RUNNING
     time.sleep(0.08)
     assert tracking.get_run(run=run).status is RunStatus.CRASHED
-    assert [r.id for r in tracking.search(filter="attributes.status = 'crashed'").items] == [run]
+    assert [r.id for r in tracking.search_runs(filter="attributes.status = 'crashed'").items] == [run]
     tracking.heartbeat(run=run, alive_s=60)
     assert tracking.get_run(run=run).status is RunStatus.RUNNING
-    assert tracking.search(filter="status = 'crashed'").items == []
+    assert tracking.search_runs(filter="status = 'crashed'").items == []
     assert tracking.finish_run(run=run, status="failed").status is RunStatus.FAILED
 
 
 def test_deleted_runs_hide_and_come_back(tracking: Tracking) -> None:
     run = tracking.create_run().id
     assert tracking.delete_run(run=run).deleted
-    assert tracking.search().items == []
-    assert [r.id for r in tracking.search(view="deleted").items] == [run]
+    assert tracking.search_runs().items == []
+    assert [r.id for r in tracking.search_runs(view="deleted").items] == [run]
     assert not tracking.restore_run(run=run).deleted
-    assert [r.id for r in tracking.search().items] == [run]
+    assert [r.id for r in tracking.search_runs().items] == [run]
 
 
 def test_inputs_are_edges(tracking: Tracking, base: Foundation) -> None:
     parent = tracking.create_run().id
     run = tracking.create_run(parent=parent).id
-    tracking.use(run=run, inputs=["dataset_version:v1"])
-    graph = Lineage(base).origin(ref=f"run:{run}")
+    tracking.log_inputs(run=run, inputs=["dataset_version:v1"])
+    graph = Lineage(base).get_origin(ref=f"run:{run}")
     assert {(e.source, e.kind) for e in graph.edges} == {
         ("dataset_version:v1", "input"),
         (f"run:{parent}", "parent"),
     }
     with pytest.raises(InvalidInput):
-        tracking.use(run=run, inputs=["nonsense"])
+        tracking.log_inputs(run=run, inputs=["nonsense"])
 
 
 def test_another_projects_run_does_not_exist(tracking: Tracking, base: Foundation) -> None:
@@ -254,4 +254,4 @@ def test_another_projects_run_does_not_exist(tracking: Tracking, base: Foundatio
 def test_unstorable_input_is_refused_and_nothing_is_kept(tracking: Tracking, bad: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
         tracking.create_run(**bad)  # type: ignore[arg-type]
-    assert tracking.search().items == []
+    assert tracking.search_runs().items == []

@@ -108,7 +108,7 @@ def paged(both: Tracking, limit: int, **query: Any) -> list[str]:
     seen: list[str] = []
     after = None
     while True:
-        page = both.search(after=after, limit=limit, **query)
+        page = both.search_runs(after=after, limit=limit, **query)
         seen += [run.id for run in page.items]
         after = page.next
         if after is None:
@@ -145,7 +145,7 @@ def test_any_order_is_that_of_the_model_on_any_pages(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "FEW", few)
         patch.setattr(operations, "FEW", few)
-        assert [r.id for r in both.search(**query, limit=1000).items] == expected
+        assert [r.id for r in both.search_runs(**query, limit=1000).items] == expected
         assert paged(both, limit, **query) == expected
 
 
@@ -158,7 +158,7 @@ def test_one_text_with_commas_is_as_several_keys(both: Tracking, runs: list[Run]
 def test_pages_stay_when_runs_and_keys_come_and_change(both: Tracking, runs: list[Run]) -> None:
     """What was there and does not change is shown once. Also when the name of a key comes into being between two pages."""
     query: dict[str, Any] = {"order_by": ["metrics.same", "metrics.late", "-params.p"]}
-    first = both.search(**query, limit=9)
+    first = both.search_runs(**query, limit=9)
     for i in range(5):
         extra = both.create_run(params={"p": str(i)})
         both.log_batch(
@@ -167,7 +167,7 @@ def test_pages_stay_when_runs_and_keys_come_and_change(both: Tracking, runs: lis
     seen = [r.id for r in first.items]
     after = first.next
     while after is not None:
-        page = both.search(**query, after=after, limit=9)
+        page = both.search_runs(**query, after=after, limit=9)
         seen += [r.id for r in page.items]
         after = page.next
     ours = {r.id for r in runs}
@@ -185,11 +185,11 @@ def test_an_order_is_refused_with_the_mark_of_another(both: Tracking, runs: list
         ["params.m"],
         [],
     ]
-    marks = {i: both.search(order_by=o, limit=2).next for i, o in enumerate(orders) if o != ["params.m"]}
+    marks = {i: both.search_runs(order_by=o, limit=2).next for i, o in enumerate(orders) if o != ["params.m"]}
     for (i, mark), (j, other) in itertools.product(marks.items(), enumerate(orders)):
         if i != j:
             with pytest.raises(InvalidInput, match="another order"):
-                both.search(order_by=other, after=mark, limit=2)
+                both.search_runs(order_by=other, after=mark, limit=2)
 
 
 _ORDER = ["metrics.m", "params.p", "-started"]
@@ -211,7 +211,7 @@ def mark(values: list[Any], number: Any = 1, signature: str | None = None) -> st
 def test_a_page_mark_is_checked_before_the_database_sees_it(both: Tracking, bad: str) -> None:
     """Seen red with the values' types left unchecked."""
     with pytest.raises(InvalidInput, match="not a page mark"):
-        both.search(order_by=_ORDER, after=bad)
+        both.search_runs(order_by=_ORDER, after=bad)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -224,7 +224,7 @@ def test_a_page_mark_is_checked_before_the_database_sees_it(both: Tracking, bad:
 @example(values=["Infinity", "a", 5])
 def test_any_page_mark_is_answered_or_refused(both: Tracking, values: list[Any]) -> None:
     with contextlib.suppress(InvalidInput):
-        both.search(order_by=_ORDER, after=mark(values))
+        both.search_runs(order_by=_ORDER, after=mark(values))
 
 
 def test_a_page_mark_is_short_whatever_is_sorted_by(both: Tracking) -> None:
@@ -233,10 +233,10 @@ def test_a_page_mark_is_short_whatever_is_sorted_by(both: Tracking) -> None:
     for _ in range(2):
         both.create_run(name="\x01" * 100_000, params={k.partition(".")[2]: "\x01" * 5000 for k in keys})
     query: dict[str, Any] = {"order_by": [*keys, "name", "-started"], "limit": 1}
-    after = both.search(**query).next
+    after = both.search_runs(**query).next
     assert after is not None
     assert len(after) <= order.MAX_MARK
-    assert len(both.search(**query, after=after).items) == 1
+    assert len(both.search_runs(**query, after=after).items) == 1
     assert from_json(base64.urlsafe_b64decode(after), list[Any])[1][-2] == "\x01" * 200
 
 
@@ -244,5 +244,9 @@ def test_params_sort_as_texts_and_metrics_as_numbers(both: Tracking) -> None:
     for depth in ("10", "9", "2"):
         run = both.create_run(params={"depth": depth}).id
         both.log_batch(run=run, batch_id="1", metrics=[Point.of("depth", float(depth))])
-    assert [r.params["depth"] for r in both.search(order_by=["params.depth"]).items] == ["10", "2", "9"]
-    assert [r.params["depth"] for r in both.search(order_by=["-metrics.depth"]).items] == ["10", "9", "2"]
+    assert [r.params["depth"] for r in both.search_runs(order_by=["params.depth"]).items] == ["10", "2", "9"]
+    assert [r.params["depth"] for r in both.search_runs(order_by=["-metrics.depth"]).items] == [
+        "10",
+        "9",
+        "2",
+    ]

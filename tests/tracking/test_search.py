@@ -157,7 +157,7 @@ def test_a_filter_finds_what_plain_python_finds(both: Tracking, runs: list[Run],
     with pytest.MonkeyPatch.context() as patch:  # both shapes of the search: walk and probe, or fetch the few
         patch.setattr(search, "FEW", few)
         patch.setattr(operations, "FEW", few)
-        assert {run.id for run in both.search(filter=text, limit=1000).items} == expected
+        assert {run.id for run in both.search_runs(filter=text, limit=1000).items} == expected
 
 
 _ORDERS = [[], ["start_time ASC"], ["metrics.m DESC"], ["metrics.m"], ["params.p ASC"], ["params.q DESC"], ["tags.`a b`"], ["status"], ["ended_at DESC"],
@@ -168,12 +168,12 @@ _ORDERS = [[], ["start_time ASC"], ["metrics.m DESC"], ["metrics.m"], ["params.p
 def test_pages_add_up_to_the_whole_in_order(both: Tracking, runs: list[Run], text: str) -> None:
     matching = sum(_holds(parse(text), r) for r in runs)
     for order in _ORDERS:
-        whole = both.search(filter=text, order_by=order, limit=1000)
+        whole = both.search_runs(filter=text, order_by=order, limit=1000)
         assert whole.next is None
         seen: list[str] = []
         after = None
         while True:
-            page = both.search(filter=text, order_by=order, after=after, limit=3)
+            page = both.search_runs(filter=text, order_by=order, after=after, limit=3)
             seen += [run.id for run in page.items]
             after = page.next
             if after is None:
@@ -191,21 +191,21 @@ def test_pages_add_up_to_the_whole_in_order(both: Tracking, runs: list[Run], tex
 
 
 def test_runs_added_meanwhile_neither_shift_nor_repeat_a_page(both: Tracking, runs: list[Run]) -> None:
-    first = both.search(limit=5)
+    first = both.search_runs(limit=5)
     both.create_run()
-    second = both.search(limit=5, after=first.next)
+    second = both.search_runs(limit=5, after=first.next)
     assert not {r.id for r in first.items} & {r.id for r in second.items}
-    assert [r.id for r in first.items + second.items] == [r.id for r in both.search(limit=11).items[1:]]
+    assert [r.id for r in first.items + second.items] == [r.id for r in both.search_runs(limit=11).items[1:]]
 
 
 def test_a_selective_condition_drives_and_a_wide_one_walks(
     both: Tracking, runs: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "params.p = '5' and metrics.n > 1"
-    expected = [r.id for r in both.search(filter=text).items]
+    expected = [r.id for r in both.search_runs(filter=text).items]
     monkeypatch.setattr(search, "FEW", -1)
     monkeypatch.setattr(operations, "FEW", -1)
-    assert [r.id for r in both.search(filter=text).items] == expected
+    assert [r.id for r in both.search_runs(filter=text).items] == expected
     assert expected
 
 
@@ -228,13 +228,13 @@ def test_a_selective_condition_drives_and_a_wide_one_walks(
 )
 def test_bad_searches_are_refused(both: Tracking, bad: dict[str, object]) -> None:
     with pytest.raises(InvalidInput):
-        both.search(**bad)  # type: ignore[arg-type]
+        both.search_runs(**bad)  # type: ignore[arg-type]
 
 
 def test_a_page_mark_of_another_order_is_refused(both: Tracking, runs: list[Run]) -> None:
-    mark = both.search(limit=2).next
+    mark = both.search_runs(limit=2).next
     with pytest.raises(InvalidInput, match="another order"):
-        both.search(order_by=["metrics.m"], after=mark)
+        both.search_runs(order_by=["metrics.m"], after=mark)
 
 
 def test_every_value_is_found_by_itself_alone(both: Tracking, runs: list[Run]) -> None:
@@ -243,11 +243,11 @@ def test_every_value_is_found_by_itself_alone(both: Tracking, runs: list[Run]) -
         quoted = "'" + value.replace("'", "''") + "'"
         wanted = {run.id for run in runs if run.params["p"] == value}
         for text in (f"params.p = {quoted}", f"params.p IN ({quoted})"):
-            assert {run.id for run in both.search(filter=text).items} == wanted, text
-            others = both.search(filter=f"NOT {text}").items
+            assert {run.id for run in both.search_runs(filter=text).items} == wanted, text
+            others = both.search_runs(filter=f"NOT {text}").items
             assert {run.id for run in others} == {run.id for run in runs} - wanted, text
 
 
 def test_only_the_metrics_asked_for_come_along(both: Tracking, runs: list[Run]) -> None:
-    page = both.search(metrics=["n", "none"], limit=5)
+    page = both.search_runs(metrics=["n", "none"], limit=5)
     assert all(set(run.metrics) == {"n"} for run in page.items)

@@ -16,7 +16,7 @@ from mainspring.workspace import open_workspace
 SCRIPT = """
 import mainspring as ms
 import tools.scale
-with ms.run("tuning") as run:
+with ms.start_run("tuning") as run:
     run.log_metric("loss", 0.1)
 print(run.id)
 """
@@ -36,8 +36,8 @@ def test_a_script_that_logs_a_run_is_kept_with_it(tmp_path: Path) -> None:
     with open_workspace(tmp_path) as workspace:
         ops = workspace.tracking.operations
         run = done.stdout.strip()
-        assert [f.path for f in ops.code(run=run).files] == ["tools/scale.py", "tune.py"]
-        assert b"".join(ops.code_file(run=run, path="tune.py").chunks).decode() == SCRIPT
+        assert [f.path for f in ops.get_code(run=run).files] == ["tools/scale.py", "tune.py"]
+        assert b"".join(ops.download_code(run=run, path="tune.py").chunks).decode() == SCRIPT
 
 
 def test_what_is_not_kept_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,12 @@ def test_every_look_is_counted_and_an_event(room: Training, store: Store) -> Non
     second = room.use_holdout(dataset_version="v1", purpose="gate of delay@3")
     third = room.use_holdout(dataset_version="other", purpose="gate of delay@4", by="gate")
     assert (first.count, first.by, second.count, third.by) == (1, "ann", 2, "gate")
-    assert room.holdout_uses(dataset_version="v1") == [first, second]
-    assert room.holdout_uses(dataset_version="v1", after=1) == [second]
-    assert (room.holdout(dataset_version="v1").uses, room.holdout(dataset_version="v1").max_uses) == (2, None)
+    assert room.list_holdout_uses(dataset_version="v1") == [first, second]
+    assert room.list_holdout_uses(dataset_version="v1", after=1) == [second]
+    assert (room.get_holdout(dataset_version="v1").uses, room.get_holdout(dataset_version="v1").max_uses) == (
+        2,
+        None,
+    )
     with store.read() as tx:
         assert [e["kind"] for e in tx.all("SELECT kind FROM events ORDER BY seq")] == [
             "holdout.locked",
@@ -66,7 +69,7 @@ def test_the_limit_holds_and_a_refusal_costs_nothing(room: Training) -> None:
     for _ in range(2):
         with pytest.raises(Conflict, match="used up"):
             room.use_holdout(dataset_version="v1", purpose="again")
-    assert room.holdout(dataset_version="v1").uses == 1
+    assert room.get_holdout(dataset_version="v1").uses == 1
     with pytest.raises(Conflict, match="another limit"):
         room.lock_holdout(dataset_version="v1", max_uses=9)
     assert room.lock_holdout(dataset_version="v1").max_uses == 1
@@ -104,7 +107,7 @@ def test_projects_do_not_see_each_other(room: Training, store: Store, tmp_path: 
     room.use_holdout(dataset_version="v1", purpose="gate")
     other = _room(store, tmp_path, project="q")
     with pytest.raises(NotFound):
-        other.holdout(dataset_version="v1")
+        other.get_holdout(dataset_version="v1")
     assert other.use_holdout(dataset_version="v1", purpose="gate").count == 1
 
 
@@ -119,11 +122,11 @@ def test_evaluations_are_kept_and_paged(room: Training, store: Store) -> None:
         )
         for n in range(5)
     ]
-    page = room.evaluations(dataset_version="v1", limit=3)
-    rest = room.evaluations(dataset_version="v1", limit=3, after=page.next)
+    page = room.list_evaluations(dataset_version="v1", limit=3)
+    rest = room.list_evaluations(dataset_version="v1", limit=3, after=page.next)
     assert [*page.items, *rest.items] == kept
     assert rest.next is None
-    assert room.evaluations(subject="model_version:delay@1").items == [kept[1], kept[3]]
+    assert room.list_evaluations(subject="model_version:delay@1").items == [kept[1], kept[3]]
     with store.read() as tx:
         assert tx.scalar("SELECT count(*) FROM edges WHERE target = ?", f"evaluation:{kept[0].id}") == 2
 
@@ -132,4 +135,4 @@ def test_an_evaluation_must_say_of_what(room: Training) -> None:
     with pytest.raises(InvalidInput, match="evaluated"):
         room.record_evaluation(evaluation=_evaluation(dataset_version="v1"))
     with pytest.raises(InvalidInput, match="limit"):
-        room.evaluations(limit=0)
+        room.list_evaluations(limit=0)

@@ -130,7 +130,7 @@ def commit(
 @with_workspace
 def list_(workspace: Namespaces, as_json: bool) -> None:
     """All datasets."""
-    found = workspace.data.datasets()
+    found = workspace.data.list_datasets()
     if as_json:
         emit(found)
         return
@@ -149,7 +149,7 @@ def list_(workspace: Namespaces, as_json: bool) -> None:
 @with_workspace
 def log(workspace: Namespaces, dataset: str, limit: int, as_json: bool) -> None:
     """Versions of DATASET, newest first."""
-    found = workspace.data.log(dataset, limit=limit)
+    found = workspace.data.list_versions(dataset, limit=limit).items
     if as_json:
         emit(found)
         return
@@ -249,7 +249,7 @@ def check(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> 
 @with_workspace
 def profile(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> None:
     """What the columns of a version look like."""
-    found = workspace.data.profile(dataset, selector)
+    found = workspace.data.get_profile(dataset, selector)
     if as_json:
         emit(found)
         return

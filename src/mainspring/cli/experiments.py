@@ -39,7 +39,7 @@ def _one(command: Callable[..., Any]) -> Callable[..., Any]:
 @with_workspace
 def list_(workspace: Namespaces, view: Any, limit: int, after: str | None, as_json: bool) -> None:
     """Experiments by name, with how many runs each holds."""
-    page = workspace.tracking.operations.list_experiments(view=view, limit=limit, after=after)
+    page = workspace.tracking.list_experiments(view=view, limit=limit, after=after)
     if as_json:
         emit(page)
         return
@@ -57,7 +57,7 @@ def list_(workspace: Namespaces, view: Any, limit: int, after: str | None, as_js
 @with_workspace
 def show(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
     """The experiment NAME."""
-    _show(workspace.tracking.operations.get_experiment(name=name, id=ident), as_json)
+    _show(workspace.tracking.get_experiment(name=name, id=ident), as_json)
 
 
 @experiments.command()

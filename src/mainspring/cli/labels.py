@@ -54,7 +54,7 @@ def label(
         )
     total = FeedbackCounts()
     for start in range(0, len(items), _BATCH):
-        counts = workspace.labels.feedback(items=items[start : start + _BATCH])
+        counts = workspace.labels.record_feedback(items=items[start : start + _BATCH])
         total = FeedbackCounts(**{k: getattr(total, k) + getattr(counts, k) for k in _COUNTS})
     if as_json:
         emit(total)

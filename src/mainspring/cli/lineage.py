@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @with_workspace
 def explain_origin(workspace: Namespaces, ref: str, depth: int, verify: bool, as_json: bool) -> int:
     """Everything that led to REF (a prediction id, or kind:id such as model_version:delay@3), and who decided about it."""
-    graph = workspace.lineage.origin(ref=_ref(ref), depth=depth)
+    graph = workspace.lineage.get_origin(ref=_ref(ref), depth=depth)
     if not verify:
         emit({"graph": graph}) if as_json else _show(graph, forward=False)
         return 0
@@ -85,12 +85,12 @@ def _show_verification(found: Verification) -> None:
 @with_workspace
 def blast_radius(workspace: Namespaces, ref: str, depth: int, as_json: bool) -> None:
     """Everything that REF led to, for example dataset_version:ID."""
-    graph = workspace.lineage.reach(ref=_ref(ref), depth=depth)
+    graph = workspace.lineage.get_blast_radius(ref=_ref(ref), depth=depth)
     counts = {}
     for node in graph.nodes:
         if node.kind == "model_version":
             model, _, number = node.ref.partition(":")[2].rpartition("@")
-            counts[node.ref] = workspace.monitoring.blast_radius(model=model, version=int(number))
+            counts[node.ref] = workspace.monitoring.get_blast_radius(model=model, version=int(number))
     if as_json:
         emit({"graph": graph, "predictions": counts})
         return

@@ -85,7 +85,7 @@ def rollback(workspace: Namespaces, deployment: str, reason: str, as_json: bool)
 @with_workspace
 def jobs(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
     """Retraining jobs, newest first."""
-    found = workspace.loop.jobs(deployment=deployment)
+    found = workspace.loop.list_jobs(deployment=deployment)
     if as_json:
         emit(found)
         return
@@ -102,7 +102,7 @@ def jobs(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
 @with_workspace
 def rollouts(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
     """Rollouts, newest first."""
-    found = workspace.loop.rollouts(deployment=deployment)
+    found = workspace.loop.list_rollouts(deployment=deployment)
     if as_json:
         emit(found)
         return
@@ -148,7 +148,7 @@ def what_if(workspace: Namespaces, deployment: str, settings: tuple[str, ...], a
         if not equals:
             raise InvalidInput("a setting is NAME=VALUE", value=item, place="--set")
         policy[name] = _value(value)
-    report = workspace.loop.what_if(deployment=deployment, policy=policy)
+    report = workspace.loop.simulate_policy(deployment=deployment, policy=policy)
     if as_json:
         emit(report)
         return

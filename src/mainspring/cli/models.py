@@ -24,7 +24,7 @@ def models() -> None:
 @with_workspace
 def list_(workspace: Namespaces, as_json: bool) -> None:
     """All models with their aliases."""
-    found = workspace.models.ops.list()
+    found = workspace.models.list_models()
     if as_json:
         emit(found)
         return
@@ -45,7 +45,7 @@ def _alias(model: ModelInfo, alias: str) -> str:
 @with_workspace
 def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> None:
     """Versions of MODEL, newest first."""
-    found = workspace.models.ops.versions(model=model, limit=limit).items
+    found = workspace.models.list_versions(model=model, limit=limit).items
     if as_json:
         emit(found)
         return
@@ -69,7 +69,7 @@ def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> No
 @with_workspace
 def show(workspace: Namespaces, model: str, version: str, as_json: bool) -> None:
     """One VERSION of MODEL (number, alias or latest)."""
-    found = workspace.models.ops.version(model=model, selector=version)
+    found = workspace.models.get_version(model=model, selector=version)
     if as_json:
         emit(found)
         return
@@ -101,7 +101,7 @@ def show(workspace: Namespaces, model: str, version: str, as_json: bool) -> None
 @with_workspace
 def history(workspace: Namespaces, model: str, alias: str | None, as_json: bool) -> None:
     """Which version held which alias, since when, and why."""
-    found = workspace.models.ops.alias_history(model=model, alias=alias)
+    found = workspace.models.list_alias_moves(model=model, alias=alias)
     if as_json:
         emit(found)
         return
@@ -119,8 +119,8 @@ def history(workspace: Namespaces, model: str, alias: str | None, as_json: bool)
 @with_workspace
 def card(workspace: Namespaces, model: str, version: str, html: bool, as_json: bool) -> None:
     """The model card of VERSION, generated from what is recorded."""
-    number = workspace.models.ops.version(model=model, selector=version).version
-    found = workspace.models.ops.card(model=model, version=number)
+    number = workspace.models.get_version(model=model, selector=version).version
+    found = workspace.models.get_card(model=model, version=number)
     if as_json:
         emit(found)
         return
@@ -142,8 +142,8 @@ def promote(
     workspace: Namespaces, model: str, version: str, reason: str, override: bool, as_json: bool
 ) -> None:
     """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. The rollout is passed by."""
-    number = workspace.models.ops.version(model=model, selector=version).version
-    moved = workspace.models.ops.set_alias(
+    number = workspace.models.get_version(model=model, selector=version).version
+    moved = workspace.models.set_alias(
         model=model, alias="champion", version=number, reason=reason, override=override
     )
     names = _deploy_everywhere(workspace, model, number, reason)
@@ -170,7 +170,7 @@ def promote(
 @with_workspace
 def rollback(workspace: Namespaces, model: str, alias: str, reason: str, as_json: bool) -> None:
     """Give ALIAS back to the version that held it before, verified first; traffic follows."""
-    moved = workspace.models.ops.rollback(model=model, alias=alias, reason=reason)
+    moved = workspace.models.rollback(model=model, alias=alias, reason=reason)
     names: list[str] = []
     if alias == "champion" and moved.version is not None:
         names = _deploy_everywhere(workspace, model, moved.version, reason)
@@ -194,7 +194,7 @@ def rollback(workspace: Namespaces, model: str, alias: str, reason: str, as_json
 @with_workspace
 def package(workspace: Namespaces, model: str, version: str, to: Path, as_json: bool) -> None:
     """Write the package of VERSION into the directory TO, verified."""
-    found = workspace.models.package(model, version, to)
+    found = workspace.models.download_package(model, version, to)
     if as_json:
         emit(found)
         return
@@ -204,7 +204,7 @@ def package(workspace: Namespaces, model: str, version: str, to: Path, as_json: 
 def _deploy_everywhere(workspace: Namespaces, model: str, version: int, reason: str) -> list[str]:
     """Let ``version`` answer wherever the policy deploys ``model``, and where a version of it answers now."""
     names = {n for n, policy in local_settings().config.deploy.items() if policy.model == model}
-    names |= {d.name for d in workspace.deploy.deployments() if any(t.model == model for t in d.targets)}
+    names |= {d.name for d in workspace.deploy.list_deployments() if any(t.model == model for t in d.targets)}
     for name in sorted(names):
         workspace.deploy.deploy(deployment=name, model=model, version=version, reason=reason)
     return sorted(names)

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def status(workspace: Namespaces, as_json: bool) -> None:
     """One line per deployment: champion, traffic, alerts, what is under way."""
     found = []
-    for deployment in workspace.deploy.deployments():
+    for deployment in workspace.deploy.list_deployments():
         counts = _counts(workspace, deployment.name)
-        jobs = workspace.loop.jobs(deployment=deployment.name, limit=1)
+        jobs = workspace.loop.list_jobs(deployment=deployment.name, limit=1)
         rollouts = [
             r
-            for r in workspace.loop.rollouts(deployment=deployment.name, limit=1)
+            for r in workspace.loop.list_rollouts(deployment=deployment.name, limit=1)
             if r.state.value == "running"
         ]
         champion = next((t for t in deployment.targets if t.role == "champion"), None)
@@ -47,9 +47,9 @@ def status(workspace: Namespaces, as_json: bool) -> None:
             }
         )
     if as_json:
-        emit({"now": workspace.loop.now(), "deployments": found})
+        emit({"now": workspace.loop.get_clock(), "deployments": found})
         return
-    say(f"policy time {workspace.loop.now().isoformat()}")
+    say(f"policy time {workspace.loop.get_clock().isoformat()}")
     table(
         tuple(found[0]) if found else (),
         [tuple(f.values()) for f in found],
@@ -62,7 +62,7 @@ def _counts(workspace: Namespaces, deployment: str) -> MonitorCounts | None:
     from mainspring.errors import NotFound
 
     try:
-        return workspace.monitoring.counts(deployment=deployment)
+        return workspace.monitoring.get_counts(deployment=deployment)
     except NotFound:
         return None
 
@@ -74,10 +74,10 @@ def _counts(workspace: Namespaces, deployment: str) -> MonitorCounts | None:
 @with_workspace
 def monitor(workspace: Namespaces, deployment: str, count: int, as_json: bool) -> None:
     """Windows, drift and alerts of DEPLOYMENT."""
-    workspace.deploy.deployment(name=deployment)  # a misspelt name is no quiet deployment
-    windows = workspace.monitoring.windows(deployment=deployment, limit=count)
+    workspace.deploy.get_deployment(name=deployment)  # a misspelt name is no quiet deployment
+    windows = workspace.monitoring.list_windows(deployment=deployment, limit=count)
     items = list(getattr(windows, "items", windows))
-    alerts = workspace.monitoring.alerts(deployment=deployment, state="open")
+    alerts = workspace.monitoring.list_alerts(deployment=deployment, state="open")
     if as_json:
         emit({"windows": items, "alerts": alerts})
         return
@@ -112,7 +112,7 @@ def monitor(workspace: Namespaces, deployment: str, count: int, as_json: bool) -
 @with_workspace
 def timeline(workspace: Namespaces, kind: str | None, subject: str | None, limit: int, as_json: bool) -> None:
     """What happened, newest first."""
-    page = workspace.lineage.events(kind=kind, subject=subject, limit=limit)
+    page = workspace.lineage.list_events(kind=kind, subject=subject, limit=limit)
     if as_json:
         emit(page)
         return

@@ -52,7 +52,7 @@ def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: 
 @with_workspace
 def why(workspace: Namespaces, run_id: str, step: str, as_json: bool) -> None:
     """Explain why STEP of RUN was cached or ran."""
-    found = workspace.pipelines.why(run=run_id, step=step)
+    found = workspace.pipelines.explain_step(run=run_id, step=step)
     if as_json:
         emit(found)
         return

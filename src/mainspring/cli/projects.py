@@ -61,7 +61,7 @@ def list_(workspace: Namespaces, as_json: bool) -> None:
     if isinstance(workspace, RemoteWorkspace):  # which need not be the one that this directory names
         found = workspace.connection.projects()
     else:
-        found = workspace.projects.list()
+        found = workspace.projects.list_projects()
     if as_json:
         emit(found)
         return
@@ -80,7 +80,7 @@ def create(workspace: Namespaces, name: str, as_json: bool) -> None:
         visible = [p.name for p in workspace.connection.projects()]
         if visible and workspace.project not in visible:
             workspace.connection.project = visible[0]
-    made = workspace.projects.create(name=name)
+    made = workspace.projects.create_project(name=name)
     if as_json:
         emit(made)
         return

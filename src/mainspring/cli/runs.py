@@ -56,7 +56,7 @@ def list_(
         options["experiments"] = list(experiment)
     if order_by:
         options["order_by"] = list(order_by)
-    page = workspace.tracking.search(**options)
+    page = workspace.tracking.search_runs(**options)
     if as_json:
         emit(page)
         return
@@ -76,7 +76,7 @@ def list_(
 def show(workspace: Namespaces, run: str, as_json: bool) -> None:
     """Everything recorded of RUN."""
     _take_in(workspace)
-    found = workspace.tracking.operations.get_run(run=run)
+    found = workspace.tracking.get_run(run=run)
     if as_json:
         emit(found)
         return
@@ -110,7 +110,7 @@ def show(workspace: Namespaces, run: str, as_json: bool) -> None:
 def compare(workspace: Namespaces, run: tuple[str, ...], as_json: bool) -> None:
     """Params and metrics of several runs side by side; what is equal everywhere is left out."""
     _take_in(workspace)
-    found = [workspace.tracking.operations.get_run(run=r) for r in run]
+    found = [workspace.tracking.get_run(run=r) for r in run]
     values = [
         {
             **{f"param {k}": v for k, v in r.params.items()},
@@ -148,10 +148,10 @@ def code(workspace: Namespaces, run: str, path: str | None, to: Path | None, as_
     tracking = workspace.tracking.operations
     _take_in(workspace)
     if path is not None:
-        for chunk in tracking.code_file(run=run, path=path).chunks:
+        for chunk in tracking.download_code(run=run, path=path).chunks:
             sys.stdout.buffer.write(chunk)
         return
-    found = tracking.code(run=run)
+    found = tracking.get_code(run=run)
     if to is not None:
         _write_files(workspace, run, [f.path for f in found.files if f.digest], to)
     if as_json:
@@ -178,7 +178,7 @@ def _write_files(workspace: Namespaces, run: str, paths: list[str], to: Path) ->
     target.mkdir(parents=True, exist_ok=True)
     with SafeFolder(target) as folder:
         for path in paths:
-            folder.write(path, workspace.tracking.operations.code_file(run=run, path=path).chunks)
+            folder.write(path, workspace.tracking.download_code(run=run, path=path).chunks)
 
 
 @runs.command()
@@ -189,7 +189,7 @@ def log(workspace: Namespaces, run: str, step: str) -> None:
     """What STEP of the pipeline run RUN printed."""
     out = sys.stdout.buffer
     told = False
-    for piece in workspace.pipelines.log(run=run, step=step).chunks:
+    for piece in workspace.pipelines.download_log(run=run, step=step).chunks:
         out.write(piece)
         told = told or bool(piece)
     if not told:
@@ -202,7 +202,7 @@ def log(workspace: Namespaces, run: str, step: str) -> None:
 @with_workspace
 def steps(workspace: Namespaces, run: str, as_json: bool) -> None:
     """Steps of the pipeline run RUN."""
-    found = workspace.pipelines.steps(run=run)
+    found = workspace.pipelines.list_steps(run=run)
     if as_json:
         emit(found)
         return

@@ -193,7 +193,7 @@ def up(
 def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | None, **given: Any) -> int:
     """An inference server on its own, for what this workspace has deployed. DEPLOYMENT only checks that it is there."""
     if deployment is not None:
-        workspace.deploy.deployment(name=deployment)
+        workspace.deploy.get_deployment(name=deployment)
     workspace.deploy.publish()
     config = workspace.settings.config.serving
     bundle = workspace.base.bundle

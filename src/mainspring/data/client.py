@@ -10,33 +10,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
+from mainspring.data.operations import Data
 from mainspring.errors import InvalidInput
-from mainspring.records.base import to_json
-from mainspring.records.data import (
-    CheckReport,
-    CheckRule,
-    DatasetDiff,
-    DatasetInfo,
-    DatasetVersion,
-    FileEntry,
-    VersionPage,
-)
-from mainspring.records.objects import ObjectRef
-from mainspring.records.profile import Profile
+from mainspring.operations import delegating
+from mainspring.records.base import Selector, to_json
+from mainspring.records.data import CheckRule, DatasetVersion
 from mainspring.records.reading import Reading, ReadReport
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from mainspring.data.operations import Data
     from mainspring.lineage.uploads import Uploads
 
 _PIECE = 1 << 20
 _IN_MEMORY = 256 << 20
-Selector = str | int
 
 
-class DataClient:
+if TYPE_CHECKING:
+    _Operations = Data
+else:
+    _Operations = delegating(Data)
+"""All operations of the room are the client's too: ``get_version``, ``diff``, ``get_profile``, ..."""
+
+
+class DataClient(_Operations):
     """Datasets of one project, with what cannot travel as JSON: frames, paths, directories."""
 
     def __init__(self, ops: Data, objects: Uploads | None = None) -> None:
@@ -122,10 +119,6 @@ class DataClient:
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
-    def table(self, dataset: str, selector: Selector = "latest") -> pa.Table:
-        """The whole table of a version."""
-        return self.read(dataset, selector)
-
     def read(
         self,
         dataset: str,
@@ -138,7 +131,7 @@ class DataClient:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        version = self.version(dataset, selector)
+        version = self.get_version(dataset, selector)
         if version.kind != "table":
             raise InvalidInput(
                 "this version holds files, not a table",
@@ -175,8 +168,8 @@ class DataClient:
         from mainspring.storage.materialise import SafeFolder, check_target
 
         target = check_target(Path(to))
-        version = self.version(dataset, selector)
-        entries = self.files(dataset, version.id)
+        version = self.get_version(dataset, selector)
+        entries = self.list_files(dataset, version.id)
         base = getattr(self.operations, "_base", None)
         if base is not None:  # the objects are here: one pass over the packs instead of a download per file
             base.objects.materialise(version.tree, target)
@@ -189,64 +182,6 @@ class DataClient:
                     self.operations.download(dataset=dataset, selector=version.id, path=entry.path).chunks,
                 )
         return [target / entry.path for entry in entries]
-
-    # --- the operations, with positional names -----------------------------------------------------------------------
-
-    def datasets(self) -> list[DatasetInfo]:
-        """All datasets of the project."""
-        return self.operations.datasets()
-
-    def log(self, dataset: str, *, limit: int = 100) -> list[DatasetVersion]:
-        """The newest versions, newest first."""
-        return self.operations.versions(dataset=dataset, limit=limit).items
-
-    def versions(self, dataset: str, *, after: str | None = None, limit: int = 100) -> VersionPage:
-        """A page of versions, newest first."""
-        return self.operations.versions(dataset=dataset, after=after, limit=limit)
-
-    def version(self, dataset: str, selector: Selector = "latest") -> DatasetVersion:
-        """One version: ``latest``, a number, a tag, an id or its unique beginning."""
-        return self.operations.version(dataset=dataset, selector=str(selector))
-
-    def by_id(self, ident: str) -> DatasetVersion:
-        """The version with this content id, whichever dataset holds it."""
-        return self.operations.by_id(id=ident)
-
-    def files(self, dataset: str, selector: Selector = "latest") -> list[FileEntry]:
-        """The files of a version."""
-        return self.operations.files(dataset=dataset, selector=str(selector))
-
-    def diff(
-        self, dataset: str, before: Selector, after: Selector = "latest", *, key: Sequence[str] = ()
-    ) -> DatasetDiff:
-        """What changed between two versions; with ``key`` columns, changed rows are told from added and removed ones."""
-        return self.operations.diff(
-            dataset=dataset, before=str(before), after=str(after), key=list(key) or None
-        )
-
-    def check(self, dataset: str, rules: Sequence[CheckRule], selector: Selector = "latest") -> CheckReport:
-        """Run check rules over a version; the outcome is recorded."""
-        return self.operations.check(dataset=dataset, selector=str(selector), rules=list(rules))
-
-    def refusals(self, dataset: str, *, limit: int = 20) -> list[CheckReport]:
-        """What checks kept out, newest first."""
-        return self.operations.refusals(dataset=dataset, limit=limit)
-
-    def profile(self, dataset: str, selector: Selector = "latest") -> Profile:
-        """The profile of a version."""
-        return self.operations.profile(dataset=dataset, selector=str(selector))
-
-    def profile_object(self, dataset: str, selector: Selector = "latest") -> ObjectRef:
-        """The stored object of that profile: what a model version names as its reference."""
-        return self.operations.profile_object(dataset=dataset, selector=str(selector))
-
-    def tag(self, dataset: str, selector: Selector, tag: str) -> DatasetVersion:
-        """Name a version."""
-        return self.operations.tag(dataset=dataset, selector=str(selector), tag=tag)
-
-    def delete(self, dataset: str, selector: Selector, *, reason: str, force: bool = False) -> DatasetVersion:
-        """Take a version away."""
-        return self.operations.delete(dataset=dataset, selector=str(selector), reason=reason, force=force)
 
 
 def _declared(reading: Reading | Mapping[str, Any] | None) -> Reading:

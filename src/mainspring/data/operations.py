@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,7 +17,7 @@ from mainspring.lineage import Foundation
 from mainspring.lineage.audit import event_of, rows_of
 from mainspring.lineage.uploads import check_owned
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
-from mainspring.records.base import check_name, from_json, to_json
+from mainspring.records.base import Selector, check_name, from_json, to_json
 from mainspring.records.data import (
     CheckReport,
     CheckRule,
@@ -56,7 +56,7 @@ class Data:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def datasets(self) -> list[DatasetInfo]:
+    def list_datasets(self) -> list[DatasetInfo]:
         """All datasets that have a version, by name."""
         with self._base.store.read() as tx:
             rows = tx.all(
@@ -83,7 +83,7 @@ class Data:
         ]
 
     @operation(role=Role.VIEWER)
-    def versions(self, *, dataset: str, after: str | None = None, limit: int = 100) -> VersionPage:
+    def list_versions(self, dataset: str, *, after: str | None = None, limit: int = 100) -> VersionPage:
         """Versions of a dataset, newest first. ``after`` is ``next`` of the page before."""
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
@@ -109,7 +109,7 @@ class Data:
         return VersionPage(items=items, next=str(items[-1].number) if len(rows) > limit else None)
 
     @operation(role=Role.VIEWER)
-    def version(self, *, dataset: str, selector: str = "latest") -> DatasetVersion:
+    def get_version(self, dataset: str, selector: Selector = "latest") -> DatasetVersion:
         """One version: ``latest``, a number, a tag, an id or its unique beginning. Raises NotFound naming near ones."""
         with self._base.store.read() as tx:
             return versions.version_of(
@@ -117,7 +117,7 @@ class Data:
             )
 
     @operation(role=Role.VIEWER)
-    def by_id(self, *, id: str) -> DatasetVersion:  # noqa: A002 - the wire name of the argument
+    def get_version_by_id(self, id: str) -> DatasetVersion:  # noqa: A002 - the wire name of the argument
         """The version with this content, in whichever dataset it was committed first."""
         with self._base.store.read() as tx:
             row = tx.first(
@@ -129,7 +129,7 @@ class Data:
             return versions.version_of(tx, self._base.project, row)
 
     @operation(role=Role.VIEWER)
-    def files(self, *, dataset: str, selector: str = "latest") -> list[FileEntry]:
+    def list_files(self, dataset: str, selector: Selector = "latest") -> list[FileEntry]:
         """The files of a version, by path; a table version has one, ``table.parquet``."""
         row = self._row(dataset, selector)
         tree = self._base.objects.tree(str(row["tree"]))
@@ -138,7 +138,7 @@ class Data:
         ]
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD, deadline_s=3600)
-    def download(self, *, dataset: str, selector: str = "latest", path: str = TABLE_PATH) -> Download:
+    def download(self, dataset: str, selector: Selector = "latest", *, path: str = TABLE_PATH) -> Download:
         """The bytes of one file of a version."""
         row = self._row(dataset, selector)
         item = self._file(row, path)
@@ -197,8 +197,8 @@ class Data:
     @operation(role=Role.EDITOR, changes=True, max_body=64 * MIB)
     def commit_files(
         self,
-        *,
         dataset: str,
+        *,
         files: dict[str, ObjectRef],
         message: str = "",
         inputs: list[str] | None = None,
@@ -277,13 +277,13 @@ class Data:
     # --- judging -----------------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True, deadline_s=600)
-    def check(self, *, dataset: str, rules: list[CheckRule], selector: str = "latest") -> CheckReport:
+    def check(self, dataset: str, rules: Sequence[CheckRule], selector: Selector = "latest") -> CheckReport:
         """Run rules over a table version and record the outcome as an event. Failing rows come back, at most 10 per rule."""
         from mainspring.data.intake import staging
 
         row = self._table_row(dataset, selector)
         with staging(self._base.home) as folder, self._source(row) as table:
-            findings = self._run(table, rules, folder)
+            findings = self._run(table, list(rules), folder)
         with self._base.ledger.decision() as decision:
             event = decision.event(
                 EventKind.DATASET_CHECKED,
@@ -302,7 +302,7 @@ class Data:
             )
 
     @operation(role=Role.VIEWER)
-    def refusals(self, *, dataset: str, limit: int = 20) -> list[CheckReport]:
+    def list_refusals(self, dataset: str, *, limit: int = 20) -> list[CheckReport]:
         """What was refused by checks on commit, newest first, with the rows that were kept of it."""
         check_name(dataset, what="dataset")
         where = "project = ? AND subject = ? AND kind = 'dataset.refused'"
@@ -313,19 +313,19 @@ class Data:
         return [reports.refusal(dataset, event_of(row)) for row in rows]
 
     @operation(role=Role.VIEWER, deadline_s=600)
-    def profile(self, *, dataset: str, selector: str = "latest") -> Profile:
+    def get_profile(self, dataset: str, selector: Selector = "latest") -> Profile:
         """The profile of a table version: made on first demand, then kept beside it."""
         stored = self._profiled(dataset, selector)
         return from_json(self._base.objects.read(stored.digest), Profile)
 
     @operation(role=Role.VIEWER, deadline_s=600)
-    def profile_object(self, *, dataset: str, selector: str = "latest") -> ObjectRef:
+    def get_profile_object(self, dataset: str, selector: Selector = "latest") -> ObjectRef:
         """The object that holds the version's profile as JSON: what a model version names as its reference for drift."""
         return self._profiled(dataset, selector)
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def diff(
-        self, *, dataset: str, before: str, after: str = "latest", key: list[str] | None = None
+        self, dataset: str, before: Selector, after: Selector = "latest", *, key: list[str] | None = None
     ) -> DatasetDiff:
         """What changed from one version to another: files, columns and rows (by ``key`` columns, or as a bag of rows)."""
         from mainspring.data.difference import tree_difference, type_changes
@@ -349,7 +349,7 @@ class Data:
     # --- keeping -----------------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True)
-    def tag(self, *, dataset: str, selector: str, tag: str) -> DatasetVersion:
+    def tag_version(self, dataset: str, selector: Selector, tag: str) -> DatasetVersion:
         """Name a version; a tag that names another one moves here."""
         base = self._base
         versions.check_tag(tag)
@@ -359,7 +359,9 @@ class Data:
             return decision.done(versions.version_of(decision.tx, base.project, row))
 
     @operation(role=Role.OPERATOR, changes=True)
-    def delete(self, *, dataset: str, selector: str, reason: str, force: bool = False) -> DatasetVersion:
+    def delete_version(
+        self, dataset: str, selector: Selector, *, reason: str, force: bool = False
+    ) -> DatasetVersion:
         """Take a version away; its bytes go with the next garbage collection, its row and lineage stay as a trace.
 
         Raises Conflict if something was made from it, unless ``force``.
@@ -405,15 +407,15 @@ class Data:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _row(self, dataset: str, selector: str) -> Row:
+    def _row(self, dataset: str, selector: Selector) -> Row:
         with self._base.store.read() as tx:
             return versions.find(tx, self._base.project, dataset, selector)
 
-    def _table_row(self, dataset: str, selector: str) -> Row:
+    def _table_row(self, dataset: str, selector: Selector) -> Row:
         row = self._row(dataset, selector)
         if row["kind"] != "table":
             raise InvalidInput(
-                "this version holds files, not a table", value=selector, place=f"dataset {dataset!r}"
+                "this version holds files, not a table", value=str(selector), place=f"dataset {dataset!r}"
             )
         return row
 
@@ -490,7 +492,7 @@ class Data:
             next_step=f"Correct the data or the rule; event {event.id} keeps the failing rows.",
         )
 
-    def _profiled(self, dataset: str, selector: str) -> ObjectRef:
+    def _profiled(self, dataset: str, selector: Selector) -> ObjectRef:
         from mainspring.data.profile import ProfileBuilder
 
         base, row = self._base, self._table_row(dataset, selector)

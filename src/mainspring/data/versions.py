@@ -12,7 +12,7 @@ from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.lineage import Decision, Foundation
 from mainspring.operations import current
-from mainspring.records.base import check_name, from_json, to_json
+from mainspring.records.base import Selector, check_name, from_json, to_json
 from mainspring.records.data import DatasetVersion, TableColumn
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref, split_ref
@@ -202,8 +202,9 @@ def set_tag(base: Foundation, decision: Decision, dataset: str, tag: str, ident:
     )
 
 
-def find(tx: Reader, project: str, dataset: str, selector: str) -> Row:
+def find(tx: Reader, project: str, dataset: str, selector: Selector) -> Row:
     """The row that ``selector`` names: ``latest``, a number, a tag, an id, or the unique beginning of one (6 or more digits)."""
+    selector = str(selector)
     check_name(dataset, what="dataset")
     row: Row | None
     if selector == LATEST:

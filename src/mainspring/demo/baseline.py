@@ -11,14 +11,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mainspring.remote import RemoteWorkspace
 
 MODEL = "delay-monthly"
 
 
-def refit(workspace: Any, train: Any, until: str, feed: Path, *, seed: int) -> int:
+def refit(workspace: RemoteWorkspace, train: Any, until: str, feed: Path, *, seed: int) -> int:
     """One refit; returns the registered version."""
-    first = workspace.models.ops.version(model="delay", selector="1")
+    first = workspace.models.get_version("delay", 1)
     rows = train.clean(train.collect(str(feed), until))
     rows = rows.take(train.even_sample(rows.num_rows, train.FIT_ROWS, seed))
     params = (

@@ -22,7 +22,7 @@ def figures(
 
     with open_workspace(directory) as workspace:
         rows = report.scores(workspace)
-        counts = workspace.monitoring.counts()
+        counts = workspace.monitoring.get_counts()
         replayed = workspace.loop.replay()
         audit = workspace.lineage.verify()
         retrains = [
@@ -44,7 +44,7 @@ def figures(
             "rollbacks": report.happenings(workspace, EventKind.LOOP_ROLLBACK),
             "promotions": report.happenings(workspace, EventKind.LOOP_PROMOTE),
             "versions": {
-                "model": len(workspace.models.ops.versions(model="delay", limit=1000).items),
+                "model": len(workspace.models.list_versions(model="delay", limit=1000).items),
                 "dataset": len(account.versions),
                 "monthly_refits": _monthly_refits(workspace),
             },
@@ -77,9 +77,9 @@ def metrics_requests(inference: str) -> int:
 
 def _opened(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
     """Events of alerts of one kind being opened."""
-    of_kind = {f"alert:{a.id}" for a in workspace.monitoring.alerts(kind=kind, limit=1000)}
+    of_kind = {f"alert:{a.id}" for a in workspace.monitoring.list_alerts(kind=kind, limit=1000)}
     return [e for e in report.happenings(workspace, EventKind.ALERT_OPENED) if e["subject"] in of_kind]
 
 
 def _monthly_refits(workspace: Workspace) -> int:
-    return sum(m.versions for m in workspace.models.ops.list() if m.name == "delay-monthly")
+    return sum(m.versions for m in workspace.models.list_models() if m.name == "delay-monthly")

@@ -89,7 +89,7 @@ def happenings(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
     """All events of a kind, oldest first: id, when, what about, why."""
     found, after = [], None
     while True:
-        page = workspace.lineage.events(kind=kind, after=after, limit=1000, newest_first=False)
+        page = workspace.lineage.list_events(kind=kind, after=after, limit=1000, newest_first=False)
         found += [
             {
                 "event": e.id,
@@ -117,15 +117,15 @@ def origin(workspace: Workspace, *, seed: int) -> dict[str, Any]:
             number,
             what="prediction",
         )
-    graph = workspace.lineage.origin(ref=f"prediction:{row['request']}")
+    graph = workspace.lineage.get_origin(ref=f"prediction:{row['request']}")
     by_kind: dict[str, list[str]] = {}
     for node in sorted(graph.nodes, key=lambda n: n.depth):
         by_kind.setdefault(node.kind, []).append(node.ref.partition(":")[2])
     version = by_kind["model_version"][0]
     model, _, number_text = version.rpartition("@")
-    registered = workspace.models.ops.version(model=model, selector=number_text)
-    dataset = workspace.data.by_id(str(registered.dataset_version))
-    again = content_digest(workspace.data.table(dataset.dataset, dataset.id))
+    registered = workspace.models.get_version(model=model, selector=number_text)
+    dataset = workspace.data.get_version_by_id(str(registered.dataset_version))
+    again = content_digest(workspace.data.read(dataset.dataset, dataset.id))
     return {
         "prediction_id": row["request"],
         "model_version": version,

@@ -188,13 +188,13 @@ class Story:
 
     def _corrupted(self, workspace: RemoteWorkspace) -> None:
         """A batch in which a supplier mixed up columns: refused whole, nothing of it becomes visible."""
-        before = len(workspace.data.log("flights"))
+        before = len(workspace.data.list_versions("flights").items)
         try:
             workspace.data.commit(
                 "flights", corrupted(self._world.of_day(_FIRST)), message="a delivery", checks=self._checks()
             )
         except CheckFailed as error:
-            report = workspace.data.refusals("flights", limit=1)[0]
+            report = workspace.data.list_refusals("flights", limit=1)[0]
             broken = [f for f in report.findings if not f.passed and f.rule.refuse]
             self.account.refused = {
                 "event": report.event,
@@ -204,7 +204,7 @@ class Story:
             self._tell.event(_FIRST, "refused", error.message.partition(":")[0])
             for finding in broken:
                 self._tell.detail(_example(finding))
-        if len(workspace.data.log("flights")) != before or self.account.refused is None:
+        if len(workspace.data.list_versions("flights").items) != before or self.account.refused is None:
             raise Unavailable(
                 "a corrupted batch became a version", next_step="This must not happen; please report it."
             )
@@ -214,7 +214,7 @@ class Story:
         job = workspace.loop.request_retrain(deployment=DEPLOYMENT, reason="first model")
         self._finish(workspace, job.id)
         self._turn(workspace, inference, _FIRST)
-        found = workspace.models.ops.version(model=MODEL, selector="champion")
+        found = workspace.models.get_version(model=MODEL, selector="champion")
         told = ", ".join(f"{k} {v:.3f}" for k, v in found.metrics.items() if "." not in k)
         self._tell.event(
             _FIRST,
@@ -226,14 +226,14 @@ class Story:
 
     def _monthly(self, workspace: RemoteWorkspace, baseline: Process, day: date, inference: str) -> None:
         number = baseline.ask(midnight(day).isoformat())["version"]
-        found = workspace.models.ops.version(model="delay-monthly", selector=str(number))
+        found = workspace.models.get_version(model="delay-monthly", selector=str(number))
         self._shadow(workspace, "monthly", "delay-monthly", number, found.package, inference)
 
     def _shadow(
         self, workspace: RemoteWorkspace, name: str, model: str, version: int, package: str, inference: str
     ) -> None:
         """Let a model score every request without answering any; what else the deployment does stays."""
-        now = workspace.deploy.deployment(name=DEPLOYMENT)
+        now = workspace.deploy.get_deployment(name=DEPLOYMENT)
         kept = [s for s in now.shadows if s.name != name]
         shadow = Shadow(model=model, version=version, package=package, name=name)
         workspace.deploy.set_routes(
@@ -245,7 +245,9 @@ class Story:
         """Somebody changes the pipeline's params and asks for a retraining by hand; gate and rollout follow as always."""
         if self._choices.without == "retrain":
             return
-        if any(r.state.value == "running" for r in workspace.loop.rollouts(deployment=DEPLOYMENT, limit=1)):
+        if any(
+            r.state.value == "running" for r in workspace.loop.list_rollouts(deployment=DEPLOYMENT, limit=1)
+        ):
             self._operator[day + timedelta(days=1)] = (params, reason)  # not into a running rollout
             return
         job = workspace.loop.request_retrain(deployment=DEPLOYMENT, reason=reason, params=params)
@@ -280,7 +282,7 @@ class Story:
     def _finish(self, workspace: RemoteWorkspace, ident: str) -> None:
         deadline = time.monotonic() + _JOB_S
         while time.monotonic() < deadline:
-            job = workspace.loop.job(job=ident)
+            job = workspace.loop.get_job(job=ident)
             if job.state.value in {"finished", "failed"}:
                 if job.error is not None:
                     self._tell.detail(f"the retraining failed: {job.error}")

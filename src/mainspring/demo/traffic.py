@@ -15,7 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from mainspring.labels import Labels
 from urllib.parse import urlsplit
 
 import msgspec
@@ -23,7 +26,7 @@ import msgspec
 from mainspring.demo.world import LABEL_DELAY, Request, World
 from mainspring.errors import InvalidInput, Unavailable
 from mainspring.records.base import new_id
-from mainspring.records.labels import Feedback, FeedbackCounts
+from mainspring.records.labels import Feedback
 
 PROJECT = "flights"
 DEPLOYMENT = "delay"
@@ -42,12 +45,6 @@ class DayResult(msgspec.Struct, frozen=True):
     failed: int
     labels: int
     errors: list[str] = []
-
-
-class Labels(Protocol):
-    """Where feedback goes: the labels room, here or remote."""
-
-    def feedback(self, *, items: list[Feedback]) -> FeedbackCounts: ...
 
 
 class Pool:
@@ -208,7 +205,7 @@ class Traffic:
             Feedback(prediction_id=ident, value=late, at=at, source="arrivals") for ident, late, at in known
         ]
         if items:
-            counts = self._labels.feedback(items=items)
+            counts = self._labels.record_feedback(items)
             if counts.rejected:
                 raise Unavailable(f"{counts.rejected} labels were rejected", place="feedback")
         return len(items)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -18,7 +17,7 @@ from mainspring.operations import Role, current, operation
 from mainspring.records.base import check_name, from_json, to_json
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
-from mainspring.records.models import ModelVersion, Signature
+from mainspring.records.models import ModelRegistry, Signature
 from mainspring.records.serving import (
     Deployment,
     Published,
@@ -40,12 +39,6 @@ _MAX_SHADOWS = 16
 _MAX_TARGETS = 8
 
 
-class ModelRegistry(Protocol):
-    """What deploy asks of the models room."""
-
-    def version(self, *, model: str, selector: str) -> ModelVersion: ...
-
-
 class Deploy:
     """Which versions answer under which name."""
 
@@ -62,7 +55,7 @@ class Deploy:
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=120.0)
     def deploy(
-        self, *, deployment: str, model: str, version: int | str = "champion", reason: str
+        self, deployment: str, *, model: str, version: int | str = "champion", reason: str
     ) -> Deployment:
         """Let one version answer all requests to ``deployment``, made if it is new.
 
@@ -70,7 +63,7 @@ class Deploy:
         as they can answer the same requests. Raises :class:`NotFound` for an unknown version, :class:`InvalidInput` for one that
         answers another question than the deployment did, and what loading its package raises: then nothing has changed.
         """
-        found = self._models.version(model=model, selector=str(version))
+        found = self._models.get_version(model=model, selector=str(version))
         self._try([found.package])
         target = Target(model=model, version=found.version, package=found.package)
         with self._base.ledger.decision() as d:
@@ -86,7 +79,7 @@ class Deploy:
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=120.0)
     def set_routes(
-        self, *, deployment: str, targets: list[Target], shadows: list[Shadow] | None = None, reason: str
+        self, deployment: str, *, targets: list[Target], shadows: list[Shadow] | None = None, reason: str
     ) -> Deployment:
         """Set all targets and shadows of a deployment at once.
 
@@ -111,10 +104,10 @@ class Deploy:
         return result
 
     @operation(role=Role.OPERATOR, changes=True)
-    def remove(self, *, deployment: str, reason: str) -> Published:
+    def remove_deployment(self, deployment: str, *, reason: str) -> Published:
         """Stop answering to a name. Its history stays."""
         with self._base.ledger.decision() as d:
-            before = self.deployment(name=deployment)
+            before = self.get_deployment(name=deployment)
             d.tx.execute(
                 "DELETE FROM deployments WHERE project = ? AND name = ?", self._base.project, deployment
             )
@@ -128,7 +121,7 @@ class Deploy:
         return result
 
     @operation(role=Role.VIEWER)
-    def deployments(self) -> list[Deployment]:
+    def list_deployments(self) -> list[Deployment]:
         """All deployments, by name."""
         with self._base.store.read() as tx:
             rows = tx.all(
@@ -137,18 +130,18 @@ class Deploy:
         return [from_json(row["routes"], Deployment) for row in rows]
 
     @operation(role=Role.VIEWER)
-    def deployment(self, *, name: str) -> Deployment:
+    def get_deployment(self, name: str) -> Deployment:
         """One deployment; raises :class:`NotFound` naming near ones."""
         found = self._find(name)
         if found is None:
-            known = [d.name for d in self.deployments()]
+            known = [d.name for d in self.list_deployments()]
             raise NotFound(
                 "there is no such deployment", value=name, next_step=near(name, known, what="deployment")
             )
         return found
 
     @operation(role=Role.VIEWER)
-    def history(self, *, name: str, limit: int = 100) -> list[RouteChange]:
+    def list_changes(self, name: str, *, limit: int = 100) -> list[RouteChange]:
         """Changes of a deployment's routes, newest first."""
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
@@ -226,7 +219,7 @@ class Deploy:
         if before is None:
             return []
         kept = [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
-        found = [self._models.version(model=s.model, selector=str(s.version)).signature for s in kept]
+        found = [self._models.get_version(model=s.model, selector=str(s.version)).signature for s in kept]
         return [s for s, own in zip(kept, found, strict=True) if misfit(signature, own) is None]
 
     def _publish_after_commit(self) -> None:
@@ -260,9 +253,9 @@ class Deploy:
             raise InvalidInput("two shadows have one name", value=names, place="shadows")
         if len({(t.model, t.version) for t in targets}) != len(targets):
             raise InvalidInput("a version is a target twice", place="targets")
-        champion = self._models.version(model=champions[0].model, selector=str(champions[0].version))
+        champion = self._models.get_version(model=champions[0].model, selector=str(champions[0].version))
         for route in _all(targets, shadows):
-            found = self._models.version(model=route.model, selector=str(route.version))
+            found = self._models.get_version(model=route.model, selector=str(route.version))
             if found.package != route.package:
                 raise InvalidInput(
                     "the package is not this version's",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -17,7 +17,7 @@ from mainspring.records.classes import LabelReader
 from mainspring.records.events import EventKind
 from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport, unfit
 from mainspring.records.lineage import ref
-from mainspring.records.models import ModelVersion
+from mainspring.records.models import ModelRegistry
 from mainspring.records.serving import FEEDBACK_PREFIX, LoggedFeedback, decode_log
 from mainspring.storage.failpoints import declare, failpoint
 from mainspring.storage.journal import JournalReader
@@ -27,12 +27,6 @@ declare("labels.recorded")
 MAX_BATCH = 10_000
 _MAX_LOOKUP = 1_000
 _MAX_READERS = 256
-
-
-class Versions(Protocol):
-    """What labels ask of the models room."""
-
-    def version(self, *, model: str, selector: str) -> ModelVersion: ...
 
 
 class Labels:
@@ -51,7 +45,7 @@ class Labels:
         *,
         park_for: str = "7d",
         max_parked: int = 100_000,
-        models: Versions | None = None,
+        models: ModelRegistry | None = None,
     ) -> None:
         self._base = base
         self._models = models
@@ -60,7 +54,7 @@ class Labels:
         self._max_parked = max_parked
 
     @operation(role=Role.LABELLER, changes=True, max_body=8 * MIB)
-    def feedback(self, *, items: list[Feedback]) -> FeedbackCounts:
+    def record_feedback(self, items: list[Feedback]) -> FeedbackCounts:
         """Record a batch of at most 10,000 labels in one decision; every item is counted in exactly one field.
 
         A label is matched to the classes of the version that predicted, by value; one that names none of them, a row that the
@@ -109,13 +103,13 @@ class Labels:
                 counts = _sum(counts, self._record([], rejected=bad))
             if records:
                 book.move_cursor(cursor)
-            self.settle()
+            self.settle_parked()
         done = reader.behind(cursor)
         reader.remove(done)
         return msgspec.structs.replace(counts, more=more)
 
     @operation(role=Role.OPERATOR, changes=True)
-    def settle(self, *, limit: int = 10_000) -> SettleReport:
+    def settle_parked(self, *, limit: int = 10_000) -> SettleReport:
         """Join parked labels whose prediction has appeared; drop and count those that waited too long."""
         now = to_us(self._base.clock.now())
         with self._base.store.read() as reading:
@@ -148,7 +142,7 @@ class Labels:
             return d.done(report)
 
     @operation(role=Role.VIEWER)
-    def labels(self, *, predictions: list[str]) -> list[Label]:
+    def get_labels(self, predictions: list[str]) -> list[Label]:
         """The standing labels of these predictions (at most 1,000); unlabelled ones are left out."""
         if len(predictions) > _MAX_LOOKUP:
             raise InvalidInput(
@@ -162,7 +156,7 @@ class Labels:
         return [_label(rows[key], *key) for key in sorted(wanted) if key in rows]
 
     @operation(role=Role.VIEWER)
-    def history(self, *, prediction_id: str) -> list[Label]:
+    def get_history(self, prediction_id: str) -> list[Label]:
         """Every label ever recorded of one predicted row, oldest first; NotFound if there is none."""
         request, row = parse_id(prediction_id)
         with self._base.store.read() as tx:
@@ -179,7 +173,7 @@ class Labels:
         return [_label(r, request, row) for r in rows]
 
     @operation(role=Role.VIEWER)
-    def stats(self, *, deployment: str | None = None) -> LabelStats:
+    def get_stats(self, deployment: str | None = None) -> LabelStats:
         """How many predictions are labelled, how often labels changed, and how late they come."""
         where, values = ("", ()) if deployment is None else (" AND k.deployment = ?", (deployment,))
         project = self._base.project
@@ -239,7 +233,7 @@ class Labels:
 
                 self._models = Models(self._base)
             try:
-                found = self._models.version(model=model, selector=str(version))
+                found = self._models.get_version(model=model, selector=str(version))
             except MainspringError:
                 return None
             if len(self._readers) >= _MAX_READERS:

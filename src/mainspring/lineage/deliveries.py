@@ -99,7 +99,7 @@ def ask_again(tx: Writer, project: str, consumer: str, seq: int | None) -> int:
             "no such event was set aside",
             value=seq,
             place=f"consumer {consumer!r}",
-            next_step="lineage.failed_deliveries lists them.",
+            next_step="lineage.list_failed_deliveries lists them.",
         )
     one, values = ("", []) if seq is None else (" AND seq = ?", [seq])
     return tx.execute(

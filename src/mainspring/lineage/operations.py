@@ -76,17 +76,17 @@ class Lineage:
             self._auditors[kind] = auditor
 
     @operation(role=Role.VIEWER)
-    def origin(self, *, ref: str, depth: int = 20) -> Graph:
+    def get_origin(self, ref: str, *, depth: int = 20) -> Graph:
         """Everything that led to ``ref``, nearest first; raises NotFound if nothing is known of it."""
         return self._walk(ref, depth, forward=False)
 
     @operation(role=Role.VIEWER)
-    def reach(self, *, ref: str, depth: int = 20) -> Graph:
+    def get_blast_radius(self, ref: str, *, depth: int = 20) -> Graph:
         """Everything that ``ref`` led to: its blast radius."""
         return self._walk(ref, depth, forward=True)
 
     @operation(role=Role.VIEWER)
-    def events(
+    def list_events(
         self,
         *,
         subject: str | None = None,
@@ -146,14 +146,14 @@ class Lineage:
     # --- consumers of events (lineage/consumers.py delivers) -----------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def consumers(self) -> list[ConsumerStatus]:
+    def list_consumers(self) -> list[ConsumerStatus]:
         """Who reads the event log by name: how far each has come, what waits, since when and why it fails."""
         with self._base.store.read() as tx:
             return deliveries.statuses(tx, self._base.project)
 
     @operation(role=Role.VIEWER)
-    def failed_deliveries(
-        self, *, consumer: str, after: int | None = None, limit: int = 100
+    def list_failed_deliveries(
+        self, consumer: str, *, after: int | None = None, limit: int = 100
     ) -> list[FailedDelivery]:
         """Events that were set aside because this consumer could not be given them, oldest first."""
         if not 1 <= limit <= 1000:
@@ -163,7 +163,7 @@ class Lineage:
             return deliveries.failed(tx, self._base.project, consumer, after=after or 0, limit=limit)
 
     @operation(role=Role.OPERATOR, changes=True)
-    def redeliver(self, *, consumer: str, seq: int | None = None) -> int:
+    def redeliver(self, consumer: str, *, seq: int | None = None) -> int:
         """Ask for one more attempt with an event that was set aside, or with all; returns how many were asked for just now.
 
         The process that runs the consumer makes it in its next turn. What fails again is set aside again.
@@ -178,7 +178,7 @@ class Lineage:
             return d.done(count)
 
     @operation(role=Role.ADMIN, changes=True)
-    def remove_consumer(self, *, consumer: str, reason: str) -> None:
+    def remove_consumer(self, consumer: str, *, reason: str) -> None:
         """Forget a consumer: its cursor and what was set aside. One that a process still runs stops there; it is made anew
         when such a process starts."""
         with self._base.ledger.decision() as d:

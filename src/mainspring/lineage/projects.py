@@ -1,7 +1,7 @@
 """The projects of a workspace: which there are, and making one.
 
 A project exists if it has a row. Its own process writes the row at the first opening (whoever can open the files of a workspace may do
-anything with them); an administrator of the workspace makes others with :meth:`Projects.create`.
+anything with them); an administrator of the workspace makes others with :meth:`Projects.create_project`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Projects:
         self._base = base
 
     @operation(role=Role.VIEWER)
-    def list(self) -> list[Project]:
+    def list_projects(self) -> list[Project]:
         """The projects of this workspace in which the caller has a role, by name."""
         return visible(self._base.store)
 
     @operation(role=Role.ADMIN, changes=True)
-    def create(self, *, name: str) -> Project:
+    def create_project(self, name: str) -> Project:
         """Make a project. Needs the role admin in every project: in the new one nobody else has a role yet.
 
         Raises :class:`Conflict` if it exists.
@@ -42,7 +42,7 @@ class Projects:
         who = acts()
         if (who.role_in(EVERY_PROJECT) or 0) < Role.ADMIN:
             raise PermissionDenied(
-                "projects.create needs the role admin in every project",
+                "projects.create_project needs the role admin in every project",
                 value=name,
                 next_step="Ask whoever runs the server: mainspring projects create NAME.",
             )

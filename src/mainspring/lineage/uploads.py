@@ -44,7 +44,7 @@ class Uploads:
             return self._keep(ref)
 
     @operation(role=Role.EDITOR, changes=True, max_body=64 * MIB)
-    def tree(self, *, files: dict[str, ObjectRef]) -> ObjectRef:
+    def create_tree(self, *, files: dict[str, ObjectRef]) -> ObjectRef:
         """Make a tree object of objects put before; kept like an upload. Raises InvalidInput for paths no tree may hold."""
         base = self._base
         check_owned(base, files.values(), place="files")
@@ -65,13 +65,13 @@ class Uploads:
             return decision.done(ref)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD, deadline_s=3600)
-    def get(self, *, digest: str) -> Download:
+    def get(self, digest: str) -> Download:
         """The bytes of an object that this project refers to; raises NotFound for every other digest."""
         size = owned_size(self._base, digest)
         return Download(chunks=self._base.objects.chunks(digest), size=size)
 
     @operation(role=Role.ADMIN, changes=True)
-    def expire(self, *, older_than_s: float = 7 * 86400.0) -> int:
+    def expire_uploads(self, *, older_than_s: float = 7 * 86400.0) -> int:
         """Stop keeping uploads older than this many seconds (of machine time); returns how many.
 
         What something else refers to stays; the rest goes with the next garbage collection.

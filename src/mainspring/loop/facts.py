@@ -55,7 +55,7 @@ def gather(
             )
         )
         verdict = state.verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
-    alerts = rooms.monitoring.alerts(deployment=deployment, state="open")
+    alerts = rooms.monitoring.list_alerts(deployment=deployment, state="open")
     return Facts(
         deployment=deployment,
         now=now,
@@ -90,7 +90,7 @@ def evidence(
         candidate, champion = str(rollout.version), f"shadow:{CHAMPION_SHADOW}"
     else:
         candidate, champion = f"shadow:{CANDIDATE_SHADOW}", str(rollout.champion)
-    paired = rooms.monitoring.paired(
+    paired = rooms.monitoring.compare_scorers(
         deployment=rollout.deployment, a=candidate, b=champion, since=rollout.stage_started_at, until=now
     )
     asked = [r.confidence for r in rules if r.metric == paired.loss]
@@ -124,7 +124,7 @@ def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
 
 def _champion(rooms: LoopRooms, model: str) -> tuple[int | None, datetime | None]:
     try:
-        held = [a for a in rooms.models.alias_history(model=model) if a.alias == CHAMPION]
+        held = [a for a in rooms.models.list_alias_moves(model=model) if a.alias == CHAMPION]
     except NotFound:
         return None, None
     if not held:

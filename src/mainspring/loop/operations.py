@@ -63,12 +63,12 @@ class Loop:
     # --- the clock -----------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def now(self) -> datetime:
+    def get_clock(self) -> datetime:
         """The policy time."""
         return self._base.clock.now()
 
     @operation(role=Role.ADMIN, changes=True)
-    def set_clock(self, *, now: datetime) -> datetime:
+    def set_clock(self, now: datetime) -> datetime:
         """Move a manual policy clock forward; refused where the workspace runs on the system clock."""
         if self._config.storage.clock != "manual":
             raise Conflict(
@@ -117,10 +117,10 @@ class Loop:
         with _noting(problems, "labels"):
             while labels.ingest_relayed().more:
                 pass
-            while labels.settle().more:
+            while labels.settle_parked().more:
                 pass
         with _noting(problems, "windows"):
-            while monitoring.evaluate().more:
+            while monitoring.evaluate_windows().more:
                 pass
 
     def _decide(self, deployment: str, taken: list[LoopDecision]) -> None:
@@ -141,7 +141,7 @@ class Loop:
                 self._spawn(job)
 
     @operation(role=Role.OPERATOR, changes=True)
-    def request_retrain(self, *, deployment: str, reason: str, params: dict[str, Any] | None = None) -> Job:
+    def request_retrain(self, deployment: str, *, reason: str, params: dict[str, Any] | None = None) -> Job:
         """Ask for a retraining by hand; gate and rollout follow as always. ``params`` override the policy's."""
         deploy, model, _ = self._policies(deployment)
         with self._base.ledger.decision() as d:
@@ -167,7 +167,7 @@ class Loop:
         return job
 
     @operation(role=Role.OPERATOR, changes=True)
-    def rollback(self, *, deployment: str, reason: str) -> LoopDecision:
+    def rollback(self, deployment: str, *, reason: str) -> LoopDecision:
         """Withdraw the candidate if one is on its way; else put the previous champion back. Then freeze."""
         deploy, model, retrain = self._policies(deployment)
         facts = gather(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
@@ -207,7 +207,7 @@ class Loop:
     # --- jobs ----------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True)
-    def claim_job(self, *, job: str, alive_s: float = 30.0) -> Job:
+    def claim_job(self, job: str, *, alive_s: float = 30.0) -> Job:
         """A worker takes a queued job and promises a heartbeat within ``alive_s`` seconds; Conflict if another has it."""
         with self._base.ledger.decision() as d:
             if not d.tx.execute(
@@ -224,7 +224,7 @@ class Loop:
             return d.done(state.job(d.tx, self._base.project, job))
 
     @operation(role=Role.EDITOR, changes=True)
-    def heartbeat_job(self, *, job: str, attempt: int, alive_s: float = 30.0) -> None:
+    def heartbeat_job(self, job: str, *, attempt: int, alive_s: float = 30.0) -> None:
         """The worker is alive; raises Fenced if the job was given to another meanwhile."""
         with self._base.store.write() as tx:
             if not tx.execute(
@@ -236,8 +236,8 @@ class Loop:
     @operation(role=Role.EDITOR, changes=True)
     def finish_job(
         self,
-        *,
         job: str,
+        *,
         attempt: int,
         run: str | None = None,
         version: int | None = None,
@@ -284,10 +284,10 @@ class Loop:
 
     @operation(role=Role.EDITOR, changes=True)
     def record_verdict(
-        self, *, model: str, version: int, champion: int | None, gate: str, rules: list[RuleResult]
+        self, model: str, *, version: int, champion: int | None, gate: str, rules: list[RuleResult]
     ) -> Verdict:
         """Record a gate's answer. It passes only if there is at least one rule and every rule passed."""
-        found = self._rooms.models.version(model=model, selector=str(version))
+        found = self._rooms.models.get_version(model=model, selector=str(version))
         verdict = Verdict(
             id=new_id(), model=model, version=version, champion=champion, package=found.package, holdout=found.holdout or "", gate=gate,
             passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(),
@@ -312,19 +312,19 @@ class Loop:
     # --- looking -------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def jobs(self, *, deployment: str | None = None, limit: int = 100) -> list[Job]:
+    def list_jobs(self, deployment: str | None = None, *, limit: int = 100) -> list[Job]:
         """Retraining jobs, newest first."""
         with self._base.store.read() as tx:
             return [state.job_of(r) for r in self._select(tx, "loop_jobs", "requested_us", deployment, limit)]
 
     @operation(role=Role.VIEWER)
-    def job(self, *, job: str) -> Job:
+    def get_job(self, job: str) -> Job:
         """One retraining job."""
         with self._base.store.read() as tx:
             return state.job(tx, self._base.project, job)
 
     @operation(role=Role.VIEWER)
-    def rollouts(self, *, deployment: str | None = None, limit: int = 100) -> list[Rollout]:
+    def list_rollouts(self, deployment: str | None = None, *, limit: int = 100) -> list[Rollout]:
         """Rollouts, newest first."""
         with self._base.store.read() as tx:
             return [
@@ -332,13 +332,13 @@ class Loop:
             ]
 
     @operation(role=Role.VIEWER)
-    def verdict(self, *, verdict: str) -> Verdict:
+    def get_verdict(self, verdict: str) -> Verdict:
         """A gate's verdict; altered rows are refused."""
         with self._base.store.read() as tx:
             return state.verdict(tx, self._base.project, verdict)
 
     @operation(role=Role.VIEWER)
-    def verdicts(self, *, model: str, version: int | None = None, limit: int = 100) -> list[Verdict]:
+    def list_verdicts(self, model: str, version: int | None = None, *, limit: int = 100) -> list[Verdict]:
         """Verdicts about a model, newest first."""
         where, values = ("AND version = ?", [version]) if version is not None else ("", [])
         with self._base.store.read() as tx:
@@ -357,7 +357,7 @@ class Loop:
         return replay.replay(self._base)
 
     @operation(role=Role.VIEWER, deadline_s=300)
-    def what_if(self, *, deployment: str, policy: dict[str, Any]) -> ReplayReport:
+    def simulate_policy(self, deployment: str, *, policy: dict[str, Any]) -> ReplayReport:
         """Decide the recorded facts under another ``[monitor.*]`` reaction policy; what would differ, first difference first.
 
         Facts after the first difference are those of the world as it went: a later entry is only what the changed policy

@@ -35,15 +35,15 @@ def stage_routes(rooms: LoopRooms, rollout: Rollout) -> tuple[list[Target], list
 
 
 def _shadows(rooms: LoopRooms, deployment: str) -> list[Shadow]:
-    found = next((d for d in rooms.deploy.deployments() if d.name == deployment), None)
+    found = next((d for d in rooms.deploy.list_deployments() if d.name == deployment), None)
     return list(found.shadows) if found else []
 
 
 def _target(rooms: LoopRooms, model: str, version: int, weight: float, role: str) -> Target:
-    found = rooms.models.version(model=model, selector=str(version))
+    found = rooms.models.get_version(model=model, selector=str(version))
     return Target(model=model, version=version, package=found.package, weight=weight, role=role)  # type: ignore[arg-type]
 
 
 def _shadow(rooms: LoopRooms, model: str, version: int, name: str, on: str) -> Shadow:
-    found = rooms.models.version(model=model, selector=str(version))
+    found = rooms.models.get_version(model=model, selector=str(version))
     return Shadow(model=model, version=version, package=found.package, name=name, on=on)  # type: ignore[arg-type]

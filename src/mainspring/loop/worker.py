@@ -83,14 +83,14 @@ def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
 
 def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
     """The version of ``model`` that the run registered, or whose registration by an earlier run it took from the cache."""
-    for found in workspace.models.ops.versions(model=model, limit=50).items:
+    for found in workspace.models.list_versions(model=model, limit=50).items:
         if found.run == run:
             return found
-    for one in reversed(workspace.pipelines.effects(run=run)):
+    for one in reversed(workspace.pipelines.get_effects(run=run)):
         if one.effect.kind == "model_version":
             name, _, number = one.effect.ref.partition(":")[2].rpartition("@")
             if name == model:
-                return workspace.models.ops.version(model=model, selector=number)
+                return workspace.models.get_version(model=model, selector=number)
     raise StepFailed(
         "the pipeline registered no version of the model",
         value=model,
@@ -112,8 +112,8 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
     workspace.training.use_holdout(
         dataset_version=candidate.holdout, purpose=f"gate of {candidate.model}@{candidate.version}", by="gate"
     )
-    holdout = workspace.data.by_id(candidate.holdout)
-    rows = workspace.data.table(holdout.dataset, holdout.id)
+    holdout = workspace.data.get_version_by_id(candidate.holdout)
+    rows = workspace.data.read(holdout.dataset, holdout.id)
     with tempfile.TemporaryDirectory(prefix="gate-") as scratch:
         place = Path(scratch)
         loaded = {}
@@ -121,7 +121,7 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
             # A retrain that found everything as it was may have the champion itself as its version.
             if found is not None and found.version not in loaded:
                 folder = place / str(found.version)
-                workspace.models.package(found.model, str(found.version), folder)
+                workspace.models.download_package(found.model, str(found.version), folder)
                 loaded[found.version] = load(folder)
         rules = judge(
             policy.gate,
@@ -141,10 +141,10 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
 
 
 def _champion(workspace: Namespaces, candidate: ModelVersion) -> ModelVersion | None:
-    aliases = workspace.models.ops.aliases(model=candidate.model)
+    aliases = workspace.models.list_aliases(model=candidate.model)
     number = next((a.version for a in aliases if a.alias == CHAMPION), None)
     return (
-        workspace.models.ops.version(model=candidate.model, selector=str(number))
+        workspace.models.get_version(model=candidate.model, selector=str(number))
         if number is not None
         else None
     )

@@ -14,7 +14,7 @@ from mainspring.models.formats.package import MANIFEST, MAX_MANIFEST, parse_mani
 from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.models.operations import Models
 from mainspring.operations import delegating
-from mainspring.records.base import from_json
+from mainspring.records.base import Selector, from_json
 from mainspring.records.models import ModelVersion, Package, Signature
 from mainspring.records.objects import ObjectRef
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     _Operations = Models
 else:
     _Operations = delegating(Models)
-"""All operations of the room are the client's too: ``set_alias``, ``versions``, ``card``, ..."""
+"""All operations of the room are the client's too: ``set_alias``, ``list_versions``, ``get_card``, ..."""
 
 
 class ModelsClient(_Operations):
-    """The registry for people and steps. ``ops`` are the operations themselves."""
+    """The registry for people and steps. ``operations`` are those of the room, here or remote."""
 
     def __init__(self, ops: Models, objects: Uploads) -> None:
-        self.ops = self.operations = ops
+        self.operations = ops
         self._objects = objects
 
     def save_and_register(
@@ -109,8 +109,8 @@ class ModelsClient(_Operations):
             name: self._objects.put(body=_pieces(folder / name))
             for name in [*(f.path for f in package.files), MANIFEST]
         }
-        tree = self._objects.tree(files=files)
-        return self.ops.register(
+        tree = self._objects.create_tree(files=files)
+        return self.operations.register(
             model=model,
             package=tree.digest,
             run=package.run,
@@ -122,11 +122,11 @@ class ModelsClient(_Operations):
             tags=dict(tags or {}),
         )
 
-    def package(self, model: str, selector: str, to: Path) -> Package:
+    def download_package(self, model: str, selector: Selector, to: Path) -> Package:
         """Write a version's package into ``to`` (new or empty), verified; returns its manifest."""
         from mainspring.models.formats import verify
 
-        found = self.ops.version(model=model, selector=selector)
+        found = self.operations.get_version(model=model, selector=selector)
         if to.exists() and any(to.iterdir()):
             raise InvalidInput(
                 "the target folder is not empty", value=str(to), next_step="Name a new folder."
@@ -150,13 +150,13 @@ class ModelsClient(_Operations):
         (to / MANIFEST).write_bytes(manifest)
         return verify(to)
 
-    def load(self, model: str, selector: str = "latest", *, trust: TrustPolicy = DEFAULT) -> Predictor:
+    def load(self, model: str, selector: Selector = "latest", *, trust: TrustPolicy = DEFAULT) -> Predictor:
         """Fetch a version and load it into this process."""
         from mainspring.models.formats import load
 
         with tempfile.TemporaryDirectory(prefix="mainspring-model-") as scratch:
             folder = Path(scratch) / "package"
-            self.package(model, selector, folder)
+            self.download_package(model, selector, folder)
             return load(folder, trust=trust)
 
     def _stream(self, digest: str, *, limit: int) -> Iterator[bytes]:

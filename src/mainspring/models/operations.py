@@ -14,7 +14,7 @@ from mainspring.lineage.uploads import owned_size, owned_tree
 from mainspring.models import rows, standing
 from mainspring.models.formats.package import check_package
 from mainspring.operations import Role, acts, operation
-from mainspring.records.base import Digest, check_name
+from mainspring.records.base import Digest, Selector, check_name
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.models import (
@@ -54,8 +54,8 @@ class Models:
     @operation(role=Role.EDITOR, changes=True)
     def register(
         self,
-        *,
         model: str,
+        *,
         package: Digest,
         run: str | None = None,
         dataset_version: str | None = None,
@@ -102,7 +102,7 @@ class Models:
             return d.done(version)
 
     @operation(role=Role.VIEWER)
-    def list(self) -> builtins.list[ModelInfo]:
+    def list_models(self) -> builtins.list[ModelInfo]:
         """All models by name, with how many versions each has and where its aliases point."""
         with self._base.store.read() as tx:
             found = tx.all("SELECT * FROM models WHERE project = ? ORDER BY name", self._base.project)
@@ -119,7 +119,7 @@ class Models:
             ]
 
     @operation(role=Role.VIEWER)
-    def versions(self, *, model: str, limit: int = 100, after: str | None = None) -> ModelVersionPage:
+    def list_versions(self, model: str, *, limit: int = 100, after: str | None = None) -> ModelVersionPage:
         """Versions of a model, newest first; pass ``next`` of a page as ``after``."""
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
@@ -131,13 +131,13 @@ class Models:
         return ModelVersionPage(items=items[:limit], next=str(items[limit - 1].version) if more else None)
 
     @operation(role=Role.VIEWER)
-    def version(self, *, model: str, selector: str = LATEST) -> ModelVersion:
+    def get_version(self, model: str, selector: Selector = LATEST) -> ModelVersion:
         """One version by number, alias or ``latest``; raises NotFound with what there is."""
         with self._base.store.read() as tx:
             return self._select(tx, model, selector)
 
     @operation(role=Role.EDITOR, changes=True)
-    def tag(self, *, model: str, version: int, tags: dict[str, str]) -> ModelVersion:
+    def set_tags(self, model: str, version: int, *, tags: dict[str, str]) -> ModelVersion:
         """Set tags of a version (an empty value removes one); ``intended_use``, ``caveats`` and ``owner`` show on its card."""
         _check_tags(tags)
         with self._base.ledger.decision() as d:
@@ -147,7 +147,7 @@ class Models:
             return d.done(self._select(d.tx, model, str(version)))
 
     @operation(role=Role.OPERATOR, changes=True)
-    def approve(self, *, model: str, version: int, reason: str, approved: bool = True) -> Approval:
+    def approve(self, model: str, version: int, *, reason: str, approved: bool = True) -> Approval:
         """Record that the caller approves a version, or with ``approved=False`` that they refuse it."""
         _check_reason(reason)
         with self._base.ledger.decision() as d:
@@ -171,7 +171,7 @@ class Models:
             return d.done(made)
 
     @operation(role=Role.VIEWER)
-    def approvals(self, *, model: str, version: int) -> builtins.list[Approval]:
+    def list_approvals(self, model: str, version: int) -> builtins.list[Approval]:
         """Who approved or refused a version, oldest first."""
         with self._base.store.read() as tx:
             self._select(tx, model, str(version))
@@ -182,9 +182,9 @@ class Models:
     @operation(role=Role.OPERATOR, changes=True)
     def set_alias(
         self,
-        *,
         model: str,
         alias: str,
+        *,
         version: int,
         reason: str,
         expected: int | None = None,
@@ -225,13 +225,13 @@ class Models:
             return d.done(self._move(d, model, alias, version, held, reason, kind="set", overridden=against))
 
     @operation(role=Role.VIEWER)
-    def objections(self, *, model: str, version: int) -> builtins.list[str]:
+    def list_objections(self, model: str, version: int) -> builtins.list[str]:
         """What speaks against making the version champion: a refusal by gate or person, a package or data that is gone."""
         with self._base.store.read() as tx:
             return standing.objections(tx, self._base, self._select(tx, model, str(version)))
 
     @operation(role=Role.OPERATOR, changes=True)
-    def remove_alias(self, *, model: str, alias: str, reason: str) -> AliasEvent:
+    def remove_alias(self, model: str, alias: str, *, reason: str) -> AliasEvent:
         """Take an alias away; its history stays. Raises NotFound if it points nowhere."""
         _check_reason(reason)
         with self._base.ledger.decision() as d:
@@ -242,7 +242,7 @@ class Models:
             return d.done(self._move(d, model, alias, None, now.version, reason, kind="removed"))
 
     @operation(role=Role.VIEWER)
-    def aliases(self, *, model: str, at: datetime | None = None) -> builtins.list[AliasEvent]:
+    def list_aliases(self, model: str, *, at: datetime | None = None) -> builtins.list[AliasEvent]:
         """Where the model's aliases point, or pointed at the moment ``at`` (policy time): the event that put each there."""
         with self._base.store.read() as tx:
             self._known(tx, model)
@@ -250,7 +250,7 @@ class Models:
         return [event for event in found if event.version is not None]
 
     @operation(role=Role.VIEWER)
-    def alias_history(self, *, model: str, alias: str | None = None) -> builtins.list[AliasEvent]:
+    def list_alias_moves(self, model: str, alias: str | None = None) -> builtins.list[AliasEvent]:
         """Every move of the model's aliases (or of one), oldest first. Raises Corrupt if an entry is missing."""
         with self._base.store.read() as tx:
             self._known(tx, model)
@@ -258,7 +258,7 @@ class Models:
         return [event for event in found if alias is None or event.alias == alias]
 
     @operation(role=Role.OPERATOR, changes=True)
-    def rollback(self, *, model: str, alias: str, reason: str) -> AliasEvent:
+    def rollback(self, model: str, alias: str, *, reason: str) -> AliasEvent:
         """Point ``alias`` back at the version that held it before, once that version's package has proven whole.
 
         Rolling back twice goes two versions back, never forth. Raises NotFound if there is none before, Corrupt or
@@ -289,7 +289,7 @@ class Models:
             return d.done(self._move(d, model, alias, before, held, reason, kind="rollback"))
 
     @operation(role=Role.VIEWER)
-    def card(self, *, model: str, version: int) -> Card:
+    def get_card(self, model: str, version: int) -> Card:
         """The model card of a version, as Markdown and HTML, made from what is recorded and nothing else."""
         from mainspring.models.card import make_card
 
@@ -299,8 +299,8 @@ class Models:
             self._base,
             found,
             package=self._verified(found.package, parse=False),
-            aliases=self.alias_history(model=model),
-            approvals=self.approvals(model=model, version=version),
+            aliases=self.list_alias_moves(model=model),
+            approvals=self.list_approvals(model=model, version=version),
         )
 
     # --- inside --------------------------------------------------------------------------------------------------------
@@ -386,7 +386,8 @@ class Models:
             ]
             raise NotFound("no such model", value=model, next_step=near(model, names, what="model"))
 
-    def _select(self, tx: Reader, model: str, selector: str) -> ModelVersion:
+    def _select(self, tx: Reader, model: str, selector: Selector) -> ModelVersion:
+        selector = str(selector)
         self._known(tx, model)
         if selector == LATEST or selector.isdecimal():
             found = rows.version(tx, self._base, model, None if selector == LATEST else _number(selector))

@@ -12,10 +12,11 @@ from mainspring.lineage import Foundation
 from mainspring.monitoring import facts
 from mainspring.monitoring.evaluate import Evaluation
 from mainspring.monitoring.ingest import ingest
-from mainspring.monitoring.references import References, Versions
+from mainspring.monitoring.references import References
 from mainspring.operations import Role, operation
 from mainspring.records.base import check_name, from_json
 from mainspring.records.lineage import Edge
+from mainspring.records.models import ModelRegistry
 from mainspring.records.monitoring import (
     Alert,
     BlastRadius,
@@ -53,7 +54,7 @@ class Monitoring:
         base: Foundation,
         *,
         policies: Mapping[str, MonitorPolicy] | None = None,
-        models: Versions | None = None,
+        models: ModelRegistry | None = None,
     ) -> None:
         self._base = base
         self._policies = dict(policies or {})
@@ -72,7 +73,7 @@ class Monitoring:
         return ingest(self._base, self._policy, limit=limit)
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=300)
-    def evaluate(self, *, now: datetime | None = None) -> EvaluateReport:
+    def evaluate_windows(self, *, now: datetime | None = None) -> EvaluateReport:
         """Close the windows that ended by ``now`` (default: policy time), judge them, and revise those that got labels.
 
         Everything in one decision; events ``alert.opened`` and ``alert.resolved``. ``more`` says to call again.
@@ -84,15 +85,15 @@ class Monitoring:
     # --- questions ---------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def policy(self, *, deployment: str) -> MonitorPolicy:
+    def get_policy(self, deployment: str) -> MonitorPolicy:
         """The policy in force for a deployment."""
         return self._policy(deployment)
 
     @operation(role=Role.VIEWER)
-    def windows(
+    def list_windows(
         self,
-        *,
         deployment: str,
+        *,
         since: datetime | None = None,
         until: datetime | None = None,
         limit: int = 100,
@@ -108,7 +109,7 @@ class Monitoring:
             return [self._window(tx, row) for row in rows]
 
     @operation(role=Role.VIEWER)
-    def window(self, *, id: str) -> Window:  # noqa: A002 - the field is called id on the wire
+    def get_window(self, id: str) -> Window:  # noqa: A002 - the field is called id on the wire
         """One window; NotFound if there is none."""
         with self._base.store.read() as tx:
             return self._window(
@@ -122,9 +123,9 @@ class Monitoring:
             )
 
     @operation(role=Role.VIEWER)
-    def drift(self, *, window: str) -> DriftReport:
+    def list_drift(self, window: str) -> DriftReport:
         """The columns of a window against the reference, the largest effect first."""
-        found = self.window(id=window)
+        found = self.get_window(id=window)
         if found.report is None or found.report.drift is None:
             return DriftReport(
                 verdict=Verdict.INSUFFICIENT_DATA,
@@ -134,10 +135,10 @@ class Monitoring:
         return found.report.drift
 
     @operation(role=Role.VIEWER)
-    def findings(
+    def list_findings(
         self,
-        *,
         deployment: str,
+        *,
         kind: str | None = None,
         window: str | None = None,
         since: datetime | None = None,
@@ -161,10 +162,10 @@ class Monitoring:
         return [from_json(r["report"], Finding) for r in rows]
 
     @operation(role=Role.VIEWER)
-    def alerts(
+    def list_alerts(
         self,
-        *,
         deployment: str | None = None,
+        *,
         state: Literal["open", "resolved"] | None = None,
         kind: str | None = None,
         limit: int = 100,
@@ -186,11 +187,11 @@ class Monitoring:
         return [_alert(r) for r in rows]
 
     @operation(role=Role.VIEWER)
-    def series(
+    def get_series(
         self,
-        *,
         deployment: str,
         metric: str,
+        *,
         since: datetime | None = None,
         until: datetime | None = None,
         scorer: str | None = None,
@@ -201,24 +202,26 @@ class Monitoring:
         ``metric``: a performance metric (one point per window and scorer), ``rows``, ``errors``, ``latency_p99_us``,
         ``score_mean`` or ``psi:<column>`` (``psi:prediction`` for the scores).
         """
-        found = self.windows(deployment=deployment, since=since, until=until, limit=limit, newest_first=True)
+        found = self.list_windows(
+            deployment=deployment, since=since, until=until, limit=limit, newest_first=True
+        )
         points: list[SeriesPoint] = []
         for window in reversed(found):
             points += [p for p in _points(window, metric) if scorer is None or p.scorer == scorer]
         return points
 
     @operation(role=Role.VIEWER)
-    def prediction(self, *, id: str) -> PredictionRecord:  # noqa: A002 - the field is called id on the wire
+    def get_prediction(self, id: str) -> PredictionRecord:  # noqa: A002 - the field is called id on the wire
         """One predicted row (``request/row``; a bare request id is row 0) with inputs, shadows and label."""
         return facts.prediction(self._base, id)
 
     @operation(role=Role.VIEWER)
-    def paired(
+    def compare_scorers(
         self,
-        *,
         deployment: str,
         a: str,
         b: str,
+        *,
         since: datetime | None = None,
         until: datetime | None = None,
         min_rows: int = 30,
@@ -227,12 +230,12 @@ class Monitoring:
         return facts.paired(self._base, self._references, deployment, a, b, *_between(since, until), min_rows)
 
     @operation(role=Role.VIEWER)
-    def blast_radius(self, *, model: str, version: int) -> BlastRadius:
+    def get_blast_radius(self, model: str, version: int) -> BlastRadius:
         """How many predictions a model version made, and a sample of them."""
         return facts.blast_radius(self._base, check_name(model, what="model"), version)
 
     @operation(role=Role.VIEWER)
-    def deployments(self) -> list[str]:
+    def list_deployments(self) -> list[str]:
         """Deployments that have windows."""
         with self._base.store.read() as tx:
             return [
@@ -244,7 +247,7 @@ class Monitoring:
             ]
 
     @operation(role=Role.VIEWER)
-    def counts(self, *, deployment: str | None = None) -> MonitorCounts:
+    def get_counts(self, deployment: str | None = None) -> MonitorCounts:
         """Totals of a deployment, or of all; raises NotFound for a deployment never seen."""
         project = self._base.project
         also, values = ("", ()) if deployment is None else (" AND deployment = ?", (deployment,))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from mainspring.errors import MainspringError
 from mainspring.lineage import Foundation
 from mainspring.monitoring.bins import Cells, Reference
 from mainspring.records.base import from_json
-from mainspring.records.models import ModelVersion, Task
+from mainspring.records.models import ModelRegistry, ModelVersion, Task
 from mainspring.records.monitoring import MonitorPolicy
 from mainspring.records.profile import Profile
 from mainspring.storage.sql import Reader
@@ -17,16 +15,10 @@ _CACHE = 64
 _COUNTS = 4096
 
 
-class Versions(Protocol):
-    """What monitoring asks of the models room."""
-
-    def version(self, *, model: str, selector: str) -> ModelVersion: ...
-
-
 class References:
     """Looks up model versions and binned reference profiles, and remembers them: both are immutable."""
 
-    def __init__(self, base: Foundation, versions: Versions | None) -> None:
+    def __init__(self, base: Foundation, versions: ModelRegistry | None) -> None:
         self._base = base
         self._versions = versions
         self._known: dict[tuple[str, int], ModelVersion] = {}
@@ -42,7 +34,7 @@ class References:
                     from mainspring.models import Models
 
                     self._versions = Models(self._base)
-                found = self._versions.version(model=model, selector=str(number))
+                found = self._versions.get_version(model=model, selector=str(number))
             except MainspringError:
                 return None
             _bounded(self._known, _CACHE)[key] = found

@@ -2,7 +2,7 @@
 
 Two callers share this. The runner begins and ends the attempts that it runs itself, in its own transactions, under the lease of
 the run. For attempts that run elsewhere it writes an offer; whoever takes it gets a token (``begin_step``), prolongs it
-(``heartbeat``) and ends it (``finish_step``). The token is held against the row in the transaction that commits, so an attempt
+(``heartbeat_step``) and ends it (``finish_step``). The token is held against the row in the transaction that commits, so an attempt
 that was lost or taken back commits nothing any more.
 """
 

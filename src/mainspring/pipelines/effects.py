@@ -23,7 +23,7 @@ MAX_EFFECTS = 10_000
 
 _ACTING_ROOMS = frozenset({"deploy", "loop", "labels", "monitoring"})
 _ACTIONS = frozenset(
-    {"models.approve", "models.remove_alias", "models.rollback", "data.delete", "data.erase"}
+    {"models.approve", "models.remove_alias", "models.rollback", "data.delete_version", "data.erase"}
 )
 
 

@@ -34,7 +34,7 @@ class Pipelines:
         self._base = base
 
     @operation(role=Role.VIEWER)
-    def runs(
+    def list_runs(
         self, *, pipeline: str | None = None, after: str | None = None, limit: int = 50
     ) -> PipelineRunPage:
         """Runs, newest first; ``after`` is the id of the last one seen, ``limit`` 1 to 500."""
@@ -53,13 +53,13 @@ class Pipelines:
         return PipelineRunPage(items=items, next=items[-1].id if len(rows) > limit else None)
 
     @operation(role=Role.VIEWER)
-    def run(self, *, id: str) -> PipelineRun:  # noqa: A002 - the word the interface uses
+    def get_run(self, id: str) -> PipelineRun:  # noqa: A002 - the word the interface uses
         """One run; raises :class:`NotFound`."""
         with self._base.store.read() as tx:
             return state.read_run(tx, self._base.project, id)
 
     @operation(role=Role.VIEWER)
-    def steps(self, *, run: str, attempts: bool = False) -> list[StepExecution]:
+    def list_steps(self, run: str, *, attempts: bool = False) -> list[StepExecution]:
         """The latest execution of each step in the order of the graph; with ``attempts`` every one, oldest first."""
         with self._base.store.read() as tx:
             graph = state.read_run(tx, self._base.project, run).graph
@@ -71,7 +71,7 @@ class Pipelines:
         return sorted(latest.values(), key=lambda e: order.get(e.step, len(order)))
 
     @operation(role=Role.VIEWER)
-    def why(self, *, run: str, step: str) -> Why:
+    def explain_step(self, run: str, step: str) -> Why:
         """Why a step of the run ran, or why its earlier result was taken."""
         execution = self._step(run, step)
         if execution.why is None:
@@ -80,13 +80,13 @@ class Pipelines:
         return execution.why
 
     @operation(role=Role.VIEWER)
-    def effects(self, *, run: str) -> list[RunEffect]:
+    def get_effects(self, run: str) -> list[RunEffect]:
         """What the run's steps committed, registered and logged; also what an earlier run did whose results this one took."""
         with self._base.store.read() as tx:
             return effects.of_run(tx, self._base.project, run)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
-    def log(self, *, run: str, step: str) -> Download:
+    def download_log(self, run: str, step: str) -> Download:
         """What the step's latest attempt wrote (its beginning and end, if it was long); a cached one gives its origin's."""
         execution = self._step(run, step)
         digest = execution.log
@@ -101,7 +101,7 @@ class Pipelines:
         return Download(chunks=chunks, media_type="text/plain; charset=utf-8", name=f"{step}.log")
 
     @operation(role=Role.EDITOR, changes=True)
-    def cancel(self, *, run: str, reason: str = "") -> PipelineRun:
+    def cancel_run(self, run: str, *, reason: str = "") -> PipelineRun:
         """Ask the runner of a run to stop it; it does within seconds. Raises :class:`Conflict` if the run has ended."""
         with self._base.ledger.decision() as d:
             record = state.read_run(d.tx, self._base.project, run)
@@ -116,7 +116,7 @@ class Pipelines:
     # --- running steps elsewhere ---------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR)
-    def waiting_steps(self, *, limit: int = 20) -> list[WaitingStep]:
+    def list_waiting_steps(self, *, limit: int = 20) -> list[WaitingStep]:
         """Steps that wait for a worker, oldest first; ``limit`` 1 to 500. For workers, hence the role."""
         if not 1 <= limit <= 500:
             raise InvalidInput("limit must be 1 to 500", value=limit)
@@ -124,7 +124,7 @@ class Pipelines:
             return attempts.waiting(tx, self._base.project, limit=limit)
 
     @operation(role=Role.EDITOR, changes=True)
-    def begin_step(self, *, execution: Id, worker: str, environment: str = "") -> StepLease:
+    def begin_step(self, execution: Id, *, worker: str, environment: str = "") -> StepLease:
         """Take a waiting step: its job, described by digests, and the token for what follows.
 
         ``worker`` names who takes it, ``environment`` is the digest of its installed environment. Raises :class:`Conflict` if
@@ -138,7 +138,7 @@ class Pipelines:
             return d.done(lease)
 
     @operation(role=Role.EDITOR, changes=True, keyed=False)
-    def heartbeat(self, *, execution: Id, token: str) -> Heartbeat:
+    def heartbeat_step(self, execution: Id, *, token: str) -> Heartbeat:
         """Say that the step is still being run; answers whether to go on. To be called every third of the lease's ``ttl_s``.
 
         Raises :class:`Fenced` if the attempt was given up: nothing of it will be taken.
@@ -147,7 +147,7 @@ class Pipelines:
             return attempts.beat(tx, self._base.project, execution, token)
 
     @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB, keyed=False)
-    def finish_step(self, *, execution: Id, token: str, result: StepResult) -> StepExecution:
+    def finish_step(self, execution: Id, *, token: str, result: StepResult) -> StepExecution:
         """Commit what an attempt came to, once; the same call again returns what was committed.
 
         Every digest in ``result`` is of an object that was put into this project before. Raises :class:`NotFound` for one that was

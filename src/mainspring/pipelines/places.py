@@ -90,7 +90,7 @@ class SentObjects:
         return self._patiently(lambda: self._room.put(body=_pieces(source)))
 
     def tree(self, entries: dict[str, ObjectRef], /) -> ObjectRef:
-        return self._patiently(lambda: self._room.tree(files=entries))
+        return self._patiently(lambda: self._room.create_tree(files=entries))
 
 
 def put_path(target: Target, path: Path) -> ObjectRef:

@@ -136,7 +136,7 @@ class Runner:
         Processes that the old runner left are found and killed first. Raises :class:`Conflict` while another runner has
         the run.
         """
-        run = self._ops.run(id=run_id)
+        run = self._ops.get_run(id=run_id)
         if run.state == "finished":
             return run
         lease = self._acquire(run_id)
@@ -198,7 +198,7 @@ class Runner:
             self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources
         ).go()  # fmt: skip
         planner.done()
-        ended = self._ops.run(id=run.id)
+        ended = self._ops.get_run(id=run.id)
         if check and ended.state != "finished":
             error = ended.error
             raise StepFailed(

@@ -102,7 +102,7 @@ class Worker:
                 time.sleep(IDLE_S)
 
     def _take(self) -> StepLease | None:
-        for step in self._pipelines.waiting_steps():
+        for step in self._pipelines.list_waiting_steps():
             with contextlib.suppress(Conflict, NotFound):  # another was first, or its run has stopped
                 return self._pipelines.begin_step(
                     execution=step.execution, worker=self._here.name, environment=self._here.environment
@@ -270,7 +270,9 @@ class _Beats(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(self._lease.ttl_s / 3):
             try:
-                beat = self._pipelines.heartbeat(execution=self._lease.job.execution, token=self._lease.token)
+                beat = self._pipelines.heartbeat_step(
+                    execution=self._lease.job.execution, token=self._lease.token
+                )
                 self.cancelled = self.cancelled or not beat.go_on
             except (Fenced, NotFound):
                 self.fenced = not self._ended.is_set()

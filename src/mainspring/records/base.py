@@ -30,6 +30,9 @@ Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}$")]
 """A UUIDv7 in its canonical form: opaque, time-ordered."""
 
+Selector = str | int
+"""Which version is meant: its number (also as text), a name that points at it, ``latest``, or for data its id."""
+
 _T = TypeVar("_T")
 _id_lock = threading.Lock()
 _last_id = 0

@@ -73,7 +73,7 @@ class ConsumerStatus(Record, frozen=True):
     retry_at: datetime | None = None
     error: str | None = None
     set_aside: int = 0
-    """Events it could not be given: ``lineage.failed_deliveries`` lists them, ``lineage.redeliver`` tries again."""
+    """Events it could not be given: ``lineage.list_failed_deliveries`` lists them, ``lineage.redeliver`` tries again."""
 
 
 class FailedDelivery(Record, frozen=True):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from mainspring.records.base import Digest, Page, Record
+from mainspring.records.base import Digest, Page, Record, Selector
 
 
 class Task(enum.StrEnum):
@@ -122,6 +122,12 @@ class ModelVersion(Record, frozen=True):
     environment: str | None = None
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
+
+
+class ModelRegistry(Protocol):
+    """What other rooms ask of the models room."""
+
+    def get_version(self, model: str, selector: Selector = "latest") -> ModelVersion: ...
 
 
 class AliasEvent(Record, frozen=True):

@@ -338,7 +338,10 @@ def takes_text(kind: Any) -> bool:
     if origin is typing.Annotated:
         return takes_text(typing.get_args(kind)[0])
     if origin in {typing.Union, types.UnionType}:
-        return all(a is type(None) or takes_text(a) for a in typing.get_args(kind))
+        members = set(typing.get_args(kind)) - {type(None)}
+        return all(takes_text(a) for a in members - {int}) and members != {
+            int
+        }  # a number may also be sent as text
     if origin is typing.Literal:
         return all(isinstance(a, str) for a in typing.get_args(kind))
     return isinstance(kind, type) and issubclass(kind, (str, datetime))

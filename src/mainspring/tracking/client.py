@@ -1,4 +1,4 @@
-"""What training code uses: ``with tracking.run(experiment="x") as run: run.log_metric("loss", 0.1, step=1)``.
+"""What training code uses: ``with tracking.start_run(experiment="x") as run: run.log_metric("loss", 0.1, step=1)``.
 
 A log call appends to the spool (one ``write()``) and returns; a background thread ships. Training never waits for a server
 and never dies with one. A full disk or a failed fsync makes the spool *degraded*: one warning, a mark on the run, and
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     _Operations = Tracking
 else:
     _Operations = delegating(Tracking)
-"""All operations of the room are the client's too: ``search``, ``metric_history``, ..."""
+"""All operations of the room are the client's too: ``search_runs``, ``get_metric_history``, ..."""
 
 Number = float | int
 Ended = Literal["finished", "failed", "killed"]
@@ -80,7 +80,7 @@ class TrackingClient(_Operations):
             )
         self.spool = spool
 
-    def run(
+    def start_run(
         self,
         *,
         experiment: str = "default",
@@ -219,7 +219,7 @@ class Run:
     def set_tag(self, key: str, value: object) -> None:
         self.set_tags({key: value})
 
-    def use(self, *inputs: str) -> None:
+    def log_inputs(self, *inputs: str) -> None:
         """Record inputs: ids of dataset versions, or references such as ``object:<digest>``."""
         references = [i if ":" in i else f"dataset_version:{i}" for i in inputs]
         if references:

@@ -34,7 +34,7 @@ class Experiments:
     _base: Foundation
 
     @operation(role=Role.EDITOR, changes=True)
-    def create_experiment(self, *, name: str, tags: dict[str, str] = {}) -> Experiment:  # noqa: B006 - never changed
+    def create_experiment(self, name: str, *, tags: dict[str, str] = {}) -> Experiment:  # noqa: B006 - never changed
         """Make an experiment; one that exists is returned as it is. A run makes its experiment by itself."""
         check_name(name, what="experiment")
         check_texts(tags, "tag")
@@ -80,7 +80,7 @@ class Experiments:
         return ExperimentPage(items=items, next=items[-1].name if len(rows) > limit else None)
 
     @operation(role=Role.EDITOR, changes=True)
-    def rename_experiment(self, *, id: Id, name: str) -> Experiment:  # noqa: A002
+    def rename_experiment(self, id: Id, *, name: str) -> Experiment:  # noqa: A002
         """Give an experiment another name. Its runs, and whoever knows its id, follow by themselves."""
         check_name(name, what="experiment")
         with self._base.ledger.decision() as d:
@@ -106,13 +106,13 @@ class Experiments:
             return d.done(self._records(d.tx, [self._by_id(d.tx, id)])[0])
 
     @operation(role=Role.EDITOR, changes=True)
-    def delete_experiment(self, *, id: Id) -> Experiment:  # noqa: A002
+    def delete_experiment(self, id: Id) -> Experiment:  # noqa: A002
         """Hide an experiment and its runs: search leaves them out, and no run can begin in it. Nothing is lost."""
         with self._base.store.freeing():
             return self._set_deleted(id, to_us(self._base.clock.now()), EventKind.EXPERIMENT_DELETED)
 
     @operation(role=Role.EDITOR, changes=True)
-    def restore_experiment(self, *, id: Id) -> Experiment:  # noqa: A002
+    def restore_experiment(self, id: Id) -> Experiment:  # noqa: A002
         """Bring a deleted experiment back, with the runs that it had; runs that were deleted by themselves stay so."""
         return self._set_deleted(id, None, EventKind.EXPERIMENT_RESTORED)
 

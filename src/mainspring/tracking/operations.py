@@ -117,8 +117,8 @@ class Tracking(Experiments):
     @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB)
     def log_batch(
         self,
-        *,
         run: Id,
+        *,
         batch_id: str,
         metrics: list[Point] = [],  # noqa: B006
         params: dict[str, str] = {},  # noqa: B006
@@ -166,7 +166,7 @@ class Tracking(Experiments):
             return d.done(BatchResult(stored=True, points=len(metrics)))
 
     @operation(role=Role.EDITOR, changes=True)
-    def heartbeat(self, *, run: Id, alive_s: float) -> None:
+    def heartbeat(self, run: Id, *, alive_s: float) -> None:
         """Say that the run's process lives and will say so again within ``alive_s`` seconds."""
         with self._base.ledger.decision() as d:
             self._tables.prolong(d.tx, self._tables.num(d.tx, run), alive_s)
@@ -175,8 +175,8 @@ class Tracking(Experiments):
     @operation(role=Role.EDITOR, changes=True)
     def finish_run(
         self,
-        *,
         run: Id,
+        *,
         status: Literal["finished", "failed", "killed"] = "finished",
         ended_us: int | None = None,
     ) -> Run:
@@ -197,7 +197,7 @@ class Tracking(Experiments):
             return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
-    def resume_run(self, *, run: Id, alive_s: float | None = None) -> Run:
+    def resume_run(self, run: Id, *, alive_s: float | None = None) -> Run:
         """Open an ended run again, to log more."""
         with self._base.ledger.decision() as d:
             num = self._tables.num(d.tx, run)
@@ -210,7 +210,7 @@ class Tracking(Experiments):
             return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
-    def set_tags(self, *, run: Id, tags: dict[str, str], remove: list[str] = []) -> Run:  # noqa: B006
+    def set_tags(self, run: Id, *, tags: dict[str, str], remove: list[str] = []) -> Run:  # noqa: B006
         """Set and remove tags."""
         check_texts(tags, "tag")
         with self._base.ledger.decision() as d:
@@ -222,7 +222,7 @@ class Tracking(Experiments):
             return d.done(self._tables.run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
-    def use(self, *, run: Id, inputs: list[str], kind: str = "input") -> None:
+    def log_inputs(self, run: Id, *, inputs: list[str], kind: str = "input") -> None:
         """Record that the run used these things (references, e.g. ``dataset_version:<id>``): edges from each to the run."""
         check_name(kind, what="edge kind")
         for reference in inputs:
@@ -242,8 +242,8 @@ class Tracking(Experiments):
     @operation(role=Role.EDITOR, changes=True, max_body=8 * MIB)
     def record_capture(
         self,
-        *,
         run: Id,
+        *,
         code: CodeState | None = None,
         environment: EnvironmentState | None = None,
         source: dict[str, Any] = {},  # noqa: B006
@@ -287,7 +287,7 @@ class Tracking(Experiments):
                 return d.done(CaptureResult(code=digests["code"], environment=digests["environment"]))
 
     @operation(role=Role.VIEWER)
-    def code(self, *, run: Id) -> CodeState:
+    def get_code(self, run: Id) -> CodeState:
         """What code the run had: the Git commit and what differed from it, and the source files that are kept with it."""
         with self._base.store.read() as tx:
             digest = self._tables.run(tx, run).code
@@ -296,9 +296,9 @@ class Tracking(Experiments):
         return from_json(self._base.objects.read(digest), CodeState)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
-    def code_file(self, *, run: Id, path: str) -> Download:
+    def download_code(self, run: Id, path: str) -> Download:
         """The bytes of a source file that is kept with the run, verified as they are read."""
-        files = {f.path: f for f in self.code(run=run).files}
+        files = {f.path: f for f in self.get_code(run=run).files}
         if path not in files:
             raise NotFound(
                 "the run keeps no such source file",
@@ -317,7 +317,7 @@ class Tracking(Experiments):
         )
 
     @operation(role=Role.EDITOR, changes=True)
-    def log_artifact(self, *, run: Id, path: str, digest: Digest, size: int) -> Artifact:
+    def log_artifact(self, run: Id, path: str, *, digest: Digest, size: int) -> Artifact:
         """Name an object that this project stores already as a file of the run; the same path again replaces it."""
         check_path(path, what="artifact path")
         stored = ObjectRef(digest=digest, size=size)
@@ -325,7 +325,7 @@ class Tracking(Experiments):
         return self._name_artifact(run, path, stored)
 
     @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=64 * GIB, deadline_s=3600.0)
-    def upload_artifact(self, *, run: Id, path: str, body: Iterable[bytes]) -> Artifact:
+    def upload_artifact(self, run: Id, path: str, *, body: Iterable[bytes]) -> Artifact:
         """Store the bytes of a file of the run under ``path``; the same path again replaces it."""
         check_path(path, what="artifact path")
         with self._base.store.read() as tx:
@@ -336,26 +336,26 @@ class Tracking(Experiments):
             return self._name_artifact(run, path, stored)
 
     @operation(role=Role.EDITOR, changes=True)
-    def delete_run(self, *, run: Id) -> Run:
+    def delete_run(self, run: Id) -> Run:
         """Hide a run; nothing is lost, :meth:`restore_run` brings it back."""
         with self._base.store.freeing():
             return self._hide(run, to_us(self._base.clock.now()), EventKind.RUN_DELETED)
 
     @operation(role=Role.EDITOR, changes=True)
-    def restore_run(self, *, run: Id) -> Run:
+    def restore_run(self, run: Id) -> Run:
         """Bring a deleted run back."""
         return self._hide(run, None, EventKind.RUN_RESTORED)
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
-    def get_run(self, *, run: Id) -> Run:
+    def get_run(self, run: Id) -> Run:
         """One run with its latest metrics, params and tags."""
         with self._base.store.read() as tx:
             return self._tables.run(tx, run)
 
     @operation(role=Role.VIEWER)
-    def search(
+    def search_runs(
         self,
         *,
         filter: str = "",  # noqa: A002 - the word every user knows
@@ -392,8 +392,8 @@ class Tracking(Experiments):
             return RunPage(items=self._tables.filled(tx, rows, now=now, metrics=metrics), next=following)
 
     @operation(role=Role.VIEWER)
-    def metric_history(
-        self, *, run: Id, key: str, after: str | None = None, limit: int = 1000, thin_to: int | None = None
+    def get_metric_history(
+        self, run: Id, key: str, *, after: str | None = None, limit: int = 1000, thin_to: int | None = None
     ) -> HistoryPage:
         """Points of a metric by step, then time; all of them, page by page, or with ``thin_to`` about that many that keep the
         shape (lowest, highest and first NaN or infinity of each stretch)."""
@@ -439,8 +439,8 @@ class Tracking(Experiments):
         return HistoryPage(key=key, total=total, items=items)
 
     @operation(role=Role.VIEWER)
-    def artifacts(
-        self, *, run: Id, prefix: str = "", after: str | None = None, limit: int = 1000
+    def list_artifacts(
+        self, run: Id, *, prefix: str = "", after: str | None = None, limit: int = 1000
     ) -> ArtifactPage:
         """Files of a run by path."""
         if not 1 <= limit <= 10_000:
@@ -454,7 +454,7 @@ class Tracking(Experiments):
         return ArtifactPage(items=items, next=items[-1].path if len(rows) > limit else None)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
-    def artifact(self, *, run: Id, path: str) -> Download:
+    def download_artifact(self, run: Id, path: str) -> Download:
         """The bytes of a file of a run, verified as they are read."""
         with self._base.store.read() as tx:
             row = tx.first(

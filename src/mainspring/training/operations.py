@@ -24,7 +24,7 @@ class Training:
         self._base = base
 
     @operation(role=Role.EDITOR, changes=True)
-    def lock_holdout(self, *, dataset_version: str, max_uses: int | None = None) -> Holdout:
+    def lock_holdout(self, dataset_version: str, *, max_uses: int | None = None) -> Holdout:
         """Keep a dataset version for judging models. After ``max_uses`` looks, further ones are refused.
 
         Locking again changes nothing and returns what is. Raises :class:`Conflict` if it was locked with another limit.
@@ -52,7 +52,7 @@ class Training:
             return d.done(Holdout(dataset_version=dataset_version, uses=0, max_uses=max_uses, locked_at=now))
 
     @operation(role=Role.EDITOR, changes=True)
-    def use_holdout(self, *, dataset_version: str, purpose: str, by: str | None = None) -> HoldoutUse:
+    def use_holdout(self, dataset_version: str, *, purpose: str, by: str | None = None) -> HoldoutUse:
         """Count one look at a hold-out, before its labels are read; an unlocked one is locked without limit first.
 
         ``by`` says what looked (a gate, a notebook); by default the caller, whom the event names in any case. Raises :class:`Conflict` once the limit is used up; that refusal costs no look.
@@ -95,7 +95,7 @@ class Training:
             return d.done(use)
 
     @operation(role=Role.VIEWER)
-    def holdout(self, *, dataset_version: str) -> Holdout:
+    def get_holdout(self, dataset_version: str) -> Holdout:
         """A hold-out and how often it was looked at. Raises :class:`NotFound`."""
         row = self._row(dataset_version)
         if row is None:
@@ -103,7 +103,9 @@ class Training:
         return _holdout(row)
 
     @operation(role=Role.VIEWER)
-    def holdout_uses(self, *, dataset_version: str, after: int = 0, limit: int = 100) -> list[HoldoutUse]:
+    def list_holdout_uses(
+        self, dataset_version: str, *, after: int = 0, limit: int = 100
+    ) -> list[HoldoutUse]:
         """The looks at a hold-out, first to last; ``after`` is the count of the last one already seen."""
         with self._base.store.read() as tx:
             rows = tx.all(
@@ -123,7 +125,7 @@ class Training:
         ]
 
     @operation(role=Role.EDITOR, changes=True, max_body=8 << 20)
-    def record_evaluation(self, *, evaluation: Evaluation) -> Evaluation:
+    def record_evaluation(self, evaluation: Evaluation) -> Evaluation:
         """Keep an evaluation; it needs ``subject`` (a reference) and ``dataset_version``. Returns it with id, time and actor."""
         subject, dataset_version = evaluation.subject, evaluation.dataset_version
         if not subject or not split_ref(subject)[1] or not dataset_version:
@@ -152,7 +154,7 @@ class Training:
             return d.done(kept)
 
     @operation(role=Role.VIEWER)
-    def evaluations(
+    def list_evaluations(
         self,
         *,
         subject: str | None = None,

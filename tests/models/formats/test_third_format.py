@@ -245,7 +245,7 @@ def test_it_is_registered_and_fetched(
     client = ModelsClient(Models(foundation), Uploads(foundation))
     signature = formats.infer_signature(columns, task="binary", classes=["fine", "late"])
     client.save_and_register(estimator, model="delay", signature=signature, sample=columns)
-    client.package("delay", "latest", tmp_path / "out")
+    client.download_package("delay", "latest", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "head.json", "model.json", "term-0.json", "term-1.json", "term-2.json",
     ]  # fmt: skip

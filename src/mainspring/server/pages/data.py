@@ -44,17 +44,17 @@ class DiffPage(Record, frozen=True):
 
 
 def listing(workspace: Workspace, _ask: Ask) -> DataList:
-    return DataList(items=workspace.data.operations.datasets())
+    return DataList(items=workspace.data.operations.list_datasets())
 
 
 def gather(workspace: Workspace, ask: Ask) -> DatasetPage:
     ops, name = workspace.data.operations, ask.path["dataset"]
-    found = ops.versions(dataset=name, after=ask.text("after"), limit=50)
+    found = ops.list_versions(dataset=name, after=ask.text("after"), limit=50)
     return DatasetPage(
-        info=next(d for d in ops.datasets() if d.name == name),
+        info=next(d for d in ops.list_datasets() if d.name == name),
         versions=found.items,
         next=found.next,
-        refusals=ops.refusals(dataset=name, limit=5),
+        refusals=ops.list_refusals(dataset=name, limit=5),
     )
 
 
@@ -72,13 +72,13 @@ def charts_of(page: DatasetPage) -> dict[str, Chart]:
 def version(workspace: Workspace, ask: Ask) -> VersionPage:
     return _version(
         workspace,
-        workspace.data.operations.version(dataset=ask.path["dataset"], selector=ask.path["selector"]),
+        workspace.data.operations.get_version(dataset=ask.path["dataset"], selector=ask.path["selector"]),
         ask,
     )
 
 
 def by_id(workspace: Workspace, ask: Ask) -> VersionPage:
-    return _version(workspace, workspace.data.operations.by_id(id=ask.path["id"]), ask)
+    return _version(workspace, workspace.data.operations.get_version_by_id(id=ask.path["id"]), ask)
 
 
 def _version(workspace: Workspace, found: DatasetVersion, ask: Ask) -> VersionPage:
@@ -87,16 +87,16 @@ def _version(workspace: Workspace, found: DatasetVersion, ask: Ask) -> VersionPa
     wanted = found.kind == "table" and ((found.rows or 0) <= _PROFILE_ROWS or ask.text("profile") is not None)
     return VersionPage(
         version=found,
-        files=ops.files(dataset=found.dataset, selector=found.id)[:200],
-        profile=ops.profile(dataset=found.dataset, selector=found.id) if wanted else None,
+        files=ops.list_files(dataset=found.dataset, selector=found.id)[:200],
+        profile=ops.get_profile(dataset=found.dataset, selector=found.id) if wanted else None,
         used_by=_edges(workspace, reference, forward=True),
         made_from=_edges(workspace, reference, forward=False),
-        events=[tell(e) for e in workspace.lineage.events(subject=reference, limit=20).items],
+        events=[tell(e) for e in workspace.lineage.list_events(subject=reference, limit=20).items],
     )
 
 
 def _edges(workspace: Workspace, reference: str, *, forward: bool) -> list[Edge]:
-    walk = workspace.lineage.reach if forward else workspace.lineage.origin
+    walk = workspace.lineage.get_blast_radius if forward else workspace.lineage.get_origin
     return walk(ref=reference, depth=1).edges[:50]
 
 

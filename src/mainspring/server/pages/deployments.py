@@ -64,27 +64,27 @@ class MonitoringPage(Record, frozen=True):
 
 
 def listing(workspace: Workspace, _ask: Ask) -> DeploymentList:
-    return DeploymentList(items=[standing_of(workspace, d) for d in workspace.deploy.deployments()])
+    return DeploymentList(items=[standing_of(workspace, d) for d in workspace.deploy.list_deployments()])
 
 
 def gather(workspace: Workspace, ask: Ask) -> DeploymentPage:
     name = ask.path["name"]
-    found = workspace.deploy.deployment(name=name)
-    seen = name in workspace.monitoring.deployments()
+    found = workspace.deploy.get_deployment(name=name)
+    seen = name in workspace.monitoring.list_deployments()
     config = workspace.settings.config
     return DeploymentPage(
         standing=standing_of(workspace, found),
-        counts=workspace.monitoring.counts(deployment=name) if seen else None,
-        labels=workspace.labels.stats(deployment=name) if seen else None,
+        counts=workspace.monitoring.get_counts(deployment=name) if seen else None,
+        labels=workspace.labels.get_stats(deployment=name) if seen else None,
         rollout=running_rollout(workspace, name),
-        rollouts=workspace.loop.rollouts(deployment=name, limit=20),
-        jobs=workspace.loop.jobs(deployment=name, limit=20),
-        routes=workspace.deploy.history(name=name, limit=20),
+        rollouts=workspace.loop.list_rollouts(deployment=name, limit=20),
+        jobs=workspace.loop.list_jobs(deployment=name, limit=20),
+        routes=workspace.deploy.list_changes(name=name, limit=20),
         policy=config.deploy.get(name),
         reactions=config.retrain.get(name),
         latency=quality_of(workspace, name, "latency_p99_us"),
-        traffic=workspace.monitoring.series(deployment=name, metric="rows"),
-        events=[tell(e) for e in workspace.lineage.events(subject=f"deployment:{name}", limit=12).items],
+        traffic=workspace.monitoring.get_series(deployment=name, metric="rows"),
+        events=[tell(e) for e in workspace.lineage.list_events(subject=f"deployment:{name}", limit=12).items],
     )
 
 
@@ -106,15 +106,15 @@ def charts_of(page: DeploymentPage) -> dict[str, Chart]:
 
 def monitoring(workspace: Workspace, ask: Ask) -> MonitoringPage:
     name = ask.path["name"]
-    workspace.deploy.deployment(name=name)
-    windows = workspace.monitoring.windows(deployment=name, limit=60)
+    workspace.deploy.get_deployment(name=name)
+    windows = workspace.monitoring.list_windows(deployment=name, limit=60)
     window = _window(workspace, name, windows, ask.text("window"))
     report = window.report if window else None
     columns = [*(report.drift.columns if report and report.drift else [])]
     if report and report.prediction:
         columns.append(report.prediction)
     column = _column(columns, ask.text("column"))
-    series = workspace.monitoring.series(deployment=name, metric=f"psi:{column.column}") if column else []
+    series = workspace.monitoring.get_series(deployment=name, metric=f"psi:{column.column}") if column else []
     return MonitoringPage(
         deployment=name,
         policy=policy_of(workspace, name),
@@ -124,8 +124,10 @@ def monitoring(workspace: Workspace, ask: Ask) -> MonitoringPage:
         column=column,
         over_time=series,
         quality=quality_of(workspace, name),
-        alerts=workspace.monitoring.alerts(deployment=name, limit=20),
-        findings=workspace.monitoring.findings(deployment=name, window=window.id, limit=50) if window else [],
+        alerts=workspace.monitoring.list_alerts(deployment=name, limit=20),
+        findings=workspace.monitoring.list_findings(deployment=name, window=window.id, limit=50)
+        if window
+        else [],
     )
 
 
@@ -133,7 +135,7 @@ def _window(workspace: Workspace, name: str, windows: list[Window], chosen: str 
     if chosen is None:
         closed = [w for w in windows if w.report is not None and w.report.drift is not None]
         return closed[0] if closed else (windows[0] if windows else None)
-    found = workspace.monitoring.window(id=chosen)
+    found = workspace.monitoring.get_window(id=chosen)
     if found.deployment != name:
         raise NotFound("this window is of another deployment", value=chosen)
     return found
@@ -180,13 +182,13 @@ def monitoring_charts(page: MonitoringPage) -> dict[str, Chart]:
 
 
 def rollback(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
-    name = workspace.deploy.deployment(name=path["name"]).name
+    name = workspace.deploy.get_deployment(name=path["name"]).name
     workspace.loop.rollback(deployment=name, reason=reason_of(fields))
     return f"/deployments/{quote(name, safe='')}"
 
 
 def retrain(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
-    name = workspace.deploy.deployment(name=path["name"]).name
+    name = workspace.deploy.get_deployment(name=path["name"]).name
     workspace.loop.request_retrain(deployment=name, reason=reason_of(fields))
     return f"/deployments/{quote(name, safe='')}"
 

@@ -69,7 +69,7 @@ def gather(workspace: Workspace, ask: Ask) -> LineagePage:
 
 def _near(workspace: Workspace, centre: str, *, forward: bool) -> Graph:
     """Direct neighbours. A thing with neighbours on one side only is known all the same."""
-    walk, other = workspace.lineage.origin, workspace.lineage.reach
+    walk, other = workspace.lineage.get_origin, workspace.lineage.get_blast_radius
     if forward:
         walk, other = other, walk
     try:
@@ -108,9 +108,11 @@ class _Growing:
 
 def _suggestions(workspace: Workspace) -> list[str]:
     """Things to start from: what is deployed, and the newest data."""
-    refs = [f"model_version:{t.model}@{t.version}" for d in workspace.deploy.deployments() for t in d.targets]
-    refs += [f"deployment:{d.name}" for d in workspace.deploy.deployments()]
-    return refs + [f"dataset_version:{d.latest_id}" for d in workspace.data.operations.datasets()[:8]]
+    refs = [
+        f"model_version:{t.model}@{t.version}" for d in workspace.deploy.list_deployments() for t in d.targets
+    ]
+    refs += [f"deployment:{d.name}" for d in workspace.deploy.list_deployments()]
+    return refs + [f"dataset_version:{d.latest_id}" for d in workspace.data.operations.list_datasets()[:8]]
 
 
 # --- layout -----------------------------------------------------------------------------------------------------------

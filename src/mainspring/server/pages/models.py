@@ -57,18 +57,18 @@ class VersionPage(Record, frozen=True):
 
 
 def listing(workspace: Workspace, _ask: Ask) -> ModelList:
-    return ModelList(items=workspace.models.ops.list())
+    return ModelList(items=workspace.models.list_models())
 
 
 def gather(workspace: Workspace, ask: Ask) -> ModelPage:
-    ops, name = workspace.models.ops, ask.path["model"]
-    versions = ops.versions(model=name, limit=50, after=ask.text("after"))
-    info = next(m for m in ops.list() if m.name == name)
+    ops, name = workspace.models, ask.path["model"]
+    versions = ops.list_versions(model=name, limit=50, after=ask.text("after"))
+    info = next(m for m in ops.list_models() if m.name == name)
     number = info.aliases.get("champion")
-    history = ops.alias_history(model=name)
+    history = ops.list_alias_moves(model=name)
     serving = deployments_of(workspace, name)
     verdicts: dict[str, Verdict] = {}
-    for verdict in workspace.loop.verdicts(model=name, limit=200):
+    for verdict in workspace.loop.list_verdicts(model=name, limit=200):
         verdicts.setdefault(str(verdict.version), verdict)
     shown = [
         *dict.fromkeys(
@@ -76,9 +76,9 @@ def gather(workspace: Workspace, ask: Ask) -> ModelPage:
         )
     ]
     return ModelPage(
-        now=workspace.loop.now(),
+        now=workspace.loop.get_clock(),
         info=info,
-        champion=ops.version(model=name, selector=str(number)) if number is not None else None,
+        champion=ops.get_version(model=name, selector=str(number)) if number is not None else None,
         set_by=next((e for e in reversed(history) if e.alias == "champion"), None),
         deployments=serving,
         history=history,
@@ -87,13 +87,13 @@ def gather(workspace: Workspace, ask: Ask) -> ModelPage:
         verdicts=verdicts,
         metrics=shown[:4],
         quality=[quality_of(workspace, d) for d in serving],
-        events=[tell(e) for e in workspace.lineage.events(subject=f"model:{name}", limit=10).items],
+        events=[tell(e) for e in workspace.lineage.list_events(subject=f"model:{name}", limit=10).items],
     )
 
 
 def deployments_of(workspace: Workspace, model: str) -> list[str]:
     """Deployments in which the model answers."""
-    return [d.name for d in workspace.deploy.deployments() if any(t.model == model for t in d.targets)]
+    return [d.name for d in workspace.deploy.list_deployments() if any(t.model == model for t in d.targets)]
 
 
 def charts_of(page: ModelPage) -> dict[str, Chart]:
@@ -133,22 +133,22 @@ def _span(event: AliasEvent, end: datetime | None, order: int) -> Span:
 
 
 def version(workspace: Workspace, ask: Ask) -> VersionPage:
-    ops, name = workspace.models.ops, ask.path["model"]
-    found = ops.version(model=name, selector=ask.path["version"])
+    ops, name = workspace.models, ask.path["model"]
+    found = ops.get_version(model=name, selector=ask.path["version"])
     number = found.version
-    info = next(m for m in ops.list() if m.name == name)
+    info = next(m for m in ops.list_models() if m.name == name)
     return VersionPage(
         version=found,
         aliases=[a for a, v in info.aliases.items() if v == number],
-        card=ops.card(model=name, version=number),
-        approvals=ops.approvals(model=name, version=number),
-        verdicts=workspace.loop.verdicts(model=name, version=number),
-        radius=workspace.monitoring.blast_radius(model=name, version=number),
+        card=ops.get_card(model=name, version=number),
+        approvals=ops.list_approvals(model=name, version=number),
+        verdicts=workspace.loop.list_verdicts(model=name, version=number),
+        radius=workspace.monitoring.get_blast_radius(model=name, version=number),
         deployments=deployments_of(workspace, name),
-        objections=ops.objections(model=name, version=number),
+        objections=ops.list_objections(model=name, version=number),
         events=[
             tell(e)
-            for e in workspace.lineage.events(subject=f"model_version:{name}@{number}", limit=20).items
+            for e in workspace.lineage.list_events(subject=f"model_version:{name}@{number}", limit=20).items
         ],
     )
 
@@ -158,7 +158,7 @@ class VerdictPage(Record, frozen=True):
 
 
 def verdict(workspace: Workspace, ask: Ask) -> VerdictPage:
-    return VerdictPage(verdict=workspace.loop.verdict(verdict=ask.path["verdict"]))
+    return VerdictPage(verdict=workspace.loop.get_verdict(verdict=ask.path["verdict"]))
 
 
 def card_html(page: VersionPage) -> Markup:
@@ -169,8 +169,8 @@ def card_html(page: VersionPage) -> Markup:
 
 def promote(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     """Make a version the champion and give it all traffic where the policy deploys its model: as ``mainspring models promote``."""
-    ops, name, reason = workspace.models.ops, path["model"], reason_of(fields)
-    number = ops.version(model=name, selector=path["version"]).version
+    ops, name, reason = workspace.models, path["model"], reason_of(fields)
+    number = ops.get_version(model=name, selector=path["version"]).version
     ops.set_alias(
         model=name,
         alias="champion",
@@ -190,8 +190,8 @@ def governed(workspace: Workspace, model: str) -> list[str]:
 
 def approve(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     name = path["model"]
-    number = workspace.models.ops.version(model=name, selector=path["version"]).version
-    workspace.models.ops.approve(
+    number = workspace.models.get_version(model=name, selector=path["version"]).version
+    workspace.models.approve(
         model=name,
         version=number,
         reason=reason_of(fields),

@@ -68,12 +68,12 @@ class Overview(Record, frozen=True):
 
 def gather(workspace: Workspace, _ask: Ask) -> Overview:
     followed = workspace.settings.policy
-    standings = [standing_of(workspace, d) for d in workspace.deploy.deployments()] if followed else []
+    standings = [standing_of(workspace, d) for d in workspace.deploy.list_deployments()] if followed else []
     served = {s.model for s in standings}
     return Overview(
-        now=workspace.loop.now(),
+        now=workspace.loop.get_clock(),
         standings=standings,
-        idle_models=[m for m in workspace.models.ops.list() if m.name not in served],
+        idle_models=[m for m in workspace.models.list_models() if m.name not in served],
         needs=_needs(workspace, standings),
         recent=_recent(workspace),
         followed=followed,
@@ -85,7 +85,7 @@ def _recent(workspace: Workspace) -> list[Told]:
     shown = [
         e
         for kind in ("loop.", "alert.", "model.", "deployment.", "dataset.")
-        for e in workspace.lineage.events(kind=kind, limit=8).items
+        for e in workspace.lineage.list_events(kind=kind, limit=8).items
     ]
     return [tell(e) for e in sorted(shown, key=lambda e: -e.seq)[:8]]
 
@@ -94,15 +94,15 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
     """How a deployment stands now."""
     name = deployment.name
     champion = next((t for t in deployment.targets if t.role == "champion"), deployment.targets[0])
-    aliases = workspace.models.ops.aliases(model=champion.model)
+    aliases = workspace.models.list_aliases(model=champion.model)
     alias = next((a for a in aliases if a.alias == "champion" and a.version == champion.version), None)
-    history = workspace.deploy.history(name=name, limit=1)
-    windows = workspace.monitoring.windows(deployment=name, limit=14)
+    history = workspace.deploy.list_changes(name=name, limit=1)
+    windows = workspace.monitoring.list_windows(deployment=name, limit=14)
     window = next((w for w in windows if w.requests), windows[0] if windows else None)
-    alerts = workspace.monitoring.alerts(deployment=name, state="open")
+    alerts = workspace.monitoring.list_alerts(deployment=name, state="open")
     metric = metric_of(policy_of(workspace, name), deployment.signature.task)
-    points = workspace.monitoring.series(deployment=name, metric=metric)
-    decisions = workspace.lineage.events(subject=f"deployment:{name}", kind="loop.", limit=1).items
+    points = workspace.monitoring.get_series(deployment=name, metric=metric)
+    decisions = workspace.lineage.list_events(subject=f"deployment:{name}", kind="loop.", limit=1).items
     last = tell(decisions[0]) if decisions else None
     tone, step = next_step(workspace, name, last, alerts)
     return Standing(
@@ -123,7 +123,7 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
 
 def policy_of(workspace: Workspace, deployment: str) -> MonitorPolicy | None:
     """What a deployment is watched by; None if this server has no policy of the project, and so watches nothing."""
-    return workspace.monitoring.policy(deployment=deployment) if workspace.settings.policy else None
+    return workspace.monitoring.get_policy(deployment=deployment) if workspace.settings.policy else None
 
 
 def metric_of(policy: MonitorPolicy | None, task: Task) -> str:
@@ -190,14 +190,18 @@ def next_step(workspace: Workspace, name: str, last: Told | None, alerts: list[A
 def running_rollout(workspace: Workspace, name: str) -> Rollout | None:
     """The rollout on its way, if any."""
     return next(
-        (r for r in workspace.loop.rollouts(deployment=name, limit=1) if r.state is RolloutState.RUNNING),
+        (
+            r
+            for r in workspace.loop.list_rollouts(deployment=name, limit=1)
+            if r.state is RolloutState.RUNNING
+        ),
         None,
     )
 
 
 def newest_job(workspace: Workspace, name: str) -> Job | None:
     """The newest retraining, if any."""
-    return next(iter(workspace.loop.jobs(deployment=name, limit=1)), None)
+    return next(iter(workspace.loop.list_jobs(deployment=name, limit=1)), None)
 
 
 def stage_words(rollout: Rollout) -> str:
@@ -258,9 +262,9 @@ def _needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
             else f"/deployments/{a.deployment}/monitoring",
             when=a.opened_at,
         )
-        for a in workspace.monitoring.alerts(state="open", limit=10)
+        for a in workspace.monitoring.list_alerts(state="open", limit=10)
     ]
-    refused = [_newer_refusal(workspace, d) for d in workspace.data.operations.datasets()]
+    refused = [_newer_refusal(workspace, d) for d in workspace.data.operations.list_datasets()]
     return needs + [_refused(r) for r in refused if r is not None]
 
 
@@ -277,7 +281,7 @@ def _refused(report: CheckReport) -> Need:
 
 def _newer_refusal(workspace: Workspace, dataset: DatasetInfo) -> CheckReport | None:
     """The newest refusal, unless a good version has followed it."""
-    found = workspace.data.operations.refusals(dataset=dataset.name, limit=1)
+    found = workspace.data.operations.list_refusals(dataset=dataset.name, limit=1)
     return found[0] if found and found[0].at >= dataset.updated_at else None
 
 

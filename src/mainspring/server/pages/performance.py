@@ -44,21 +44,21 @@ class Quality(Record, frozen=True):
 
 def quality_of(workspace: Workspace, deployment: str, metric: str | None = None) -> Quality:
     """The metric's history, at most 1,000 points, with decisions and alerts."""
-    found = workspace.deploy.deployment(name=deployment)
+    found = workspace.deploy.get_deployment(name=deployment)
     policy = policy_of(workspace, deployment)
     name = metric or metric_of(policy, found.signature.task)
     champion = next((t for t in found.targets if t.role == "champion"), found.targets[0])
-    points = workspace.monitoring.series(deployment=deployment, metric=name)
-    history = workspace.models.ops.alias_history(model=champion.model, alias="champion")
-    version = workspace.models.ops.version(model=champion.model, selector=str(champion.version))
-    decided = workspace.lineage.events(subject=f"deployment:{deployment}", kind="loop.", limit=500).items
+    points = workspace.monitoring.get_series(deployment=deployment, metric=name)
+    history = workspace.models.list_alias_moves(model=champion.model, alias="champion")
+    version = workspace.models.get_version(model=champion.model, selector=str(champion.version))
+    decided = workspace.lineage.list_events(subject=f"deployment:{deployment}", kind="loop.", limit=500).items
     return Quality(
         deployment=deployment,
         metric=name,
         points=points,
         roles=[_role(p, history) for p in points],
         events=[tell(e) for e in decided if e.kind in _SHOWN],
-        alerts=workspace.monitoring.alerts(deployment=deployment, limit=100),
+        alerts=workspace.monitoring.list_alerts(deployment=deployment, limit=100),
         level=_level(policy.reference if policy and name == policy.metric else None, version, name),
     )
 

@@ -48,19 +48,19 @@ class PipelineRunPage(Record, frozen=True):
 
 def listing(workspace: Workspace, ask: Ask) -> PipelinesPage:
     pipeline = ask.text("pipeline")
-    found = workspace.pipelines.runs(
+    found = workspace.pipelines.list_runs(
         pipeline=pipeline, after=ask.text("after"), limit=ask.integer("limit", 50, low=1, high=200)
     )
     return PipelinesPage(items=found.items, next=found.next, pipeline=pipeline)
 
 
 def gather(workspace: Workspace, ask: Ask) -> PipelineRunPage:
-    run = workspace.pipelines.run(id=ask.path["id"])
-    steps = workspace.pipelines.steps(run=run.id)
+    run = workspace.pipelines.get_run(id=ask.path["id"])
+    steps = workspace.pipelines.list_steps(run=run.id)
     chosen = ask.text("step") or next((s.step for s in steps if s.state == "failed"), None)
     log, cut = _log(workspace, run.id, chosen) if chosen else (None, False)
     try:
-        workspace.tracking.operations.get_run(run=run.id)
+        workspace.tracking.get_run(run=run.id)
         tracked = True
     except NotFound:
         tracked = False
@@ -69,7 +69,7 @@ def gather(workspace: Workspace, ask: Ask) -> PipelineRunPage:
 
 def _log(workspace: Workspace, run: str, step: str) -> tuple[str | None, bool]:
     try:
-        download = workspace.pipelines.log(run=run, step=step)
+        download = workspace.pipelines.download_log(run=run, step=step)
     except NotFound:
         return None, False
     data = b""
@@ -113,8 +113,8 @@ def bars(page: PipelineRunPage) -> list[Bar]:
 
 
 def cancel(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
-    run = workspace.pipelines.run(id=path["id"])
-    workspace.pipelines.cancel(run=run.id, reason=fields.get("reason", "")[:500])
+    run = workspace.pipelines.get_run(id=path["id"])
+    workspace.pipelines.cancel_run(run=run.id, reason=fields.get("reason", "")[:500])
     return f"/pipelines/{run.id}"
 
 
@@ -136,4 +136,4 @@ VIEWS = [
         extras=lambda p: {"bars": bars(p), "tones": TONES},
     ),
 ]
-ACTIONS = [Action("/pipelines/{id}/cancel", "pipelines.cancel", cancel)]
+ACTIONS = [Action("/pipelines/{id}/cancel", "pipelines.cancel_run", cancel)]

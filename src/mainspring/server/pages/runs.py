@@ -55,7 +55,7 @@ class PredictionPage(Record, frozen=True):
 def listing(workspace: Workspace, ask: Ask) -> RunsPage:
     ops = workspace.tracking.operations
     filter_, experiment, order = ask.text("filter"), ask.text("experiment"), ask.text("order")
-    found = ops.search(
+    found = ops.search_runs(
         filter=filter_ or "",
         experiments=[experiment] if experiment else [],
         order_by=[order] if order else [],
@@ -82,18 +82,18 @@ def listing(workspace: Workspace, ask: Ask) -> RunsPage:
 def gather(workspace: Workspace, ask: Ask) -> RunPage:
     ops, ident = workspace.tracking.operations, ask.path["run"]
     run = ops.get_run(run=ident)
-    histories = [ops.metric_history(run=ident, key=key, thin_to=200) for key in list(run.metrics)[:12]]
+    histories = [ops.get_metric_history(run=ident, key=key, thin_to=200) for key in list(run.metrics)[:12]]
     try:
-        pipeline: PipelineRun | None = workspace.pipelines.run(id=ident)
+        pipeline: PipelineRun | None = workspace.pipelines.get_run(id=ident)
     except NotFound:
         pipeline = None
     return RunPage(
         run=run,
         histories=[h for h in histories if h.total > 1],
-        artifacts=ops.artifacts(run=ident, limit=200).items,
-        children=ops.search(filter=f"parent = '{ident}'", limit=50).items if _searchable(ident) else [],
+        artifacts=ops.list_artifacts(run=ident, limit=200).items,
+        children=ops.search_runs(filter=f"parent = '{ident}'", limit=50).items if _searchable(ident) else [],
         pipeline=pipeline,
-        events=[tell(e) for e in workspace.lineage.events(subject=f"run:{ident}", limit=20).items],
+        events=[tell(e) for e in workspace.lineage.list_events(subject=f"run:{ident}", limit=20).items],
     )
 
 
@@ -119,7 +119,7 @@ def compare(workspace: Workspace, ask: Ask) -> Comparison:
         raise InvalidInput(
             "compare 2 to 10 runs", value=len(idents), next_step="Tick runs in the list, then press Compare."
         )
-    runs = [workspace.tracking.operations.get_run(run=i) for i in idents]
+    runs = [workspace.tracking.get_run(run=i) for i in idents]
     params = [*dict.fromkeys(k for r in runs for k in r.params)]
     metrics = [*dict.fromkeys(k for r in runs for k in r.metrics)]
     differing = [k for k in params if len({r.params.get(k) for r in runs}) > 1]
@@ -135,7 +135,7 @@ def compare(workspace: Workspace, ask: Ask) -> Comparison:
 
 
 def prediction(workspace: Workspace, ask: Ask) -> PredictionPage:
-    return PredictionPage(prediction=workspace.monitoring.prediction(id=ask.path["prediction"]))
+    return PredictionPage(prediction=workspace.monitoring.get_prediction(id=ask.path["prediction"]))
 
 
 def command(page: RunsPage) -> str:

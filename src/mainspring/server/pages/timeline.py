@@ -22,7 +22,7 @@ def gather(workspace: Workspace, ask: Ask) -> Timeline:
     kind, subject = ask.text("kind"), ask.text("subject")
     after = ask.integer("after", 0, low=1, high=2**62) or None
     limit = ask.integer("limit", 50, low=1, high=500)
-    found = workspace.lineage.events(kind=kind, subject=subject, after=after, limit=limit)
+    found = workspace.lineage.list_events(kind=kind, subject=subject, after=after, limit=limit)
     return Timeline(items=[tell(e) for e in found.items], next=found.next, kind=kind, subject=subject)
 
 

@@ -89,7 +89,7 @@ def fit(train: pa.Table, holdout: pa.Table, model: str) -> dict[str, float]:
         dataset_version=training.id,
         holdout=judging.id,
         label=LABEL,
-        profile=workspace.data.profile_object("rents-train", training.id).digest,
+        profile=workspace.data.get_profile_object("rents-train", training.id).digest,
     )
     return {"version": float(version.version), "mae": mae}
 

@@ -193,7 +193,7 @@ def train_and_register(
     sample = parts_holdout.select(NUMBERS + TEXTS).slice(0, 200)
     version = workspace.models.save_and_register(
         model_, model=model, signature=SIGNATURE, sample=sample, training=rows.select(NUMBERS + TEXTS), metrics={**metrics, **{k: v for k, v in bounds.items() if v is not None}}, run=context.run, dataset_version=training.id, holdout=holdout.id,
-        label=LABEL, profile=workspace.data.profile_object("flights-train", training.id).digest, tags={"family": chosen["family"], "params": json.dumps(chosen["params"])},
+        label=LABEL, profile=workspace.data.get_profile_object("flights-train", training.id).digest, tags={"family": chosen["family"], "params": json.dumps(chosen["params"])},
     )  # fmt: skip
     context.produced(f"model_version:{model}@{version.version}")
     subject = f"model_version:{model}@{version.version}"
