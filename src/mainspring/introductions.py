@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import convert
 
 from mainspring.errors import MainspringError
-from mainspring.loop.state import audit_verdicts
+from mainspring.loop.rows import audit_verdicts
 from mainspring.models import standing
 from mainspring.records.base import from_json
 from mainspring.records.tracking import CodeState, EnvironmentState

@@ -44,7 +44,7 @@ class Book:
     def __init__(self) -> None:
         self.items: list[Feedback] = []
 
-    def feedback(self, *, items: list[Feedback]) -> FeedbackCounts:
+    def record_feedback(self, items: list[Feedback]) -> FeedbackCounts:
         self.items += items
         return FeedbackCounts(accepted=len(items))
 

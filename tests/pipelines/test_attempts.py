@@ -15,7 +15,7 @@ from mainspring.errors import ConfigError, Conflict, Fenced, InvalidInput, NotFo
 from mainspring.lineage import Foundation, Ledger, Lineage
 from mainspring.lineage.uploads import Uploads
 from mainspring.operations import Principal, Role, acting
-from mainspring.pipelines import Pipelines, Runner, attempts, state
+from mainspring.pipelines import Pipelines, Runner, attempts, rows
 from mainspring.pipelines.executor import Ended
 from mainspring.pipelines.executors import FACTORIES
 from mainspring.pipelines.offers import Offers
@@ -297,7 +297,7 @@ def test_an_attempt_that_another_transaction_ends_first_is_not_ended_again(
     facts = attempts._facts
 
     def overtaken(tx: Writer, project: str, found: attempts._Offered) -> attempts.Facts:
-        state.lose_running(tx, project, lease.job.run)
+        rows.lose_running(tx, project, lease.job.run)
         return facts(tx, project, found)
 
     with monkeypatch.context() as patched:
@@ -458,7 +458,7 @@ def test_what_is_under_way_when_the_runner_goes_is_lost_to_its_worker(
     with base.store.write() as tx:  # another runner takes the run over, as after a crash
         tx.execute("UPDATE leases SET token = token + 1, expires_us = 0 WHERE name LIKE 'pipeline-run:%'")
     with base.ledger.decision() as d:
-        state.reopen_run(d, base.project, lease.job.run)
+        rows.reopen_run(d, base.project, lease.job.run)
     with pytest.raises(Fenced):
         finish(ops, lease, put(base, b"late"))
     with base.store.read() as tx:

@@ -14,7 +14,7 @@ import pytest
 
 import mainspring
 from mainspring.loop import apply
-from mainspring.pipelines import state
+from mainspring.pipelines import rows
 from mainspring.records.events import THINGS, EventKind, describe
 from mainspring.records.lineage import Event
 from mainspring.records.loop import LoopDecision
@@ -89,7 +89,7 @@ def test_queries_ask_for_kinds_that_exist() -> None:
     ("table", "wanted"),
     [
         (apply._KINDS, set(typing.get_args(typing.get_type_hints(LoopDecision)["action"]))),
-        (state._ENDED, set(typing.get_args(RunState)) - {"running"}),
+        (rows._ENDED, set(typing.get_args(RunState)) - {"running"}),
         (
             tracking._ENDED,
             set(typing.get_args(typing.get_type_hints(tracking.Tracking.finish_run)["status"])),

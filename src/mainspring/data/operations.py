@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import msgspec
 
 from mainspring.clock import from_us, to_us
-from mainspring.data import reports, versions
-from mainspring.data.versions import NewVersion
+from mainspring.data import reports, rows
+from mainspring.data.rows import NewVersion
 from mainspring.errors import CheckFailed, Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.lineage.audit import event_of, rows_of
@@ -59,7 +59,7 @@ class Data:
     def list_datasets(self) -> list[DatasetInfo]:
         """All datasets that have a version, by name."""
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 "SELECT d.created_us AS first_us, v.*, s.n AS n FROM datasets d "
                 "JOIN (SELECT dataset, COUNT(*) AS n, MAX(number) AS top FROM dataset_versions WHERE project = ? AND deleted_us IS NULL GROUP BY dataset) s "
                 "ON s.dataset = d.name "
@@ -79,7 +79,7 @@ class Data:
                 created_at=from_us(int(r["first_us"])),
                 updated_at=from_us(int(r["created_us"])),
             )
-            for r in rows
+            for r in selected
         ]
 
     @operation(role=Role.VIEWER)
@@ -93,8 +93,8 @@ class Data:
             )
         base = self._base
         with base.store.read() as tx:
-            versions.find(tx, base.project, dataset, versions.LATEST)
-            rows = tx.all(
+            rows.find(tx, base.project, dataset, rows.LATEST)
+            selected = tx.all(
                 "SELECT * FROM dataset_versions WHERE project = ? AND dataset = ? AND deleted_us IS NULL AND number < ? ORDER BY number DESC LIMIT ?",
                 base.project, dataset, int(after) if after else 1 << 62, limit + 1,
             )  # fmt: skip
@@ -105,15 +105,15 @@ class Data:
                 dataset,
             ):
                 tags.setdefault(t["id"], []).append(t["tag"])
-        items = [versions.record(row, tags.get(row["id"], [])) for row in rows[:limit]]
-        return VersionPage(items=items, next=str(items[-1].number) if len(rows) > limit else None)
+        items = [rows.record(row, tags.get(row["id"], [])) for row in selected[:limit]]
+        return VersionPage(items=items, next=str(items[-1].number) if len(selected) > limit else None)
 
     @operation(role=Role.VIEWER)
     def get_version(self, dataset: str, selector: Selector = "latest") -> DatasetVersion:
         """One version: ``latest``, a number, a tag, an id or its unique beginning. Raises NotFound naming near ones."""
         with self._base.store.read() as tx:
-            return versions.version_of(
-                tx, self._base.project, versions.find(tx, self._base.project, dataset, selector)
+            return rows.version_of(
+                tx, self._base.project, rows.find(tx, self._base.project, dataset, selector)
             )
 
     @operation(role=Role.VIEWER)
@@ -126,7 +126,7 @@ class Data:
             )  # fmt: skip
             if row is None:
                 raise NotFound("no dataset version has this id", value=id)
-            return versions.version_of(tx, self._base.project, row)
+            return rows.version_of(tx, self._base.project, row)
 
     @operation(role=Role.VIEWER)
     def list_files(self, dataset: str, selector: Selector = "latest") -> list[FileEntry]:
@@ -172,7 +172,7 @@ class Data:
         from mainspring.data.intake import receive_table, staging
         from mainspring.data.tables import opened
 
-        versions.check_commit(dataset, message, inputs or (), tags or ())
+        rows.check_commit(dataset, message, inputs or (), tags or ())
         place = f"dataset {dataset!r}"
         with staging(self._base.home) as folder:
             staged = receive_table(body, folder, place=place)
@@ -205,7 +205,7 @@ class Data:
         tags: list[str] | None = None,
     ) -> DatasetVersion:
         """Make a version from objects that this project already stores, by path."""
-        versions.check_commit(dataset, message, inputs or (), tags or ())
+        rows.check_commit(dataset, message, inputs or (), tags or ())
         if not files:
             raise InvalidInput("a version has at least one file", place="files")
         check_owned(self._base, files.values(), place="files")
@@ -227,7 +227,7 @@ class Data:
         """Make a version from many files in one stream (frames: see ``data.intake``), bytes kept exactly as they are."""
         from mainspring.data.intake import FramedFiles
 
-        versions.check_commit(dataset, message, inputs or (), tags or ())
+        rows.check_commit(dataset, message, inputs or (), tags or ())
         files: dict[str, ObjectRef] = {}
         with self._base.objects.writing() as writer:
             for path, size, file in FramedFiles(body, limit=1024 * GIB):
@@ -263,7 +263,7 @@ class Data:
 
     def _add(self, new: NewVersion, findings: list[Finding]) -> DatasetVersion:
         with self._base.ledger.decision() as decision:
-            version, fresh = versions.add(self._base, decision, new)
+            version, fresh = rows.add(self._base, decision, new)
             if findings and fresh:
                 decision.event(
                     EventKind.DATASET_CHECKED,
@@ -307,10 +307,10 @@ class Data:
         check_name(dataset, what="dataset")
         where = "project = ? AND subject = ? AND kind = 'dataset.refused'"
         with self._base.store.read() as tx:
-            rows = rows_of(
+            selected = rows_of(
                 tx, where, [self._base.project, ref("dataset", dataset)], f"ORDER BY seq DESC LIMIT {max(1, min(limit, 100))}"
             )  # fmt: skip
-        return [reports.refusal(dataset, event_of(row)) for row in rows]
+        return [reports.refusal(dataset, event_of(row)) for row in selected]
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def get_profile(self, dataset: str, selector: Selector = "latest") -> Profile:
@@ -332,14 +332,14 @@ class Data:
 
         base = self._base
         with base.store.read() as tx:
-            rows = [versions.find(tx, base.project, dataset, s) for s in (before, after)]
-            one, two = (versions.version_of(tx, base.project, r) for r in rows)
+            selected = [rows.find(tx, base.project, dataset, s) for s in (before, after)]
+            one, two = (rows.version_of(tx, base.project, r) for r in selected)
         trees = [base.objects.tree(v.tree) for v in (one, two)]
         same = one.id == two.id
         tables = one.kind == "table" and two.kind == "table"
         changed = None
         if tables and not same:
-            changed = self._row_difference(rows[0], rows[1], key or [])
+            changed = self._row_difference(selected[0], selected[1], key or [])
         elif tables:
             self._check_columns(key or [], one)
         return DatasetDiff(
@@ -352,11 +352,11 @@ class Data:
     def tag_version(self, dataset: str, selector: Selector, tag: str) -> DatasetVersion:
         """Name a version; a tag that names another one moves here."""
         base = self._base
-        versions.check_tag(tag)
+        rows.check_tag(tag)
         with base.ledger.decision() as decision:
-            row = versions.find(decision.tx, base.project, dataset, selector)
-            versions.set_tag(base, decision, dataset, tag, str(row["id"]))
-            return decision.done(versions.version_of(decision.tx, base.project, row))
+            row = rows.find(decision.tx, base.project, dataset, selector)
+            rows.set_tag(base, decision, dataset, tag, str(row["id"]))
+            return decision.done(rows.version_of(decision.tx, base.project, row))
 
     @operation(role=Role.OPERATOR, changes=True)
     def delete_version(
@@ -371,7 +371,7 @@ class Data:
             raise InvalidInput("say why", place="reason", next_step="The reason is kept in the audit log.")
         with base.store.freeing(), base.ledger.decision() as decision:
             tx = decision.tx
-            row = versions.find(tx, base.project, dataset, selector)
+            row = rows.find(tx, base.project, dataset, selector)
             here = ref("dataset_version", row["id"])
             uses = int(
                 tx.scalar("SELECT COUNT(*) FROM edges WHERE project = ? AND source = ?", base.project, here)
@@ -383,7 +383,7 @@ class Data:
                     place=f"dataset {dataset!r}",
                     next_step="Look at its blast radius first; force=True deletes it all the same.",
                 )
-            gone = versions.version_of(tx, base.project, row)
+            gone = rows.version_of(tx, base.project, row)
             tx.execute(
                 "DELETE FROM dataset_tags WHERE project = ? AND dataset = ? AND id = ?",
                 base.project,
@@ -397,7 +397,7 @@ class Data:
                 dataset,
                 gone.id,
             )
-            decision.unrefer(versions.owner_of(dataset, gone.id))
+            decision.unrefer(rows.owner_of(dataset, gone.id))
             decision.event(
                 EventKind.DATASET_DELETED,
                 here,
@@ -409,7 +409,7 @@ class Data:
 
     def _row(self, dataset: str, selector: Selector) -> Row:
         with self._base.store.read() as tx:
-            return versions.find(tx, self._base.project, dataset, selector)
+            return rows.find(tx, self._base.project, dataset, selector)
 
     def _table_row(self, dataset: str, selector: Selector) -> Row:
         row = self._row(dataset, selector)
@@ -473,8 +473,8 @@ class Data:
         with open_engine(folder=folder) as engine:
             return run_checks(source, rules, now=self._base.clock.now(), engine=engine)
 
-    def _refuse_if(self, dataset: str, rows: int, findings: list[Finding]) -> None:
-        report = reports.report(dataset, None, rows, findings, at=self._base.clock.now())
+    def _refuse_if(self, dataset: str, row_count: int, findings: list[Finding]) -> None:
+        report = reports.report(dataset, None, row_count, findings, at=self._base.clock.now())
         if not report.refused:
             return
         bad = [f for f in findings if not f.passed]
@@ -521,5 +521,5 @@ class Data:
                         row["id"],
                     )
                 )
-                decision.refer(kept, versions.owner_of(dataset, str(row["id"])))
+                decision.refer(kept, rows.owner_of(dataset, str(row["id"])))
         return stored if kept == stored.digest else ObjectRef(digest=kept, size=len(base.objects.read(kept)))

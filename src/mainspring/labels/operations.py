@@ -9,7 +9,7 @@ import msgspec
 
 from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, MainspringError, NotFound
-from mainspring.labels.book import Book, Said, parse_id
+from mainspring.labels.rows import LabelRows, Said, parse_id
 from mainspring.lineage import Foundation
 from mainspring.operations import MIB, Role, operation
 from mainspring.records.base import from_json, new_id, seconds
@@ -88,8 +88,8 @@ class Labels:
         """
         reader = JournalReader(self._base.bundle / "log", FEEDBACK_PREFIX)
         with self._base.store.write() as tx:
-            book = Book(tx, self._base.project, self._reader)
-            records, cursor = reader.read(book.cursor(), max_records=max(1, min(limit, MAX_BATCH)))
+            labels = LabelRows(tx, self._base.project, self._reader)
+            records, cursor = reader.read(labels.cursor(), max_records=max(1, min(limit, MAX_BATCH)))
             more = bool(reader.read(cursor, max_records=1)[0])  # it stops at a number of bytes, too
             items, bad = _relayed(records)
             good = [item for item in items if not _problem(item)]
@@ -102,7 +102,7 @@ class Labels:
             if bad:
                 counts = _sum(counts, self._record([], rejected=bad))
             if records:
-                book.move_cursor(cursor)
+                labels.move_cursor(cursor)
             self.settle_parked()
         done = reader.behind(cursor)
         reader.remove(done)
@@ -118,11 +118,11 @@ class Labels:
             ):
                 return SettleReport()
         with self._base.ledger.decision() as d:
-            book = Book(d.tx, self._base.project, self._reader)
-            joinable = book.joinable(limit)
-            tally = book.record(joinable, expires_us=now, room=0) if joinable else {}
-            book.unpark(joinable)
-            expired = book.expire(now)
+            labels = LabelRows(d.tx, self._base.project, self._reader)
+            joinable = labels.joinable(limit)
+            tally = labels.record(joinable, expires_us=now, room=0) if joinable else {}
+            labels.unpark(joinable)
+            expired = labels.expire(now)
             waiting = int(
                 d.tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", self._base.project)
             )
@@ -152,7 +152,7 @@ class Labels:
             )
         wanted = {parse_id(p) for p in predictions}
         with self._base.store.read() as tx:
-            rows = Book(tx, self._base.project).standing({request for request, _ in wanted})
+            rows = LabelRows(tx, self._base.project).standing({request for request, _ in wanted})
         return [_label(rows[key], *key) for key in sorted(wanted) if key in rows]
 
     @operation(role=Role.VIEWER)
@@ -198,7 +198,7 @@ class Labels:
                 for share in (0.5, 0.9)
                 if n
             }
-            totals = Book(tx, project).totals()
+            totals = LabelRows(tx, project).totals()
             parked = int(tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", project))
         return LabelStats(
             deployment=deployment,
@@ -244,17 +244,17 @@ class Labels:
     def _record(self, said: list[Said], *, rejected: int, refuse: bool = False) -> FeedbackCounts:
         now = to_us(self._base.clock.now())
         with self._base.ledger.decision() as d:
-            book = Book(d.tx, self._base.project, self._reader)
-            early = book.waiting_for(said)
+            labels = LabelRows(d.tx, self._base.project, self._reader)
+            early = labels.waiting_for(said)
             if early:  # what came first is recorded first, or an old label would overrule a new one
-                book.record(early, expires_us=now, room=0)
-                book.unpark(early)
+                labels.record(early, expires_us=now, room=0)
+                labels.unpark(early)
             expires = now + self._park_us
             tally = (
-                book.record(said, expires_us=expires, room=self._max_parked, refuse=refuse) if said else {}
+                labels.record(said, expires_us=expires, room=self._max_parked, refuse=refuse) if said else {}
             )
             if rejected:
-                book.count(rejected=rejected)
+                labels.count(rejected=rejected)
                 tally["rejected"] = tally.get("rejected", 0) + rejected
             failpoint("labels.recorded")
             if tally:

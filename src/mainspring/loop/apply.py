@@ -12,7 +12,7 @@ from typing import Any
 
 from mainspring.clock import to_us
 from mainspring.lineage import Decision, Foundation
-from mainspring.loop import state
+from mainspring.loop import rows
 from mainspring.loop.rooms import LoopRooms
 from mainspring.loop.routing import stage_routes
 from mainspring.records.base import new_id, seconds, to_json
@@ -141,7 +141,7 @@ class Applier:
             self._base.project,
             decision.details["rollout"],
         )
-        rollout = state.running_rollout(d.tx, self._base.project, self._deployment)
+        rollout = rows.running_rollout(d.tx, self._base.project, self._deployment)
         if rollout is not None:
             self._route(rollout, f"stage {stage + 1}: {decision.reason}")
 

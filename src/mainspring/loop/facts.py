@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from mainspring.clock import from_us, to_us
 from mainspring.errors import NotFound
 from mainspring.lineage import Foundation
-from mainspring.loop import state
+from mainspring.loop import rows
 from mainspring.loop.apply import CHAMPION
 from mainspring.loop.rooms import LoopRooms
 from mainspring.loop.routing import CANDIDATE_SHADOW, CHAMPION_SHADOW
@@ -35,9 +35,9 @@ def gather(
     now = base.clock.now()
     champion, since = _champion(rooms, deploy.model)
     with base.store.read() as tx:
-        newest = state.newest_job(tx, base.project, deployment)
-        rollout = state.running_rollout(tx, base.project, deployment)
-        failures = state.failures_in_a_row(tx, base.project, deployment)
+        newest = rows.newest_job(tx, base.project, deployment)
+        rollout = rows.running_rollout(tx, base.project, deployment)
+        failures = rows.failures_in_a_row(tx, base.project, deployment)
         frozen = tx.scalar(
             "SELECT until_us FROM freezes WHERE project = ? AND deployment = ?", base.project, deployment
         )
@@ -54,7 +54,7 @@ def gather(
                 f"job:{job.id}",
             )
         )
-        verdict = state.verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
+        verdict = rows.verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
     alerts = rooms.monitoring.list_alerts(deployment=deployment, state="open")
     return Facts(
         deployment=deployment,

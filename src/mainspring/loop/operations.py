@@ -13,7 +13,7 @@ from mainspring.clock import to_us
 from mainspring.config import Config
 from mainspring.errors import Conflict, Fenced, InvalidInput, MainspringError, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.loop import replay, state
+from mainspring.loop import replay, rows
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
 from mainspring.loop.decide import decide
 from mainspring.loop.facts import gather
@@ -145,7 +145,7 @@ class Loop:
         """Ask for a retraining by hand; gate and rollout follow as always. ``params`` override the policy's."""
         deploy, model, _ = self._policies(deployment)
         with self._base.ledger.decision() as d:
-            found = state.newest_job(d.tx, self._base.project, deployment)
+            found = rows.newest_job(d.tx, self._base.project, deployment)
             if found is not None and found[0].state in {JobState.QUEUED, JobState.RUNNING}:
                 raise Conflict(
                     "a retraining is under way already",
@@ -161,7 +161,7 @@ class Loop:
                 ref("deployment", deployment),
                 {"reason": reason, "job": ident, "trigger": "manual"},
             )
-            job = d.done(state.job(d.tx, self._base.project, ident))
+            job = d.done(rows.job(d.tx, self._base.project, ident))
         if self._spawn is not None:
             self._spawn(job.id)
         return job
@@ -214,14 +214,14 @@ class Loop:
                 "UPDATE loop_jobs SET state = ?, attempt = attempt + 1, alive_us = ? WHERE project = ? AND id = ? AND state = ?",
                 JobState.RUNNING.value, _alive(alive_s), self._base.project, job, JobState.QUEUED.value,
             ):  # fmt: skip
-                found = state.job(d.tx, self._base.project, job)
+                found = rows.job(d.tx, self._base.project, job)
                 raise Conflict(
                     f"the job is {found.state.value}",
                     value=job,
                     next_step="Only a queued job can be claimed.",
                 )
             d.event(EventKind.LOOP_JOB_STARTED, ref("job", job))
-            return d.done(state.job(d.tx, self._base.project, job))
+            return d.done(rows.job(d.tx, self._base.project, job))
 
     @operation(role=Role.EDITOR, changes=True)
     def heartbeat_job(self, job: str, *, attempt: int, alive_s: float = 30.0) -> None:
@@ -258,18 +258,18 @@ class Loop:
             d.event(
                 EventKind.LOOP_JOB_FINISHED, ref("job", job), {k: v for k, v in told.items() if v is not None}
             )
-            return d.done(state.job(d.tx, self._base.project, job))
+            return d.done(rows.job(d.tx, self._base.project, job))
 
     def _recover_jobs(self) -> None:
         """A job whose worker fell silent goes back into the queue; after a few attempts it has failed."""
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 "SELECT id, attempt FROM loop_jobs WHERE project = ? AND state = ? AND alive_us < ?",
                 self._base.project,
                 JobState.RUNNING.value,
                 _alive(0),
             )
-        for row in rows:
+        for row in selected:
             if row["attempt"] >= _MAX_ATTEMPTS:
                 self.finish_job(
                     job=row["id"], attempt=row["attempt"], error=f"the worker died {row['attempt']} times"
@@ -293,7 +293,7 @@ class Loop:
             passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(),
         )  # fmt: skip
         with self._base.ledger.decision() as d:
-            state.save_verdict(d.tx, self._base.project, verdict)
+            rows.save_verdict(d.tx, self._base.project, verdict)
             subject = ref("model_version", f"{model}@{version}")
             d.event(
                 EventKind.GATE_PASSED if verdict.passed else EventKind.GATE_STOPPED,
@@ -301,7 +301,7 @@ class Loop:
                 {
                     "verdict": verdict.id,
                     "failed": [r.reason for r in rules if not r.passed],
-                    "digest": state.verdict_digest(self._base.project, verdict),
+                    "digest": rows.verdict_digest(self._base.project, verdict),
                 },
             )
             d.edge(subject, ref("verdict", verdict.id), "judged")
@@ -315,41 +315,39 @@ class Loop:
     def list_jobs(self, deployment: str | None = None, *, limit: int = 100) -> list[Job]:
         """Retraining jobs, newest first."""
         with self._base.store.read() as tx:
-            return [state.job_of(r) for r in self._select(tx, "loop_jobs", "requested_us", deployment, limit)]
+            return [rows.job_of(r) for r in self._select(tx, "loop_jobs", "requested_us", deployment, limit)]
 
     @operation(role=Role.VIEWER)
     def get_job(self, job: str) -> Job:
         """One retraining job."""
         with self._base.store.read() as tx:
-            return state.job(tx, self._base.project, job)
+            return rows.job(tx, self._base.project, job)
 
     @operation(role=Role.VIEWER)
     def list_rollouts(self, deployment: str | None = None, *, limit: int = 100) -> list[Rollout]:
         """Rollouts, newest first."""
         with self._base.store.read() as tx:
-            return [
-                state.rollout_of(r) for r in self._select(tx, "rollouts", "started_us", deployment, limit)
-            ]
+            return [rows.rollout_of(r) for r in self._select(tx, "rollouts", "started_us", deployment, limit)]
 
     @operation(role=Role.VIEWER)
     def get_verdict(self, verdict: str) -> Verdict:
         """A gate's verdict; altered rows are refused."""
         with self._base.store.read() as tx:
-            return state.verdict(tx, self._base.project, verdict)
+            return rows.verdict(tx, self._base.project, verdict)
 
     @operation(role=Role.VIEWER)
     def list_verdicts(self, model: str, version: int | None = None, *, limit: int = 100) -> list[Verdict]:
         """Verdicts about a model, newest first."""
         where, values = ("AND version = ?", [version]) if version is not None else ("", [])
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 f"SELECT id FROM verdicts WHERE project = ? AND model = ? {where} ORDER BY at_us DESC, id DESC LIMIT ?",
                 self._base.project,
                 model,
                 *values,
                 _limit(limit),
             )
-            return [state.verdict(tx, self._base.project, r["id"]) for r in rows]
+            return [rows.verdict(tx, self._base.project, r["id"]) for r in selected]
 
     @operation(role=Role.VIEWER, deadline_s=300)
     def replay(self) -> ReplayReport:
@@ -389,33 +387,33 @@ class Loop:
         self, tx: Any, table: str, order: str, deployment: str | None, limit: int
     ) -> list[dict[str, Any]]:
         where, values = ("AND deployment = ?", [deployment]) if deployment is not None else ("", [])
-        rows: list[dict[str, Any]] = tx.all(
+        selected: list[dict[str, Any]] = tx.all(
             f"SELECT * FROM {table} WHERE project = ? {where} ORDER BY {order} DESC, id DESC LIMIT ?",
             self._base.project,
             *values,
             _limit(limit),
         )
-        return rows
+        return selected
 
     def _open_jobs(self) -> list[str]:
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 "SELECT id FROM loop_jobs WHERE project = ? AND state IN (?, ?) ORDER BY requested_us",
                 self._base.project,
                 JobState.QUEUED.value,
                 JobState.RUNNING.value,
             )
-        return [r["id"] for r in rows]
+        return [r["id"] for r in selected]
 
     def _queued(self, deployment: str) -> list[str]:
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 "SELECT id FROM loop_jobs WHERE project = ? AND deployment = ? AND state = ?",
                 self._base.project,
                 deployment,
                 JobState.QUEUED.value,
             )
-        return [r["id"] for r in rows]
+        return [r["id"] for r in selected]
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Literal
 from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.monitoring import facts
+from mainspring.monitoring import rows
 from mainspring.monitoring.evaluate import Evaluation
 from mainspring.monitoring.ingest import ingest
 from mainspring.monitoring.references import References
@@ -102,11 +102,11 @@ class Monitoring:
         """Windows that start in ``[since, until)``; go on by passing the last start as ``until`` (or ``since``)."""
         order = "DESC" if newest_first else "ASC"
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 f"SELECT * FROM windows WHERE project = ? AND deployment = ? AND start_us >= ? AND start_us < ? ORDER BY start_us {order} LIMIT ?",
                 self._base.project, deployment, *_between(since, until), _limited(limit),
             )  # fmt: skip
-            return [self._window(tx, row) for row in rows]
+            return [self._window(tx, row) for row in selected]
 
     @operation(role=Role.VIEWER)
     def get_window(self, id: str) -> Window:  # noqa: A002 - the field is called id on the wire
@@ -154,12 +154,12 @@ class Monitoring:
                 where.append(f"{column} = ?")
                 values.append(value)
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 f"SELECT report FROM findings WHERE {' AND '.join(where)} ORDER BY at_us DESC, kind, subject, code LIMIT ?",
                 *values,
                 _limited(limit),
             )
-        return [from_json(r["report"], Finding) for r in rows]
+        return [from_json(r["report"], Finding) for r in selected]
 
     @operation(role=Role.VIEWER)
     def list_alerts(
@@ -179,12 +179,12 @@ class Monitoring:
         if state is not None:
             where.append("open_key IS NOT NULL" if state == "open" else "open_key IS NULL")
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 f"SELECT * FROM alerts WHERE {' AND '.join(where)} ORDER BY opened_us DESC, id DESC LIMIT ?",
                 *values,
                 _limited(limit),
             )
-        return [_alert(r) for r in rows]
+        return [_alert(r) for r in selected]
 
     @operation(role=Role.VIEWER)
     def get_series(
@@ -213,7 +213,7 @@ class Monitoring:
     @operation(role=Role.VIEWER)
     def get_prediction(self, id: str) -> PredictionRecord:  # noqa: A002 - the field is called id on the wire
         """One predicted row (``request/row``; a bare request id is row 0) with inputs, shadows and label."""
-        return facts.prediction(self._base, id)
+        return rows.prediction(self._base, id)
 
     @operation(role=Role.VIEWER)
     def compare_scorers(
@@ -227,12 +227,12 @@ class Monitoring:
         min_rows: int = 30,
     ) -> Paired:
         """Two scorers on the same rows with event time in ``[since, until)``: a version by its number, a shadow by its name."""
-        return facts.paired(self._base, self._references, deployment, a, b, *_between(since, until), min_rows)
+        return rows.paired(self._base, self._references, deployment, a, b, *_between(since, until), min_rows)
 
     @operation(role=Role.VIEWER)
     def get_blast_radius(self, model: str, version: int) -> BlastRadius:
         """How many predictions a model version made, and a sample of them."""
-        return facts.blast_radius(self._base, check_name(model, what="model"), version)
+        return rows.blast_radius(self._base, check_name(model, what="model"), version)
 
     @operation(role=Role.VIEWER)
     def list_deployments(self) -> list[str]:
@@ -293,16 +293,16 @@ class Monitoring:
     # --- for the lineage graph (the workspace introduces these) ------------------------------------------------------
 
     def _prediction_causes(self, ident: str) -> list[Edge]:
-        return facts.prediction_causes(self._base, ident)
+        return rows.prediction_causes(self._base, ident)
 
     def _prediction_facts(self, ident: str) -> dict[str, object] | None:
-        return facts.prediction_facts(self._base, ident)
+        return rows.prediction_facts(self._base, ident)
 
     def _version_effects(self, ident: str) -> list[Edge]:
-        return facts.prediction_effects(self._base, ident)
+        return rows.prediction_effects(self._base, ident)
 
     def _predictions_of(self, model: str, version: int) -> Iterator[str]:
-        return facts.iterate_predictions(self._base, model, version)
+        return rows.iterate_predictions(self._base, model, version)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

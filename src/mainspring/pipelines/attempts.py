@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from mainspring.clock import from_us
 from mainspring.errors import Conflict, Fenced, NotFound
 from mainspring.lineage import Decision
-from mainspring.pipelines import state
+from mainspring.pipelines import rows
 from mainspring.records.base import from_json, to_json
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
@@ -54,11 +54,11 @@ def end(d: Decision, project: str, execution: StepExecution, result: StepResult,
     """
     error = result.error
     unfit = facts.unfit if error is None else None
-    if not state.end_execution(d.tx, project, execution.id, _state_for(error), result=result, unfit=unfit):
-        raise _lost(state.read_execution(d.tx, project, execution.id))
+    if not rows.end_execution(d.tx, project, execution.id, _state_for(error), result=result, unfit=unfit):
+        raise _lost(rows.read_execution(d.tx, project, execution.id))
     me = ref("step", execution.id)
     if error is None:
-        state.record_finished(
+        rows.record_finished(
             d, project, execution, pipeline=facts.pipeline, code=facts.code, environment=facts.environment, result=result
         )  # fmt: skip
         return
@@ -98,7 +98,7 @@ def offer(d: Decision, job: StepJob, *, code: str, ttl_s: float, unfit: str | No
 
 def waiting(tx: Reader, project: str, *, limit: int) -> list[WaitingStep]:
     """What workers may take, oldest first. Steps of a run that is to stop are left out."""
-    rows = tx.all(
+    selected = tx.all(
         "SELECT e.id AS id, e.run AS run, e.pipeline AS pipeline, e.step AS step, e.started_us AS since FROM step_executions e "
         "JOIN step_offers o ON o.project = e.project AND o.execution = e.id "
         "JOIN pipeline_runs r ON r.project = e.project AND r.id = e.run "
@@ -109,7 +109,7 @@ def waiting(tx: Reader, project: str, *, limit: int) -> list[WaitingStep]:
         WaitingStep(
             execution=r["id"], run=r["run"], pipeline=r["pipeline"], step=r["step"], since=from_us(r["since"])
         )
-        for r in rows
+        for r in selected
     ]
 
 
@@ -117,12 +117,12 @@ def take(d: Decision, project: str, execution: str, *, worker: str, environment:
     """Give a waiting execution to a worker. Raises :class:`Conflict` if another has it, it is over, or its run is to stop."""
     # The offer before the execution, as wherever both are changed: in two orders the transactions block each other.
     found = _offered(d.tx, project, execution, lock=True)
-    run = state.read_run(d.tx, project, found.execution.run)
+    run = rows.read_run(d.tx, project, found.execution.run)
     if run.state != "running" or run.cancel_requested:
         raise Conflict(
             "the run of this step is over or was cancelled", value=run.id, next_step="Take another step."
         )
-    token, now = secrets.token_urlsafe(24), state.wall_us()
+    token, now = secrets.token_urlsafe(24), rows.wall_us()
     if not d.tx.execute(
         "UPDATE step_executions SET state = 'running', worker = ?, environment = ?, started_us = ? WHERE project = ? AND id = ? AND state = 'waiting'",
         worker, environment, now, project, execution,
@@ -146,9 +146,9 @@ def beat(tx: Writer, project: str, execution: str, token: str) -> Heartbeat:
         raise _lost(found.execution)
     tx.execute(
         "UPDATE step_offers SET expires_us = ? WHERE project = ? AND execution = ?",
-        state.wall_us() + found.ttl_us, project, execution,
+        rows.wall_us() + found.ttl_us, project, execution,
     )  # fmt: skip
-    if state.is_cancelled(tx, project, found.execution.run):
+    if rows.is_cancelled(tx, project, found.execution.run):
         return Heartbeat(go_on=False, reason="the run was cancelled")
     return Heartbeat(go_on=True)
 
@@ -164,7 +164,7 @@ def finish(d: Decision, project: str, execution: str, token: str, result: StepRe
     if found.execution.state in UNDER_WAY:
         end(d, project, found.execution, result, _facts(d.tx, project, found))
         d.unrefer(_owner(execution))
-    return state.read_execution(d.tx, project, execution)
+    return rows.read_execution(d.tx, project, execution)
 
 
 def settle(d: Decision, project: str, execution: str) -> StepExecution:
@@ -173,10 +173,10 @@ def settle(d: Decision, project: str, execution: str) -> StepExecution:
     Still under way if its worker was heard of since the caller looked.
     """
     found = _offered(d.tx, project, execution, lock=True)
-    if found.execution.state == "running" and found.expires_us <= state.wall_us():
+    if found.execution.state == "running" and found.expires_us <= rows.wall_us():
         message = f"worker {found.execution.worker} was not heard of for {found.ttl_us / 1e6:g} s"
         _drop(d, project, found, StepError(kind="lost", type="", message=message))
-    return state.read_execution(d.tx, project, execution)
+    return rows.read_execution(d.tx, project, execution)
 
 
 def withdraw(d: Decision, project: str, execution: str) -> None:
@@ -188,16 +188,16 @@ def withdraw(d: Decision, project: str, execution: str) -> None:
 
 def under_way(tx: Reader, project: str, executions: Iterable[str]) -> set[str]:
     """Those of ``executions`` that wait, or run at a worker that was heard of in time."""
-    wanted, now, found = list(executions), state.wall_us(), set[str]()
+    wanted, now, found = list(executions), rows.wall_us(), set[str]()
     for start in range(0, len(wanted), 500):
         part = wanted[start : start + 500]
-        rows = tx.all(
+        selected = tx.all(
             "SELECT e.id AS id FROM step_executions e JOIN step_offers o ON o.project = e.project AND o.execution = e.id "
             f"WHERE e.project = ? AND e.id IN ({', '.join('?' * len(part))}) "
             "AND (e.state = 'waiting' OR (e.state = 'running' AND o.expires_us > ?))",
             project, *part, now,
         )  # fmt: skip
-        found |= {str(r["id"]) for r in rows}
+        found |= {str(r["id"]) for r in selected}
     return found
 
 
@@ -224,7 +224,7 @@ def _offered(tx: Reader | Writer, project: str, execution: str, *, lock: bool = 
     if row is None:
         raise NotFound("no step waits or runs under this id", value=execution)
     return _Offered(
-        execution=state.read_execution(tx, project, execution),
+        execution=rows.read_execution(tx, project, execution),
         job=from_json(row["job"], StepJob),
         unfit=row["unfit"],
         token=str(row["token"]),
@@ -248,7 +248,7 @@ def _drop(d: Decision, project: str, found: _Offered, error: StepError) -> None:
 def _facts(tx: Reader, project: str, found: _Offered) -> Facts:
     """What the end of a worker's attempt is recorded with. A result from another environment serves this run only: the cache key
     names the run's."""
-    ingredients = state.read_ingredients(tx, project, found.execution.id)
+    ingredients = rows.read_ingredients(tx, project, found.execution.id)
     theirs, expected = found.execution.environment, ingredients.environment
     unfit = found.unfit
     if theirs and expected and theirs != expected:

@@ -18,7 +18,7 @@ import msgspec
 
 from mainspring.errors import Fenced, MainspringError
 from mainspring.lineage import Decision, Foundation
-from mainspring.pipelines import attempts, state
+from mainspring.pipelines import attempts, rows
 from mainspring.pipelines.attempts import Facts
 from mainspring.pipelines.executor import Ended, Executor
 from mainspring.pipelines.graph import Built
@@ -80,7 +80,7 @@ class Drive:
     def go(self) -> RunState:
         """Run until every step is done, failed or skipped. Raises :class:`Fenced` if the lease is lost on the way."""
         with self._base.store.read() as tx:
-            for step, attempt in state.attempts_of(tx, self._base.project, self._run.id).items():
+            for step, attempt in rows.attempts_of(tx, self._base.project, self._run.id).items():
                 if step in self._schedule.nodes:
                     self._schedule.nodes[step].attempt = attempt
         renewer = threading.Thread(target=self._renew, name="pipeline-lease", daemon=True)
@@ -94,8 +94,8 @@ class Drive:
             self._executor.close()
             with contextlib.suppress(MainspringError), self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, self._lease)
-                state.lose_running(d.tx, self._base.project, self._run.id)
-                state.end_run(d, self._base.project, self._run.id, "interrupted")
+                rows.lose_running(d.tx, self._base.project, self._run.id)
+                rows.end_run(d, self._base.project, self._run.id, "interrupted")
             raise
         finally:
             self._stop.set()
@@ -141,7 +141,7 @@ class Drive:
 
     def _watch_cancel(self) -> None:
         with self._base.store.read() as tx:
-            cancelled = state.is_cancelled(tx, self._base.project, self._run.id)
+            cancelled = rows.is_cancelled(tx, self._base.project, self._run.id)
         if cancelled and not self._schedule.cancelled:
             self._schedule.cancelled = True
             for execution in self._running:
@@ -195,7 +195,7 @@ class Drive:
                 verified=self._verified,
             )
             for bad in judgement.bad:
-                state.distrust(d.tx, self._base.project, bad)
+                rows.distrust(d.tx, self._base.project, bad)
             if judgement.entry is not None:
                 self._take(d, node, judgement, judgement.entry)
                 cached[node.step.name] = judgement.entry.cached_from or judgement.entry.id
@@ -211,7 +211,7 @@ class Drive:
             return  # resumed: it stands in this run already
         node.attempt += 1
         execution = msgspec.structs.replace(
-            state.new_execution(
+            rows.new_execution(
                 run=self._run.id,
                 step=node.step.name,
                 state="cached",
@@ -224,15 +224,15 @@ class Drive:
             metrics=entry.metrics,
             cached_from=entry.cached_from or entry.id,
         )
-        state.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
+        rows.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
         for artifact in entry.outputs:
             d.refer(artifact.digest, f"step:{execution.id}", tree=artifact.kind == "tree")
-        state.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
+        rows.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
     def _begin(self, d: Decision, node: Node, judgement: Judgement) -> Attempt:
         is_here = self._launcher.is_here(node)
         self._schedule.began(node, judgement.why.reason, elsewhere=not is_here)
-        execution = state.new_execution(
+        execution = rows.new_execution(
             run=self._run.id,
             step=node.step.name,
             state="running" if is_here else "waiting",
@@ -240,7 +240,7 @@ class Drive:
             why=judgement.why,
             inputs=judgement.inputs,
         )
-        state.insert_execution(
+        rows.insert_execution(
             d.tx, self._base.project, self._run.pipeline, execution, ingredients=judgement.ingredients
         )
         scratch = self._launcher.folder / "steps" / execution.id
@@ -248,12 +248,12 @@ class Drive:
 
     def _skip(self, d: Decision, node: Node, cause: str) -> None:
         execution = msgspec.structs.replace(
-            state.new_execution(
+            rows.new_execution(
                 run=self._run.id, step=node.step.name, state="skipped", attempt=node.attempt + 1, why=None
             ),
             error=StepError(kind="upstream", type="", message=f"step {cause!r} has no result"),
         )
-        state.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
+        rows.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
         self._schedule.skipped(node, cause)
 
     def _maybe_end(self, d: Decision) -> None:
@@ -261,7 +261,7 @@ class Drive:
         if self._ended is None:
             return
         step, error = self._schedule.failed or (None, None)
-        state.end_run(d, self._base.project, self._run.id, self._ended, error=error, step=step)
+        rows.end_run(d, self._base.project, self._run.id, self._ended, error=error, step=step)
         self._schedule.note("ended", None, self._ended)
 
     # --- ending --------------------------------------------------------------------------------------------------------

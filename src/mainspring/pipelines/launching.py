@@ -10,7 +10,7 @@ import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.lineage import Foundation
-from mainspring.pipelines import attempts, execute, state, warm
+from mainspring.pipelines import attempts, execute, rows, warm
 from mainspring.pipelines.executor import Ended, Executor
 from mainspring.pipelines.job import Place, Result, Task, read_result
 from mainspring.pipelines.logs import CappedLog
@@ -157,7 +157,7 @@ class Launcher:
             for name in attempt.node.upstream:
                 done = self._schedule.done[name]
                 if done.execution is not None and any(not self._readable(a) for a in done.outputs):
-                    state.distrust(d.tx, self._base.project, done.execution)
+                    rows.distrust(d.tx, self._base.project, done.execution)
 
     def _readable(self, artifact: Artifact) -> bool:
         try:

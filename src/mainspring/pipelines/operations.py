@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
 from mainspring.operations import MIB, Download, Kind, Role, operation
-from mainspring.pipelines import attempts, effects, state
+from mainspring.pipelines import attempts, effects, rows
 from mainspring.pipelines.arrivals import check_result
 from mainspring.records.base import Id
 from mainspring.records.events import EventKind
@@ -46,24 +46,24 @@ class Pipelines:
                 where += f" AND {column}"
                 values.append(value)
         with self._base.store.read() as tx:
-            rows = tx.all(
+            selected = tx.all(
                 f"SELECT * FROM pipeline_runs WHERE {where} ORDER BY id DESC LIMIT ?", *values, limit + 1
             )
-        items = [state.run_of(r) for r in rows[:limit]]
-        return PipelineRunPage(items=items, next=items[-1].id if len(rows) > limit else None)
+        items = [rows.run_of(r) for r in selected[:limit]]
+        return PipelineRunPage(items=items, next=items[-1].id if len(selected) > limit else None)
 
     @operation(role=Role.VIEWER)
     def get_run(self, id: str) -> PipelineRun:  # noqa: A002 - the word the interface uses
         """One run; raises :class:`NotFound`."""
         with self._base.store.read() as tx:
-            return state.read_run(tx, self._base.project, id)
+            return rows.read_run(tx, self._base.project, id)
 
     @operation(role=Role.VIEWER)
     def list_steps(self, run: str, *, attempts: bool = False) -> list[StepExecution]:
         """The latest execution of each step in the order of the graph; with ``attempts`` every one, oldest first."""
         with self._base.store.read() as tx:
-            graph = state.read_run(tx, self._base.project, run).graph
-            found = state.read_executions(tx, self._base.project, run)
+            graph = rows.read_run(tx, self._base.project, run).graph
+            found = rows.read_executions(tx, self._base.project, run)
         if attempts:
             return found
         latest = {e.step: e for e in found}
@@ -104,14 +104,14 @@ class Pipelines:
     def cancel_run(self, run: str, *, reason: str = "") -> PipelineRun:
         """Ask the runner of a run to stop it; it does within seconds. Raises :class:`Conflict` if the run has ended."""
         with self._base.ledger.decision() as d:
-            record = state.read_run(d.tx, self._base.project, run)
+            record = rows.read_run(d.tx, self._base.project, run)
             if record.state != "running":
                 raise Conflict(f"the run has ended already: {record.state}", value=run)
             d.tx.execute(
                 "UPDATE pipeline_runs SET cancel = 1 WHERE project = ? AND id = ?", self._base.project, run
             )
             d.event(EventKind.PIPELINE_CANCEL_REQUESTED, ref("run", run), {"reason": reason})
-            return d.done(state.read_run(d.tx, self._base.project, run))
+            return d.done(rows.read_run(d.tx, self._base.project, run))
 
     # --- running steps elsewhere ---------------------------------------------------------------------------------------
 
@@ -159,8 +159,8 @@ class Pipelines:
 
     def _step(self, run: str, step: str) -> StepExecution:
         with self._base.store.read() as tx:
-            graph = state.read_run(tx, self._base.project, run).graph
-            found = [e for e in state.read_executions(tx, self._base.project, run) if e.step == step]
+            graph = rows.read_run(tx, self._base.project, run).graph
+            found = [e for e in rows.read_executions(tx, self._base.project, run) if e.step == step]
         if not found:
             known = [s.name for s in graph.steps]
             raise NotFound(

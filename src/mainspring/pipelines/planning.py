@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from mainspring.data import versions
+from mainspring.data import rows as dataset_rows
 from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.lineage import Foundation
-from mainspring.pipelines import effects, keys, state
+from mainspring.pipelines import effects, keys, rows
 from mainspring.pipelines.closure import Closure, Closures
 from mainspring.pipelines.files import Files, Fingerprint
 from mainspring.pipelines.graph import Built
@@ -184,11 +184,11 @@ class Planner:
         return found
 
     def _version(self, argument: Argument, pinned: str | None) -> Done:
-        name, selector = str(argument.value), pinned or argument.output or versions.LATEST
+        name, selector = str(argument.value), pinned or argument.output or dataset_rows.LATEST
         base = self._base
         try:
             with base.store.read() as tx:
-                row = versions.find(tx, base.project, name, selector)
+                row = dataset_rows.find(tx, base.project, name, selector)
         except NotFound as error:
             raise NotFound(
                 error.message,
@@ -276,9 +276,9 @@ class Planner:
         )
         key = keys.key_of(ingredients)
         inputs = list({(a.name, a.digest): a for found in resolved.values() for a in found}.values())
-        entry = state.find_entry(tx, self._base.project, key, run=run) if run is not None else None
+        entry = rows.find_entry(tx, self._base.project, key, run=run) if run is not None else None
         if entry is None and step.cache:
-            entry = state.find_entry(tx, self._base.project, key)
+            entry = rows.find_entry(tx, self._base.project, key)
         if entry is not None:
             return self._judge_entry(tx, step, ingredients, inputs, entry, run=run, verified=verified)
         problem = next((p for p in files.values() if p.problem), None)
@@ -287,7 +287,7 @@ class Planner:
         elif problem is not None:
             reason = f"file {problem.path} {problem.problem}, so nothing tells whether it changed"
         else:
-            earlier = state.find_earlier(tx, self._base.project, pipeline, step.name)
+            earlier = rows.find_earlier(tx, self._base.project, pipeline, step.name)
             return Judgement(
                 ingredients, inputs, keys.explain_miss(step.name, key, ingredients, earlier), None, []
             )

@@ -11,7 +11,7 @@ from typing import Any
 from mainspring.clock import from_us
 from mainspring.errors import Conflict, StepFailed
 from mainspring.lineage import Foundation
-from mainspring.pipelines import processes, state
+from mainspring.pipelines import processes, rows
 from mainspring.pipelines.closure import Closures
 from mainspring.pipelines.drive import Drive, OnEvent
 from mainspring.pipelines.executors import Setup, check_executor, make_executor
@@ -79,7 +79,7 @@ class Runner:
         built, loaded, values = self._build(pipeline, params or {})
         shown, at = params_as_data(values), self._base.clock.now()
         planner = self._planner(built, shown, at)
-        started = from_us(state.wall_us())
+        started = from_us(rows.wall_us())
         sources = planner.take_sources(self._base.objects.writing, {})
         run = PipelineRun(
             id=new_id(),
@@ -96,7 +96,7 @@ class Runner:
         lease = self._acquire(run.id)
         try:
             with self._base.ledger.decision() as d:
-                state.insert_run(d, self._base.project, run)
+                rows.insert_run(d, self._base.project, run)
                 for done in sources.values():
                     for artifact in done.outputs:
                         if not artifact.source:
@@ -148,11 +148,11 @@ class Runner:
             values = convert_params(loaded, run.params)
             built = build(loaded, values, root=self._root)
             planner = self._planner(built, run.params, run.at or run.started, environment=run.environment)
-            pinned = {source_key(a): a.version for a in state.datasets_of(run.graph) if a.version}
+            pinned = {source_key(a): a.version for a in rows.datasets_of(run.graph) if a.version}
             sources = planner.take_sources(self._base.objects.writing, pinned)
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, lease)
-                state.reopen_run(d, self._base.project, run_id)
+                rows.reopen_run(d, self._base.project, run_id)
             return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
         finally:
             self._base.leases.release(lease)
@@ -211,7 +211,7 @@ class Runner:
         return ended
 
     def _acquire(self, run_id: str) -> Lease:
-        name = state.run_lease(self._base, run_id)
+        name = rows.run_lease(self._base, run_id)
         me = processes.identity()
         try:
             return self._base.leases.acquire(name, holder=me, ttl_s=self._settings.lease_ttl_s)

@@ -17,8 +17,8 @@ from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.tracking import Experiment, ExperimentPage
 from mainspring.storage.sql import Reader, Row
+from mainspring.tracking.rows import check_texts, parts
 from mainspring.tracking.search import Sql
-from mainspring.tracking.tables import check_texts, parts
 
 View = Literal["active", "deleted", "all"]
 

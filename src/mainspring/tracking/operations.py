@@ -37,9 +37,9 @@ from mainspring.tracking import history
 from mainspring.tracking.experiments import Experiments, View, experiment_for_a_run, viewed, within
 from mainspring.tracking.filters import Both, Compare, Node, parse
 from mainspring.tracking.order import Query, parse_order
+from mainspring.tracking.rows import Tables, alive_until, blocks_of, check_texts, next_number
 from mainspring.tracking.search import FEW, Compiler, names_in
 from mainspring.tracking.streams import Stream
-from mainspring.tracking.tables import Tables, alive_until, blocks_of, check_texts, next_number
 
 declare("tracking.batch_marked", "tracking.batch_stored")
 

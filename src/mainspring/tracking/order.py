@@ -20,8 +20,8 @@ from mainspring.records.base import from_json, to_json
 from mainspring.storage.sql import Reader, Row
 from mainspring.storage.sql.store import Value
 from mainspring.tracking.filters import MAX_LENGTH, Field, parse_field
+from mainspring.tracking.rows import HEAD
 from mainspring.tracking.search import TABLES, Compiler, Sql
-from mainspring.tracking.tables import HEAD
 
 MAX_KEYS = 8
 MAX_MARK = 16_384

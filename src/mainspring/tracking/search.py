@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mainspring.errors import InvalidInput
 from mainspring.storage.sql.store import Value
 from mainspring.tracking.filters import Both, Compare, Field, Negated, Node
-from mainspring.tracking.tables import HEAD
+from mainspring.tracking.rows import HEAD
 
 FEW = 2000
 """A condition met by at most this many runs drives the search."""

@@ -71,7 +71,7 @@ class Said:
         )
 
 
-class Book:
+class LabelRows:
     """Reads and writes labels in one transaction of a project."""
 
     def __init__(self, tx: Reader, project: str, readers: Readers | None = None) -> None:
