@@ -15,7 +15,6 @@ from mainspring.monitoring.ingest import ingest
 from mainspring.monitoring.references import References
 from mainspring.operations import Role, operation
 from mainspring.records.base import check_name, from_json
-from mainspring.records.lineage import Edge
 from mainspring.records.models import ModelRegistry
 from mainspring.records.monitoring import (
     Alert,
@@ -213,7 +212,7 @@ class Monitoring:
     @operation(role=Role.VIEWER)
     def get_prediction(self, id: str) -> PredictionRecord:  # noqa: A002 - the field is called id on the wire
         """One predicted row (``request/row``; a bare request id is row 0) with inputs, shadows and label."""
-        return rows.prediction(self._base, id)
+        return rows.read_prediction(self._base, id)
 
     @operation(role=Role.VIEWER)
     def compare_scorers(
@@ -227,12 +226,14 @@ class Monitoring:
         min_rows: int = 30,
     ) -> Paired:
         """Two scorers on the same rows with event time in ``[since, until)``: a version by its number, a shadow by its name."""
-        return rows.paired(self._base, self._references, deployment, a, b, *_between(since, until), min_rows)
+        return rows.compare_scorers(
+            self._base, self._references, deployment, a, b, *_between(since, until), min_rows
+        )
 
     @operation(role=Role.VIEWER)
     def get_blast_radius(self, model: str, version: int) -> BlastRadius:
         """How many predictions a model version made, and a sample of them."""
-        return rows.blast_radius(self._base, check_name(model, what="model"), version)
+        return rows.read_blast_radius(self._base, check_name(model, what="model"), version)
 
     @operation(role=Role.VIEWER)
     def list_deployments(self) -> list[str]:
@@ -289,20 +290,6 @@ class Monitoring:
                 open_alerts=count("alerts", " AND open_key IS NOT NULL"),
                 ingest=from_json(counters, dict[str, int]) if counters else {},
             )
-
-    # --- for the lineage graph (the workspace introduces these) ------------------------------------------------------
-
-    def _prediction_causes(self, ident: str) -> list[Edge]:
-        return rows.prediction_causes(self._base, ident)
-
-    def _prediction_facts(self, ident: str) -> dict[str, object] | None:
-        return rows.prediction_facts(self._base, ident)
-
-    def _version_effects(self, ident: str) -> list[Edge]:
-        return rows.prediction_effects(self._base, ident)
-
-    def _predictions_of(self, model: str, version: int) -> Iterator[str]:
-        return rows.iterate_predictions(self._base, model, version)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

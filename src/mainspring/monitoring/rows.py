@@ -43,7 +43,7 @@ def split_id(prediction_id: str) -> tuple[str, int]:
     return request, int(row or 0)
 
 
-def prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
+def read_prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
     """One predicted row, with its inputs from the log and its label if it has one."""
     request, number = split_id(prediction_id)
     where, key = "project = ? AND request = ? AND row_no = ?", (base.project, request, number)
@@ -104,7 +104,7 @@ def _logged(base: Foundation, request: str) -> LoggedPrediction | None:
     )
 
 
-def prediction_causes(base: Foundation, ident: str) -> list[Edge]:
+def list_prediction_causes(base: Foundation, ident: str) -> list[Edge]:
     """Edges into a prediction: the model version that scored it, the deployment whose route table chose that version."""
     request, number = split_id(ident)
     with base.store.read() as tx:
@@ -130,10 +130,10 @@ def prediction_causes(base: Foundation, ident: str) -> list[Edge]:
     ]
 
 
-def prediction_facts(base: Foundation, ident: str) -> dict[str, object] | None:
+def read_prediction_facts(base: Foundation, ident: str) -> dict[str, object] | None:
     """Short facts of a prediction, or None if it is not known."""
     try:
-        found = prediction(base, ident)
+        found = read_prediction(base, ident)
     except (NotFound, InvalidInput):
         return None
     return {
@@ -156,17 +156,17 @@ def split_version(ident: str) -> tuple[str, int] | None:
     )
 
 
-def prediction_effects(base: Foundation, model_version: str) -> list[Edge]:
-    """Edges from a model version to a bounded sample of its predictions (the first ones). Counts: :func:`blast_radius`."""
+def list_prediction_effects(base: Foundation, model_version: str) -> list[Edge]:
+    """Edges from a model version to a bounded sample of its predictions (the first ones). Counts: :func:`read_blast_radius`."""
     found = split_version(model_version)
     if found is None:
         return []
-    radius = blast_radius(base, *found)
+    radius = read_blast_radius(base, *found)
     source = ref("model_version", model_version)
     return [Edge(source=source, target=ref("prediction", p), kind="predicted") for p in radius.sample]
 
 
-def blast_radius(base: Foundation, model: str, version: int) -> BlastRadius:
+def read_blast_radius(base: Foundation, model: str, version: int) -> BlastRadius:
     where, key = "project = ? AND model = ? AND version = ?", (base.project, model, version)
     with base.store.read() as tx:
         total = tx.all(
@@ -211,7 +211,7 @@ def iterate_predictions(base: Foundation, model: str, version: int, *, batch: in
 # --- two scorers on the same rows -------------------------------------------------------------------------------------
 
 
-def paired(
+def compare_scorers(
     base: Foundation,
     references: References,
     deployment: str,
