@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import blake3
 
@@ -89,12 +89,14 @@ class LabelRows:
         return {(r["request"], r["row_no"]): r for r in self._select("labels", requests)}
 
     def read_totals(self) -> dict[str, int]:
+        """How many labels were ever parked, expired, rejected and revised."""
         row = self._tx.first(
             "SELECT parked, expired, rejected, revised FROM label_counters WHERE project = ?", self._project
         )
         return {name: int(row[name]) if row else 0 for name in ("parked", "expired", "rejected", "revised")}
 
     def read_cursor(self) -> str:
+        """How far the journal of relayed feedback was read."""
         return str(
             self._tx.scalar("SELECT cursor FROM label_counters WHERE project = ?", self._project) or ""
         )
@@ -153,8 +155,8 @@ class LabelRows:
             else 0
         )
         tally: Counter[str] = Counter()
-        new: list[Any] = []
-        waiting: list[Any] = []
+        new: list[tuple[SentLabel, int, int]] = []
+        waiting: list[tuple[SentLabel, int]] = []
         for index, label in enumerate(sent):
             seq += 1
             identity = (*label.key, label.content)
@@ -170,18 +172,7 @@ class LabelRows:
                 )
                 if outcome == "parked":
                     parked.add(identity)
-                    waiting.append(
-                        (
-                            self._project,
-                            *identity,
-                            seq,
-                            label.value,
-                            label.at_us,
-                            label.arrived_us,
-                            label.source,
-                            expires_us,
-                        )
-                    )
+                    waiting.append((label, seq))
                 tally[outcome] += 1
                 continue
             before = current.get(label.key)
@@ -197,17 +188,20 @@ class LabelRows:
             contents.add(identity)
             new.append((label, revision, seq))
             tally["revised" if before else "accepted"] += 1
-        self._write_labels(new, waiting)
+        self._write_labels(new)
+        self._park(waiting, expires_us)
         self.add_counts(parked=tally["parked"], rejected=tally["rejected"], revised=tally["revised"])
         return {name: n for name, n in tally.items() if n}
 
     def delete_parked(self, sent: list[SentLabel]) -> None:
+        """Delete these labels from those that wait for their prediction."""
         self._writer.many(
             "DELETE FROM parked_labels WHERE project = ? AND request = ? AND row_no = ? AND content = ?",
             [(self._project, s.request, s.row, s.content) for s in sent],
         )
 
     def expire_parked(self, now_us: int) -> int:
+        """Delete and count the parked labels that waited too long; returns how many."""
         expired = self._writer.execute(
             "DELETE FROM parked_labels WHERE project = ? AND expires_us <= ?", self._project, now_us
         )
@@ -294,7 +288,8 @@ class LabelRows:
                 *chunk,
             )
 
-    def _write_labels(self, new: list[tuple[SentLabel, int, int]], waiting: list[Any]) -> None:
+    def _write_labels(self, new: list[tuple[SentLabel, int, int]]) -> None:
+        """Write labels with their revisions and sequence numbers."""
         # Of several revisions in one batch only the last one is current; all of them go into the history.
         last = {s.key: (s, revision, seq) for s, revision, seq in new}
         self._writer.many(
@@ -323,9 +318,26 @@ class LabelRows:
                 for s, revision, _ in new
             ],
         )
+
+    def _park(self, waiting: list[tuple[SentLabel, int]], expires_us: int) -> None:
+        """Keep labels whose prediction is not known yet, in the order of their sequence numbers."""
         self._writer.many(
             "INSERT INTO parked_labels (project, request, row_no, content, position, value, at_us, arrived_us, source, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            waiting,
+            [
+                (
+                    self._project,
+                    s.request,
+                    s.row,
+                    s.content,
+                    seq,
+                    s.value,
+                    s.at_us,
+                    s.arrived_us,
+                    s.source,
+                    expires_us,
+                )
+                for s, seq in waiting
+            ],
         )
 
 

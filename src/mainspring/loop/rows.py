@@ -50,6 +50,7 @@ def failures_in_a_row(tx: Reader, project: str, deployment: str) -> int:
 
 
 def running_rollout(tx: Reader, project: str, deployment: str) -> Rollout | None:
+    """The rollout that runs now; there is at most one per deployment."""
     row = tx.first(
         "SELECT * FROM rollouts WHERE project = ? AND deployment = ? AND state = ?",
         project,
@@ -60,6 +61,7 @@ def running_rollout(tx: Reader, project: str, deployment: str) -> Rollout | None
 
 
 def save_verdict(tx: Writer, project: str, verdict: Verdict) -> None:
+    """Insert a verdict with a digest of its record, by which a later change of the row shows."""
     record = to_json(verdict)
     tx.execute(
         "INSERT INTO verdicts (project, id, model, version, passed, record, digest, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

@@ -195,6 +195,7 @@ class Run:
         self.log_params({key: value})
 
     def log_params(self, params: Mapping[str, object]) -> None:
+        """Log several input values; see :meth:`log_param`."""
         texts = {
             _storable_text(str(k)): self._shorten(_storable_text(str(v)), "params") for k, v in params.items()
         }
@@ -211,6 +212,7 @@ class Run:
             self._append(encode(spool.PARAMS, new), keep=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
+        """Set several tags; a tag that exists gets the new value."""
         texts = {
             _storable_text(str(k)): self._shorten(_storable_text(str(v)), "tags") for k, v in tags.items()
         }
@@ -218,6 +220,7 @@ class Run:
             self._append(encode(spool.TAGS, texts), keep=True)
 
     def set_tag(self, key: str, value: object) -> None:
+        """Set a tag; one that exists gets the new value."""
         self.set_tags({key: value})
 
     def log_inputs(self, *inputs: str) -> None:
