@@ -234,11 +234,9 @@ def _check_edges(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
         )
     }
     for edge in sorted(named - stored):
-        seen.note(
-            f"edge {_describe_edge(edge)}: recorded by event {row['seq']}, but it is not there any more"
-        )
+        seen.note(f"edge {_describe_edge(edge)}: recorded by event {row['seq']}, but missing in the table")
     for edge in sorted(stored - named):
-        seen.note(f"edge {_describe_edge(edge)}: says event {row['seq']} recorded it, which is not so")
+        seen.note(f"edge {_describe_edge(edge)}: its row names event {row['seq']}, which did not record it")
 
 
 def _check_unnamed_edges(tx: Reader, project: str, seen: _Walk) -> int:

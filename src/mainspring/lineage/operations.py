@@ -88,7 +88,7 @@ class Lineage:
 
     @operation(role=Role.VIEWER)
     def verify(self, *, anchor: str | None = None) -> AuditReport:
-        """Check the whole event chain of this project, and the edges, verdicts, aliases and approvals that hang on it.
+        """Check the whole event chain of this project, and the edges, verdicts, aliases and approvals that it records.
 
         Everything that does not match is named; nothing stops the check. ``anchor`` (``<seq>:<hash>``, kept elsewhere) shows
         whether events were cut off at the end since then.

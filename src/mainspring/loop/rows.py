@@ -105,13 +105,13 @@ def audit_verdicts(tx: Reader, project: str) -> Iterator[str]:
         name = f"verdict {row['id']} of {row['model']}@{row['version']}"
         kind, digest = events.pop(str(row["id"]), ("", None))
         if not kind:
-            yield f"{name}: no event of the chain gave it"
+            yield f"{name}: no event of the chain records it"
         elif _digest(project, str(row["record"]).encode()) != (digest or row["digest"]):
-            yield f"{name}: it is not what the event that gave it says"
+            yield f"{name}: its content differs from what its event records"
         elif (kind == EventKind.GATE_PASSED) != bool(row["passed"]):
             yield f"{name}: its event says {kind.partition('.')[2]}"
     for ident in events:
-        yield f"verdict {ident}: an event gave it, but it is not there any more"
+        yield f"verdict {ident}: an event records it, but its row is missing"
 
 
 def _digest(project: str, record: bytes) -> str:

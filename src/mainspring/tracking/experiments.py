@@ -53,7 +53,7 @@ class Experiments:
         """One experiment, by its name or by its id: pass one of them. Deleted ones are returned too (``deleted`` says so)."""
         if (name is None) == (id is None):
             raise InvalidInput(
-                "an experiment is asked for by its name or by its id",
+                "one of name and id is needed",
                 place="name, id",
                 next_step="Pass one of them.",
             )
