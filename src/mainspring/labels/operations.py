@@ -192,6 +192,7 @@ class Labels:
                 *values,
             )[0]
             n = int(labelled["n"])
+            # The quantile is the delay at its rank: an OFFSET into the sorted delays, so that no delay is kept in memory.
             delays = {
                 share: tx.scalar(
                     f"SELECT l.arrived_us - k.at_us AS delay {joined}{where} ORDER BY delay LIMIT 1 OFFSET ?",

@@ -280,7 +280,7 @@ class LabelRows:
 
     def _select(self, table: str, requests: Iterable[str], columns: str = "*") -> Iterator[Row]:
         todo = iter(sorted(requests))
-        while chunk := list(islice(todo, _CHUNK)):
+        while chunk := list(islice(todo, _CHUNK)):  # engines limit how many values one statement binds
             marks = ",".join("?" * len(chunk))
             yield from self._tx.all(
                 f"SELECT {columns} FROM {table} WHERE project = ? AND request IN ({marks})",

@@ -155,6 +155,7 @@ def _read_sizes(base: Foundation, digests: list[str]) -> dict[str, int | None]:
         for start in range(0, len(digests), 500):  # engines limit how many values one statement binds
             part = digests[start : start + 500]
             marks = ", ".join("?" * len(part))
+            # LEFT JOIN: an object may be referred to without an upload, and its size is not known here then.
             rows = tx.all(
                 f"SELECT r.digest AS digest, MAX(u.size) AS size FROM object_refs r LEFT JOIN uploads u ON u.project = r.project AND u.digest = r.digest "
                 f"WHERE r.project = ? AND r.digest IN ({marks}) GROUP BY r.digest",

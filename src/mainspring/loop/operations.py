@@ -77,6 +77,7 @@ class Loop:
                 "a time needs its zone", value=now.isoformat(), next_step="Write e.g. 2013-02-01T00:00:00Z."
             )
         with self._base.store.write() as tx:
+            # The later of two times stays, whichever process writes last: policy time never goes back.
             tx.execute(
                 "INSERT INTO settings (project, name, value) VALUES (?, 'clock_us', ?) ON CONFLICT (project, name) DO UPDATE SET value = "
                 "CASE WHEN CAST(excluded.value AS BIGINT) > CAST(settings.value AS BIGINT) THEN excluded.value ELSE settings.value END",

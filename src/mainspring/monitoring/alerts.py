@@ -92,6 +92,7 @@ def _open_alert(
     d: Decision, project: str, deployment: str, key: Subject, window: str, at_us: int, detail: str
 ) -> str:
     ident = new_id()
+    # A unique index over open_key, which is NULL once resolved, allows one open alert per deployment, kind and subject.
     d.tx.execute(
         "INSERT INTO alerts (project, id, deployment, kind, subject, open_key, opened_us, last_us, resolved_us, hits, quiet, window_id, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 1, 0, ?, ?)",

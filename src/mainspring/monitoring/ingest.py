@@ -209,6 +209,7 @@ def _row_scores(record: LoggedPrediction | LoggedShadow) -> Iterator[tuple[float
 
 def _open_windows(base: Foundation, tx: Writer, spans: Iterable[Span]) -> None:
     for span in spans:
+        # A window that exists got late rows: stale, it is judged again if it is closed.
         tx.execute(
             "INSERT INTO windows (project, id, deployment, start_us, end_us, state, revision, stale, report) VALUES (?, ?, ?, ?, ?, 'open', 1, 0, '')"
             " ON CONFLICT (project, id) DO UPDATE SET stale = 1",

@@ -194,6 +194,7 @@ def read_blast_radius(base: Foundation, model: str, version: int) -> BlastRadius
 
 def iterate_predictions(base: Foundation, model: str, version: int, *, batch: int = 2_000) -> Iterator[str]:
     """Ids of all predictions of a model version, in time order, in bounded memory."""
+    # Pages by keyset along the index of model, version and time: an OFFSET would read all rows before it for every page.
     at, request, row = -(2**62), "", -1
     while True:
         with base.store.read() as tx:

@@ -92,7 +92,7 @@ def revise_performance(tx: Writer, project: str, span: Span, references: Referen
         rows = tx.all(
             f"SELECT {columns}model, version, score, scores, value FROM {view} WHERE {where} ORDER BY at_us DESC, request, row_no LIMIT ?",
             *values,
-            MAX_ROWS + 1,
+            MAX_ROWS + 1,  # one more shows that rows are left out
         )
         truncated = len(rows) > MAX_ROWS
         for row in rows[:MAX_ROWS]:

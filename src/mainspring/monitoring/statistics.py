@@ -319,6 +319,7 @@ def spending(step: int) -> float:
     """
     if step < 1:
         return 0.0
+    # With this factor the infinite sum is below 1 (about 0.91).
     return 0.0722 * math.log(max(step, 2)) / (step * math.exp(math.sqrt(math.log(step))))
 
 

@@ -99,6 +99,7 @@ class Compiler:
                 return Sql("(m.value IS NULL OR m.value <> ?)", node.values)
             return _comparison(node, "m.value")
         if node.operator in {"=", "in"}:
+            # The index holds only the beginning of a text (``head``); the comparison of the whole value decides.
             heads = tuple(str(v)[:HEAD] for v in node.values)
             marks = ", ".join("?" * len(heads))
             return Sql(f"m.head IN ({marks}) AND m.value IN ({marks})", heads + node.values)
