@@ -125,11 +125,9 @@ def _plain(name: str, base: Foundation) -> Any:
 
 
 def _lineage(workspace: Workspace) -> Lineage:
-    from mainspring.introductions import introduce
+    from mainspring.introductions import graph_sources
 
-    lineage = Lineage(workspace.base)
-    introduce(lineage, workspace)
-    return lineage
+    return Lineage(workspace.base, graph_sources(workspace))
 
 
 def _deploy(workspace: Workspace) -> Any:

@@ -74,13 +74,13 @@ def test_parts_of_one_decision_share_its_last_event(ledger: Ledger, store: Store
         ),
         (
             "INSERT INTO edges (project, source, target, kind, at_us, event) VALUES ('p', 'dataset_version:clean', 'run:1', 'input', 5, 2)",
-            "says event 2 recorded it",
+            "its row names event 2",
         ),
         (
             "INSERT INTO edges (project, source, target, kind, at_us, event) VALUES ('p', 'dataset_version:clean', 'run:1', 'input', 5, 3)",
             "event 3 of the chain did not record it",
         ),
-        ("DELETE FROM edges WHERE kind = 'input'", "not there any more"),
+        ("DELETE FROM edges WHERE kind = 'input'", "missing in the table"),
         ("UPDATE edges SET source = 'dataset_version:clean' WHERE kind = 'input'", "dataset_version:clean"),
     ],
 )

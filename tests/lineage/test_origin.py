@@ -187,7 +187,7 @@ def test_a_forged_edge_is_exposed(workspace: Workspace, root: Path) -> None:
     assert f"edge dataset_version:{used} → run:{run} (input): MISSING, recorded, but taken away since" in said
     code, said = _cli(root, "audit", "verify")
     assert code == 1
-    assert "not there any more" in said
+    assert "missing in the table" in said
 
 
 @pytest.mark.parametrize(
@@ -234,11 +234,13 @@ def test_verdicts_hang_on_the_chain(workspace: Workspace, root: Path) -> None:
         )
     assert workspace.loop.get_verdict(verdict=verdict).passed, "the row by itself is consistent"
     report = workspace.lineage.verify()
-    assert [p.partition(": ")[2] for p in report.problems] == ["it is not what the event that gave it says"]
+    assert [p.partition(": ")[2] for p in report.problems] == [
+        "its content differs from what its event records"
+    ]
     with workspace.base.store.write() as tx:
         tx.execute("UPDATE verdicts SET id = ? WHERE id = ?", "0" * 36, verdict)
     said = sorted(p.partition(": ")[2] for p in workspace.lineage.verify().problems)
-    assert said == ["an event gave it, but it is not there any more", "no event of the chain gave it"]
+    assert said == ["an event records it, but its row is missing", "no event of the chain records it"]
 
 
 def test_aliases_and_approvals_hang_on_the_chain(workspace: Workspace) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mainspring.loop.decide import breached
-from mainspring.loop.facts import evidence
+from mainspring.loop.facts import gather_evidence
 from mainspring.records.loop import RollbackRule, Rollout, RolloutState, Stage
 from mainspring.records.serving import LoggedShadow
 
@@ -26,7 +26,7 @@ def stage_evidence(world: Any, stage: Stage, began: Any) -> Any:
         id="r", deployment="delay", model="delay", version=2, champion=1, state=RolloutState.RUNNING, stage=0,
         stages=[stage], started_at=began, stage_started_at=began,
     )  # fmt: skip
-    return evidence(SimpleNamespace(monitoring=world.monitoring), rollout, world.clock.now())  # type: ignore[arg-type]
+    return gather_evidence(SimpleNamespace(monitoring=world.monitoring), rollout, world.clock.now())  # type: ignore[arg-type]
 
 
 def test_a_canary_that_always_raises_breaks_the_error_rule(world: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 from mainspring.clock import to_us
 from mainspring.errors import NotFound
 from mainspring.monitoring import Monitoring
+from mainspring.monitoring import rows as prediction_rows
 from mainspring.records.base import new_id, to_json
 from mainspring.records.models import Task
 from mainspring.records.monitoring import IngestReport, Verdict
@@ -502,10 +503,10 @@ def test_one_prediction_and_its_causes(world: Any) -> None:
     world.label([ident], [True])
     found = world.monitoring.get_prediction(id=ident)
     assert (found.score, found.label, found.shadows, found.version) == (0.25, True, {"frozen": 0.5}, 1)
-    edges = {(e.source, e.kind) for e in world.monitoring._prediction_causes(f"{ident}/0")}
+    edges = {(e.source, e.kind) for e in prediction_rows.list_prediction_causes(world.base, f"{ident}/0")}
     assert edges == {("model_version:delay@1", "predicted"), ("deployment:delay", "routed as champion")}
-    assert world.monitoring._prediction_facts(ident)["label"] is True
-    assert world.monitoring._prediction_facts(new_id()) is None
+    assert prediction_rows.read_prediction_facts(world.base, ident)["label"] is True
+    assert prediction_rows.read_prediction_facts(world.base, new_id()) is None
     with pytest.raises(NotFound):
         world.monitoring.get_prediction(id=new_id())
 
@@ -515,9 +516,9 @@ def test_blast_radius_counts_all_and_shows_some(world: Any) -> None:
     world.monitoring.ingest()
     radius = world.monitoring.get_blast_radius(model="delay", version=1)
     assert (radius.predictions, len(radius.sample)) == (60, 20)
-    assert list(world.monitoring._predictions_of("delay", 1)) == [f"{i}/0" for i in ids]
-    assert len(world.monitoring._version_effects("delay@1")) == 20
-    assert world.monitoring._version_effects("nonsense") == []
+    assert list(prediction_rows.iterate_predictions(world.base, "delay", 1)) == [f"{i}/0" for i in ids]
+    assert len(prediction_rows.list_prediction_effects(world.base, "delay@1")) == 20
+    assert prediction_rows.list_prediction_effects(world.base, "nonsense") == []
 
 
 def test_unknown_deployment_names_near_ones(world: Any) -> None:

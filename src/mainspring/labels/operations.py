@@ -1,4 +1,4 @@
-"""Feedback joins predictions by id: late, repeated, contradicting, too early, or about nothing we know."""
+"""Feedback is joined to predictions by id, whether it comes late, repeatedly, with another value, too early, or for an unknown id."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, MainspringError, NotFound
-from mainspring.labels.rows import LabelRows, Said, parse_id
+from mainspring.labels.rows import LabelRows, SentLabel, parse_id
 from mainspring.lineage import Foundation
 from mainspring.operations import MIB, Role, operation
 from mainspring.records.base import from_json, new_id, seconds
@@ -30,7 +30,7 @@ _MAX_READERS = 256
 
 
 class Labels:
-    """What turned out to be true, kept with both its times, never overwritten.
+    """Ground truth, kept with the time it is about and the time it came, never overwritten.
 
     A repeated label is counted once; a contradicting one becomes the next revision and both stay in the history; a label
     whose prediction is unknown is parked, at most ``max_parked`` of them for ``park_for``, and joined when
@@ -67,17 +67,17 @@ class Labels:
                 value=len(items),
                 next_step=f"Send at most {MAX_BATCH} at a time.",
             )
-        said = []
+        sent = []
         for i, item in enumerate(items):
-            problem = _problem(item)
+            problem = _find_problem(item)
             if problem:
                 raise InvalidInput(
                     problem,
                     value=item.value if "value" in problem else item.prediction_id,
                     place=f"items[{i}]",
                 )
-            said.append(self._said(item))
-        return self._record(said, rejected=0, refuse=True)
+            sent.append(self._sent_label(item))
+        return self._record_labels(sent, rejected=0, refuse=True)
 
     @operation(role=Role.OPERATOR, changes=True)
     def ingest_relayed(self, *, limit: int = MAX_BATCH) -> FeedbackCounts:
@@ -89,18 +89,22 @@ class Labels:
         reader = JournalReader(self._base.bundle / "log", FEEDBACK_PREFIX)
         with self._base.store.write() as tx:
             labels = LabelRows(tx, self._base.project, self._reader)
-            records, cursor = reader.read(labels.cursor(), max_records=max(1, min(limit, MAX_BATCH)))
-            more = bool(reader.read(cursor, max_records=1)[0])  # it stops at a number of bytes, too
-            items, bad = _relayed(records)
-            good = [item for item in items if not _problem(item)]
-            bad += len(items) - len(good)
+            records, cursor = reader.read(labels.read_cursor(), max_records=max(1, min(limit, MAX_BATCH)))
+            # The reader stops at a number of records or of bytes, whichever comes first: only another read shows whether more is there.
+            more = bool(reader.read(cursor, max_records=1)[0])
+            items, rejected = _decode_relayed(records)
+            good = [item for item in items if not _find_problem(item)]
+            rejected += len(items) - len(good)
             counts = FeedbackCounts()
             for start in range(0, len(good), MAX_BATCH):
-                counts = _sum(
-                    counts, self._record([self._said(i) for i in good[start : start + MAX_BATCH]], rejected=0)
+                counts = _add_counts(
+                    counts,
+                    self._record_labels(
+                        [self._sent_label(i) for i in good[start : start + MAX_BATCH]], rejected=0
+                    ),
                 )
-            if bad:
-                counts = _sum(counts, self._record([], rejected=bad))
+            if rejected:
+                counts = _add_counts(counts, self._record_labels([], rejected=rejected))
             if records:
                 labels.move_cursor(cursor)
             self.settle_parked()
@@ -119,10 +123,10 @@ class Labels:
                 return SettleReport()
         with self._base.ledger.decision() as d:
             labels = LabelRows(d.tx, self._base.project, self._reader)
-            joinable = labels.joinable(limit)
+            joinable = labels.list_joinable(limit)
             tally = labels.record(joinable, expires_us=now, room=0) if joinable else {}
-            labels.unpark(joinable)
-            expired = labels.expire(now)
+            labels.delete_parked(joinable)
+            expired = labels.expire_parked(now)
             waiting = int(
                 d.tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", self._base.project)
             )
@@ -143,7 +147,7 @@ class Labels:
 
     @operation(role=Role.VIEWER)
     def get_labels(self, predictions: list[str]) -> list[Label]:
-        """The standing labels of these predictions (at most 1,000); unlabelled ones are left out."""
+        """The current labels of these predictions (at most 1,000); unlabelled ones are left out."""
         if len(predictions) > _MAX_LOOKUP:
             raise InvalidInput(
                 "too many predictions in one question",
@@ -152,8 +156,8 @@ class Labels:
             )
         wanted = {parse_id(p) for p in predictions}
         with self._base.store.read() as tx:
-            rows = LabelRows(tx, self._base.project).standing({request for request, _ in wanted})
-        return [_label(rows[key], *key) for key in sorted(wanted) if key in rows]
+            rows = LabelRows(tx, self._base.project).current_labels({request for request, _ in wanted})
+        return [_label_of(rows[key], *key) for key in sorted(wanted) if key in rows]
 
     @operation(role=Role.VIEWER)
     def get_history(self, prediction_id: str) -> list[Label]:
@@ -170,7 +174,7 @@ class Labels:
                 value=prediction_id,
                 next_step="Labels of unknown predictions are parked: see stats.",
             )
-        return [_label(r, request, row) for r in rows]
+        return [_label_of(r, request, row) for r in rows]
 
     @operation(role=Role.VIEWER)
     def get_stats(self, deployment: str | None = None) -> LabelStats:
@@ -182,12 +186,13 @@ class Labels:
             predictions = tx.scalar(
                 f"SELECT count(*) AS n FROM known_predictions k WHERE k.project = ?{where}", project, *values
             )
-            got = tx.all(
+            labelled = tx.all(
                 f"SELECT count(*) AS n, coalesce(sum(l.revision - 1), 0) AS revised {joined}{where}",
                 project,
                 *values,
             )[0]
-            n = int(got["n"])
+            n = int(labelled["n"])
+            # The quantile is the delay at its rank: an OFFSET into the sorted delays, so that no delay is kept in memory.
             delays = {
                 share: tx.scalar(
                     f"SELECT l.arrived_us - k.at_us AS delay {joined}{where} ORDER BY delay LIMIT 1 OFFSET ?",
@@ -198,13 +203,13 @@ class Labels:
                 for share in (0.5, 0.9)
                 if n
             }
-            totals = LabelRows(tx, project).totals()
+            totals = LabelRows(tx, project).read_totals()
             parked = int(tx.scalar("SELECT count(*) AS n FROM parked_labels WHERE project = ?", project))
         return LabelStats(
             deployment=deployment,
             predictions=int(predictions),
             labelled=n,
-            revised=int(got["revised"]),
+            revised=int(labelled["revised"]),
             parked=parked,
             expired=totals["expired"],
             rejected=totals["rejected"],
@@ -212,10 +217,10 @@ class Labels:
             delay_p90_s=delays[0.9] / 1e6 if n else None,
         )
 
-    def _said(self, item: Feedback) -> Said:
+    def _sent_label(self, item: Feedback) -> SentLabel:
         request, row = parse_id(item.prediction_id)
         now = to_us(self._base.clock.now())
-        return Said.of(
+        return SentLabel.of(
             request,
             row,
             item.value,
@@ -233,36 +238,37 @@ class Labels:
 
                 self._models = Models(self._base)
             try:
-                found = self._models.get_version(model=model, selector=str(version))
+                registered = self._models.get_version(model=model, selector=str(version))
             except MainspringError:
                 return None
             if len(self._readers) >= _MAX_READERS:
                 self._readers.clear()
-            self._readers[key] = LabelReader.of(found.signature)
+            self._readers[key] = LabelReader.of(registered.signature)
         return self._readers[key]
 
-    def _record(self, said: list[Said], *, rejected: int, refuse: bool = False) -> FeedbackCounts:
+    def _record_labels(self, sent: list[SentLabel], *, rejected: int, refuse: bool = False) -> FeedbackCounts:
         now = to_us(self._base.clock.now())
         with self._base.ledger.decision() as d:
             labels = LabelRows(d.tx, self._base.project, self._reader)
-            early = labels.waiting_for(said)
-            if early:  # what came first is recorded first, or an old label would overrule a new one
-                labels.record(early, expires_us=now, room=0)
-                labels.unpark(early)
+            parked = labels.list_parked_for(sent)
+            if parked:  # in the order of arrival, or an older label would replace a newer one
+                labels.record(parked, expires_us=now, room=0)
+                labels.delete_parked(parked)
             expires = now + self._park_us
             tally = (
-                labels.record(said, expires_us=expires, room=self._max_parked, refuse=refuse) if said else {}
+                labels.record(sent, expires_us=expires, room=self._max_parked, refuse=refuse) if sent else {}
             )
             if rejected:
-                labels.count(rejected=rejected)
+                labels.add_counts(rejected=rejected)
                 tally["rejected"] = tally.get("rejected", 0) + rejected
             failpoint("labels.recorded")
             if tally:
                 d.event(EventKind.FEEDBACK_RECEIVED, ref("feedback", new_id()), dict(tally))
-            return d.done(_counts(tally))
+            return d.done(_feedback_counts(tally))
 
 
-def _problem(item: Feedback) -> str | None:
+def _find_problem(item: Feedback) -> str | None:
+    """Why this label cannot be recorded, whatever the prediction; None if it can."""
     if (why := unfit(item)) is not None:
         return why
     try:
@@ -272,39 +278,39 @@ def _problem(item: Feedback) -> str | None:
     return None
 
 
-def _relayed(records: Iterable[bytes]) -> tuple[list[Feedback], int]:
-    """Decode journal records; and how many could not be decoded."""
+def _decode_relayed(records: Iterable[bytes]) -> tuple[list[Feedback], int]:
+    """The labels of journal records, and how many records could not be decoded."""
     items: list[Feedback] = []
-    bad = 0
+    rejected = 0
     for record in records:
         try:
             logged = decode_log(record)
             if not isinstance(logged, LoggedFeedback):
-                bad += 1
+                rejected += 1
                 continue
             at = None if logged.at_us is None else from_us(logged.at_us)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError):
-            bad += 1
+            rejected += 1
             continue
         items.append(
             Feedback(prediction_id=logged.prediction_id, value=logged.value, at=at, source=logged.source)
         )
-    return items, bad
+    return items, rejected
 
 
 _COUNTED = ("accepted", "duplicate", "revised", "parked", "rejected")
 
 
-def _counts(tally: Mapping[str, int]) -> FeedbackCounts:
-    given = {name: tally.get(name, 0) for name in _COUNTED}
-    return msgspec.convert(given, FeedbackCounts)
+def _feedback_counts(tally: Mapping[str, int]) -> FeedbackCounts:
+    counts = {name: tally.get(name, 0) for name in _COUNTED}
+    return msgspec.convert(counts, FeedbackCounts)
 
 
-def _sum(a: FeedbackCounts, b: FeedbackCounts) -> FeedbackCounts:
-    return _counts({name: getattr(a, name) + getattr(b, name) for name in _COUNTED})
+def _add_counts(a: FeedbackCounts, b: FeedbackCounts) -> FeedbackCounts:
+    return _feedback_counts({name: getattr(a, name) + getattr(b, name) for name in _COUNTED})
 
 
-def _label(row: dict[str, Any], request: str, number: int) -> Label:
+def _label_of(row: dict[str, Any], request: str, number: int) -> Label:
     return Label(
         prediction_id=f"{request}/{number}",
         value=from_json(row["value"]),

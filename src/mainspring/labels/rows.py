@@ -1,4 +1,4 @@
-"""The rows behind the labels: one batch is read, decided in memory and written with a handful of statements."""
+"""The rows of labels: a batch is read, decided in memory and written with a few statements, whatever its size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import cast
 
 import blake3
 
@@ -38,8 +38,11 @@ def parse_id(prediction_id: str) -> Key:
 
 
 @dataclass(frozen=True)
-class Said:
-    """One label as somebody said it. ``content`` tells repetitions from contradictions."""
+class SentLabel:
+    """One label as it was sent. ``content`` is equal for a repetition and differs for a contradiction; ``explicit``: with a time.
+
+    Times are in microseconds: the one that the sender gave, else that of arrival (``at_us``), and that of arrival (``arrived_us``).
+    """
 
     request: str
     row: int
@@ -57,7 +60,7 @@ class Said:
     @classmethod
     def of(
         cls, request: str, row: int, value: LabelValue, *, at_us: int | None, arrived_us: int, source: str
-    ) -> Said:
+    ) -> SentLabel:
         content = blake3.blake3(to_json([value, at_us, source])).hexdigest(16)
         return cls(
             request,
@@ -81,59 +84,67 @@ class LabelRows:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def standing(self, requests: Iterable[str]) -> dict[Key, Row]:
-        """The standing labels of all rows of these requests."""
-        return {(r["request"], r["row_no"]): r for r in self._of("labels", requests)}
+    def current_labels(self, requests: Iterable[str]) -> dict[Key, Row]:
+        """The current labels of all rows of these requests, by row."""
+        return {(r["request"], r["row_no"]): r for r in self._select("labels", requests)}
 
-    def totals(self) -> dict[str, int]:
+    def read_totals(self) -> dict[str, int]:
+        """How many labels were ever parked, expired, rejected and revised."""
         row = self._tx.first(
             "SELECT parked, expired, rejected, revised FROM label_counters WHERE project = ?", self._project
         )
         return {name: int(row[name]) if row else 0 for name in ("parked", "expired", "rejected", "revised")}
 
-    def cursor(self) -> str:
+    def read_cursor(self) -> str:
+        """How far the journal of relayed feedback was read."""
         return str(
             self._tx.scalar("SELECT cursor FROM label_counters WHERE project = ?", self._project) or ""
         )
 
-    def joinable(self, limit: int) -> list[Said]:
+    def list_joinable(self, limit: int) -> list[SentLabel]:
         """Parked labels whose prediction is known by now, in the order of their arrival."""
         rows = self._tx.all(
             "SELECT q.* FROM parked_labels q JOIN known_predictions k ON k.project = q.project AND k.request = q.request AND k.row_no = q.row_no"
             " WHERE q.project = ? ORDER BY q.position LIMIT ?",
             self._project, limit,
         )  # fmt: skip
-        return [_said(r) for r in rows]
+        return [_parked_label(r) for r in rows]
 
-    def waiting_for(self, said: list[Said]) -> list[Said]:
-        """Parked labels of the predictions that ``said`` is about, in the order of their arrival."""
-        rows = list(self._of("parked_labels", {s.request for s in said}))
+    def list_parked_for(self, sent: list[SentLabel]) -> list[SentLabel]:
+        """Parked labels of the predictions that ``sent`` is about, where these are known by now, in the order of their arrival."""
+        rows = list(self._select("parked_labels", {s.request for s in sent}))
         known = {
-            (r["request"], r["row_no"]) for r in self._of("known_predictions", {r["request"] for r in rows})
+            (r["request"], r["row_no"])
+            for r in self._select("known_predictions", {r["request"] for r in rows})
         }
         return [
-            _said(r)
+            _parked_label(r)
             for r in sorted(rows, key=lambda r: int(r["position"]))
             if (r["request"], r["row_no"]) in known
         ]
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def record(self, said: list[Said], *, expires_us: int, room: int, refuse: bool = False) -> dict[str, int]:
+    def record(
+        self, sent: list[SentLabel], *, expires_us: int, room: int, refuse: bool = False
+    ) -> dict[str, int]:
         """Write a batch; returns how many were accepted, duplicate, revised, parked or rejected.
 
-        Rejected are labels about a row or a class that cannot be, and those for which there is no room; with ``refuse`` the
-        first of the former raises :class:`InvalidInput` instead, and nothing is written.
+        Rejected are labels about a row or a class that cannot exist, and those to park for which there is no ``room``; with ``refuse``
+        the first of the former raises :class:`InvalidInput` instead, and nothing is written.
         """
-        # The counter's row lock comes first: two batches about one prediction take turns on every engine.
-        seq = self._reserve(len(said))
-        requests = {s.request for s in said}
-        answered = self._answered(requests)
+        # First the row of the counters is updated, which locks it until the commit: of two batches the second reads what the first
+        # has written, on PostgreSQL too.
+        seq = self._reserve_numbers(len(sent))
+        requests = {s.request for s in sent}
+        answered = self._list_answered(requests)
         known = {key for key in answered if key[1] >= 0}
-        current = self.standing(requests)
-        contents = {(r["request"], r["row_no"], r["content"]) for r in self._of("label_revisions", requests)}
+        current = self.current_labels(requests)
+        contents = {
+            (r["request"], r["row_no"], r["content"]) for r in self._select("label_revisions", requests)
+        }
         parked = (
-            {(r["request"], r["row_no"], r["content"]) for r in self._of("parked_labels", requests)}
+            {(r["request"], r["row_no"], r["content"]) for r in self._select("parked_labels", requests)}
             if room
             else set()
         )
@@ -144,131 +155,132 @@ class LabelRows:
             else 0
         )
         tally: Counter[str] = Counter()
-        fresh: list[Any] = []
-        waiting: list[Any] = []
-        for place, one in enumerate(said):
+        new: list[tuple[SentLabel, int, int]] = []
+        waiting: list[tuple[SentLabel, int]] = []
+        for index, label in enumerate(sent):
             seq += 1
-            mark = (*one.key, one.content)
-            wrong = self._wrong(one, answered, f"items[{place}]")
-            if wrong is not None:
+            identity = (*label.key, label.content)
+            problem = self._find_problem(label, answered, f"items[{index}]")
+            if problem is not None:
                 if refuse:
-                    raise wrong
+                    raise problem
                 tally["rejected"] += 1
                 continue
-            if one.key not in known:
-                outcome = "duplicate" if mark in parked else "parked" if len(waiting) < free else "rejected"
+            if label.key not in known:
+                outcome = (
+                    "duplicate" if identity in parked else "parked" if len(waiting) < free else "rejected"
+                )
                 if outcome == "parked":
-                    parked.add(mark)
-                    waiting.append(
-                        (
-                            self._project,
-                            *mark,
-                            seq,
-                            one.value,
-                            one.at_us,
-                            one.arrived_us,
-                            one.source,
-                            expires_us,
-                        )
-                    )
+                    parked.add(identity)
+                    waiting.append((label, seq))
                 tally[outcome] += 1
                 continue
-            stands = current.get(one.key)
-            if mark in contents or (
-                stands is not None and not one.explicit and from_json(stands["value"]) == from_json(one.value)
+            before = current.get(label.key)
+            if identity in contents or (
+                before is not None
+                and not label.explicit
+                and from_json(before["value"]) == from_json(label.value)
             ):
                 tally["duplicate"] += 1
                 continue
-            revision = int(stands["revision"]) + 1 if stands else 1
-            current[one.key] = {"revision": revision, "value": one.value}
-            contents.add(mark)
-            fresh.append((one, revision, seq))
-            tally["revised" if stands else "accepted"] += 1
-        self._write(fresh, waiting)
-        self.count(parked=tally["parked"], rejected=tally["rejected"], revised=tally["revised"])
+            revision = int(before["revision"]) + 1 if before else 1
+            current[label.key] = {"revision": revision, "value": label.value}
+            contents.add(identity)
+            new.append((label, revision, seq))
+            tally["revised" if before else "accepted"] += 1
+        self._write_labels(new)
+        self._park(waiting, expires_us)
+        self.add_counts(parked=tally["parked"], rejected=tally["rejected"], revised=tally["revised"])
         return {name: n for name, n in tally.items() if n}
 
-    def unpark(self, said: list[Said]) -> None:
+    def delete_parked(self, sent: list[SentLabel]) -> None:
+        """Delete these labels from those that wait for their prediction."""
         self._writer.many(
             "DELETE FROM parked_labels WHERE project = ? AND request = ? AND row_no = ? AND content = ?",
-            [(self._project, s.request, s.row, s.content) for s in said],
+            [(self._project, s.request, s.row, s.content) for s in sent],
         )
 
-    def expire(self, now_us: int) -> int:
+    def expire_parked(self, now_us: int) -> int:
+        """Delete and count the parked labels that waited too long; returns how many."""
         expired = self._writer.execute(
             "DELETE FROM parked_labels WHERE project = ? AND expires_us <= ?", self._project, now_us
         )
         if expired:
-            self.count(expired=expired)
+            self.add_counts(expired=expired)
         return expired
 
-    def count(self, *, parked: int = 0, expired: int = 0, rejected: int = 0, revised: int = 0) -> None:
-        self._ensure()
+    def add_counts(self, *, parked: int = 0, expired: int = 0, rejected: int = 0, revised: int = 0) -> None:
+        self._ensure_counters()
         self._writer.execute(
             "UPDATE label_counters SET parked = parked + ?, expired = expired + ?, rejected = rejected + ?, revised = revised + ? WHERE project = ?",
             parked, expired, rejected, revised, self._project,
         )  # fmt: skip
 
     def move_cursor(self, cursor: str) -> None:
-        self._ensure()
+        self._ensure_counters()
         self._writer.execute("UPDATE label_counters SET cursor = ? WHERE project = ?", cursor, self._project)
 
-    def _answered(self, requests: Iterable[str]) -> dict[Key, tuple[str, int]]:
+    def _list_answered(self, requests: Iterable[str]) -> dict[Key, tuple[str, int]]:
         """(model, version) of each answered row; and under row -1, that the request is known."""
-        found: dict[Key, tuple[str, int]] = {}
-        for r in self._of("predictions", requests, "request, row_no, model, version, status"):
+        versions: dict[Key, tuple[str, int]] = {}
+        for r in self._select("predictions", requests, "request, row_no, model, version, status"):
             if r["status"] == "ok":
-                found[r["request"], r["row_no"]] = found[r["request"], -1] = (r["model"], int(r["version"]))
-        return found
+                versions[r["request"], r["row_no"]] = versions[r["request"], -1] = (
+                    r["model"],
+                    int(r["version"]),
+                )
+        return versions
 
-    def _wrong(self, one: Said, answered: dict[Key, tuple[str, int]], place: str) -> InvalidInput | None:
+    def _find_problem(
+        self, label: SentLabel, answered: dict[Key, tuple[str, int]], place: str
+    ) -> InvalidInput | None:
         """Why a label cannot be true of its prediction, if that is known."""
-        version = answered.get(one.key)
+        version = answered.get(label.key)
         if version is not None:
             reader = self._readers(*version) if self._readers is not None else None
-            value: LabelValue = from_json(one.value)
+            value: LabelValue = from_json(label.value)
             if reader is None or reader.read(value) is not None:
                 return None
             return reader.refusal(value, place=place)
-        if (one.request, -1) in answered:
-            rows = sum(1 for request, row in answered if request == one.request and row >= 0)
+        if (label.request, -1) in answered:
+            rows = sum(1 for request, row in answered if request == label.request and row >= 0)
             return InvalidInput(
                 "the prediction has no such row",
-                value=f"{one.request}/{one.row}",
+                value=f"{label.request}/{label.row}",
                 place=place,
                 next_step=f"It has {rows} rows, counted from 0.",
             )
-        if not is_issued_id(one.request):
+        if not is_issued_id(label.request):
             return InvalidInput(
                 "no prediction can have this id",
-                value=one.request,
+                value=label.request,
                 place=place,
                 next_step="Use the prediction_id of the response.",
             )
         return None
 
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     @property
     def _writer(self) -> Writer:
         return cast("Writer", self._tx)
 
-    def _ensure(self) -> None:
+    def _ensure_counters(self) -> None:
         self._writer.execute(
             "INSERT INTO label_counters (project, seq, parked, expired, rejected, revised, cursor) VALUES (?, 0, 0, 0, 0, 0, '') ON CONFLICT (project) DO NOTHING",
             self._project,
         )
 
-    def _reserve(self, n: int) -> int:
-        self._ensure()
+    def _reserve_numbers(self, n: int) -> int:
+        self._ensure_counters()
         last = self._tx.all(
             "UPDATE label_counters SET seq = seq + ? WHERE project = ? RETURNING seq", n, self._project
         )[0]["seq"]
         return int(last) - n
 
-    def _of(self, table: str, requests: Iterable[str], columns: str = "*") -> Iterator[Row]:
+    def _select(self, table: str, requests: Iterable[str], columns: str = "*") -> Iterator[Row]:
         todo = iter(sorted(requests))
-        while chunk := list(islice(todo, _CHUNK)):
+        while chunk := list(islice(todo, _CHUNK)):  # engines limit how many values one statement binds
             marks = ",".join("?" * len(chunk))
             yield from self._tx.all(
                 f"SELECT {columns} FROM {table} WHERE project = ? AND request IN ({marks})",
@@ -276,9 +288,10 @@ class LabelRows:
                 *chunk,
             )
 
-    def _write(self, fresh: list[tuple[Said, int, int]], waiting: list[Any]) -> None:
-        # Of several revisions in one batch only the last one stands.
-        last = {s.key: (s, revision, seq) for s, revision, seq in fresh}
+    def _write_labels(self, new: list[tuple[SentLabel, int, int]]) -> None:
+        """Write labels with their revisions and sequence numbers."""
+        # Of several revisions in one batch only the last one is current; all of them go into the history.
+        last = {s.key: (s, revision, seq) for s, revision, seq in new}
         self._writer.many(
             "INSERT INTO labels (project, request, row_no, revision, seq, value, at_us, arrived_us, source) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (project, request, row_no) DO UPDATE SET revision = excluded.revision, seq = excluded.seq, value = excluded.value,"
@@ -302,19 +315,36 @@ class LabelRows:
                     s.arrived_us,
                     s.source,
                 )
-                for s, revision, _ in fresh
+                for s, revision, _ in new
             ],
         )
+
+    def _park(self, waiting: list[tuple[SentLabel, int]], expires_us: int) -> None:
+        """Keep labels whose prediction is not known yet, in the order of their sequence numbers."""
         self._writer.many(
             "INSERT INTO parked_labels (project, request, row_no, content, position, value, at_us, arrived_us, source, expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            waiting,
+            [
+                (
+                    self._project,
+                    s.request,
+                    s.row,
+                    s.content,
+                    seq,
+                    s.value,
+                    s.at_us,
+                    s.arrived_us,
+                    s.source,
+                    expires_us,
+                )
+                for s, seq in waiting
+            ],
         )
 
 
-def _said(row: Row) -> Said:
-    """A parked label as it was said."""
+def _parked_label(row: Row) -> SentLabel:
+    """A parked label as it was sent."""
     explicit = row["at_us"] != row["arrived_us"]
-    return Said(
+    return SentLabel(
         row["request"],
         row["row_no"],
         row["value"],

@@ -1,9 +1,9 @@
-"""Reading the chain with distrust: what does not fit is named, and the walk goes on.
+"""Verification of the event chain: every row that does not match is named, and the check goes on behind it.
 
-Edges stand in a table of their own, since they are asked for from both ends. The event that was committed with an edge
-names it (``data["edges"]``), so the table can be held against the chain: an edge that no event names is forged, one that an
-event names but the table lacks was taken away. Edges of version 1 have no event; the first decision of version 2 seals them
-(``lineage.sealed``: their number and digest), so that none can be slipped among them later.
+Edges are kept in a table of their own, since they are looked up from both ends. The event that was committed with an edge
+names it (``data["edges"]``), so the table can be checked against the chain: an edge that no event names was forged, one that an
+event names but the table lacks was removed. Edges of version 1 have no event; the first decision of version 2 seals them
+(``lineage.sealed``: their number and digest), so that none can be added to them later.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ def event_of(row: Row) -> Event:
     try:
         return Event(
             seq=int(row["seq"]),
-            id=_text(row, "id"),
+            id=_read_text(row, "id"),
             at=from_us(row["at_us"]),
             wall=from_us(row["wall_us"]),
-            kind=_text(row, "kind"),
-            subject=_text(row, "subject"),
-            actor=_text(row, "actor"),
-            operation=_text(row, "operation"),
+            kind=_read_text(row, "kind"),
+            subject=_read_text(row, "subject"),
+            actor=_read_text(row, "actor"),
+            operation=_read_text(row, "operation"),
             data=from_json(row["data"], dict[str, Any]),
-            prev=_text(row, "prev"),
-            hash=_text(row, "hash"),
+            prev=_read_text(row, "prev"),
+            hash=_read_text(row, "hash"),
         )
-    except Exception as error:  # noqa: BLE001 - whatever stands in a damaged row must not hide the others
-        return _damaged(row, f"{type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - whatever a damaged row holds must not hide the others
+        return _damaged_event(row, f"{type(error).__name__}: {error}")
 
 
-def _text(row: Row, name: str) -> str:
+def _read_text(row: Row, name: str) -> str:
     value = row[name]
     if not isinstance(value, str):  # not str(): a cell that cannot be read would become the text "None"
         msg = f"{name} is no text"
@@ -65,7 +65,7 @@ def _text(row: Row, name: str) -> str:
     return value
 
 
-def _damaged(row: Row, reason: str) -> Event:
+def _damaged_event(row: Row, reason: str) -> Event:
     def text(name: str) -> str:
         value = row.get(name)
         return value if isinstance(value, str) else ""
@@ -97,15 +97,15 @@ def _damaged(row: Row, reason: str) -> Event:
 
 
 def rows_of(tx: Reader, where: str, values: list[Any], tail: str) -> list[Row]:
-    """Rows of ``events``; a row whose text is not even text comes with what could be read of it, and without the rest."""
+    """Rows of ``events``. A row that the driver cannot decode has None in the cells that cannot be read."""
     try:
         return tx.all(f"SELECT * FROM events WHERE {where} {tail}", *values)
     except Exception:  # noqa: BLE001 - a driver's error for one cell fails the whole query; read cell by cell below
-        found = tx.all(f"SELECT project, seq FROM events WHERE {where} {tail}", *values)
-        return [_cells(tx, str(r["project"]), r["seq"]) for r in found]
+        keys = tx.all(f"SELECT project, seq FROM events WHERE {where} {tail}", *values)
+        return [_read_cells(tx, str(r["project"]), r["seq"]) for r in keys]
 
 
-def _cells(tx: Reader, project: str, seq: Any) -> Row:
+def _read_cells(tx: Reader, project: str, seq: Any) -> Row:
     row: Row = {"seq": seq, "project": project}
     for name in _COLUMNS[1:]:
         try:
@@ -116,16 +116,16 @@ def _cells(tx: Reader, project: str, seq: Any) -> Row:
 
 
 def row_hash(project: str, row: Row) -> str:
-    """The hash that the row must carry; empty for one that holds what no event has."""
-    # Over the stored text of ``data``, not over what it decodes to: a row fits or not, whatever a decoder makes of it.
+    """The hash that the row must have, in hex; empty for a row with a value of a type that no event has."""
+    # Over the stored text of ``data``, not over what it decodes to: the hash must not depend on the decoder.
     try:
         return blake3.blake3(to_json([project, *(row[name] for name in _COLUMNS[:-1])])).hexdigest()
     except (TypeError, ValueError, OverflowError):  # a value of a type that no event has
         return ""
 
 
-def _all_events(tx: Reader, project: str) -> Iterator[Row]:
-    last: Any = -(1 << 63)  # a row slipped in before the first is seen too
+def _iterate_events(tx: Reader, project: str) -> Iterator[Row]:
+    last: Any = -(1 << 63)  # so that a row with a number below 1 is seen too
     while rows := rows_of(tx, "project = ? AND seq > ?", [project, last], f"ORDER BY seq LIMIT {_BATCH}"):
         yield from rows
         last = rows[-1]["seq"]
@@ -150,7 +150,7 @@ def edges_named(row: Row) -> list[EdgeKey]:
 
 
 class _Walk:
-    """What a walk over a chain has seen."""
+    """What a check of a chain has seen so far."""
 
     def __init__(self) -> None:
         self.expected, self.previous = 1, GENESIS
@@ -168,17 +168,17 @@ class _Walk:
             self.problems.append(problem)
 
 
-def walk(tx: Reader, project: str, *, anchor: tuple[int, str] | None = None) -> AuditReport:
-    """Every event against its hash and the one before, then every edge against the event that recorded it.
+def verify_chain(tx: Reader, project: str, *, anchor: tuple[int, str] | None = None) -> AuditReport:
+    """Check every event against its hash and the event before it, then every edge against the event that recorded it.
 
-    A row that does not fit is named and the walk goes on behind it. ``anchor`` is an earlier ``(seq, hash)`` kept
+    A row that does not match is named, and the check goes on behind it. ``anchor`` is an earlier ``(seq, hash)`` kept
     elsewhere: it catches truncation.
     """
     seen = _Walk()
     anchored = anchor is None or anchor[0] == 0
     head = tx.first("SELECT seq, hash FROM chain_heads WHERE project = ?", project)
-    for row in _all_events(tx, project):
-        _take(tx, project, row, seen)
+    for row in _iterate_events(tx, project):
+        _check_row(tx, project, row, seen)
         anchored = anchored or anchor == (row["seq"], row["hash"])
     count = seen.expected - 1
     if (head["seq"], head["hash"]) != (count, seen.previous) if head is not None else count:
@@ -188,7 +188,7 @@ def walk(tx: Reader, project: str, *, anchor: tuple[int, str] | None = None) -> 
         )
     if not anchored:
         seen.note("the anchored event is missing or changed", at=anchor[0] if anchor else 0)
-    legacy = _unnamed_edges(tx, project, seen)
+    legacy = _check_unnamed_edges(tx, project, seen)
     ok = not seen.problems
     events, hash_ = (count, seen.previous) if seen.first_bad is None else seen.good
     return AuditReport(
@@ -203,7 +203,7 @@ def walk(tx: Reader, project: str, *, anchor: tuple[int, str] | None = None) -> 
     )
 
 
-def _take(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
+def _check_row(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
     seq, name = row["seq"], f"event {row['seq']} (id {row['id'] or 'unreadable'})"
     if seq != seen.expected:
         seen.note(f"sequence number {seen.expected} is missing", at=seen.expected)
@@ -212,14 +212,14 @@ def _take(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
         reason = f": {', '.join(unread)} cannot be decoded" if unread else ""
         seen.note(f"{name}: the row does not match its hash{reason}", at=seq)
     else:
-        _hold_edges(tx, project, row, seen)
+        _check_edges(tx, project, row, seen)
     if isinstance(seq, int):
         seen.expected = max(seq, 0) + 1
     seen.previous = row["hash"] if isinstance(row["hash"], str) else seen.previous
 
 
-def _hold_edges(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
-    """The edges of one sound event against the table."""
+def _check_edges(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
+    """Compare the edges that one valid event names with those in the table."""
     if row["kind"] == SEALED and seen.sealed is None:
         seen.sealed = event_of(row)
     named = set(edges_named(row))
@@ -234,13 +234,13 @@ def _hold_edges(tx: Reader, project: str, row: Row, seen: _Walk) -> None:
         )
     }
     for edge in sorted(named - stored):
-        seen.note(f"edge {_arrow(edge)}: recorded by event {row['seq']}, but it is not there any more")
+        seen.note(f"edge {_describe_edge(edge)}: recorded by event {row['seq']}, but missing in the table")
     for edge in sorted(stored - named):
-        seen.note(f"edge {_arrow(edge)}: says event {row['seq']} recorded it, which is not so")
+        seen.note(f"edge {_describe_edge(edge)}: its row names event {row['seq']}, which did not record it")
 
 
-def _unnamed_edges(tx: Reader, project: str, seen: _Walk) -> int:
-    """Edges that no sound event names; returns how many are of version 1."""
+def _check_unnamed_edges(tx: Reader, project: str, seen: _Walk) -> int:
+    """Note the edges that no valid event names; returns how many edges are of version 1."""
     counts = tx.all("SELECT event, count(*) AS n FROM edges WHERE project = ? GROUP BY event", project)
     for count in counts:
         if count["event"] is None or count["event"] in seen.naming:
@@ -251,9 +251,9 @@ def _unnamed_edges(tx: Reader, project: str, seen: _Walk) -> int:
             count["event"],
         ):
             edge = (str(r["source"]), str(r["target"]), str(r["kind"]))
-            seen.note(f"edge {_arrow(edge)}: event {count['event']} of the chain did not record it")
+            seen.note(f"edge {_describe_edge(edge)}: event {count['event']} of the chain did not record it")
     old = sum(int(c["n"]) for c in counts if c["event"] is None)
-    problem = _judge_version_1(tx, project, old, seen.sealed, named=bool(seen.naming))
+    problem = _check_version_1(tx, project, old, seen.sealed, named=bool(seen.naming))
     if problem is None:
         return old
     seen.note(problem)
@@ -268,7 +268,7 @@ def seal_edges_of_version_1(
 ) -> None:
     """Called once per transaction that records ``new`` edges: before the first of version 2, seal those of version 1.
 
-    Where the chain names an edge already, or was sealed before, nothing more can be sealed: what has no event then is forged.
+    Where the chain names an edge already, or was sealed before, nothing more can be sealed: an edge without an event was forged then.
     """
     if tx.first("SELECT 1 AS one FROM edges WHERE project = ? AND event IS NOT NULL LIMIT 1", project):
         return
@@ -294,17 +294,17 @@ def _digest_of_version_1(
     return count, hasher.hexdigest()
 
 
-def _judge_version_1(
+def _check_version_1(
     tx: Reader, project: str, count: int, sealed: Event | None, *, named: bool
 ) -> str | None:
-    """What is wrong with the edges that have no event; None if version 1 can have recorded them."""
+    """What is wrong with the edges that have no event; None if version 1 can have recorded them all."""
     if sealed is None:
         if count and named:
             first = tx.all(
                 "SELECT source, target, kind FROM edges WHERE project = ? AND event IS NULL LIMIT 1", project
             )[0]
             edge = (str(first["source"]), str(first["target"]), str(first["kind"]))
-            return f"{count} edges that no event of the chain recorded, the first: {_arrow(edge)}"
+            return f"{count} edges that no event of the chain recorded, the first: {_describe_edge(edge)}"
         return None
     wanted = (sealed.data.get("count"), sealed.data.get("digest"))
     if (count, _digest_of_version_1(tx, project)[1]) == wanted:
@@ -315,8 +315,8 @@ def _judge_version_1(
 # --- edges around some things ------------------------------------------------------------------------------------------
 
 
-def edges_of(tx: Reader, project: str, refs: set[str]) -> EdgeReport:
-    """The stored edges that touch ``refs``, held against the chain; and those that the chain names but the table lacks."""
+def verify_edges(tx: Reader, project: str, refs: set[str]) -> EdgeReport:
+    """Compare the stored edges that touch ``refs`` with the chain; also reports edges that the chain names but the table lacks."""
     stored: dict[EdgeKey, Any] = {}
     for ref in refs:
         for r in tx.all(
@@ -330,12 +330,12 @@ def edges_of(tx: Reader, project: str, refs: set[str]) -> EdgeReport:
     problems: list[str] = []
     sealed: Event | None = None
     any_named = False
-    for row in _all_events(tx, project):
+    for row in _iterate_events(tx, project):
         if row["kind"] == SEALED and sealed is None:
             sealed = event_of(row)
-        found = edges_named(row)
-        any_named = any_named or bool(found)
-        touching = [e for e in found if e[0] in refs or e[1] in refs]
+        recorded = edges_named(row)
+        any_named = any_named or bool(recorded)
+        touching = [e for e in recorded if e[0] in refs or e[1] in refs]
         if not touching:
             continue
         if row_hash(project, row) != row["hash"]:
@@ -347,25 +347,25 @@ def edges_of(tx: Reader, project: str, refs: set[str]) -> EdgeReport:
     old = [e for e, event in stored.items() if event is None]
     if old:
         total = int(tx.scalar("SELECT count(*) AS n FROM edges WHERE project = ? AND event IS NULL", project))
-        problem = _judge_version_1(tx, project, total, sealed, named=any_named)
+        problem = _check_version_1(tx, project, total, sealed, named=any_named)
         if problem is not None:
             problems.append(problem)
     trusted = not old or sealed is not None or not any_named
     return EdgeReport(
         forged=[
-            _edge(e)
+            _edge_record(e)
             for e, event in sorted(stored.items(), key=lambda i: i[0])
             if (event is None and not trusted) or (event is not None and named.get(e) != event)
         ],
-        missing=[_edge(e) for e in sorted(named) if e not in stored],
-        before_version_2=[_edge(e) for e in sorted(old)] if trusted else [],
+        missing=[_edge_record(e) for e in sorted(named) if e not in stored],
+        before_version_2=[_edge_record(e) for e in sorted(old)] if trusted else [],
         problems=problems,
     )
 
 
-def _edge(key: EdgeKey) -> Edge:
+def _edge_record(key: EdgeKey) -> Edge:
     return Edge(source=key[0], target=key[1], kind=key[2])
 
 
-def _arrow(edge: EdgeKey) -> str:
+def _describe_edge(edge: EdgeKey) -> str:
     return f"{edge[0]} → {edge[1]} ({edge[2]})"

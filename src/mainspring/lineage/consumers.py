@@ -1,8 +1,8 @@
 """The event chain is an outbox: a consumer gets every event of the kinds it takes, in order, at least once (docs/design/consumers.md).
 
-A :class:`Consumer` is a name and a handler. Its cursor stands in the database and moves after the handler has returned, in a
-transaction that checks the fencing token of the lease on its name: of all processes and machines one delivers. A process that
-dies between handler and cursor delivers again, so a handler that must not act twice looks at ``Event.id`` or ``Event.seq``.
+A :class:`Consumer` is a name and a handler. Its cursor is a row of the database and moves after the handler has returned, in a
+transaction that checks the fencing token of the lease on the consumer's name: one process of all machines delivers. A process that
+dies between handler and cursor delivers again, so a handler that must not act twice compares ``Event.id`` or ``Event.seq``.
 
     consumers = Consumers(base, [Consumer("mail", send_mail, kinds=frozenset({EventKind.ALERT_OPENED}))])
     with Pump(consumers):  # a thread for each consumer; none without consumers
@@ -24,7 +24,7 @@ from typing import Literal, Self
 from mainspring.clock import Clock, SystemClock, to_us
 from mainspring.errors import Conflict, Corrupt, Fenced
 from mainspring.lineage.audit import DAMAGED, event_of, rows_of
-from mainspring.lineage.deliveries import head_of, wanted_ahead
+from mainspring.lineage.deliveries import count_ahead, read_head
 from mainspring.lineage.foundation import Foundation
 from mainspring.operations import Principal, Role, acting
 from mainspring.records.base import check_name, new_id, to_json
@@ -45,15 +45,15 @@ _MAX_ERROR = 1000
 
 
 class Refused(Exception):
-    """Raised by a handler: this will not be taken however often it is tried. The event is set aside at once."""
+    """Raised by a handler that will never accept this event, however often it is tried. The event is set aside at once."""
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """Who hears of events. ``kinds`` None: of all, those of newer programs too.
+    """Who receives events. ``kinds`` None: events of every kind, including kinds that only newer programs write.
 
-    ``start``: where a new one begins; one that exists goes on from its cursor. An event that failed ``attempts`` times is set
-    aside, the pause between two doubles from ``backoff_s`` to ``max_backoff_s``: by default it is tried for half an hour.
+    ``start``: where a new consumer begins; one that exists continues from its cursor. An event that failed ``attempts`` times is set
+    aside; the pause between two attempts doubles from ``backoff_s`` to ``max_backoff_s`` seconds: by default half an hour in all.
     The handler acts as the service ``consumer:<name>`` with ``role`` in the project.
     """
 
@@ -82,7 +82,7 @@ class Consumers:
         self._base = base
         self._clock = clock or SystemClock()
         self._ttl_s = lease_ttl_s
-        self._me = f"{socket.gethostname()}:{os.getpid()}:{new_id()}"
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{new_id()}"
         self._by_name: dict[str, Consumer] = {}
         for consumer in consumers:
             check_name(consumer.name, what="consumer")
@@ -96,7 +96,7 @@ class Consumers:
         return list(self._by_name)
 
     def run_once(self) -> int:
-        """Give every consumer what waits for it; returns how many events were delivered. See :meth:`run`."""
+        """Deliver to every consumer what waits for it; returns how many events were delivered. See :meth:`run`."""
         return sum(self.run(name) for name in self._by_name)
 
     def run(self, name: str, *, stop: Callable[[], bool] = lambda: False) -> int:
@@ -108,18 +108,18 @@ class Consumers:
             raise Conflict("events are delivered outside of transactions", value=name)
         consumer = self._by_name[name]
         if not self._has_work(consumer):
-            return 0  # without a lease: looking costs no write
+            return 0  # checked before the lease is taken: an idle consumer costs no write
         leases = self._base.leases
         try:
             lease = leases.acquire(
-                f"consumer:{self._base.project}:{name}", holder=self._me, ttl_s=self._ttl_s
+                f"consumer:{self._base.project}:{name}", holder=self._holder, ttl_s=self._ttl_s
             )
         except Conflict:
             return 0
-        with self._kept(lease) as lost:
+        with self._keep_lease(lease) as lost:
             turn = _Turn(self._base, consumer, lease, self._clock)
             try:
-                turn.go(lambda: stop() or lost.is_set())
+                turn.run(lambda: stop() or lost.is_set())
             except Fenced as error:
                 log.warning("consumer %s: %s", name, error)
             finally:
@@ -127,7 +127,7 @@ class Consumers:
         return turn.delivered
 
     def _register(self, consumer: Consumer) -> None:
-        """A new consumer gets its row; one that takes other kinds now gets them from its cursor on."""
+        """Insert the row of a new consumer. One whose kinds have changed receives the new ones from its cursor on."""
         kinds = None if consumer.kinds is None else to_json(sorted(consumer.kinds)).decode()
         project, store = self._base.project, self._base.store
         with store.read() as tx:
@@ -137,7 +137,7 @@ class Consumers:
         if row is not None and row["kinds"] == kinds:
             return
         with store.write() as tx:
-            cursor = 0 if consumer.start == "beginning" else head_of(tx, project)
+            cursor = 0 if consumer.start == "beginning" else read_head(tx, project)
             tx.execute(
                 "INSERT INTO consumers (project, name, kinds, cursor, created_us) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (project, name) DO UPDATE SET kinds = excluded.kinds, "
@@ -146,7 +146,7 @@ class Consumers:
             )  # fmt: skip
 
     def _has_work(self, consumer: Consumer) -> bool:
-        """Whether a turn would do anything. A cursor is not moved over less than a batch of events that nobody wants."""
+        """Whether a turn would do anything. Less than a batch of events of other kinds is no reason to move the cursor: that is a write."""
         project, name = self._base.project, consumer.name
         with self._base.store.read() as tx:
             row = tx.first(
@@ -159,7 +159,7 @@ class Consumers:
                 project, name,
             ):  # fmt: skip
                 return True
-            head = head_of(tx, project)
+            head = read_head(tx, project)
             if head < row["cursor"]:
                 raise Corrupt(
                     f"the event chain ends at {head}, before what consumer {name!r} has read",
@@ -168,12 +168,12 @@ class Consumers:
                 )
             if head == row["cursor"] or row["retry_us"] > to_us(self._clock.now()):
                 return False
-            seen, wanted = wanted_ahead(tx, project, row["cursor"], consumer.kinds, limit=consumer.batch)
+            seen, wanted = count_ahead(tx, project, row["cursor"], consumer.kinds, limit=consumer.batch)
             return wanted > 0 or seen >= consumer.batch
 
     @contextlib.contextmanager
-    def _kept(self, lease: Lease) -> Iterator[threading.Event]:
-        """Renew the lease while a handler takes its time; the event is set once the lease is lost."""
+    def _keep_lease(self, lease: Lease) -> Iterator[threading.Event]:
+        """Renew the lease while a handler runs, from a thread; the event that this yields is set once the lease is lost."""
         ended, lost = threading.Event(), threading.Event()
 
         def renew() -> None:
@@ -183,7 +183,7 @@ class Consumers:
                 except Fenced:
                     lost.set()
                     return
-                except Exception as error:  # noqa: BLE001 - a busy database; the token is checked at every move anyway
+                except Exception as error:  # noqa: BLE001 - a busy database; the token is checked at every write anyway
                     log.warning("the lease on %s was not renewed: %s", lease.name, error)
 
         thread = threading.Thread(target=renew, name=f"{lease.name} lease", daemon=True)
@@ -224,41 +224,41 @@ class _Turn:
         self._who = Principal(f"consumer:{consumer.name}", {base.project: consumer.role}, kind="service")
         self.delivered = 0
 
-    def go(self, stop: Callable[[], bool]) -> None:
-        self._redeliver(stop)
-        one_by_one_to = 0
+    def run(self, stop: Callable[[], bool]) -> None:
+        self._retry_requested(stop)
+        single_until = 0
         while not stop():
-            at = self._position()
-            if at.retry_us > to_us(self._clock.now()):
+            position = self._read_position()
+            if position.retry_us > to_us(self._clock.now()):
                 return
-            alone = at.attempts > 0 or at.cursor < one_by_one_to
-            window = self._read(at.cursor, 1 if alone else self._consumer.batch)
-            if window.end == at.cursor:
+            single = position.attempts > 0 or position.cursor < single_until
+            window = self._read_window(position.cursor, 1 if single else self._consumer.batch)
+            if window.end == position.cursor:
                 return
-            error = self._hand(window.wanted) if window.wanted else None
+            error = self._call_handler(window.wanted) if window.wanted else None
             if error is None:
-                self._move(at, window)
-            elif len(window.wanted) > 1:  # one of them spoils the batch: find out which
-                one_by_one_to = window.end
-            elif not self._fail(at, window, error):
+                self._move_cursor(position, window)
+            elif len(window.wanted) > 1:  # one event of the batch fails: deliver them one by one to find it
+                single_until = window.end
+            elif not self._record_failure(position, window, error):
                 return
 
-    def _position(self) -> _Position:
+    def _read_position(self) -> _Position:
         with self._base.store.read() as tx:
             row = tx.first(
                 "SELECT cursor, attempts, retry_us FROM consumers WHERE project = ? AND name = ?", *self._row
             )
         if row is None:
-            raise _removed(self._consumer.name)
+            raise _removed_error(self._consumer.name)
         return _Position(int(row["cursor"]), int(row["attempts"]), int(row["retry_us"]))
 
-    def _read(self, cursor: int, limit: int) -> _Window:
+    def _read_window(self, cursor: int, limit: int) -> _Window:
         project, kinds = self._base.project, self._consumer.kinds
         with self._base.store.read() as tx:
             rows = rows_of(
                 tx,
                 "project = ? AND seq > ? AND seq <= ?",
-                [project, cursor, head_of(tx, project)],
+                [project, cursor, read_head(tx, project)],
                 f"ORDER BY seq LIMIT {limit}",
             )
         events = [event_of(row) for row in rows]
@@ -269,8 +269,8 @@ class _Turn:
             damaged=[d for d in damaged if kinds is None or not d.data["was"] or d.data["was"] in kinds],
         )
 
-    def _hand(self, events: list[Event]) -> Exception | None:
-        """Give events to the handler; returns what it raised."""
+    def _call_handler(self, events: list[Event]) -> Exception | None:
+        """Call the handler with these events; returns what it raised."""
         name = self._consumer.name
         try:
             with acting(self._who):
@@ -282,45 +282,45 @@ class _Turn:
         self.delivered += len(events)
         return None
 
-    def _move(self, at: _Position, window: _Window) -> None:
-        with self._checked() as tx:
+    def _move_cursor(self, position: _Position, window: _Window) -> None:
+        with self._fenced_write() as tx:
             for event in window.damaged:
                 self._set_aside(tx, event, 0, str(event.data["reason"]))
-            self._set(tx, at, window.end, delivered=bool(window.wanted))
+            self._write_cursor(tx, position, window.end, delivered=bool(window.wanted))
         failpoint("consumers.moved")
 
-    def _fail(self, at: _Position, window: _Window, error: Exception) -> bool:
-        """Record a failure of the one wanted event. Returns whether it was set aside, so that the next one has its turn."""
-        event, attempts = window.wanted[0], at.attempts + 1
+    def _record_failure(self, position: _Position, window: _Window, error: Exception) -> bool:
+        """Record that the only wanted event of the window failed. Returns whether it was set aside, so that the next one can be tried."""
+        event, attempts = window.wanted[0], position.attempts + 1
         final = isinstance(error, Refused) or attempts >= self._consumer.attempts
         pause = min(self._consumer.backoff_s * 2.0 ** min(attempts - 1, 60), self._consumer.max_backoff_s)
         now = to_us(self._clock.now())
-        with self._checked() as tx:
+        with self._fenced_write() as tx:
             for damaged in window.damaged:
                 if damaged.seq < event.seq:
                     self._set_aside(tx, damaged, 0, str(damaged.data["reason"]))
             if final:
-                self._set_aside(tx, event, attempts, _words(error))
-            self._set(tx, at, event.seq if final else event.seq - 1)
+                self._set_aside(tx, event, attempts, _describe_error(error))
+            self._write_cursor(tx, position, event.seq if final else event.seq - 1)
             tx.execute(
                 "UPDATE consumers SET attempts = ?, retry_us = ?, error = ?, failing_us = coalesce(failing_us, ?) "
                 "WHERE project = ? AND name = ?",
-                0 if final else attempts, 0 if final else now + int(pause * 1e6), _words(error), now, *self._row,
+                0 if final else attempts, 0 if final else now + int(pause * 1e6), _describe_error(error), now, *self._row,
             )  # fmt: skip
         return final
 
-    def _redeliver(self, stop: Callable[[], bool]) -> None:
-        """One attempt for each event that somebody asked for again, up to a batch and the first that fails."""
+    def _retry_requested(self, stop: Callable[[], bool]) -> None:
+        """One attempt for each event that was marked for redelivery, up to a batch, ending with the first that fails."""
         with self._base.store.read() as tx:
-            asked = tx.all(
+            requested = tx.all(
                 "SELECT seq FROM failed_deliveries WHERE project = ? AND consumer = ? AND again = 1 ORDER BY seq LIMIT ?",
                 *self._row, self._consumer.batch,
             )  # fmt: skip
-        for seq in (int(row["seq"]) for row in asked):
+        for seq in (int(row["seq"]) for row in requested):
             if stop():
                 return
-            error = self._again(seq)
-            with self._checked() as tx:
+            error = self._retry_event(seq)
+            with self._fenced_write() as tx:
                 if error is None:
                     tx.execute(
                         "DELETE FROM failed_deliveries WHERE project = ? AND consumer = ? AND seq = ?", *self._row, seq
@@ -333,7 +333,7 @@ class _Turn:
                 )  # fmt: skip
                 return
 
-    def _again(self, seq: int) -> str | None:
+    def _retry_event(self, seq: int) -> str | None:
         with self._base.store.read() as tx:
             rows = rows_of(tx, "project = ? AND seq = ?", [self._base.project, seq], "")
         if not rows:
@@ -341,27 +341,29 @@ class _Turn:
         event = event_of(rows[0])
         if event.kind == DAMAGED:
             return str(event.data["reason"])
-        error = self._hand([event])
-        return None if error is None else _words(error)
+        error = self._call_handler([event])
+        return None if error is None else _describe_error(error)
 
     # --- writing -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _checked(self) -> Iterator[Writer]:
+    def _fenced_write(self) -> Iterator[Writer]:
+        # The token is checked in the transaction that writes: a process that lost its lease while its handler ran cannot write.
         with self._base.store.write() as tx:
             self._base.leases.check(tx, self._lease)
             yield tx
 
-    def _set(self, tx: Writer, at: _Position, cursor: int, *, delivered: bool = False) -> None:
-        """Move the cursor; a delivery ends what was failing."""
-        well = (
+    def _write_cursor(self, tx: Writer, position: _Position, cursor: int, *, delivered: bool = False) -> None:
+        """Move the cursor; a delivery also clears the record of earlier failures."""
+        cleared = (
             ", attempts = 0, retry_us = 0, failing_us = NULL, error = NULL, moved_us = ?" if delivered else ""
         )
+        # The old cursor is a condition: a consumer that was removed and registered again meanwhile is left alone.
         if not tx.execute(
-            f"UPDATE consumers SET cursor = ?{well} WHERE project = ? AND name = ? AND cursor = ?",
-            cursor, *([to_us(self._clock.now())] if delivered else []), *self._row, at.cursor,
+            f"UPDATE consumers SET cursor = ?{cleared} WHERE project = ? AND name = ? AND cursor = ?",
+            cursor, *([to_us(self._clock.now())] if delivered else []), *self._row, position.cursor,
         ):  # fmt: skip
-            raise _removed(self._consumer.name)
+            raise _removed_error(self._consumer.name)
 
     def _set_aside(self, tx: Writer, event: Event, attempts: int, error: str) -> None:
         tx.execute(
@@ -372,19 +374,19 @@ class _Turn:
         )  # fmt: skip
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:_MAX_ERROR]
 
 
-def _removed(name: str) -> Fenced:
-    return Fenced("the consumer was removed, or began anew, meanwhile", value=name)
+def _removed_error(name: str) -> Fenced:
+    return Fenced("the consumer was removed or registered again meanwhile", value=name)
 
 
 # --- in the background -------------------------------------------------------------------------------------------------
 
 
 class Pump:
-    """A thread for each consumer: a slow target holds up none but its own. They look every ``every_s`` seconds, or when woken."""
+    """A thread for each consumer: a slow target delays only its own consumer. Each checks for work every ``every_s`` seconds, or when woken."""
 
     def __init__(self, consumers: Consumers, *, every_s: float = 1.0) -> None:
         self._consumers = consumers
@@ -392,7 +394,7 @@ class Pump:
         self._stop = threading.Event()
         self._woken = {name: threading.Event() for name in consumers.names}
         self._threads = [
-            threading.Thread(target=self._deliver, args=(name,), name=f"consumer {name}", daemon=True)
+            threading.Thread(target=self._run_consumer, args=(name,), name=f"consumer {name}", daemon=True)
             for name in consumers.names
         ]
 
@@ -407,18 +409,18 @@ class Pump:
         self.stop()
 
     def wake(self) -> None:
-        """Something was recorded: look now."""
+        """Check for work now: an event was recorded."""
         for woken in self._woken.values():
             woken.set()
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
-        """End after the handler call that runs; what it does not finish in ``timeout_s`` is delivered again another time."""
+        """Stop after the handler calls that run now, waiting ``timeout_s`` seconds for each; an unfinished one is delivered again later."""
         self._stop.set()
         self.wake()
         for thread in self._threads:
             thread.join(timeout_s)
 
-    def _deliver(self, name: str) -> None:
+    def _run_consumer(self, name: str) -> None:
         woken = self._woken[name]
         while not self._stop.is_set():
             woken.clear()
@@ -427,5 +429,5 @@ class Pump:
                 self._consumers.run(name, stop=self._stop.is_set)
             except Exception:
                 log.exception("consumer %s: this turn ended early", name)
-                pause *= 10  # a database that is away
+                pause *= 10  # the database may be unreachable
             woken.wait(pause)

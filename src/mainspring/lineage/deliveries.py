@@ -1,4 +1,4 @@
-"""How far the consumers of events have come, and what could not be delivered: what :mod:`mainspring.lineage.consumers` writes."""
+"""Reads and requests about consumers: how far each has come, and what could not be delivered. :mod:`mainspring.lineage.consumers` writes."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from mainspring.storage.sql import Reader, Row, Writer
 _MAX_COUNT = 100_000
 
 
-def head_of(tx: Reader, project: str) -> int:
+def read_head(tx: Reader, project: str) -> int:
     """The sequence number of the newest event. A row beyond it is not of this chain."""
     return int(tx.scalar("SELECT seq FROM chain_heads WHERE project = ?", project) or 0)
 
 
-def wanted_ahead(
+def count_ahead(
     tx: Reader, project: str, cursor: int, kinds: Iterable[str] | None, *, limit: int
 ) -> tuple[int, int]:
-    """How many events follow the cursor, looking at most at ``limit`` of them, and how many of those are of these kinds."""
+    """How many events follow the cursor, counted up to ``limit``, and how many of those have one of ``kinds`` (None: any kind)."""
     names = None if kinds is None else [str(kind) for kind in kinds]
     if names is None:
         wanted = "1"
     else:
         wanted = f"CASE WHEN kind IN ({', '.join('?' * len(names))}) THEN 1 ELSE 0 END" if names else "0"
+    # The LIMIT is inside: a consumer that is far behind costs a walk of ``limit`` entries of the primary key, not of the whole log.
     row = tx.all(
         f"SELECT count(*) AS seen, coalesce(sum({wanted}), 0) AS wanted FROM "
         "(SELECT kind FROM events WHERE project = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?) AS ahead",
-        *(names or []), project, cursor, head_of(tx, project), limit,
+        *(names or []), project, cursor, read_head(tx, project), limit,
     )[0]  # fmt: skip
     return int(row["seen"]), int(row["wanted"])
 
 
-def check_known(tx: Reader, project: str, name: str) -> None:
-    """Raises :class:`NotFound` with the consumers that there are."""
+def check_consumer(tx: Reader, project: str, name: str) -> None:
+    """Raise :class:`NotFound`, with similar names, if the project has no such consumer."""
     names = [str(r["name"]) for r in tx.all("SELECT name FROM consumers WHERE project = ?", project)]
     if name not in names:
         raise NotFound("no such consumer", value=name, next_step=near(name, names, what="consumer"))
 
 
-def statuses(tx: Reader, project: str) -> list[ConsumerStatus]:
-    head = head_of(tx, project)
+def list_statuses(tx: Reader, project: str) -> list[ConsumerStatus]:
+    """The state of every consumer of the project, by name."""
+    head = read_head(tx, project)
     counts = {
         str(r["consumer"]): int(r["n"])
         for r in tx.all(
@@ -52,10 +54,10 @@ def statuses(tx: Reader, project: str) -> list[ConsumerStatus]:
         )
     }
     rows = tx.all("SELECT * FROM consumers WHERE project = ? ORDER BY name", project)
-    return [_status(tx, project, row, head, counts.get(str(row["name"]), 0)) for row in rows]
+    return [_read_status(tx, project, row, head, counts.get(str(row["name"]), 0)) for row in rows]
 
 
-def _status(tx: Reader, project: str, row: Row, head: int, set_aside: int) -> ConsumerStatus:
+def _read_status(tx: Reader, project: str, row: Row, head: int, set_aside: int) -> ConsumerStatus:
     kinds = None if row["kinds"] is None else from_json(row["kinds"], list[str])
     cursor, error = int(row["cursor"]), row["error"]
     if cursor > head:
@@ -65,7 +67,7 @@ def _status(tx: Reader, project: str, row: Row, head: int, set_aside: int) -> Co
         kinds=kinds,
         cursor=cursor,
         head=head,
-        waiting=wanted_ahead(tx, project, cursor, kinds, limit=_MAX_COUNT)[1],
+        waiting=count_ahead(tx, project, cursor, kinds, limit=_MAX_COUNT)[1],
         created_at=from_us(row["created_us"]),
         delivered_at=None if row["moved_us"] is None else from_us(row["moved_us"]),
         failing_since=None if row["failing_us"] is None else from_us(row["failing_us"]),
@@ -76,7 +78,8 @@ def _status(tx: Reader, project: str, row: Row, head: int, set_aside: int) -> Co
     )
 
 
-def failed(tx: Reader, project: str, consumer: str, *, after: int, limit: int) -> list[FailedDelivery]:
+def list_failed(tx: Reader, project: str, consumer: str, *, after: int, limit: int) -> list[FailedDelivery]:
+    """Events with a sequence number above ``after`` that were set aside for this consumer, oldest first."""
     rows = tx.all(
         "SELECT * FROM failed_deliveries WHERE project = ? AND consumer = ? AND seq > ? ORDER BY seq LIMIT ?",
         project, consumer, after, limit,
@@ -90,8 +93,11 @@ def failed(tx: Reader, project: str, consumer: str, *, after: int, limit: int) -
     ]  # fmt: skip
 
 
-def ask_again(tx: Writer, project: str, consumer: str, seq: int | None) -> int:
-    """Ask for one event, or for all that were set aside; returns how many were not asked for before."""
+def request_redelivery(tx: Writer, project: str, consumer: str, seq: int | None) -> int:
+    """Mark one event, or all that were set aside, for another attempt; returns how many were not marked before.
+
+    Raises :class:`NotFound` if ``seq`` was not set aside for this consumer.
+    """
     if seq is not None and not tx.first(
         "SELECT 1 AS one FROM failed_deliveries WHERE project = ? AND consumer = ? AND seq = ?", project, consumer, seq
     ):  # fmt: skip
@@ -101,13 +107,14 @@ def ask_again(tx: Writer, project: str, consumer: str, seq: int | None) -> int:
             place=f"consumer {consumer!r}",
             next_step="lineage.list_failed_deliveries lists them.",
         )
-    one, values = ("", []) if seq is None else (" AND seq = ?", [seq])
+    condition, values = ("", []) if seq is None else (" AND seq = ?", [seq])
     return tx.execute(
-        f"UPDATE failed_deliveries SET again = 1 WHERE project = ? AND consumer = ? AND again = 0{one}",
+        f"UPDATE failed_deliveries SET again = 1 WHERE project = ? AND consumer = ? AND again = 0{condition}",
         project, consumer, *values,
     )  # fmt: skip
 
 
-def remove(tx: Writer, project: str, consumer: str) -> None:
+def remove_consumer(tx: Writer, project: str, consumer: str) -> None:
+    """Delete a consumer's cursor and the events that were set aside for it."""
     tx.execute("DELETE FROM failed_deliveries WHERE project = ? AND consumer = ?", project, consumer)
     tx.execute("DELETE FROM consumers WHERE project = ? AND name = ?", project, consumer)

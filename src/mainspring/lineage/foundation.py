@@ -1,4 +1,4 @@
-"""What every room stands on, bound to one project."""
+"""What every room is built on, bound to one project."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Foundation:
-    """The parts a room is given. ``home`` is the private directory of the workspace on this machine (mode 0700).
+    """The parts that every room gets. ``home`` is the private directory of the workspace on this machine (mode 0700).
 
-    What a project keeps there in files lies under ``home`` itself for the project that the workspace was made for, and in a folder
-    of its own for every other one (``apart``).
+    The project that the workspace was made for keeps its files in ``home`` itself; every other project has a folder of its own there
+    (``apart``).
     """
 
     project: str

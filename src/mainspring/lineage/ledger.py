@@ -1,6 +1,6 @@
 """One transaction per decision.
 
-What changes, the event that says so (hash-chained, naming actor and operation), the lineage edges and the answer to the
+What changes, the event that records it (hash-chained, with actor and operation), the lineage edges and the answer to the
 idempotency key commit together or not at all. An audit row *is* an event with its actor: there is one chain per
 project, not two that could disagree (docs/design/ledger.md).
 """
@@ -44,6 +44,7 @@ class _Trace:
 
 
 _traces: WeakKeyDictionary[Writer, dict[str, _Trace]] = WeakKeyDictionary()
+"""By transaction, then project: decisions within one another share a transaction, and so what it has recorded."""
 
 
 class Decision:
@@ -67,9 +68,10 @@ class Decision:
         self._outermost = outermost
 
     def event(self, kind: EventKind, subject: str, data: dict[str, Any] | None = None) -> Event:
-        """Append an event to the chain, about the reference ``subject``. Raises ValueError for a kind that nobody declared."""
+        """Append an event to the chain, about the reference ``subject``. Raises ValueError for a kind that is not declared."""
         tx, project = self.tx, self._project
-        # Taking the head by an update locks the row on PostgreSQL: appends to one chain are serial on every engine.
+        # The head is read by an UPDATE, which locks its row on PostgreSQL until the commit: appends to one chain never run at the same time.
+        # Two that read it by a SELECT would both follow the same event.
         tx.execute(
             "INSERT INTO chain_heads (project, seq, hash) VALUES (?, 0, ?) ON CONFLICT (project) DO NOTHING",
             project,
@@ -105,7 +107,7 @@ class Decision:
     def edge(self, source: str, target: str, kind: str) -> None:
         """Record that ``source`` led to ``target``; recording it again changes nothing.
 
-        The last event of the transaction names the edge, so that an edge nobody decided, or one taken away, shows.
+        The last event of the transaction names the edge, so that an audit finds edges that were forged or removed.
         """
         if self.tx.execute(
             "INSERT INTO edges (project, source, target, kind, at_us) VALUES (?, ?, ?, ?, ?) ON CONFLICT (project, source, target, kind) DO NOTHING",
@@ -142,9 +144,9 @@ class Decision:
         trace.edges, trace.last = [], None
 
     def refer(self, digest: str, owner: str, *, tree: bool = False) -> None:
-        """``owner`` needs the object ``digest``: gc keeps it (and what it refers to) while the reference stands.
+        """``owner`` needs the object ``digest``: garbage collection keeps it (and what it refers to) until :meth:`unrefer`.
 
-        From now on the project may read the object, so its digest comes from a writer of this process or has been checked
+        From now on the project may read the object, so the digest must come from a writer of this process or must have been checked
         (``lineage.uploads``: :func:`check_owned`, :func:`owned_tree`). ``tree``: it is a tree, and the same holds for its files.
         """
         self.tx.execute(
@@ -158,17 +160,17 @@ class Decision:
         self.tx.execute("DELETE FROM object_refs WHERE project = ? AND owner = ?", self._project, owner)
 
     def done(self, result: T) -> T:
-        """End the decision with its result, remembered under the caller's idempotency key. Returns ``result``.
+        """End the decision with its result, which is stored under the caller's idempotency key. Returns ``result``.
 
-        Raises :class:`KeyTaken`, and nothing of this decision stays, if another call with this key was first.
+        Raises :class:`KeyTaken`, which rolls this decision back, if another call with this key was first.
         """
         call = self._invocation
-        told = observer()
-        if told is not None and call is not None:
-            told(call.operation, call.arguments, result)
+        observe = observer()
+        if observe is not None and call is not None:
+            observe(call.operation, call.arguments, result)
         if self._outermost and call is not None and call.key is not None:
             answer = to_json(result)
-            _remember(
+            _store_answer(
                 self.tx, self._project, call.key, call.operation, call.arguments, answer, call.settlement
             )
             failpoint("ledger.done")
@@ -189,7 +191,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def decision(self) -> Iterator[Decision]:
-        """Open a decision; within another one of this thread, a part of that one."""
+        """Open a decision; within another decision of this thread it is a part of that one and commits with it."""
         outermost = not self._store.in_transaction
         with self._store.write() as tx:
             yield Decision(
@@ -225,27 +227,27 @@ class Ledger:
     def settle(
         self, *, key: str, operation: str, arguments: dict[str, Any], answer: bytes, settlement: Settlement
     ) -> None:
-        """Remember the final answer to a call, unless one of its decisions has: operations of several decisions, or of none.
+        """Store the final answer to a call, unless one of its decisions has: for operations with several decisions, or with none.
 
         Raises :class:`KeyTaken` if another call with this key was first.
         """
         if settlement.answer == answer:
             return
         with self._store.write() as tx:
-            _remember(tx, self._project, key, operation, arguments, answer, settlement)
+            _store_answer(tx, self._project, key, operation, arguments, answer, settlement)
 
     def verify(self, *, anchor: tuple[int, str] | None = None) -> AuditReport:
-        """Walk the whole chain and hold the edges against it. ``anchor``: see :func:`mainspring.lineage.audit.walk`."""
+        """Check the whole chain, and the edges against it. ``anchor``: see :func:`mainspring.lineage.audit.verify_chain`."""
         with self._store.read() as tx:
-            return audit.walk(tx, self._project, anchor=anchor)
+            return audit.verify_chain(tx, self._project, anchor=anchor)
 
     def verify_edges(self, refs: set[str]) -> EdgeReport:
-        """Hold the edges that touch ``refs`` against the chain."""
+        """Check the edges that touch ``refs`` against the chain."""
         with self._store.read() as tx:
-            return audit.edges_of(tx, self._project, refs)
+            return audit.verify_edges(tx, self._project, refs)
 
 
-def _remember(
+def _store_answer(
     tx: Writer,
     project: str,
     key: str,
@@ -255,13 +257,14 @@ def _remember(
     settlement: Settlement,
 ) -> None:
     digest, now = arguments_digest(arguments), time.time_ns() // 1000
-    # The same call again (an operation of several decisions): the last answer is the answer.
+    # An operation of several decisions stores an answer with each of them: the last one is the answer to the call.
     if settlement.answer is not None and tx.execute(
         "UPDATE idempotency SET result = ?, at_us = ? WHERE project = ? AND key = ?",
         answer.decode(), now, project, key,
     ):  # fmt: skip
         settlement.answer = answer
         return
+    # Two calls with one key may run at the same time. The primary key lets one of them insert; the other is rolled back.
     if not tx.execute(
         "INSERT INTO idempotency (project, key, operation, arguments, result, at_us) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (project, key) DO NOTHING",
         project, key, operation, digest, answer.decode(), now,
@@ -275,6 +278,7 @@ def _remember(
 
 
 def arguments_digest(arguments: dict[str, Any]) -> str:
+    """By which a repeated call is recognised: BLAKE3 over the canonical JSON of its arguments, in hex."""
     return blake3.blake3(to_json(arguments)).hexdigest()
 
 

@@ -1,9 +1,8 @@
-"""Questions to the lineage graph and the event log."""
+"""Operations on the lineage graph and the event log."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -12,6 +11,7 @@ from mainspring.errors import InvalidInput, NotFound
 from mainspring.lineage import deliveries
 from mainspring.lineage.audit import MAX_PROBLEMS, event_of, rows_of
 from mainspring.lineage.foundation import Foundation
+from mainspring.lineage.sources import GraphSources
 from mainspring.operations import MIB, Role, operation
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import (
@@ -28,62 +28,28 @@ from mainspring.records.lineage import (
 )
 from mainspring.storage.sql import Reader
 
-EdgeSource = Callable[[str], Iterable[Edge]]
-"""Edges into (causes) or out of (effects) a reference that are known by rule rather than stored one by one."""
-
-FactSource = Callable[[str], dict[str, object] | None]
-"""What is known of the thing with this id: short facts, or None if it does not exist."""
-
-Auditor = Callable[[Reader], Iterable[str]]
-"""A room holds its decisions against the chain: a sentence for each that does not fit."""
-
 _MAX_NODES = 2000
 _MAX_REFS = 5000
 
 
 class Lineage:
-    """The graph of what came from what, and the log of what happened."""
+    """The graph of what came from what, and the log of what happened. ``sources``: what other rooms know beyond the stored edges."""
 
     room = "lineage"
 
-    def __init__(self, base: Foundation) -> None:
+    def __init__(self, base: Foundation, sources: GraphSources | None = None) -> None:
         self._base = base
-        self._causes: dict[str, EdgeSource] = {}
-        self._effects: dict[str, EdgeSource] = {}
-        self._facts: dict[str, FactSource] = {}
-        self._auditors: dict[str, Auditor] = {}
-
-    def _introduce(
-        self,
-        kind: str,
-        *,
-        causes: EdgeSource | None = None,
-        effects: EdgeSource | None = None,
-        facts: FactSource | None = None,
-        auditor: Auditor | None = None,
-    ) -> None:
-        """A room tells what it knows of things of ``kind`` (the workspace calls this; nobody else).
-
-        ``causes`` and ``effects`` exist for things too many to store edges for, such as predictions.
-        """
-        if causes:
-            self._causes[kind] = causes
-        if effects:
-            self._effects[kind] = effects
-        if facts:
-            self._facts[kind] = facts
-        if auditor:
-            self._auditors[kind] = auditor
+        self._sources = sources or GraphSources()
 
     @operation(role=Role.VIEWER)
     def get_origin(self, ref: str, *, depth: int = 20) -> Graph:
         """Everything that led to ``ref``, nearest first; raises NotFound if nothing is known of it."""
-        return self._walk(ref, depth, forward=False)
+        return self._walk_graph(ref, depth, forward=False)
 
     @operation(role=Role.VIEWER)
     def get_blast_radius(self, ref: str, *, depth: int = 20) -> Graph:
         """Everything that ``ref`` led to: its blast radius."""
-        return self._walk(ref, depth, forward=True)
+        return self._walk_graph(ref, depth, forward=True)
 
     @operation(role=Role.VIEWER)
     def list_events(
@@ -122,23 +88,23 @@ class Lineage:
 
     @operation(role=Role.VIEWER)
     def verify(self, *, anchor: str | None = None) -> AuditReport:
-        """Check the whole event chain of this project, and the edges, verdicts, aliases and approvals that hang on it.
+        """Check the whole event chain of this project, and the edges, verdicts, aliases and approvals that it records.
 
-        Everything that does not fit is named; nothing stops the walk. ``anchor`` (``<seq>:<hash>``, kept elsewhere) shows
+        Everything that does not match is named; nothing stops the check. ``anchor`` (``<seq>:<hash>``, kept elsewhere) shows
         whether events were cut off at the end since then.
         """
         if anchor is None:
-            return self._audited(self._base.ledger.verify())
+            return self._with_room_problems(self._base.ledger.verify())
         seq, colon, digest = anchor.partition(":")
         if not colon or not seq.isdigit() or len(digest) != 64:
             raise InvalidInput(
                 "an anchor is <seq>:<hash>", value=anchor, next_step="'mainspring audit anchor' prints one."
             )
-        return self._audited(self._base.ledger.verify(anchor=(int(seq), digest)))
+        return self._with_room_problems(self._base.ledger.verify(anchor=(int(seq), digest)))
 
     @operation(role=Role.VIEWER, max_body=4 * MIB)
     def verify_edges(self, *, refs: list[str]) -> EdgeReport:
-        """Hold the edges that touch these things (at most 5,000) against the events that recorded them."""
+        """Check the edges that touch these things (at most 5,000) against the events that recorded them."""
         if len(refs) > _MAX_REFS:
             raise InvalidInput("too many references", value=len(refs), next_step=f"At most {_MAX_REFS}.")
         return self._base.ledger.verify_edges(set(refs))
@@ -147,30 +113,30 @@ class Lineage:
 
     @operation(role=Role.VIEWER)
     def list_consumers(self) -> list[ConsumerStatus]:
-        """Who reads the event log by name: how far each has come, what waits, since when and why it fails."""
+        """The consumers of the event log, by name: how far each has come, what waits, since when and why it fails."""
         with self._base.store.read() as tx:
-            return deliveries.statuses(tx, self._base.project)
+            return deliveries.list_statuses(tx, self._base.project)
 
     @operation(role=Role.VIEWER)
     def list_failed_deliveries(
         self, consumer: str, *, after: int | None = None, limit: int = 100
     ) -> list[FailedDelivery]:
-        """Events that were set aside because this consumer could not be given them, oldest first."""
+        """Events that were set aside because they could not be delivered to this consumer, oldest first."""
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
         with self._base.store.read() as tx:
-            deliveries.check_known(tx, self._base.project, consumer)
-            return deliveries.failed(tx, self._base.project, consumer, after=after or 0, limit=limit)
+            deliveries.check_consumer(tx, self._base.project, consumer)
+            return deliveries.list_failed(tx, self._base.project, consumer, after=after or 0, limit=limit)
 
     @operation(role=Role.OPERATOR, changes=True)
     def redeliver(self, consumer: str, *, seq: int | None = None) -> int:
-        """Ask for one more attempt with an event that was set aside, or with all; returns how many were asked for just now.
+        """Request one more attempt for an event that was set aside, or for all; returns how many were newly requested.
 
-        The process that runs the consumer makes it in its next turn. What fails again is set aside again.
+        The process that runs the consumer makes the attempt in its next turn. What fails again is set aside again.
         """
         with self._base.ledger.decision() as d:
-            deliveries.check_known(d.tx, self._base.project, consumer)
-            count = deliveries.ask_again(d.tx, self._base.project, consumer, seq)
+            deliveries.check_consumer(d.tx, self._base.project, consumer)
+            count = deliveries.request_redelivery(d.tx, self._base.project, consumer, seq)
             if count:
                 d.event(
                     EventKind.CONSUMER_REDELIVERED, ref("consumer", consumer), {"count": count, "seq": seq}
@@ -179,37 +145,37 @@ class Lineage:
 
     @operation(role=Role.ADMIN, changes=True)
     def remove_consumer(self, consumer: str, *, reason: str) -> None:
-        """Forget a consumer: its cursor and what was set aside. One that a process still runs stops there; it is made anew
+        """Forget a consumer: its cursor and what was set aside. A process that still runs it stops delivering; it is registered again
         when such a process starts."""
         with self._base.ledger.decision() as d:
-            deliveries.check_known(d.tx, self._base.project, consumer)
-            deliveries.remove(d.tx, self._base.project, consumer)
+            deliveries.check_consumer(d.tx, self._base.project, consumer)
+            deliveries.remove_consumer(d.tx, self._base.project, consumer)
             d.event(EventKind.CONSUMER_REMOVED, ref("consumer", consumer), {"reason": reason})
             d.done(None)
 
-    def _audited(self, report: AuditReport) -> AuditReport:
+    def _with_room_problems(self, report: AuditReport) -> AuditReport:
         with self._base.store.read() as tx:
-            found = [p for auditor in self._auditors.values() for p in auditor(tx)]
-        problems = [*report.problems, *found][:MAX_PROBLEMS]
+            room_problems = [p for auditor in self._sources.auditors.values() for p in auditor(tx)]
+        problems = [*report.problems, *room_problems][:MAX_PROBLEMS]
         return msgspec.structs.replace(
             report, ok=not problems, problems=problems, reason=problems[0] if problems else None
         )
 
-    def _walk(self, root: str, depth: int, *, forward: bool) -> Graph:
-        facts = self._facts_of(root)
+    def _walk_graph(self, root: str, depth: int, *, forward: bool) -> Graph:
+        facts = self._find_facts(root)
         nodes = {root: Node(ref=root, kind=split_ref(root)[0], depth=0, facts=facts or {})}
         edges: dict[tuple[str, str, str], Edge] = {}
         queue = deque([root])
         truncated = False
         while queue:
-            here = queue.popleft()
-            level = nodes[here].depth
-            if level >= depth:
+            reference = queue.popleft()
+            distance = nodes[reference].depth
+            if distance >= depth:
                 truncated = True
                 continue
-            if not forward and level and nodes[here].kind == "deployment":
-                continue  # a place, not a cause: behind it stands every version that ever answered there
-            for edge in self._edges(here, forward=forward):
+            if not forward and distance and nodes[reference].kind == "deployment":
+                continue  # a place, not a cause: every version that ever answered there leads to it
+            for edge in self._list_edges(reference, forward=forward):
                 edges.setdefault((edge.source, edge.target, edge.kind), edge)
                 other = edge.target if forward else edge.source
                 if other in nodes:
@@ -218,7 +184,10 @@ class Lineage:
                     truncated = True
                     continue
                 nodes[other] = Node(
-                    ref=other, kind=split_ref(other)[0], depth=level + 1, facts=self._facts_of(other) or {}
+                    ref=other,
+                    kind=split_ref(other)[0],
+                    depth=distance + 1,
+                    facts=self._find_facts(other) or {},
                 )
                 queue.append(other)
         if facts is None and not edges:
@@ -229,35 +198,35 @@ class Lineage:
             )
         return Graph(root=root, nodes=list(nodes.values()), edges=list(edges.values()), truncated=truncated)
 
-    def _edges(self, here: str, *, forward: bool) -> list[Edge]:
+    def _list_edges(self, reference: str, *, forward: bool) -> list[Edge]:
         column = "source" if forward else "target"
-        kind, ident = split_ref(here)
+        kind, ident = split_ref(reference)
         with self._base.store.read() as tx:
             rows = tx.all(
                 f"SELECT source, target, kind, at_us, event FROM edges WHERE project = ? AND {column} = ? LIMIT ?",
                 self._base.project,
-                here,
+                reference,
                 _MAX_NODES,
             )
             if not forward and kind == "dataset_version" and any(r["event"] is None for r in rows):
-                since = self._committed_us(tx, here)
-                rows = [r for r in rows if r["event"] is not None or int(r["at_us"]) <= since]
-        found = [
+                committed_us = self._first_commit_us(tx, reference)
+                rows = [r for r in rows if r["event"] is not None or int(r["at_us"]) <= committed_us]
+        edges = [
             Edge(source=r["source"], target=r["target"], kind=r["kind"], at=from_us(r["at_us"])) for r in rows
         ]
-        known = (self._effects if forward else self._causes).get(kind)
-        return found + list(known(ident)) if known else found
+        source = (self._sources.effects if forward else self._sources.causes).get(kind)
+        return edges + list(source(ident)) if source else edges
 
-    def _committed_us(self, tx: Reader, version: str) -> int:
-        """When the content was committed first, with the second that one decision may take: version 1 also recorded who
-        committed equal content later, which is no cause of it."""
+    def _first_commit_us(self, tx: Reader, version: str) -> int:
+        """The time of the first commit of this content in microseconds, plus the second that one decision may take: version 1 also
+        recorded who committed equal content later, which is no cause of it."""
         first = tx.scalar(
             "SELECT at_us FROM events WHERE project = ? AND subject = ? AND kind = 'dataset.committed' ORDER BY seq LIMIT 1",
             self._base.project, version,
         )  # fmt: skip
         return 1 << 62 if first is None else int(first) + 1_000_000
 
-    def _facts_of(self, reference: str) -> dict[str, object] | None:
+    def _find_facts(self, reference: str) -> dict[str, object] | None:
         kind, ident = split_ref(reference)
-        source = self._facts.get(kind)
+        source = self._sources.facts.get(kind)
         return source(ident) if source else None

@@ -47,18 +47,18 @@ class Projects:
                 next_step="Ask whoever runs the server: mainspring projects create NAME.",
             )
         check_name(name, what="project")
-        theirs = Ledger(self._base.store, project=name, clock=self._base.clock)
+        new_ledger = Ledger(self._base.store, project=name, clock=self._base.clock)
         with self._base.ledger.decision() as decision:  # the caller's key is answered in the caller's project
             if not insert(decision.tx, name, by=who.name):
                 raise Conflict("there is such a project", value=name)
-            with theirs.decision() as first:
-                first.event(EventKind.PROJECT_CREATED, f"project:{name}")
+            with new_ledger.decision() as first_decision:
+                first_decision.event(EventKind.PROJECT_CREATED, f"project:{name}")
             row = decision.tx.one("SELECT * FROM projects WHERE name = ?", name, what="the project")
             return decision.done(_project(row, Role.ADMIN))
 
 
 def exists(store: Store, name: str) -> bool:
-    """Whether there is such a project. Any text may be asked for."""
+    """Whether there is such a project. ``name`` may be any text."""
     try:
         check_name(name, what="project")
     except InvalidInput:
@@ -68,7 +68,7 @@ def exists(store: Store, name: str) -> bool:
 
 
 def ensure(store: Store, name: str) -> None:
-    """Note that the project exists, if nobody has. A look, and at the first opening a write."""
+    """Insert the project's row if it is missing: a read, and a write only at the first opening."""
     if not exists(store, name):
         with store.write() as tx:
             insert(tx, name, by="local")
@@ -84,7 +84,7 @@ def visible(store: Store) -> list[Project]:
 
 
 def insert(tx: Writer, name: str, *, by: str) -> bool:
-    """Whether the project is new."""
+    """Insert the project's row; returns False if it was there."""
     return bool(
         tx.execute(
             "INSERT INTO projects (name, created_us, created_by) VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",

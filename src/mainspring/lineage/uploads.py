@@ -2,7 +2,7 @@
 
 The bytes of all projects share one store, so a digest alone opens nothing: an object is this project's only where it has put
 the bytes, or refers to the object, directly or through a tree whose files were this project's when it was made. **This is the one
-place where a digest that comes from outside is judged**: :func:`check_owned`, :func:`owned_size`, :func:`owned_tree`. Bytes that
+place where a digest that comes from outside is checked**: :func:`check_owned`, :func:`owned_size`, :func:`owned_tree`. Bytes that
 only look like a tree open nothing (docs/design/authority.md).
 """
 
@@ -35,13 +35,13 @@ class Uploads:
     def put(self, *, body: Iterable[bytes]) -> ObjectRef:
         """Store a stream of at most 5 GiB; returns its digest and size. Putting the same bytes again changes nothing.
 
-        The object is kept until :meth:`expire`, longer where something refers to it. Raises TooLarge, StorageFull.
+        The object is kept until :meth:`expire_uploads`, longer where something refers to it. Raises TooLarge, StorageFull.
         """
         base = self._base
         with base.objects.writing() as writer:
             ref = writer.put(io.BufferedReader(BodyStream(body, limit=MAX_UPLOAD), 1 << 20))
             writer.flush()
-            return self._keep(ref)
+            return self._record_upload(ref)
 
     @operation(role=Role.EDITOR, changes=True, max_body=64 * MIB)
     def create_tree(self, *, files: dict[str, ObjectRef]) -> ObjectRef:
@@ -51,9 +51,9 @@ class Uploads:
         with base.objects.writing() as writer:
             ref = writer.tree(files)
             writer.flush()
-            return self._keep(ref, tree=True)
+            return self._record_upload(ref, tree=True)
 
-    def _keep(self, ref: ObjectRef, *, tree: bool = False) -> ObjectRef:
+    def _record_upload(self, ref: ObjectRef, *, tree: bool = False) -> ObjectRef:
         base = self._base
         with base.ledger.decision() as decision:
             decision.tx.execute(
@@ -98,15 +98,16 @@ class Uploads:
 
 
 def check_owned(base: Foundation, refs: Iterable[ObjectRef], *, place: str) -> None:
-    """Whether this project refers to all of these objects, with these sizes; raises NotFound for the first that it does not.
+    """Check that this project refers to all of these objects, with these sizes in bytes.
 
-    The answer is the same for an unknown digest and for one of another project: who asks learns nothing.
+    Raises :class:`NotFound` for the first one it does not refer to, with the same answer for an unknown digest as for one of another
+    project, so that the caller learns nothing about other projects; :class:`InvalidInput` for another size.
     """
     wanted = {ref.digest: ref.size for ref in refs}
-    known = _sizes(base, list(wanted))
+    known = _read_sizes(base, list(wanted))
     for digest, size in wanted.items():
         if digest not in known:
-            raise _not_here(digest, place)
+            raise _not_found(digest, place)
         actual = known[digest]
         if actual is None:
             actual = base.objects.size(digest)
@@ -120,12 +121,12 @@ def check_owned(base: Foundation, refs: Iterable[ObjectRef], *, place: str) -> N
 
 
 def owned_size(base: Foundation, digest: str) -> int | None:
-    """The size of an object this project refers to, None where only the object itself knows; raises :class:`NotFound`."""
+    """The size in bytes of an object that this project refers to, None where no upload recorded it. Raises :class:`NotFound`."""
     if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-        raise _not_here(digest, "objects")
-    known = _sizes(base, [digest])
+        raise _not_found(digest, "objects")
+    known = _read_sizes(base, [digest])
     if digest not in known:
-        raise _not_here(digest, "objects")
+        raise _not_found(digest, "objects")
     return known[digest]
 
 
@@ -147,32 +148,33 @@ def owned_tree(base: Foundation, digest: str, *, place: str) -> dict[str, Object
     return files
 
 
-def _sizes(base: Foundation, digests: list[str]) -> dict[str, int | None]:
+def _read_sizes(base: Foundation, digests: list[str]) -> dict[str, int | None]:
     """Those of ``digests`` that this project refers to, with their sizes where known."""
-    found: dict[str, int | None] = {}
+    sizes: dict[str, int | None] = {}
     with base.store.read() as tx:
-        for start in range(0, len(digests), 500):
+        for start in range(0, len(digests), 500):  # engines limit how many values one statement binds
             part = digests[start : start + 500]
             marks = ", ".join("?" * len(part))
+            # LEFT JOIN: an object may be referred to without an upload, and its size is not known here then.
             rows = tx.all(
                 f"SELECT r.digest AS digest, MAX(u.size) AS size FROM object_refs r LEFT JOIN uploads u ON u.project = r.project AND u.digest = r.digest "
                 f"WHERE r.project = ? AND r.digest IN ({marks}) GROUP BY r.digest",
                 base.project, *part,
             )  # fmt: skip
-            found |= {str(row["digest"]): None if row["size"] is None else int(row["size"]) for row in rows}
-        rest = set(digests) - set(found)
-        roots = _trees(tx, base.project) if rest else []
+            sizes |= {str(row["digest"]): None if row["size"] is None else int(row["size"]) for row in rows}
+        rest = set(digests) - set(sizes)
+        roots = _list_trees(tx, base.project) if rest else []
     for root in roots:
-        for ref in _tree(base, root):
+        for ref in _read_tree(base, root):
             if ref.digest in rest:
-                found[ref.digest] = ref.size
+                sizes[ref.digest] = ref.size
                 rest.discard(ref.digest)
         if not rest:
             break
-    return found
+    return sizes
 
 
-def _not_here(digest: str, place: str) -> NotFound:
+def _not_found(digest: str, place: str) -> NotFound:
     return NotFound(
         "no such object in this project",
         value=digest,
@@ -181,13 +183,13 @@ def _not_here(digest: str, place: str) -> NotFound:
     )
 
 
-def _trees(tx: Reader, project: str) -> list[str]:
-    """Trees whose files are this project's. What else may look like a tree is the claim of whoever made the bytes."""
+def _list_trees(tx: Reader, project: str) -> list[str]:
+    """Trees whose files are this project's, marked so when they were made. Other bytes may look like a tree without being one."""
     rows = tx.all("SELECT DISTINCT digest FROM object_refs WHERE project = ? AND tree = 1", project)
     return [str(row["digest"]) for row in rows]
 
 
-def _tree(base: Foundation, digest: str) -> Iterator[ObjectRef]:
+def _read_tree(base: Foundation, digest: str) -> Iterator[ObjectRef]:
     try:
         yield from base.objects.tree(digest).values()
     except (InvalidInput, NotFound, Corrupt):
@@ -201,7 +203,7 @@ class BodyStream(io.RawIOBase):
         super().__init__()
         self._pieces = iter(pieces)
         self._rest = memoryview(b"")
-        self._left = limit
+        self._allowance = limit
         self._limit = limit
 
     def readable(self) -> bool:
@@ -213,8 +215,8 @@ class BodyStream(io.RawIOBase):
             piece = next(self._pieces, None)
             if piece is None:
                 return 0
-            self._left -= len(piece)
-            if self._left < 0:
+            self._allowance -= len(piece)
+            if self._allowance < 0:
                 raise TooLarge(
                     "the upload is too large", value=f"more than {self._limit} bytes", next_step="Split it."
                 )

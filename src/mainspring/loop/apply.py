@@ -1,7 +1,7 @@
-"""A decision takes effect: its row, its event, and what it changes, in one transaction, once.
+"""Applies a decision: its row, its event, and what it changes, in one transaction, once.
 
 Routes are part of that transaction as *intent* (``deploy.set_routes``); the bundle is written from them after the commit
-and again by whoever comes next if that was interrupted (``deploy.publish``).
+(``deploy.publish``), and by the next round of the loop if the process died in between.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Applier:
         self._model = model
 
     def apply(self, decision: LoopDecision, facts: Facts) -> bool:
-        """Returns False if a decision with this key was taken before: then nothing happens."""
+        """Apply ``decision``; returns False if a decision with this key was applied before: then nothing changes."""
         effects: dict[str, Callable[[Decision, LoopDecision, Facts], None]] = {
             "retrain": self._retrain,
-            "gate_pass": self._nothing,
+            "gate_pass": self._only_record,
             "gate_stop": self._gate_stop,
             "job_failed": self._job_failed,
             "start": self._start,
@@ -69,10 +69,11 @@ class Applier:
             "promote": self._promote,
             "rollback": self._rollback,
             "abandon": self._abandon,
-            "needs_human": self._nothing,
+            "needs_human": self._only_record,
         }
         with self._base.ledger.decision() as d:
             subject = ref("deployment", self._deployment)
+            # The key is unique: of controllers that decide the same at the same time, one inserts the row and goes on.
             taken = d.tx.execute(
                 "INSERT INTO loop_decisions (project, key, deployment, action, reason, at_us, event) VALUES (?, ?, ?, ?, ?, ?, '') ON CONFLICT (project, key) DO NOTHING",
                 self._base.project, decision.key, self._deployment, decision.action, decision.reason, to_us(facts.now),
@@ -83,7 +84,7 @@ class Applier:
             event = d.event(
                 _KINDS[decision.action],
                 subject,
-                {"reason": decision.reason, "key": decision.key, **_plain(details)},
+                {"reason": decision.reason, "key": decision.key, **_to_builtins(details)},
             )
             d.tx.execute(
                 "UPDATE loop_decisions SET event = ? WHERE project = ? AND key = ?",
@@ -96,8 +97,8 @@ class Applier:
 
     # --- effects -----------------------------------------------------------------------------------------------------
 
-    def _nothing(self, _d: Decision, _decision: LoopDecision, _facts: Facts) -> None:
-        """The event is all there is to it."""
+    def _only_record(self, _d: Decision, _decision: LoopDecision, _facts: Facts) -> None:
+        """For decisions that change nothing but the record of them: the event is written before."""
 
     def _retrain(self, d: Decision, decision: LoopDecision, facts: Facts) -> None:
         request_job(
@@ -130,7 +131,7 @@ class Applier:
         d.edge(ref("model_version", f"{rollout.model}@{version}"), ref("rollout", rollout.id), "candidate")
         d.edge(ref("rollout", rollout.id), ref("deployment", self._deployment), "rolled_out")
         if not stages[0].full:
-            self._route(rollout, f"rollout started: {decision.reason}")
+            self._set_stage_routes(rollout, f"rollout started: {decision.reason}")
 
     def _advance(self, d: Decision, decision: LoopDecision, facts: Facts) -> None:
         stage = int(decision.details["stage"])
@@ -143,7 +144,7 @@ class Applier:
         )
         rollout = rows.running_rollout(d.tx, self._base.project, self._deployment)
         if rollout is not None:
-            self._route(rollout, f"stage {stage + 1}: {decision.reason}")
+            self._set_stage_routes(rollout, f"stage {stage + 1}: {decision.reason}")
 
     def _promote(self, d: Decision, decision: LoopDecision, facts: Facts) -> None:
         version = int(decision.details["version"])
@@ -172,7 +173,7 @@ class Applier:
         self._end_rollout(d, decision, facts, RolloutState.ABANDONED, "abandoned")
         self._restore(facts, f"abandoned: {decision.reason}")
 
-    # --- pieces ------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _end_job(self, d: Decision, job: str, outcome: str) -> None:
         d.tx.execute(
@@ -194,7 +195,7 @@ class Applier:
         if row and row["job"]:
             self._end_job(d, row["job"], outcome)
 
-    def _route(self, rollout: Rollout, reason: str) -> None:
+    def _set_stage_routes(self, rollout: Rollout, reason: str) -> None:
         targets, shadows = stage_routes(self._rooms, rollout)
         self._rooms.deploy.set_routes(
             deployment=self._deployment, targets=targets, shadows=shadows, reason=reason
@@ -219,7 +220,7 @@ def request_job(
     delay: str,
     params: dict[str, Any],
 ) -> str:
-    """Queue a retraining. Its cutoff is now minus the label delay: nothing known later may be used."""
+    """Insert a retraining job; returns its id. Its cutoff is now minus the label delay: no row with a later event time may be used."""
     ident = new_id()
     cutoff = now - timedelta(seconds=seconds(delay))
     d.tx.execute(
@@ -230,7 +231,7 @@ def request_job(
 
 
 def freeze(d: Decision, project: str, deployment: str, until: datetime) -> None:
-    """Nothing new is rolled out or retrained until then; a later end wins."""
+    """Let nothing new be rolled out or retrained before ``until``; of two freezes the later end counts."""
     d.tx.execute(
         "INSERT INTO freezes (project, deployment, until_us) VALUES (?, ?, ?) ON CONFLICT (project, deployment) DO UPDATE SET until_us = "
         "CASE WHEN excluded.until_us > freezes.until_us THEN excluded.until_us ELSE freezes.until_us END",
@@ -238,7 +239,7 @@ def freeze(d: Decision, project: str, deployment: str, until: datetime) -> None:
     )  # fmt: skip
 
 
-def _plain(details: dict[str, Any]) -> dict[str, Any]:
+def _to_builtins(details: dict[str, Any]) -> dict[str, Any]:
     import msgspec
 
     return {k: msgspec.to_builtins(v) for k, v in details.items() if v is not None}

@@ -1,6 +1,6 @@
-"""Facts and policy in, decisions out: the whole judgement of the loop, as a pure function.
+"""Facts and policy in, decisions out: everything that the loop decides, as a pure function.
 
-No clock, no database, no randomness: so it can be replayed on recorded facts (``loop replay``), asked about a changed
+It uses no clock, no database and no randomness, so it can be replayed on recorded facts (``loop replay``), run with a changed
 policy (``loop what-if``), and tested case by case. Every comparison is written so that NaN fails it.
 """
 
@@ -28,19 +28,19 @@ def decide(facts: Facts, deploy: DeployPolicy, retrain: RetrainPolicy) -> list[L
     """What to do now for one deployment; empty when nothing is due. At most one decision about each matter."""
     if facts.rollout is not None:
         if facts.champion != facts.rollout.champion:
-            return [_overtaken(facts.rollout, facts.champion)]
-        return _roll(facts.rollout, facts.evidence or Evidence(), deploy, facts.now)
+            return [_abandon_overtaken(facts.rollout, facts.champion)]
+        return _decide_rollout(facts.rollout, facts.evidence or Evidence(), deploy, facts.now)
     settled = _settle_job(facts, deploy)
     if settled:
         return settled
-    return _retrain(facts, retrain)
+    return _decide_retrain(facts, retrain)
 
 
 # --- retraining ------------------------------------------------------------------------------------------------------
 
 
 def _settle_job(facts: Facts, deploy: DeployPolicy) -> list[LoopDecision]:
-    """The newest job has ended and nobody has drawn the consequence yet."""
+    """What follows from the newest job, if it has ended and no decision about it was recorded yet."""
     job, verdict = facts.job, facts.verdict
     if job is None or facts.handled or job.state in {JobState.QUEUED, JobState.RUNNING}:
         return []
@@ -79,17 +79,17 @@ def _settle_job(facts: Facts, deploy: DeployPolicy) -> list[LoopDecision]:
     return [passed, start]
 
 
-def _retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
+def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
     job = facts.job
     if job is not None and job.state in {JobState.QUEUED, JobState.RUNNING}:
         return []  # single flight
     if facts.champion is None or (facts.frozen_until is not None and facts.now < facts.frozen_until):
         return []
-    trigger = _trigger(facts, policy)
+    trigger = _find_trigger(facts, policy)
     if trigger is None:
         return []
     kind, reason, ident = trigger
-    if facts.now < _earliest(facts, policy):
+    if facts.now < _earliest_retrain(facts, policy):
         return []
     if facts.retrains_in_budget >= policy.budget:
         return [
@@ -110,12 +110,12 @@ def _retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
     ]
 
 
-def _trigger(facts: Facts, policy: RetrainPolicy) -> tuple[str, str, str] | None:
+def _find_trigger(facts: Facts, policy: RetrainPolicy) -> tuple[str, str, str] | None:
     wanted = [a for a in facts.alerts if a.kind in policy.retrain_on]
     if wanted:
         # Decay says more than drift: it is named as the cause when both are open.
         first = min(wanted, key=lambda a: (a.kind != "performance", a.opened_at, a.id))
-        return first.kind, _describe(first), first.id
+        return first.kind, _describe_alert(first), first.id
     if "schedule" in policy.retrain_on and policy.every is not None:
         last = facts.job.requested_at if facts.job is not None else facts.champion_since
         if last is not None and facts.now >= last + timedelta(seconds=seconds(policy.every)):
@@ -127,17 +127,17 @@ def _trigger(facts: Facts, policy: RetrainPolicy) -> tuple[str, str, str] | None
     return None
 
 
-def _describe(alert: AlertFact) -> str:
+def _describe_alert(alert: AlertFact) -> str:
     return f"{alert.kind} of {alert.subject}" + (f": {alert.detail}" if alert.detail else "")
 
 
 _FLOOR_S = 60.0
-"""What doubles after a failure, if the cooldown is shorter: without it a cooldown of 0 s would fail in every round."""
+"""The wait that doubles after each failure is at least this long: with a cooldown of 0 s, retrains would fail in every round."""
 _LONGEST_S = 10 * 365 * 86_400.0
 
 
-def _earliest(facts: Facts, policy: RetrainPolicy) -> datetime:
-    """When the next retrain may be asked for: a cooldown after the last was, and longer while they fail in a row."""
+def _earliest_retrain(facts: Facts, policy: RetrainPolicy) -> datetime:
+    """When the next retrain may be requested: a cooldown after the last request, and longer while retrains fail in a row."""
     job, cooldown = facts.job, seconds(policy.cooldown)
     last = job.requested_at if job is not None else facts.champion_since
     if last is None:
@@ -151,7 +151,9 @@ def _earliest(facts: Facts, policy: RetrainPolicy) -> datetime:
 # --- rollout ---------------------------------------------------------------------------------------------------------
 
 
-def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datetime) -> list[LoopDecision]:
+def _decide_rollout(
+    rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datetime
+) -> list[LoopDecision]:
     stage = rollout.stages[rollout.stage]
     if not stage.shadow:
         for rule in policy.rollback:
@@ -170,32 +172,32 @@ def _roll(rollout: Rollout, evidence: Evidence, policy: DeployPolicy, now: datet
                         },
                     )
                 ]
-    open_question = None if stage.shadow else _undecided(policy, evidence)
+    open_question = None if stage.shadow else _find_open_question(policy, evidence)
     if (
         evidence.requests >= stage.min_requests
         and evidence.labels >= stage.min_labels
         and open_question is None
     ):
-        return [_forward(rollout, evidence)]
+        return [_end_stage(rollout, evidence)]
     if stage.max_for is not None and now >= rollout.stage_started_at + timedelta(
         seconds=seconds(stage.max_for)
     ):
-        seen = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
+        evidence_so_far = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
         if open_question is not None:
-            seen += f"; {open_question}"
+            evidence_so_far += f"; {open_question}"
         return [
             LoopDecision(
                 action="abandon",
                 key=f"abandon:{rollout.id}",
-                reason=f"not enough evidence after {stage.max_for}: {seen}",
+                reason=f"not enough evidence after {stage.max_for}: {evidence_so_far}",
                 details={"rollout": rollout.id, "version": rollout.version},
             )
         ]
     return []
 
 
-def _undecided(policy: DeployPolicy, evidence: Evidence) -> str | None:
-    """A paired rule that could not have been broken yet, since its evidence has no interval: it does not let pass either."""
+def _find_open_question(policy: DeployPolicy, evidence: Evidence) -> str | None:
+    """Why a paired rule cannot be judged yet: its evidence has no interval. It cannot be broken then, so it must not be passed either."""
     for rule in policy.rollback:
         result = evidence.paired.get(rule.metric)
         if rule.test == "paired" and result is not None and result.low is None:
@@ -203,8 +205,8 @@ def _undecided(policy: DeployPolicy, evidence: Evidence) -> str | None:
     return None
 
 
-def _overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
-    """Somebody moved the champion while the candidate was on its way: what it was compared with no longer answers."""
+def _abandon_overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
+    """The champion changed during the rollout: the version that the candidate was compared with no longer answers."""
     now = f"version {champion}" if champion is not None else "nothing"
     return LoopDecision(
         action="abandon",
@@ -214,9 +216,9 @@ def _overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
     )
 
 
-def _forward(rollout: Rollout, evidence: Evidence) -> LoopDecision:
+def _end_stage(rollout: Rollout, evidence: Evidence) -> LoopDecision:
     after = rollout.stage + 1
-    seen = (
+    reason = (
         f"{evidence.requests} requests and {evidence.labels} labels without a breach"
         if rollout.champion is not None
         else "the first version: nobody to compare it with"
@@ -225,13 +227,13 @@ def _forward(rollout: Rollout, evidence: Evidence) -> LoopDecision:
         return LoopDecision(
             action="promote",
             key=f"promote:{rollout.id}",
-            reason=seen,
+            reason=reason,
             details={"rollout": rollout.id, "version": rollout.version, "previous": rollout.champion},
         )
     return LoopDecision(
         action="advance",
         key=f"advance:{rollout.id}:{after}",
-        reason=seen,
+        reason=reason,
         details={"rollout": rollout.id, "version": rollout.version, "stage": after},
     )
 
@@ -259,10 +261,10 @@ def breached(rule: RollbackRule, evidence: Evidence) -> str | None:
     result = evidence.paired.get(rule.metric)
     if result is None or result.rows < rule.min_rows or rule.max_worse is None:
         return None
-    return _worse(rule, result, rule.max_worse)
+    return _find_harm(rule, result, rule.max_worse)
 
 
-def _worse(rule: RollbackRule, result: RuleResult, limit: float) -> str | None:
+def _find_harm(rule: RollbackRule, result: RuleResult, limit: float) -> str | None:
     # Withdrawing needs proof of harm: even the favourable end of the interval must be beyond the limit.
     proof = result.low if rule.test == "paired" else result.value
     if proof is None or not proof > limit:

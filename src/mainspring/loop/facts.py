@@ -1,4 +1,4 @@
-"""What one decision of one deployment rests on, gathered from the rooms."""
+"""The facts that the decisions about one deployment are made from, gathered from the rooms."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from mainspring.records.monitoring import Paired
 _DAY_US = 86_400_000_000
 
 
-def gather(
+def gather_facts(
     base: Foundation, rooms: LoopRooms, *, deployment: str, deploy: DeployPolicy, retrain: RetrainPolicy
 ) -> Facts:
     """All facts at the policy clock's time."""
     now = base.clock.now()
-    champion, since = _champion(rooms, deploy.model)
+    champion, since = _find_champion(rooms, deploy.model)
     with base.store.read() as tx:
         newest = rows.newest_job(tx, base.project, deployment)
         rollout = rows.running_rollout(tx, base.project, deployment)
@@ -54,7 +54,9 @@ def gather(
                 f"job:{job.id}",
             )
         )
-        verdict = rows.verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
+        verdict = (
+            rows.read_verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
+        )
     alerts = rooms.monitoring.list_alerts(deployment=deployment, state="open")
     return Facts(
         deployment=deployment,
@@ -69,19 +71,19 @@ def gather(
         verdict=verdict,
         handled=handled,
         rollout=rollout,
-        evidence=evidence(rooms, rollout, now, deploy.rollback) if rollout is not None else None,
+        evidence=gather_evidence(rooms, rollout, now, deploy.rollback) if rollout is not None else None,
         frozen_until=from_us(int(frozen)) if frozen is not None else None,
         retrains_in_budget=int(spent),
         failures=failures,
     )
 
 
-def evidence(
+def gather_evidence(
     rooms: LoopRooms, rollout: Rollout, now: datetime, rules: Sequence[RollbackRule] = ()
 ) -> Evidence:
-    """Candidate against champion on the rows that both scored since the stage began.
+    """Compare candidate and champion on the rows that both scored since the stage began.
 
-    The interval of the difference has the confidence that the rules about it ask for (the highest, if several do).
+    The interval of the difference has the highest confidence that a rule about this metric requires (0.95 without one).
     """
     stage = rollout.stages[rollout.stage]
     if rollout.champion is None or stage.full:
@@ -93,41 +95,42 @@ def evidence(
     paired = rooms.monitoring.compare_scorers(
         deployment=rollout.deployment, a=candidate, b=champion, since=rollout.stage_started_at, until=now
     )
-    asked = [r.confidence for r in rules if r.metric == paired.loss]
-    found = difference(paired, confidence=max(asked, default=0.95)) if paired.labelled else None
+    confidences = [r.confidence for r in rules if r.metric == paired.loss]
+    result = difference(paired, confidence=max(confidences, default=0.95)) if paired.labelled else None
     return Evidence(
         requests=paired.rows + paired.errors_a,
         labels=paired.labelled,
         errors=paired.errors_a,
         score_shift=paired.score_shift,
-        paired={paired.loss: found} if found is not None else {},
+        paired={paired.loss: result} if result is not None else {},
     )
 
 
 def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
-    """Mean per-row loss of the candidate minus the champion's, days as blocks; no interval below three of them."""
+    """Mean per-row loss of the candidate minus the champion's, with days as blocks, since rows of one day are not
+    independent. No interval below three days."""
     from mainspring.metrics.compare import paired_difference
 
     differences = [a - b for a, b in zip(paired.loss_a, paired.loss_b, strict=True)]
     days = [us // _DAY_US for us in paired.at_us]
-    found = paired_difference(differences, blocks=days, confidence=confidence, name=paired.loss).worse_by
+    result = paired_difference(differences, blocks=days, confidence=confidence, name=paired.loss).worse_by
     return RuleResult(
         rule={"metric": paired.loss},
         passed=True,
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        rows=found.n,
-        reason=found.reason or f"{found.method}, {found.blocks} days",
+        value=result.value,
+        low=result.low,
+        high=result.high,
+        rows=result.n,
+        reason=result.reason or f"{result.method}, {result.blocks} days",
     )
 
 
-def _champion(rooms: LoopRooms, model: str) -> tuple[int | None, datetime | None]:
+def _find_champion(rooms: LoopRooms, model: str) -> tuple[int | None, datetime | None]:
     try:
-        held = [a for a in rooms.models.list_alias_moves(model=model) if a.alias == CHAMPION]
+        moves = [a for a in rooms.models.list_alias_moves(model=model) if a.alias == CHAMPION]
     except NotFound:
         return None, None
-    if not held:
+    if not moves:
         return None, None
-    newest = max(held, key=lambda a: (a.at, a.event))
+    newest = max(moves, key=lambda a: (a.at, a.event))
     return newest.version, newest.at

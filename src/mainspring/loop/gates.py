@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 _LATENCY_ROWS = 200
 TIME_COLUMN = "event_time"
-"""Tells the days of a hold-out apart, if it has this column. One that a version names itself must be there."""
+"""The column with the time of each row of a hold-out, if it is there. A column that the version names itself must be there."""
 
 
 @dataclass
-class Judged:
-    """A model on the hold-out: its scores, and the seconds each of a few single-row calls took."""
+class HoldoutScores:
+    """What a model answered on the hold-out: its scores, and the seconds that each of some single-row calls took."""
 
     scores: NDArray[np.float64]
     latencies_s: list[float] = field(default_factory=list)
@@ -46,7 +46,10 @@ def judge(
     label: str,
     time_column: str = TIME_COLUMN,
 ) -> list[RuleResult]:
-    """Evaluate every rule. ``rows``: the hold-out with the inputs, the label and, for day blocks, ``time_column``."""
+    """Evaluate every rule, in their order. ``rows``: the hold-out with the inputs, the label and, for day blocks, ``time_column``.
+
+    Raises :class:`InvalidInput` where the hold-out cannot be used for the candidate; a champion that fails on it fails its rules.
+    """
     if label not in rows.column_names:
         raise InvalidInput(
             "the hold-out has no label column",
@@ -55,69 +58,76 @@ def judge(
         )
     signature = candidate.signature
     truth = label_array(rows, label, signature)
-    blocks = _days(rows, time_column)
-    first = _score(candidate, rows, timed=any(r.metric == "latency_p99_ms" for r in rules))
-    second: Judged | MainspringError | None = None
+    blocks = _read_days(rows, time_column)
+    candidate_scores = _score_rows(candidate, rows, timed=any(r.metric == "latency_p99_ms" for r in rules))
+    champion_scores: HoldoutScores | MainspringError | None = None
     if champion is not None and any(r.versus for r in rules):
         try:
-            second = _score(champion, rows, timed=False)
-            second = Judged(same_order(second.scores, champion.signature, signature))
+            champion_scores = _score_rows(champion, rows, timed=False)
+            champion_scores = HoldoutScores(
+                reorder_scores(champion_scores.scores, champion.signature, signature)
+            )
         except MainspringError as error:  # a champion that cannot score these rows cannot be beaten on them
-            second = error
-    return [_rule(rule, signature.task, truth, blocks, first, second) for rule in rules]
+            champion_scores = error
+    return [
+        _evaluate_rule(rule, signature.task, truth, blocks, candidate_scores, champion_scores)
+        for rule in rules
+    ]
 
 
 def label_array(rows: pa.Table, label: str, signature: Signature) -> NDArray[np.float64]:
-    """Labels as numbers: 0/1 for binary, class index for multiclass. InvalidInput for one that names no class."""
+    """Labels as numbers, one per row: 0/1 for binary, class index for multiclass. Raises InvalidInput for a value that is no class."""
     import numpy as np
 
     reader = LabelReader.of(signature)
     values = rows.column(label).to_pylist()
-    found = [reader.read(v) for v in values]
-    if None in found:
-        bad = found.index(None)
-        raise reader.refusal(values[bad], place=f"row {bad} of column {label!r} of the hold-out")
-    return np.asarray(found, dtype=np.float64)
+    numbers = [reader.read(v) for v in values]
+    if None in numbers:
+        first_bad = numbers.index(None)
+        raise reader.refusal(values[first_bad], place=f"row {first_bad} of column {label!r} of the hold-out")
+    return np.asarray(numbers, dtype=np.float64)
 
 
-def same_order(scores: NDArray[np.float64], own: Signature, wanted: Signature) -> NDArray[np.float64]:
-    """Scores of a model of signature ``own`` in the order of the classes of ``wanted``, matched by value (records.classes).
+def reorder_scores(scores: NDArray[np.float64], own: Signature, wanted: Signature) -> NDArray[np.float64]:
+    """Scores of a model with signature ``own`` in the order of the classes of ``wanted``, matched by value (records.classes).
+
+    Shapes as the model gives them: (rows,) for binary, (rows, classes) for multiclass.
 
     1, 2, 10 and "1", "10", "2" are the same classes in two orders. Raises :class:`InvalidInput` if they are not the same.
     """
     if own.task is not wanted.task:
         raise InvalidInput(
-            "it answers another kind of question", value=own.task.value, place=f"expected {wanted.task.value}"
+            "the models have different tasks", value=own.task.value, place=f"expected {wanted.task.value}"
         )
     if own.task is Task.REGRESSION:
         return scores
     reader, other = LabelReader.of(own), LabelReader.of(wanted)
     texts = zip(other.classes, wanted.class_values or other.classes, strict=True)
-    found = [next((i for text in pair if (i := reader.read(text)) is not None), None) for pair in texts]
-    if None in found or len(set(found)) != len(reader.classes):
+    places = [next((i for text in pair if (i := reader.read(text)) is not None), None) for pair in texts]
+    if None in places or len(set(places)) != len(reader.classes):
         raise InvalidInput(
-            f"its classes are {reader.named()}, not {other.named()}: no score of one can stand for the other",
+            f"its classes are {reader.named()}, not {other.named()}, so their scores cannot be compared",
             next_step="Compare models of the same classes.",
         )
-    order = [int(i) for i in found if i is not None]
+    order = [int(i) for i in places if i is not None]
     if order == sorted(order):
         return scores
     return 1 - scores if own.task is Task.BINARY else scores[:, order]
 
 
-def _score(model: Predictor, rows: pa.Table, *, timed: bool) -> Judged:
-    columns = {c.name: _column(rows, c.name) for c in model.signature.inputs}
-    judged = Judged(scores=model.predict(columns))
+def _score_rows(model: Predictor, rows: pa.Table, *, timed: bool) -> HoldoutScores:
+    columns = {c.name: _read_column(rows, c.name) for c in model.signature.inputs}
+    scored = HoldoutScores(scores=model.predict(columns))
     if timed:
         for number in range(min(_LATENCY_ROWS, rows.num_rows)):
-            one = {name: values[number : number + 1] for name, values in columns.items()}
+            row = {name: values[number : number + 1] for name, values in columns.items()}
             start = time.perf_counter()
-            model.predict(one)
-            judged.latencies_s.append(time.perf_counter() - start)
-    return judged
+            model.predict(row)
+            scored.latencies_s.append(time.perf_counter() - start)
+    return scored
 
 
-def _column(rows: pa.Table, name: str) -> Any:
+def _read_column(rows: pa.Table, name: str) -> Any:
     import pyarrow as pa
 
     if name not in rows.column_names:
@@ -132,7 +142,7 @@ def _column(rows: pa.Table, name: str) -> Any:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
+def _read_days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
     """The day of each row by the clock of its zone: rows of one day are not independent. Rows without a time share one.
 
     None if there is no column of the usual name. Raises :class:`InvalidInput` for one that holds no times: rows taken as independent
@@ -163,7 +173,7 @@ def _days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
         keys = period_keys(times, "day")
     except pa.ArrowException as error:
         raise InvalidInput(
-            "the time column of the hold-out cannot be read as times, so days cannot be told apart",
+            "the time column of the hold-out cannot be read as times, so its days are not known",
             value=str(error)[:200],
             place=f"column {column!r}",
             next_step="Commit it as a timestamp or a date, or name another column in the version's tag 'time_column'.",
@@ -171,23 +181,23 @@ def _days(rows: pa.Table, column: str) -> NDArray[np.int64] | None:
     return np.asarray(keys.fill_null(-(2**62)).to_numpy(), dtype=np.int64)
 
 
-def _rule(
+def _evaluate_rule(
     rule: GateRule,
     task: Task,
     truth: NDArray[np.float64],
     blocks: NDArray[np.int64] | None,
-    candidate: Judged,
-    champion: Judged | MainspringError | None,
+    candidate: HoldoutScores,
+    champion: HoldoutScores | MainspringError | None,
 ) -> RuleResult:
     described = {k: v for k, v in msgspec.to_builtins(rule).items() if v is not None}
     if rule.metric == "latency_p99_ms":
         slowest = sorted(candidate.latencies_s)
         value = slowest[min(len(slowest) - 1, int(len(slowest) * 0.99))] * 1000 if slowest else None
-        return _limits(rule, described, value, len(slowest))
+        return _check_limits(rule, described, value, len(slowest))
     from mainspring.metrics.registry import metric
 
     if rule.versus is None:
-        return _limits(rule, described, metric(rule.metric, task)(truth, candidate.scores), len(truth))
+        return _check_limits(rule, described, metric(rule.metric, task)(truth, candidate.scores), len(truth))
     if champion is None:
         return RuleResult(
             rule=described,
@@ -204,10 +214,10 @@ def _rule(
             rows=len(truth),
             reason=f"the champion cannot score the hold-out: {champion.message}",
         )
-    return _versus(rule, described, task, truth, blocks, candidate, champion)
+    return _compare_with_champion(rule, described, task, truth, blocks, candidate, champion)
 
 
-def _limits(rule: GateRule, described: dict[str, Any], value: float | None, rows: int) -> RuleResult:
+def _check_limits(rule: GateRule, described: dict[str, Any], value: float | None, rows: int) -> RuleResult:
     if rule.min is None and rule.max is None:
         return RuleResult(
             rule=described,
@@ -236,19 +246,19 @@ def _limits(rule: GateRule, described: dict[str, Any], value: float | None, rows
     )
 
 
-def _versus(
+def _compare_with_champion(
     rule: GateRule,
     described: dict[str, Any],
     task: Task,
     truth: NDArray[np.float64],
     blocks: NDArray[np.int64] | None,
-    candidate: Judged,
-    champion: Judged,
+    candidate: HoldoutScores,
+    champion: HoldoutScores,
 ) -> RuleResult:
     from mainspring.metrics.compare import compare
 
     margin = rule.max_worse or 0.0
-    found = compare(
+    comparison = compare(
         truth,
         candidate.scores,
         champion.scores,
@@ -258,7 +268,7 @@ def _versus(
         margin=margin,
         confidence=rule.confidence,
     )
-    worse = found.worse_by
+    worse = comparison.worse_by
     if worse.value is None or not math.isfinite(worse.value):
         return RuleResult(
             rule=described,
@@ -267,7 +277,7 @@ def _versus(
             rows=len(truth),
             reason=f"{rule.metric} cannot be compared on these rows",
         )
-    passed = found.non_inferior if rule.test == "paired" else worse.value <= margin
+    passed = comparison.non_inferior if rule.test == "paired" else worse.value <= margin
     interval = (
         f" [{worse.low:+.4f}, {worse.high:+.4f}]"
         if worse.low is not None and worse.high is not None

@@ -16,7 +16,7 @@ from mainspring.lineage import Foundation
 from mainspring.loop import replay, rows
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
 from mainspring.loop.decide import decide
-from mainspring.loop.facts import gather
+from mainspring.loop.facts import gather_facts
 from mainspring.loop.rooms import LoopRooms
 from mainspring.operations import Role, operation
 from mainspring.policy import check_retrain
@@ -54,11 +54,8 @@ class Loop:
         self._base = base
         self._rooms = rooms
         self._config = config
-        self._spawn: Callable[[str], None] | None = None
-
-    def _on_job(self, spawn: Callable[[str], None]) -> None:
-        """Who starts the worker process for a queued job (the server or the command line; not an operation)."""
-        self._spawn = spawn
+        self.start_worker: Callable[[str], None] | None = None
+        """Called with the id of each queued job, to start a worker process for it; set by the server. None: the job waits in the queue."""
 
     # --- the clock -----------------------------------------------------------------------------------------------------
 
@@ -80,6 +77,7 @@ class Loop:
                 "a time needs its zone", value=now.isoformat(), next_step="Write e.g. 2013-02-01T00:00:00Z."
             )
         with self._base.store.write() as tx:
+            # The later of two times stays, whichever process writes last: policy time never goes back.
             tx.execute(
                 "INSERT INTO settings (project, name, value) VALUES (?, 'clock_us', ?) ON CONFLICT (project, name) DO UPDATE SET value = "
                 "CASE WHEN CAST(excluded.value AS BIGINT) > CAST(settings.value AS BIGINT) THEN excluded.value ELSE settings.value END",
@@ -91,65 +89,67 @@ class Loop:
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=300)
     def tick(self) -> TickResult:
-        """Take in what happened, decide what is due for every deployment, and do it.
+        """Read what happened since the last round, decide what is due for every deployment, and do it.
 
-        What fails is told in ``problems`` and tried again in the next round; it does not keep the others from their decisions.
+        What fails is reported in ``problems`` and tried again in the next round; the other deployments are decided all the same.
         """
         now = self._base.clock.now()
         problems: list[str] = []
-        with _noting(problems, "jobs"):
+        with _collecting_problems(problems, "jobs"):
             self._recover_jobs()
-        self._take_in(problems)
+        self._read_logs(problems)
         taken: list[LoopDecision] = []
         for deployment in self._config.deploy:
-            with _noting(problems, f"deployment {deployment}"):
+            with _collecting_problems(problems, f"deployment {deployment}"):
                 self._decide(deployment, taken)
-        with _noting(problems, "publish"):
-            self._rooms.deploy.publish()  # always: an earlier round may have died before it
+        with _collecting_problems(problems, "publish"):
+            self._rooms.deploy.publish()  # in every round: an earlier one may have died before it
         return TickResult(now=now, decisions=taken, jobs=self._open_jobs(), problems=problems)
 
-    def _take_in(self, problems: list[str]) -> None:
-        """Predictions before labels: a label whose prediction is not known yet would only be parked."""
+    def _read_logs(self, problems: list[str]) -> None:
+        """Read the logs. Predictions before labels: a label whose prediction is not known yet would only be parked."""
         monitoring, labels = self._rooms.monitoring, self._rooms.labels
-        with _noting(problems, "predictions"):
+        with _collecting_problems(problems, "predictions"):
             while monitoring.ingest().more:
                 pass
-        with _noting(problems, "labels"):
+        with _collecting_problems(problems, "labels"):
             while labels.ingest_relayed().more:
                 pass
             while labels.settle_parked().more:
                 pass
-        with _noting(problems, "windows"):
+        with _collecting_problems(problems, "windows"):
             while monitoring.evaluate_windows().more:
                 pass
 
     def _decide(self, deployment: str, taken: list[LoopDecision]) -> None:
-        """Decide and do what is due for one deployment; what was done is added to ``taken``."""
+        """Decide and apply what is due for one deployment; the decisions that were applied are added to ``taken``."""
         deploy, model, retrain = self._policies(deployment)
         applier = Applier(self._base, self._rooms, deployment=deployment, deploy=deploy, model=model)
         for _ in range(_MAX_ROUNDS):
-            facts = gather(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
+            facts = gather_facts(
+                self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain
+            )
             decisions = decide(facts, deploy, retrain)
             with self._base.ledger.decision() as d:
-                replay.record(d.tx, self._base.project, facts, deploy, retrain, decisions)
+                replay.record_tick(d.tx, self._base.project, facts, deploy, retrain, decisions)
                 new = [decision for decision in decisions if applier.apply(decision, facts)]
             taken += new
             if not new:
                 break
-        if self._spawn is not None:
-            for job in self._queued(deployment):
-                self._spawn(job)
+        if self.start_worker is not None:
+            for job in self._queued_jobs(deployment):
+                self.start_worker(job)
 
     @operation(role=Role.OPERATOR, changes=True)
     def request_retrain(self, deployment: str, *, reason: str, params: dict[str, Any] | None = None) -> Job:
         """Ask for a retraining by hand; gate and rollout follow as always. ``params`` override the policy's."""
         deploy, model, _ = self._policies(deployment)
         with self._base.ledger.decision() as d:
-            found = rows.newest_job(d.tx, self._base.project, deployment)
-            if found is not None and found[0].state in {JobState.QUEUED, JobState.RUNNING}:
+            newest = rows.newest_job(d.tx, self._base.project, deployment)
+            if newest is not None and newest[0].state in {JobState.QUEUED, JobState.RUNNING}:
                 raise Conflict(
                     "a retraining is under way already",
-                    value=found[0].id,
+                    value=newest[0].id,
                     next_step="Wait for it; there is one at a time.",
                 )
             ident = request_job(
@@ -161,16 +161,16 @@ class Loop:
                 ref("deployment", deployment),
                 {"reason": reason, "job": ident, "trigger": "manual"},
             )
-            job = d.done(rows.job(d.tx, self._base.project, ident))
-        if self._spawn is not None:
-            self._spawn(job.id)
+            job = d.done(rows.read_job(d.tx, self._base.project, ident))
+        if self.start_worker is not None:
+            self.start_worker(job.id)
         return job
 
     @operation(role=Role.OPERATOR, changes=True)
     def rollback(self, deployment: str, *, reason: str) -> LoopDecision:
-        """Withdraw the candidate if one is on its way; else put the previous champion back. Then freeze."""
+        """Withdraw the candidate if one is being rolled out; else put the previous champion back. Then freeze."""
         deploy, model, retrain = self._policies(deployment)
-        facts = gather(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
+        facts = gather_facts(self._base, self._rooms, deployment=deployment, deploy=deploy, retrain=retrain)
         with self._base.ledger.decision() as d:
             if facts.rollout is not None:
                 decision = LoopDecision(
@@ -210,28 +210,29 @@ class Loop:
     def claim_job(self, job: str, *, alive_s: float = 30.0) -> Job:
         """A worker takes a queued job and promises a heartbeat within ``alive_s`` seconds; Conflict if another has it."""
         with self._base.ledger.decision() as d:
+            # The state is a condition of the update: of two workers that claim one job, one changes the row.
             if not d.tx.execute(
                 "UPDATE loop_jobs SET state = ?, attempt = attempt + 1, alive_us = ? WHERE project = ? AND id = ? AND state = ?",
-                JobState.RUNNING.value, _alive(alive_s), self._base.project, job, JobState.QUEUED.value,
+                JobState.RUNNING.value, _alive_until_us(alive_s), self._base.project, job, JobState.QUEUED.value,
             ):  # fmt: skip
-                found = rows.job(d.tx, self._base.project, job)
+                current = rows.read_job(d.tx, self._base.project, job)
                 raise Conflict(
-                    f"the job is {found.state.value}",
+                    f"the job is {current.state.value}",
                     value=job,
                     next_step="Only a queued job can be claimed.",
                 )
             d.event(EventKind.LOOP_JOB_STARTED, ref("job", job))
-            return d.done(rows.job(d.tx, self._base.project, job))
+            return d.done(rows.read_job(d.tx, self._base.project, job))
 
     @operation(role=Role.EDITOR, changes=True)
     def heartbeat_job(self, job: str, *, attempt: int, alive_s: float = 30.0) -> None:
-        """The worker is alive; raises Fenced if the job was given to another meanwhile."""
+        """The worker is alive for another ``alive_s`` seconds; raises Fenced if the job was given to another worker meanwhile."""
         with self._base.store.write() as tx:
             if not tx.execute(
                 "UPDATE loop_jobs SET alive_us = ? WHERE project = ? AND id = ? AND state = ? AND attempt = ?",
-                _alive(alive_s), self._base.project, job, JobState.RUNNING.value, attempt,
+                _alive_until_us(alive_s), self._base.project, job, JobState.RUNNING.value, attempt,
             ):  # fmt: skip
-                raise _lost(job)
+                raise _lost_job(job)
 
     @operation(role=Role.EDITOR, changes=True)
     def finish_job(
@@ -244,7 +245,7 @@ class Loop:
         verdict: str | None = None,
         error: str | None = None,
     ) -> Job:
-        """A worker reports how its job ended; raises Fenced if the job was given to another meanwhile."""
+        """A worker reports how its job ended; raises Fenced if the job was given to another worker meanwhile."""
         end = JobState.FAILED if error is not None else JobState.FINISHED
         with self._base.ledger.decision() as d:
             changed = d.tx.execute(
@@ -253,21 +254,23 @@ class Loop:
                 end.value, run, version, verdict, error, to_us(self._base.clock.now()), self._base.project, job, JobState.RUNNING.value, attempt,
             )  # fmt: skip
             if not changed:
-                raise _lost(job)
-            told = {"run": run, "version": version, "verdict": verdict, "error": error}
+                raise _lost_job(job)
+            outcome = {"run": run, "version": version, "verdict": verdict, "error": error}
             d.event(
-                EventKind.LOOP_JOB_FINISHED, ref("job", job), {k: v for k, v in told.items() if v is not None}
+                EventKind.LOOP_JOB_FINISHED,
+                ref("job", job),
+                {k: v for k, v in outcome.items() if v is not None},
             )
-            return d.done(rows.job(d.tx, self._base.project, job))
+            return d.done(rows.read_job(d.tx, self._base.project, job))
 
     def _recover_jobs(self) -> None:
-        """A job whose worker fell silent goes back into the queue; after a few attempts it has failed."""
+        """Put a job whose worker sent no heartbeat in time back into the queue; after three attempts it has failed."""
         with self._base.store.read() as tx:
             selected = tx.all(
                 "SELECT id, attempt FROM loop_jobs WHERE project = ? AND state = ? AND alive_us < ?",
                 self._base.project,
                 JobState.RUNNING.value,
-                _alive(0),
+                _alive_until_us(0),
             )
         for row in selected:
             if row["attempt"] >= _MAX_ATTEMPTS:
@@ -287,9 +290,9 @@ class Loop:
         self, model: str, *, version: int, champion: int | None, gate: str, rules: list[RuleResult]
     ) -> Verdict:
         """Record a gate's answer. It passes only if there is at least one rule and every rule passed."""
-        found = self._rooms.models.get_version(model=model, selector=str(version))
+        candidate = self._rooms.models.get_version(model=model, selector=str(version))
         verdict = Verdict(
-            id=new_id(), model=model, version=version, champion=champion, package=found.package, holdout=found.holdout or "", gate=gate,
+            id=new_id(), model=model, version=version, champion=champion, package=candidate.package, holdout=candidate.holdout or "", gate=gate,
             passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(),
         )  # fmt: skip
         with self._base.ledger.decision() as d:
@@ -305,35 +308,39 @@ class Loop:
                 },
             )
             d.edge(subject, ref("verdict", verdict.id), "judged")
-            if found.holdout:
-                d.edge(ref("dataset_version", found.holdout), ref("verdict", verdict.id), "holdout")
+            if candidate.holdout:
+                d.edge(ref("dataset_version", candidate.holdout), ref("verdict", verdict.id), "holdout")
             return d.done(verdict)
 
-    # --- looking -------------------------------------------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
     def list_jobs(self, deployment: str | None = None, *, limit: int = 100) -> list[Job]:
         """Retraining jobs, newest first."""
         with self._base.store.read() as tx:
-            return [rows.job_of(r) for r in self._select(tx, "loop_jobs", "requested_us", deployment, limit)]
+            return [
+                rows.job_of(r) for r in self._select_rows(tx, "loop_jobs", "requested_us", deployment, limit)
+            ]
 
     @operation(role=Role.VIEWER)
     def get_job(self, job: str) -> Job:
         """One retraining job."""
         with self._base.store.read() as tx:
-            return rows.job(tx, self._base.project, job)
+            return rows.read_job(tx, self._base.project, job)
 
     @operation(role=Role.VIEWER)
     def list_rollouts(self, deployment: str | None = None, *, limit: int = 100) -> list[Rollout]:
         """Rollouts, newest first."""
         with self._base.store.read() as tx:
-            return [rows.rollout_of(r) for r in self._select(tx, "rollouts", "started_us", deployment, limit)]
+            return [
+                rows.rollout_of(r) for r in self._select_rows(tx, "rollouts", "started_us", deployment, limit)
+            ]
 
     @operation(role=Role.VIEWER)
     def get_verdict(self, verdict: str) -> Verdict:
-        """A gate's verdict; altered rows are refused."""
+        """A gate's verdict; a row that was altered is refused."""
         with self._base.store.read() as tx:
-            return rows.verdict(tx, self._base.project, verdict)
+            return rows.read_verdict(tx, self._base.project, verdict)
 
     @operation(role=Role.VIEWER)
     def list_verdicts(self, model: str, version: int | None = None, *, limit: int = 100) -> list[Verdict]:
@@ -345,9 +352,9 @@ class Loop:
                 self._base.project,
                 model,
                 *values,
-                _limit(limit),
+                _checked_limit(limit),
             )
-            return [rows.verdict(tx, self._base.project, r["id"]) for r in selected]
+            return [rows.read_verdict(tx, self._base.project, r["id"]) for r in selected]
 
     @operation(role=Role.VIEWER, deadline_s=300)
     def replay(self) -> ReplayReport:
@@ -358,8 +365,8 @@ class Loop:
     def simulate_policy(self, deployment: str, *, policy: dict[str, Any]) -> ReplayReport:
         """Decide the recorded facts under another ``[monitor.*]`` reaction policy; what would differ, first difference first.
 
-        Facts after the first difference are those of the world as it went: a later entry is only what the changed policy
-        would have said about them.
+        Facts after the first difference are those that were recorded, not those that the changed policy would have led to: a later
+        entry says only what that policy decides on them.
         """
         import msgspec
 
@@ -371,7 +378,7 @@ class Loop:
         self._policies(deployment)
         return replay.replay(self._base, deployment=deployment, retrain=retrain)
 
-    # --- pieces --------------------------------------------------------------------------------------------------------
+    # --- helpers -------------------------------------------------------------------------------------------------------
 
     def _policies(self, deployment: str) -> tuple[DeployPolicy, ModelPolicy, RetrainPolicy]:
         deploy = self._config.deploy.get(deployment)
@@ -383,7 +390,7 @@ class Loop:
             )
         return deploy, self._config.model[deploy.model], self._config.retrain.get(deployment, RetrainPolicy())
 
-    def _select(
+    def _select_rows(
         self, tx: Any, table: str, order: str, deployment: str | None, limit: int
     ) -> list[dict[str, Any]]:
         where, values = ("AND deployment = ?", [deployment]) if deployment is not None else ("", [])
@@ -391,7 +398,7 @@ class Loop:
             f"SELECT * FROM {table} WHERE project = ? {where} ORDER BY {order} DESC, id DESC LIMIT ?",
             self._base.project,
             *values,
-            _limit(limit),
+            _checked_limit(limit),
         )
         return selected
 
@@ -405,7 +412,7 @@ class Loop:
             )
         return [r["id"] for r in selected]
 
-    def _queued(self, deployment: str) -> list[str]:
+    def _queued_jobs(self, deployment: str) -> list[str]:
         with self._base.store.read() as tx:
             selected = tx.all(
                 "SELECT id FROM loop_jobs WHERE project = ? AND deployment = ? AND state = ?",
@@ -417,8 +424,8 @@ class Loop:
 
 
 @contextlib.contextmanager
-def _noting(problems: list[str], what: str) -> Iterator[None]:
-    """Anything that goes wrong in this part of the round is logged and told, and the round goes on."""
+def _collecting_problems(problems: list[str], what: str) -> Iterator[None]:
+    """Log an error in this part of the round and add it to ``problems``; the round goes on."""
     try:
         yield
     except MainspringError as error:
@@ -429,17 +436,17 @@ def _noting(problems: list[str], what: str) -> Iterator[None]:
         problems.append(f"{what}: internal error: {type(error).__name__}")
 
 
-def _alive(seconds_from_now: float) -> int:
+def _alive_until_us(seconds_from_now: float) -> int:
     return time.time_ns() // 1000 + int(seconds_from_now * 1e6)
 
 
-def _lost(job: str) -> Fenced:
+def _lost_job(job: str) -> Fenced:
     return Fenced(
         "the job belongs to another worker or has ended", value=job, next_step="This worker must stop."
     )
 
 
-def _limit(limit: int) -> int:
+def _checked_limit(limit: int) -> int:
     if not 1 <= limit <= 1000:
         raise InvalidInput("limit must be 1 to 1000", value=limit)
     return limit

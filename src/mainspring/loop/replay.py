@@ -1,7 +1,7 @@
-"""Recording what every decision rested on, and deciding it again.
+"""Records the facts of every decision, and decides on recorded facts again.
 
-A tick is written when it decided something or when its facts differ from the last written ones of that deployment in
-anything but the time, so quiet periods cost nothing.
+A tick is written if it decided something, or if its facts differ from the last written ones of that deployment in
+anything but the time, so quiet periods cost no storage.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Policies(Record, frozen=True):
     retrain: RetrainPolicy
 
 
-def record(
+def record_tick(
     tx: Writer,
     project: str,
     facts: Facts,
@@ -55,32 +55,32 @@ def record(
 def replay(
     base: Foundation, *, deployment: str | None = None, retrain: RetrainPolicy | None = None
 ) -> ReplayReport:
-    """Decide recorded ticks again; with ``retrain``, under that policy instead of the recorded one."""
+    """Decide the recorded ticks again; with ``retrain``, under that policy instead of the recorded one."""
     ticks = decided = 0
     differences: list[dict[str, Any]] = []
     with base.store.read() as tx:
-        for row in _ticks(tx, base.project, deployment):
+        for row in _iterate_ticks(tx, base.project, deployment):
             policies: Policies = from_json(row["policy"], Policies)
-            again = decide(from_json(row["facts"], Facts), policies.deploy, retrain or policies.retrain)
+            decisions = decide(from_json(row["facts"], Facts), policies.deploy, retrain or policies.retrain)
             ticks += 1
-            decided += len(again)
+            decided += len(decisions)
             recorded = str(row["decisions"])
-            if to_json(again).decode() != recorded and len(differences) < _MAX_DIFFERENCES:
+            if to_json(decisions).decode() != recorded and len(differences) < _MAX_DIFFERENCES:
                 differences.append(
                     {
                         "tick": row["seq"],
-                        "recorded": _short(from_json(recorded, list[LoopDecision])),
-                        "replayed": _short(again),
+                        "recorded": _summarise(from_json(recorded, list[LoopDecision])),
+                        "replayed": _summarise(decisions),
                     }
                 )
     return ReplayReport(ticks=ticks, decisions=decided, same=not differences, differences=differences)
 
 
-def _short(decisions: list[LoopDecision]) -> list[str]:
+def _summarise(decisions: list[LoopDecision]) -> list[str]:
     return [f"{d.action}: {d.reason}" for d in decisions]
 
 
-def _ticks(tx: Reader, project: str, deployment: str | None, batch: int = 500) -> Any:
+def _iterate_ticks(tx: Reader, project: str, deployment: str | None, batch: int = 500) -> Any:
     last = 0
     extra, values = ("AND deployment = ?", [deployment]) if deployment is not None else ("", [])
     while rows := tx.all(

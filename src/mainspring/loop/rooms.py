@@ -1,4 +1,4 @@
-"""The rooms that the loop leans on, handed in by the workspace."""
+"""The rooms that the loop uses, as the workspace passes them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoopRooms:
+    """Rooms of the same project as the loop's."""
+
     models: Models
     deploy: Deploy
     monitoring: Monitoring

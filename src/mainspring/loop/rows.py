@@ -17,7 +17,7 @@ from mainspring.storage.sql import Reader, Row, Writer
 
 
 def newest_job(tx: Reader, project: str, deployment: str) -> tuple[Job, str | None] | None:
-    """The newest job and the outcome that was drawn from it (None: not yet)."""
+    """The newest job of the deployment, and its outcome (None: not decided yet)."""
     row = tx.first(
         "SELECT * FROM loop_jobs WHERE project = ? AND deployment = ? ORDER BY requested_us DESC, id DESC LIMIT 1",
         project,
@@ -26,7 +26,8 @@ def newest_job(tx: Reader, project: str, deployment: str) -> tuple[Job, str | No
     return (job_of(row), row["outcome"]) if row else None
 
 
-def job(tx: Reader, project: str, ident: str) -> Job:
+def read_job(tx: Reader, project: str, ident: str) -> Job:
+    """One job; raises :class:`NotFound`."""
     row = tx.first("SELECT * FROM loop_jobs WHERE project = ? AND id = ?", project, ident)
     if row is None:
         raise NotFound("no such job", value=ident)
@@ -34,7 +35,7 @@ def job(tx: Reader, project: str, ident: str) -> Job:
 
 
 def failures_in_a_row(tx: Reader, project: str, deployment: str) -> int:
-    """Ended retrains since the last promotion."""
+    """How many retrains have ended since the last promotion."""
     rows = tx.all(
         "SELECT outcome FROM loop_jobs WHERE project = ? AND deployment = ? AND outcome IS NOT NULL ORDER BY requested_us DESC, id DESC LIMIT 20",
         project,
@@ -49,6 +50,7 @@ def failures_in_a_row(tx: Reader, project: str, deployment: str) -> int:
 
 
 def running_rollout(tx: Reader, project: str, deployment: str) -> Rollout | None:
+    """The rollout that runs now; there is at most one per deployment."""
     row = tx.first(
         "SELECT * FROM rollouts WHERE project = ? AND deployment = ? AND state = ?",
         project,
@@ -59,6 +61,7 @@ def running_rollout(tx: Reader, project: str, deployment: str) -> Rollout | None
 
 
 def save_verdict(tx: Writer, project: str, verdict: Verdict) -> None:
+    """Insert a verdict with a digest of its record, by which a later change of the row shows."""
     record = to_json(verdict)
     tx.execute(
         "INSERT INTO verdicts (project, id, model, version, passed, record, digest, at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -66,8 +69,8 @@ def save_verdict(tx: Writer, project: str, verdict: Verdict) -> None:
     )  # fmt: skip
 
 
-def verdict(tx: Reader, project: str, ident: str) -> Verdict:
-    """A verdict as it was given; raises :class:`Corrupt` if the row was altered."""
+def read_verdict(tx: Reader, project: str, ident: str) -> Verdict:
+    """A verdict as it was recorded; raises :class:`NotFound`, and :class:`Corrupt` if the row was altered."""
     row = tx.first("SELECT record, digest FROM verdicts WHERE project = ? AND id = ?", project, ident)
     if row is None:
         raise NotFound("no such verdict", value=ident)
@@ -83,32 +86,32 @@ def verdict(tx: Reader, project: str, ident: str) -> Verdict:
 
 
 def verdict_digest(project: str, verdict: Verdict) -> str:
-    """What the event that records a verdict says of it."""
+    """The digest by which the event of a verdict names its content, in hex."""
     return _digest(project, to_json(verdict))
 
 
 def audit_verdicts(tx: Reader, project: str) -> Iterator[str]:
-    """Verdicts held against the events that gave them: a sentence for each that does not fit.
+    """Check verdicts against the events that recorded them: yields a sentence for each that does not match.
 
-    Version 1 named a verdict in its event, but not what it said.
+    An event of version 1 names a verdict without a digest of its content; the digest in the row is used then.
     """
-    given: dict[str, tuple[str, str | None]] = {}
+    events: dict[str, tuple[str, str | None]] = {}
     for row in rows_of(tx, "project = ? AND kind IN ('gate.passed', 'gate.stopped')", [project], ""):
         event = event_of(row)
-        given[str(event.data.get("verdict"))] = (event.kind, event.data.get("digest"))
+        events[str(event.data.get("verdict"))] = (event.kind, event.data.get("digest"))
     for row in tx.all(
         "SELECT id, model, version, passed, record, digest FROM verdicts WHERE project = ?", project
     ):
         name = f"verdict {row['id']} of {row['model']}@{row['version']}"
-        kind, digest = given.pop(str(row["id"]), ("", None))
+        kind, digest = events.pop(str(row["id"]), ("", None))
         if not kind:
-            yield f"{name}: no event of the chain gave it"
+            yield f"{name}: no event of the chain records it"
         elif _digest(project, str(row["record"]).encode()) != (digest or row["digest"]):
-            yield f"{name}: it is not what the event that gave it says"
+            yield f"{name}: its content differs from what its event records"
         elif (kind == EventKind.GATE_PASSED) != bool(row["passed"]):
             yield f"{name}: its event says {kind.partition('.')[2]}"
-    for ident in given:
-        yield f"verdict {ident}: an event gave it, but it is not there any more"
+    for ident in events:
+        yield f"verdict {ident}: an event records it, but its row is missing"
 
 
 def _digest(project: str, record: bytes) -> str:
@@ -130,7 +133,7 @@ def job_of(row: Row) -> Job:
         version=row["version"],
         verdict=row["verdict"],
         error=row["error"],
-        finished_at=_maybe(row["finished_us"]),
+        finished_at=_optional_time(row["finished_us"]),
         attempt=row["attempt"],
     )
 
@@ -148,9 +151,9 @@ def rollout_of(row: Row) -> Rollout:
         started_at=from_us(row["started_us"]),
         stage_started_at=from_us(row["stage_us"]),
         reason=row["reason"],
-        ended_at=_maybe(row["ended_us"]),
+        ended_at=_optional_time(row["ended_us"]),
     )
 
 
-def _maybe(us: int | None) -> datetime | None:
+def _optional_time(us: int | None) -> datetime | None:
     return None if us is None else from_us(us)

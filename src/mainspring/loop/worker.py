@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def work(workspace: Namespaces, config: Config, job_id: str, run_pipeline: RunPipeline) -> Job:
     """Do the job. ``run_pipeline(source, params)`` runs it and returns the run's id, raising if it failed.
 
-    Whatever goes wrong is the job's result, not this process's crash.
+    An error of the product, or a step that failed, becomes the job's result; it does not end this process.
     """
     job = workspace.loop.claim_job(job=job_id)
     policy = config.model[job.model]
@@ -51,7 +51,7 @@ def work(workspace: Namespaces, config: Config, job_id: str, run_pipeline: RunPi
 
 @contextlib.contextmanager
 def _heartbeat(workspace: Namespaces, job: Job, *, every_s: float = 10.0) -> Iterator[None]:
-    """Tell that this worker lives, from a thread, until the block ends."""
+    """Send heartbeats from a thread until the block ends."""
     stop = threading.Event()
 
     def beat() -> None:
@@ -60,7 +60,7 @@ def _heartbeat(workspace: Namespaces, job: Job, *, every_s: float = 10.0) -> Ite
                 workspace.loop.heartbeat_job(job=job.id, attempt=job.attempt)
             except Fenced:
                 return
-            except MainspringError:  # a busy database now; the next beat will tell
+            except MainspringError:  # a busy database, perhaps; the next heartbeat counts as well
                 continue
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -75,7 +75,7 @@ def _heartbeat(workspace: Namespaces, job: Job, *, every_s: float = 10.0) -> Ite
 def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
     """The pipeline's params: the policy's, the job's over them, and ``until``, the moment of decision.
 
-    A row whose label arrived after ``until`` may be neither trained on nor held out; with labels ``label_delay`` late, that
+    A row whose label arrived after ``until`` may be neither trained on nor held out; with labels that arrive ``label_delay`` late, that
     leaves events up to the job's ``cutoff``.
     """
     return {**policy.params, **job.params, "until": job.requested_at.isoformat()}
@@ -83,12 +83,12 @@ def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
 
 def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
     """The version of ``model`` that the run registered, or whose registration by an earlier run it took from the cache."""
-    for found in workspace.models.list_versions(model=model, limit=50).items:
-        if found.run == run:
-            return found
-    for one in reversed(workspace.pipelines.get_effects(run=run)):
-        if one.effect.kind == "model_version":
-            name, _, number = one.effect.ref.partition(":")[2].rpartition("@")
+    for version in workspace.models.list_versions(model=model, limit=50).items:
+        if version.run == run:
+            return version
+    for recorded in reversed(workspace.pipelines.get_effects(run=run)):
+        if recorded.effect.kind == "model_version":
+            name, _, number = recorded.effect.ref.partition(":")[2].rpartition("@")
             if name == model:
                 return workspace.models.get_version(model=model, selector=number)
     raise StepFailed(
@@ -100,7 +100,7 @@ def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
 
 
 def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) -> Verdict:
-    """Judge a registered version by the policy's gate and record the verdict."""
+    """Judge a registered version by the policy's gate on its hold-out, and record the verdict."""
     from mainspring.models.formats import load
 
     if candidate.holdout is None or candidate.label is None:
@@ -108,21 +108,21 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
             "the version names no hold-out and label to judge it by",
             value=f"{candidate.model}@{candidate.version}",
         )
-    champion = _champion(workspace, candidate)
+    champion = _find_champion(workspace, candidate)
     workspace.training.use_holdout(
         dataset_version=candidate.holdout, purpose=f"gate of {candidate.model}@{candidate.version}", by="gate"
     )
     holdout = workspace.data.get_version_by_id(candidate.holdout)
     rows = workspace.data.read(holdout.dataset, holdout.id)
     with tempfile.TemporaryDirectory(prefix="gate-") as scratch:
-        place = Path(scratch)
+        folder = Path(scratch)
         loaded = {}
-        for found in (candidate, champion):
-            # A retrain that found everything as it was may have the champion itself as its version.
-            if found is not None and found.version not in loaded:
-                folder = place / str(found.version)
-                workspace.models.download_package(found.model, str(found.version), folder)
-                loaded[found.version] = load(folder)
+        for version in (candidate, champion):
+            # A retrain in which nothing had changed may have the champion itself as its version.
+            if version is not None and version.version not in loaded:
+                package_folder = folder / str(version.version)
+                workspace.models.download_package(version.model, str(version.version), package_folder)
+                loaded[version.version] = load(package_folder)
         rules = judge(
             policy.gate,
             candidate=loaded[candidate.version],
@@ -140,7 +140,7 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
     )
 
 
-def _champion(workspace: Namespaces, candidate: ModelVersion) -> ModelVersion | None:
+def _find_champion(workspace: Namespaces, candidate: ModelVersion) -> ModelVersion | None:
     aliases = workspace.models.list_aliases(model=candidate.model)
     number = next((a.version for a in aliases if a.alias == CHAMPION), None)
     return (

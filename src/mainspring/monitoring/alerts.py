@@ -1,4 +1,4 @@
-"""Alerts: opened once, kept while the thing lasts, resolved by themselves."""
+"""Alerts: opened once, kept open while windows show the finding, resolved without anybody's action."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Subject = tuple[str, str]
 """(kind, subject)"""
 
 
-def update(
+def update_alerts(
     d: Decision,
     project: str,
     deployment: str,
@@ -23,14 +23,14 @@ def update(
     window: str,
     at_us: int,
     seen: Mapping[Subject, str],
-    looked_at: Collection[Subject] | None,
+    judged: Collection[Subject] | None,
     kinds: Collection[str],
     policy: MonitorPolicy,
 ) -> tuple[list[str], list[str]]:
-    """Bring the alerts of these kinds up to date with what one newly judged window showed; returns (opened, resolved).
+    """Bring the alerts of these kinds up to date with the findings of one newly judged window; returns the ids (opened, resolved).
 
-    ``seen`` maps what was found to its detail. ``looked_at`` says what could be judged at all: an alert whose subject had too
-    little data is neither confirmed nor cleared (None: everything was).
+    ``seen`` maps each finding to its detail. ``judged`` says what could be judged at all: an alert whose subject had too
+    little data is neither confirmed nor cleared (None: everything was judged).
     """
     opened, resolved = [], []
     rows = d.tx.all(
@@ -40,44 +40,44 @@ def update(
     )
     open_alerts = {(r["kind"], r["subject"]): r for r in rows if r["kind"] in kinds}
     for key, detail in sorted(seen.items()):
-        known = open_alerts.get(key)
-        if known:
+        alert = open_alerts.get(key)
+        if alert:
             d.tx.execute(
                 "UPDATE alerts SET last_us = ?, hits = hits + 1, quiet = 0, window_id = ?, detail = ? WHERE project = ? AND id = ?",
-                max(at_us, known["last_us"]), window, detail, project, known["id"],
+                max(at_us, alert["last_us"]), window, detail, project, alert["id"],
             )  # fmt: skip
-        elif _confirmed(d, project, deployment, key, at_us, policy.confirm):
-            opened.append(_open(d, project, deployment, key, window, at_us, detail))
-    for key, known in sorted(open_alerts.items()):
-        if key in seen or (looked_at is not None and key not in looked_at):
+        elif _is_confirmed(d, project, deployment, key, at_us, policy.confirm):
+            opened.append(_open_alert(d, project, deployment, key, window, at_us, detail))
+    for key, alert in sorted(open_alerts.items()):
+        if key in seen or (judged is not None and key not in judged):
             continue
-        if known["quiet"] + 1 >= policy.clear:
-            _resolve(d, project, known, at_us, "it was not seen any more")
-            resolved.append(known["id"])
+        if alert["quiet"] + 1 >= policy.clear:
+            _resolve_alert(d, project, alert, at_us, "the last windows did not show it")
+            resolved.append(alert["id"])
         else:
             d.tx.execute(
-                "UPDATE alerts SET quiet = quiet + 1 WHERE project = ? AND id = ?", project, known["id"]
+                "UPDATE alerts SET quiet = quiet + 1 WHERE project = ? AND id = ?", project, alert["id"]
             )
     return opened, resolved
 
 
-def resolve_all(
+def resolve_alerts(
     d: Decision, project: str, deployment: str, *, kinds: Collection[str], at_us: int, reason: str
 ) -> list[str]:
-    """Resolve every open alert of these kinds: what they were measured against is gone."""
+    """Resolve every open alert of these kinds, since the reference that they were measured against is no longer used; returns their ids."""
     rows = d.tx.all(
         "SELECT * FROM alerts WHERE project = ? AND deployment = ? AND open_key IS NOT NULL",
         project,
         deployment,
     )
-    gone = [r for r in rows if r["kind"] in kinds]
-    for row in gone:
-        _resolve(d, project, row, at_us, reason)
-    return [r["id"] for r in gone]
+    ended = [r for r in rows if r["kind"] in kinds]
+    for row in ended:
+        _resolve_alert(d, project, row, at_us, reason)
+    return [r["id"] for r in ended]
 
 
-def _confirmed(d: Decision, project: str, deployment: str, key: Subject, at_us: int, confirm: int) -> bool:
-    """Whether the windows before this one showed it as well, ``confirm`` in a row."""
+def _is_confirmed(d: Decision, project: str, deployment: str, key: Subject, at_us: int, confirm: int) -> bool:
+    """Whether this window and the ``confirm - 1`` windows before it all showed the finding."""
     if confirm <= 1:
         return True
     before = d.tx.all(
@@ -88,10 +88,11 @@ def _confirmed(d: Decision, project: str, deployment: str, key: Subject, at_us: 
     return len(before) == confirm - 1 and all(r["n"] > 0 for r in before)
 
 
-def _open(
+def _open_alert(
     d: Decision, project: str, deployment: str, key: Subject, window: str, at_us: int, detail: str
 ) -> str:
     ident = new_id()
+    # A unique index over open_key, which is NULL once resolved, allows one open alert per deployment, kind and subject.
     d.tx.execute(
         "INSERT INTO alerts (project, id, deployment, kind, subject, open_key, opened_us, last_us, resolved_us, hits, quiet, window_id, detail)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 1, 0, ?, ?)",
@@ -107,7 +108,7 @@ def _open(
     return ident
 
 
-def _resolve(d: Decision, project: str, row: Row, at_us: int, reason: str) -> None:
+def _resolve_alert(d: Decision, project: str, row: Row, at_us: int, reason: str) -> None:
     d.tx.execute(
         "UPDATE alerts SET open_key = NULL, resolved_us = ? WHERE project = ? AND id = ?",
         max(at_us, row["opened_us"]),

@@ -1,8 +1,8 @@
 """A reference profile cut into bins, so that windows are compared (and added up) as plain counts.
 
-Numbers fall into bins cut at the reference's quantiles. Categories cannot be chosen on the reference: those that it
-happens to hold often would be rarer in any other data. They are kept by name and by hash (data/categories.py), and the
-bins are made when a comparison is made, from both sides together (:meth:`BinnedColumn.align`).
+Numbers are counted in bins cut at the reference's quantiles. Bins of categories cannot be chosen from the reference alone: those
+that it happens to hold often would be rarer in any other data. Categories are kept by name and by hash (data/categories.py), and
+their bins are made in each comparison, from both sides together (:meth:`BinnedColumn.align`).
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ MISSING = "missing"
 OTHER = "other"
 
 _HEAVY = 0.02
-"""A category of a profile that dropped some gets a bin of its own from this share of the rows of both sides on: a side that does not
+"""Where a profile dropped categories, one gets a bin of its own from this share of the rows of both sides on: a side that does not
 name it has it in less than 1/256 of its values."""
 _PER_GROUP = 10.0
-"""Rows that a group of rare categories should be expected to have on the smaller side."""
+"""Expected rows that a group of rare categories should have on the smaller side."""
 _SINGLE = 2.0**-22
+"""Relative distance within which two numbers count as one in single precision: four times the rounding error of a float32."""
 _NEAR = 8
-"""Two floats closer than so many units in the last place are one number computed in two ways (0.1 + 0.2 and 0.3)."""
+"""Two floats at most so many units in the last place apart are one number computed in two ways (0.1 + 0.2 and 0.3)."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """What was counted of one column, before the bins of a comparison are known. They add up.
+    """The counts of one column, before the bins of a comparison are known. The counts of two windows add up to those of both.
 
     ``missing``: nulls and invalid values. ``numeric``: counts in the reference's bins of numbers; ``evidence`` the same in
-    rows' worth (a sketch's own error counts as lost rows). ``named`` and ``rest``: categories by name and, for those that
+    effective rows (the error of a sketch counts as lost rows). ``named`` and ``rest``: categories by name and, for those that
     the profile dropped, by hash (None: an older profile does not say); ``other`` adds the latter up. ``unread_*``: values that
     do not read as the reference's type; ``fits``: these are categories as the reference has them, not numbers. ``sample``:
     whole counts, by hash, of the categories whose hash is below ``below`` (None: ``named`` has them all).
@@ -63,13 +64,13 @@ class Cells:
 
     def sampled(self, below: int) -> dict[int, float]:
         """Counts of every category whose hash is below ``below``, by hash."""
-        found = self.sample
-        if found is None:
+        sample = self.sample
+        if sample is None:
             named: dict[int, float] = {}
             for h, count in zip(hashes(self.named).tolist(), self.named.values(), strict=True):
                 named[h] = named.get(h, 0.0) + count
-            found = named
-        return {h: count for h, count in found.items() if h < below}
+            sample = named
+        return {h: count for h, count in sample.items() if h < below}
 
     def __add__(self, more: Cells) -> Cells:
         named = dict(self.named)
@@ -82,11 +83,11 @@ class Cells:
                 sample[h] = sample.get(h, 0.0) + count
         return Cells(
             missing=self.missing + more.missing,
-            numeric=_sum(self.numeric, more.numeric),
-            evidence=_sum(self.evidence, more.evidence),
+            numeric=_add(self.numeric, more.numeric),
+            evidence=_add(self.evidence, more.evidence),
             unread_numeric=self.unread_numeric + more.unread_numeric,
             named=named,
-            rest=_sum(self.rest, more.rest),
+            rest=_add(self.rest, more.rest),
             other=self.other + more.other,
             unread_named=self.unread_named + more.unread_named,
             fits=self.fits and more.fits,
@@ -96,7 +97,7 @@ class Cells:
 
 
 class Aligned(NamedTuple):
-    """Both sides in the same bins: counts, and the same in rows' worth, for tests."""
+    """Both sides in the same bins: counts, and the same in effective rows, for tests. Arrays have the shape (bins,)."""
 
     labels: list[str]
     reference: Floats
@@ -104,7 +105,7 @@ class Aligned(NamedTuple):
     evidence_reference: Floats
     evidence: Floats
     fine: tuple[Floats, Floats] | None = None
-    """Categories: reference and window in as many cells as can be told apart, most of them sparse."""
+    """For categories: reference and window in as many cells as both sides distinguish, most of them sparse."""
 
 
 class BinnedColumn:
@@ -138,7 +139,7 @@ class BinnedColumn:
         self.reference = self.count(column)
 
     def count(self, column: ColumnProfile | None) -> Cells:
-        """What a window's column holds, read as the reference's type; an absent column holds nothing."""
+        """Count a column of a window, its values read as the reference's type; for an absent column (None) all counts are 0."""
         numeric: Floats | None = np.zeros(len(self.edges) + 1) if self.edges is not None else None
         evidence = numeric
         if column is None or self.reason:
@@ -146,15 +147,15 @@ class BinnedColumn:
         values = float(max(0, finite(column)))
         unread = 0.0
         if self.edges is not None and values:
-            found = weighted(column, times=self.type == "timestamp")
+            numbers = weighted(column, times=self.type == "timestamp")
             unread = values
-            if found is not None:
-                where = np.searchsorted(np.array(self.edges), found.values, side="right")
-                counted = np.bincount(where, weights=found.weights, minlength=len(self.edges) + 1).astype(
+            if numbers is not None:
+                where = np.searchsorted(np.array(self.edges), numbers.values, side="right")
+                counted = np.bincount(where, weights=numbers.weights, minlength=len(self.edges) + 1).astype(
                     np.float64
                 )
-                numeric, evidence, unread = counted, counted * found.worth, found.unread
-        named, rest, other = self._categories(column)
+                numeric, evidence, unread = counted, counted * numbers.worth, numbers.unread
+        named, rest, other = self._read_categories(column)
         read = sum(named.values()) + other
         sample, below = None, EVERY
         if other:
@@ -176,46 +177,48 @@ class BinnedColumn:
         )
 
     def align(self, parts: Sequence[Cells]) -> Aligned:
-        """The reference and the parts of a window in the same bins.
+        """Count the reference and the parts of a window in the same bins.
 
-        Which categories get a bin of their own follows from the counts of both sides *together*: under "nothing
-        changed" that says nothing about which side they are from, so a test on the bins is fair. The rarer ones are
+        Which categories get a bin of their own follows from the counts of both sides *together*: if nothing
+        changed, that choice says nothing about the sides, so a test on the bins keeps its level. The rarer ones are
         grouped by hash, in as many groups as the smaller side has rows for.
         """
         sides = [self.reference, *parts]
         fine = None
-        if self._by_name(sides):
-            labels, inside = _by_category(sides)
-            fine = _each_category(self.reference, sum(parts, Cells()), labels)
+        if self._compares_categories(sides):
+            labels, inside = _count_by_category(sides)
+            fine = _count_each_category(self.reference, sum(parts, Cells()), labels)
             missing = [s.missing + s.unread_named for s in sides]
             counted = [np.concatenate(([m], v)) for m, v in zip(missing, inside, strict=True)]
             worth = counted
         else:
             edges = self.edges or []
             labels, missing = _interval_labels(edges), [s.missing + s.unread_numeric for s in sides]
-            counted = [np.concatenate(([m], _given(s.numeric))) for m, s in zip(missing, sides, strict=True)]
-            worth = [np.concatenate(([m], _given(s.evidence))) for m, s in zip(missing, sides, strict=True)]
-        nothing = np.zeros(len(labels) + 1)
+            counted = [
+                np.concatenate(([m], _or_zero(s.numeric))) for m, s in zip(missing, sides, strict=True)
+            ]
+            worth = [np.concatenate(([m], _or_zero(s.evidence))) for m, s in zip(missing, sides, strict=True)]
+        zeros = np.zeros(len(labels) + 1)
         return Aligned(
-            [MISSING, *labels], counted[0], counted[1:], worth[0], np.sum([nothing, *worth[1:]], axis=0), fine
+            [MISSING, *labels], counted[0], counted[1:], worth[0], np.sum([zeros, *worth[1:]], axis=0), fine
         )
 
     def unread(self, cells: Cells) -> float:
-        """How many values of a window do not read as the reference's type."""
-        return cells.unread_named if self._by_name([cells]) else cells.unread_numeric
+        """How many values of a window cannot be read as the reference's type."""
+        return cells.unread_named if self._compares_categories([cells]) else cells.unread_numeric
 
-    def _by_name(self, sides: Sequence[Cells]) -> bool:
+    def _compares_categories(self, sides: Sequence[Cells]) -> bool:
         return self.categorical and (self.edges is None or all(s.fits for s in sides))
 
-    def _categories(self, column: ColumnProfile) -> tuple[dict[str, float], Floats | None, float]:
-        """Categories by name, those dropped by hash, and their sum; nothing if they are not of this column's kind."""
-        nothing = np.zeros(BUCKETS)
+    def _read_categories(self, column: ColumnProfile) -> tuple[dict[str, float], Floats | None, float]:
+        """Categories by name, those that the profile dropped by hash, and the sum of the latter; zeros if this column is not categorical."""
+        zeros = np.zeros(BUCKETS)
         if not self.categorical:
-            return {}, nothing, 0.0
+            return {}, zeros, 0.0
         if column.type == "string" and self.type == "string":
             tally = Tally.of(column)
             rest = (
-                nothing if not column.other else None if tally.rest is None else tally.rest.astype(np.float64)
+                zeros if not column.other else None if tally.rest is None else tally.rest.astype(np.float64)
             )
             return {k: float(n) for k, n in column.counts.items()}, rest, float(column.other)
         truths: dict[bool, float] = {}
@@ -223,14 +226,14 @@ class BinnedColumn:
             for key, count in column.counts.items():
                 if (truth := truth_of(key)) is not None:
                     truths[truth] = truths.get(truth, 0.0) + count
-        elif self.type == "bool" and (found := weighted(column)) is not None:
-            pairs = zip(found.values.tolist(), found.weights.tolist(), strict=True)
+        elif self.type == "bool" and (numbers := weighted(column)) is not None:
+            pairs = zip(numbers.values.tolist(), numbers.weights.tolist(), strict=True)
             truths = {bool(v): w for v, w in pairs if v in {0.0, 1.0}}
         if self.type != "bool" and not self._truths:
             truths = {}
         return (
             {self._truths.get(t, "true" if t else "false"): n for t, n in truths.items() if n},
-            nothing,
+            zeros,
             0.0,
         )
 
@@ -262,10 +265,10 @@ class Reference:
         for profile in profiles:
             present = {c.name: c for c in profile.columns}
             for name, column in self.columns.items():
-                got = present.get(name)
-                if got is not None:
-                    out[name] = out[name] + column.count(got)
-                else:  # a column that is not there is missing in every row
+                part = present.get(name)
+                if part is not None:
+                    out[name] = out[name] + column.count(part)
+                else:  # an absent column is missing in every row
                     out[name] = replace(out[name], missing=out[name].missing + profile.rows)
         return out
 
@@ -276,10 +279,10 @@ class Reference:
 def cut_points(column: Weighted, bins: int, kind: str = "float64") -> list[float]:
     """Finite, increasing cut points near the quantiles ``1/bins ..``, each between two values and never on one.
 
-    So a number that was computed or sent with another rounding stays in its bin. A value with a bin's share of the rows or
+    So a number that was computed or sent with another rounding is counted in the same bin. A value with a bin's share of the rows or
     more gets two cuts, around itself: as far as its float32 may be from it, and at most half way to the next value.
     """
-    groups = _distinct(column.values)
+    groups = _distinct_starts(column.values)
     low, high = column.values[groups], column.values[np.r_[groups[1:] - 1, len(column.values) - 1]]
     weights = np.add.reduceat(column.weights, groups)
     below = np.cumsum(weights)
@@ -287,53 +290,55 @@ def cut_points(column: Weighted, bins: int, kind: str = "float64") -> list[float
     frequent = np.flatnonzero(weights * bins >= below[-1])
     cuts: set[float] = set()
     for i in sorted({*wanted.tolist(), *frequent.tolist()}):
-        before = _between(high[i - 1], low[i]) if i else -math.inf
-        after = _between(high[i], low[i + 1]) if i + 1 < len(low) else math.inf
+        before = _cut_between(high[i - 1], low[i]) if i else -math.inf
+        after = _cut_between(high[i], low[i + 1]) if i + 1 < len(low) else math.inf
         if weights[i] * bins >= below[-1]:
-            before = max(before, low[i] - _slack(low[i], kind, column.values))
-            after = min(after, math.nextafter(high[i] + _slack(high[i], kind, column.values), math.inf))
+            before = max(before, low[i] - _tolerance(low[i], kind, column.values))
+            after = min(after, math.nextafter(high[i] + _tolerance(high[i], kind, column.values), math.inf))
             cuts.add(after)
         cuts.add(before)
     return sorted(c for c in cuts if math.isfinite(c))
 
 
-def usual_share(column: ColumnProfile) -> float:
-    """Share of the most frequent value among all; 1 if there is none."""
+def top_share(column: ColumnProfile) -> float:
+    """Share of the most frequent value among all values of the column; 1 if there is none."""
     if column.type in CATEGORICAL:
         return max(column.counts.values(), default=0) / max(1, finite(column))
-    found = weighted(column)
-    if found is None:
+    numbers = weighted(column)
+    if numbers is None:
         return 1.0
-    return float(np.add.reduceat(found.weights, _distinct(found.values)).max() / found.weights.sum())
-
-
-def range_of(column: ColumnProfile) -> tuple[float, float]:
-    """From the smallest value (at or above the first) to the largest (below the second), allowing for a float32 of either."""
-    low, high = column.low or 0.0, column.high or 0.0
-    ends = np.array([low, high])
-    return low - _slack(low, column.type, ends), math.nextafter(
-        high + _slack(high, column.type, ends), math.inf
+    return float(
+        np.add.reduceat(numbers.weights, _distinct_starts(numbers.values)).max() / numbers.weights.sum()
     )
 
 
-def _distinct(values: Floats) -> npt.NDArray[np.int64]:
-    """Where runs of values that are one number begin: equal but for the last places, or one the float32 of the other."""
+def widened_range(column: ColumnProfile) -> tuple[float, float]:
+    """Two cuts around all values: at most the smallest and above the largest, widened by the rounding to a float32."""
+    low, high = column.low or 0.0, column.high or 0.0
+    ends = np.array([low, high])
+    return low - _tolerance(low, column.type, ends), math.nextafter(
+        high + _tolerance(high, column.type, ends), math.inf
+    )
+
+
+def _distinct_starts(values: Floats) -> npt.NDArray[np.int64]:
+    """The indices at which groups of equal numbers begin in sorted values: equal but for the last places, or one the float32 of the other."""
     a, b = values[:-1], values[1:]
     with np.errstate(over="ignore"):
-        single = (a.astype(np.float32) == b) | (b.astype(np.float32) == a)
-    near = b - a <= _NEAR * np.spacing(np.maximum(np.abs(a), np.abs(b)))
-    whole = (a == np.floor(a)) & (b == np.floor(b))
-    return np.flatnonzero(np.r_[True, ~((single | near) & ~whole)])
+        same_float32 = (a.astype(np.float32) == b) | (b.astype(np.float32) == a)
+    close = b - a <= _NEAR * np.spacing(np.maximum(np.abs(a), np.abs(b)))
+    integers = (a == np.floor(a)) & (b == np.floor(b))
+    return np.flatnonzero(np.r_[True, ~((same_float32 | close) & ~integers)])
 
 
-def _between(a: float, b: float) -> float:
+def _cut_between(a: float, b: float) -> float:
     """A cut between two values: values up to ``a`` are below it, from ``b`` on at or above it."""
     middle = float(a / 2 + b / 2)
     return middle if a < middle <= b else float(b)
 
 
-def _slack(value: float, kind: str, values: Floats) -> float:
-    """How far from a value a number is still the same one."""
+def _tolerance(value: float, kind: str, values: Floats) -> float:
+    """How far from a value another number may be and count as the same."""
     size = abs(float(value))
     exact = _NEAR * max(float(np.spacing(size)), float(np.spacing(max(abs(values[0]), abs(values[-1])))) / 16)
     whole = value == math.floor(value)
@@ -362,8 +367,8 @@ def _interval_labels(edges: Sequence[float]) -> list[str]:
 # --- categories ------------------------------------------------------------------------------------------------------
 
 
-def _by_category(sides: Sequence[Cells]) -> tuple[list[str], list[Floats]]:
-    """Labels and counts of each side (the first is the reference): chosen categories by name, the others by hash."""
+def _count_by_category(sides: Sequence[Cells]) -> tuple[list[str], list[Floats]]:
+    """Labels, and the counts of each side (the first is the reference): chosen categories by name, the others grouped by hash."""
     sizes = [sum(s.named.values()) + s.other for s in sides]
     total = sum(sizes)
     together: Counter[str] = Counter()
@@ -395,36 +400,38 @@ def _by_category(sides: Sequence[Cells]) -> tuple[list[str], list[Floats]]:
     return [*chosen, *named], out
 
 
-def _each_category(reference: Cells, window: Cells, chosen: Sequence[str]) -> tuple[Floats, Floats]:
-    """Both sides by single category, as far as each is counted whole: all, or those of the sample; the others by hash."""
+def _count_each_category(reference: Cells, window: Cells, chosen: Sequence[str]) -> tuple[Floats, Floats]:
+    """Counts of both sides by single category where each is counted in full (all, or those of the samples); the others by hash."""
     sides = (reference, window)
     if not any(s.other for s in sides):
         keys = dict.fromkeys([*reference.named, *window.named])
         cells = [np.array([s.named.get(k, 0.0) for k in keys]) for s in sides]
     else:
         below = min(s.below for s in sides)
-        own = [k for k in chosen if any(k in s.named for s in sides)]
-        hashed = set(hashes(own).tolist())
+        names = [k for k in chosen if any(k in s.named for s in sides)]
+        hashed = set(hashes(names).tolist())
         samples = [{h: n for h, n in s.sampled(below).items() if h not in hashed} for s in sides]
         keys_of = dict.fromkeys([*samples[0], *samples[1]])
         known = all(s.rest is not None for s in sides)
         cells = []
         for side, sample in zip(sides, samples, strict=True):
-            mine = np.array([side.named.get(k, 0.0) for k in own])
-            theirs = np.array([sample.get(h, 0.0) for h in keys_of])
-            left = bucket_counts({k: n for k, n in side.named.items() if k not in own})
-            left = left + (_given(side.rest) if known else np.eye(1, BUCKETS)[0] * side.other)
+            own_counts = np.array([side.named.get(k, 0.0) for k in names])
+            sample_counts = np.array([sample.get(h, 0.0) for h in keys_of])
+            left = bucket_counts({k: n for k, n in side.named.items() if k not in names})
+            left = left + (_or_zero(side.rest) if known else np.eye(1, BUCKETS)[0] * side.other)
             where = np.array(list(keys_of), dtype=np.int64) & (BUCKETS - 1)
-            left = left - np.bincount(where, weights=theirs, minlength=BUCKETS)
-            cells.append(np.concatenate((mine, theirs, np.maximum(left, 0.0) if known else [left.sum()])))
+            left = left - np.bincount(where, weights=sample_counts, minlength=BUCKETS)
+            cells.append(
+                np.concatenate((own_counts, sample_counts, np.maximum(left, 0.0) if known else [left.sum()]))
+            )
     outside = [s.missing + s.unread_named for s in sides]
-    one, two = (np.concatenate(([o], c)) for o, c in zip(outside, cells, strict=True))
-    return one, two
+    reference_counts, window_counts = (np.concatenate(([o], c)) for o, c in zip(outside, cells, strict=True))
+    return reference_counts, window_counts
 
 
-def _sum(a: Floats | None, b: Floats | None) -> Floats | None:
+def _add(a: Floats | None, b: Floats | None) -> Floats | None:
     return None if a is None or b is None else a + b
 
 
-def _given(counts: Floats | None) -> Floats:
+def _or_zero(counts: Floats | None) -> Floats:
     return np.zeros(1) if counts is None else counts

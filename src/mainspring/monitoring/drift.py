@@ -29,8 +29,10 @@ from mainspring.records.profile import Profile
 def compare_column(
     binned: BinnedColumn, parts: Sequence[Cells], *, threshold: float, min_rows: int, min_windows: int = 1
 ) -> ColumnDrift:
-    """One column over one or several windows (what was counted in each). The verdict here is provisional: OK, insufficient or
-    not computable; :func:`judge` turns OK into DRIFT where effect and evidence agree."""
+    """Compare one column over one or several windows (``parts``: the counts of each) with the reference.
+
+    The verdict is provisional: OK, insufficient or not computable; :func:`judge` turns OK into DRIFT where effect and evidence agree.
+    """
     base = ColumnDrift(column=binned.name, verdict=Verdict.OK, threshold=threshold)
     labels, reference, counted, worth_reference, worth, fine = binned.align(parts)
     current = np.sum(counted, axis=0) if counted else np.zeros_like(reference)
@@ -43,7 +45,7 @@ def compare_column(
     short = _too_few(n, m, len(parts), min_rows, min_windows)
     if short:
         return msgspec.structs.replace(base, verdict=Verdict.INSUFFICIENT_DATA, reason=short)
-    # Effect and evidence are of the same bins: those with rows enough for both.
+    # Effect and evidence are computed on the same bins: those with enough rows for both.
     groups = pooled_bins(np.stack([current, reference]))
     cur, ref = pool(current, groups), pool(reference, groups)
     table = np.stack([pool(p, groups) for p in counted])
@@ -53,11 +55,12 @@ def compare_column(
     p = homogeneity(pool(worth, groups), pool(worth_reference, groups), effect, spread)
     corrected = max(0.0, raw - bias)
     if fine is not None and np.count_nonzero(fine[0] + fine[1]) > len(groups):
-        # Bins of many categories dilute a change that makes some of them rarer and some more frequent.
+        # Bins of many categories dilute a change that makes some of them rarer and others more frequent, so a test over single
+        # categories is added; the smaller of two p-values is doubled (Bonferroni).
         corrected = max(corrected, sparse_effect(fine[1], fine[0], effect))
-        each = sparse_homogeneity(fine[1], fine[0], effect, spread)
-        found = [x for x in (p, each) if x is not None]
-        p = min(1.0, min(found) * len(found)) if found else None
+        sparse_p = sparse_homogeneity(fine[1], fine[0], effect, spread)
+        p_values = [x for x in (p, sparse_p) if x is not None]
+        p = min(1.0, min(p_values) * len(p_values)) if p_values else None
     return msgspec.structs.replace(
         base,
         verdict=Verdict.OK if p is not None else Verdict.INSUFFICIENT_DATA,
@@ -91,10 +94,10 @@ def judge(
     control: OnlineControl | None,
     level: float,
 ) -> DriftReport:
-    """Put the columns together: false discoveries controlled over columns (Benjamini-Hochberg) and over time (``control``).
+    """Judge all columns together: false discoveries are controlled over columns (Benjamini-Hochberg) and over time (``control``).
 
-    A column drifts if its effect reaches its threshold and its q-value the window's level. Only columns whose effect
-    is large enough to matter could be reported, yet all of them count in the correction: choosing first would cheat.
+    A column drifts if its effect reaches its threshold and its q-value the window's level. Only columns with a large
+    enough effect can be reported, yet all of them count in the correction: choosing them by their effect first would void it.
     ``control`` None: judge again with the recorded ``level`` (a revision is not a new test).
     """
     tested = [c for c in columns if c.p_value is not None]
@@ -103,7 +106,7 @@ def judge(
     smallest = min(q, default=None)
     if control is not None and smallest is not None:
         level = control.level()
-    out = []
+    judged = []
     for column in columns:
         value = by_name.get(column.column)
         drifts = (
@@ -113,25 +116,25 @@ def judge(
             and value <= level
             and column.psi >= column.threshold
         )
-        out.append(
+        judged.append(
             msgspec.structs.replace(
                 column, q_value=value, verdict=Verdict.DRIFT if drifts else column.verdict
             )
         )
-    found = any(c.verdict is Verdict.DRIFT for c in out)
+    any_drift = any(c.verdict is Verdict.DRIFT for c in judged)
     if control is not None and smallest is not None:
-        # Only an alarm is a discovery: significance without effect earns no budget.
-        control.test(smallest if found else 1.0)
+        # Only an alarm counts as a discovery: significance without a large enough effect earns no error budget.
+        control.test(smallest if any_drift else 1.0)
     verdict = (
         Verdict.DRIFT
-        if found
+        if any_drift
         else Verdict.OK
         if tested
         else Verdict.INSUFFICIENT_DATA
         if columns
         else Verdict.NOT_COMPUTABLE
     )
-    out.sort(
+    judged.sort(
         key=lambda c: (c.verdict is not Verdict.DRIFT, -(c.psi if c.psi is not None else -1.0), c.column)
     )
     return DriftReport(
@@ -141,7 +144,7 @@ def judge(
         windows=windows,
         level=level,
         p_value=smallest,
-        columns=out,
+        columns=judged,
     )
 
 
@@ -155,7 +158,7 @@ def drift_report(
     level: float | None = None,
     min_windows: int = 1,
 ) -> DriftReport:
-    """Compare windows (counts by column each, newest last) with the reference."""
+    """Compare windows (for each its counts by column, newest last) with the reference. ``level``: see :func:`judge`."""
     columns = [
         compare_column(
             binned,
@@ -166,9 +169,9 @@ def drift_report(
         )
         for name, binned in reference.columns.items()
     ]
-    granted = policy.alpha if level is None else level
+    test_level = policy.alpha if level is None else level
     return judge(
-        columns, rows=rows, reference=reference.name, windows=len(parts), control=control, level=granted
+        columns, rows=rows, reference=reference.name, windows=len(parts), control=control, level=test_level
     )
 
 
@@ -183,6 +186,6 @@ def compare_profiles(
     >>> compare_profiles(a, a).verdict.value, compare_profiles(b, a).verdict.value
     ('ok', 'drift')
     """
-    used = policy or MonitorPolicy()
-    binned = Reference(reference, name="given", bins=used.bins, ignore=used.ignore)
-    return drift_report(binned, [binned.count([current])], rows=current.rows, policy=used)
+    chosen = policy or MonitorPolicy()
+    binned = Reference(reference, name="given", bins=chosen.bins, ignore=chosen.ignore)
+    return drift_report(binned, [binned.count([current])], rows=current.rows, policy=chosen)

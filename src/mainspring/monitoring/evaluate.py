@@ -1,4 +1,4 @@
-"""Close windows whose time has come, judge them, revise what late labels changed. One transaction; repeating it changes nothing."""
+"""Closes windows whose time has come, judges them, and revises what late labels changed. One transaction; repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from typing import Any
 
 import msgspec
 
-from mainspring.clock import from_us
 from mainspring.data.profile import column_of, merge, quantiles
 from mainspring.lineage import Foundation
 from mainspring.lineage.ledger import Decision
 from mainspring.monitoring import alerts, scores
 from mainspring.monitoring.bins import BinnedColumn, Cells, Reference
 from mainspring.monitoring.drift import compare_column, drift_report
+from mainspring.monitoring.findings import (
+    decay_findings,
+    error_issues,
+    judge_column,
+    judged_subjects,
+    window_findings,
+)
 from mainspring.monitoring.ingest import LATENCY, PREDICTION
 from mainspring.monitoring.quality import Issue, issues
 from mainspring.monitoring.references import References
@@ -24,7 +30,6 @@ from mainspring.monitoring.statistics import OnlineControl
 from mainspring.records.base import from_json, seconds, to_json
 from mainspring.records.monitoring import (
     ColumnDrift,
-    DecayReport,
     DriftReport,
     EvaluateReport,
     Finding,
@@ -85,14 +90,14 @@ class Evaluation:
         self._out = _Outcome()
 
     def run(self) -> EvaluateReport:
-        touched = self._labels()
-        for row in self._due():
+        touched = self._windows_with_labels()
+        for row in self._due_windows():
             span = Span(row["deployment"], row["start_us"], row["end_us"])
-            self._close(row, span)
+            self._judge_window(row, span)
             touched.setdefault(span.id, span)
         labelled: list[Span] = []
         for span in sorted(touched.values(), key=lambda s: s.end_us):
-            if scores.revise(self._tx, self._project, span, self._references):
+            if scores.revise_performance(self._tx, self._project, span, self._references):
                 if span.id not in self._out.closed:
                     self._out.revised.append(span.id)
                     self._tx.execute(
@@ -102,7 +107,7 @@ class Evaluation:
                     )
                 labelled.append(span)
         for span in labelled:
-            self._decay(span)
+            self._judge_decay(span)
         failpoint("monitoring.evaluated")
         return self._out.report()
 
@@ -111,9 +116,9 @@ class Evaluation:
 
     # --- labels ------------------------------------------------------------------------------------------------------
 
-    def _labels(self) -> dict[str, Span]:
+    def _windows_with_labels(self) -> dict[str, Span]:
         """Windows for which labels arrived since the last evaluation."""
-        cursor = int(self._state("labels").get("seq", 0))
+        cursor = int(self._read_state("labels").get("seq", 0))
         rows = self._tx.all(
             "SELECT deployment, at_us, arrived_us, seq FROM labelled_predictions WHERE project = ? AND seq > ? ORDER BY seq LIMIT ?",
             self._project, cursor, _MAX_LABELS,
@@ -127,15 +132,15 @@ class Evaluation:
             span = span_of(row["deployment"], row["at_us"], policy.window)
             touched[span.id] = span
         if rows:
-            late = int(self._state("labels").get("late", 0)) + self._out.late_labels
-            self._save("labels", {"seq": rows[-1]["seq"], "late": late})
+            late = int(self._read_state("labels").get("late", 0)) + self._out.late_labels
+            self._write_state("labels", {"seq": rows[-1]["seq"], "late": late})
             self._out.more = len(rows) >= _MAX_LABELS
         return touched
 
     # --- closing -----------------------------------------------------------------------------------------------------
 
-    def _due(self) -> list[Row]:
-        """Windows to judge now, stale ones first. Those that wait for their grace are no reason to be called again."""
+    def _due_windows(self) -> list[Row]:
+        """Windows to judge now, stale ones first. Windows whose period of grace has not passed do not set ``more``."""
         rows = self._tx.all(
             "SELECT * FROM windows WHERE project = ? AND (state = 'open' OR stale = 1) AND end_us <= ? ORDER BY state, end_us, id",
             self._project, self._now,
@@ -146,7 +151,7 @@ class Evaluation:
         self._out.more = self._out.more or len(ready) > _MAX_WINDOWS
         return ready[:_MAX_WINDOWS]
 
-    def _close(self, row: Row, span: Span) -> None:
+    def _judge_window(self, row: Row, span: Span) -> None:
         policy = self._policy(span.deployment)
         first_time = row["state"] == "open"
         old: WindowReport | None = from_json(row["report"], WindowReport) if row["report"] else None
@@ -155,27 +160,29 @@ class Evaluation:
             self._project,
             span.id,
         )
-        champion = _champion(parts)
-        found: list[Issue] = _errors(parts, policy)
+        champion = _last_champion(parts)
+        issues_found: list[Issue] = error_issues(parts, policy)
         drift = prediction = None
         name = f"{champion[0]}@{champion[1]}" if champion else None
         if champion:
             reference = self._references.reference(*champion, policy)
             if isinstance(reference, str):
-                drift = DriftReport(verdict=Verdict.NOT_COMPUTABLE, rows=_rows(parts), reference=reference)
+                drift = DriftReport(
+                    verdict=Verdict.NOT_COMPUTABLE, rows=_count_rows(parts), reference=reference
+                )
             else:
                 if first_time:
-                    self._new_champion(span, name or "")
-                drift = self._drift(
+                    self._note_champion(span, name or "")
+                drift = self._compare_inputs(
                     span, reference, policy, old.drift if old else None, first_time=first_time
                 )
-                found += issues(_merged(parts, "profile"), reference, policy)
-            prediction = self._prediction(span, champion, parts, policy, first_time=first_time)
+                issues_found += issues(_merge_profiles(parts, "profile"), reference, policy)
+            prediction = self._compare_scores(span, champion, parts, policy, first_time=first_time)
         report = WindowReport(
             drift=drift,
             prediction=prediction,
             decay=old.decay if old else None,
-            vitals=[_vitals(p) for p in parts],
+            vitals=[_vitals_of(p) for p in parts],
             champion=name,
         )
         revision = row["revision"] + (0 if first_time else 1)
@@ -183,23 +190,24 @@ class Evaluation:
             "UPDATE windows SET state = 'closed', stale = 0, revision = ?, report = ? WHERE project = ? AND id = ?",
             revision, to_json(report).decode(), self._project, span.id,
         )  # fmt: skip
-        findings = _findings(span, drift, prediction, found)
+        findings = window_findings(span, drift, prediction, issues_found)
         self._replace_findings(span, findings, kinds=("drift", "quality"))
         if first_time:
             seen = {(f.kind, f.subject): f.detail for f in findings if f.severity == "warning"}
-            self._alert(
-                span, seen, _looked_at(drift, prediction, parts, policy), ("drift", "quality"), policy
+            self._update_alerts(
+                span, seen, judged_subjects(drift, prediction, parts, policy), ("drift", "quality"), policy
             )
         (self._out.closed if first_time else self._out.revised).append(span.id)
         failpoint("monitoring.window.closed")
 
-    def _new_champion(self, span: Span, name: str) -> None:
-        """With another reference the old comparisons say nothing any more: their alerts end and the streams begin anew."""
-        state = self._state(f"champion:{span.deployment}")
+    def _note_champion(self, span: Span, name: str) -> None:
+        """After a change of champion the comparisons with the old reference no longer apply: their alerts are resolved, and new test
+        streams begin, since a stream is named after its reference."""
+        state = self._read_state(f"champion:{span.deployment}")
         if state.get("name") == name:
             return
         if state:
-            self._out.resolved += alerts.resolve_all(
+            self._out.resolved += alerts.resolve_alerts(
                 self._d,
                 self._project,
                 span.deployment,
@@ -207,9 +215,9 @@ class Evaluation:
                 at_us=span.end_us,
                 reason=f"{name} is champion now",
             )
-        self._save(f"champion:{span.deployment}", {"name": name, "since_us": span.start_us})
+        self._write_state(f"champion:{span.deployment}", {"name": name, "since_us": span.start_us})
 
-    def _drift(
+    def _compare_inputs(
         self,
         span: Span,
         reference: Reference,
@@ -221,7 +229,7 @@ class Evaluation:
         windows = self._tx.all(
             "SELECT w.id, coalesce(sum(p.rows_n), 0) AS n FROM windows w JOIN window_parts p ON p.project = w.project AND p.window_id = w.id"
             " WHERE w.project = ? AND w.deployment = ? AND w.end_us > ? AND w.end_us <= ? GROUP BY w.id, w.end_us ORDER BY w.end_us DESC LIMIT ?",
-            self._project, span.deployment, span.end_us - self._lookback(policy), span.end_us, _MAX_LOOKBACK,
+            self._project, span.deployment, span.end_us - self._lookback_us(policy), span.end_us, _MAX_LOOKBACK,
         )  # fmt: skip
         counts = [
             self._references.counts(self._tx, w["id"], int(w["n"]), reference) for w in reversed(windows)
@@ -234,17 +242,22 @@ class Evaluation:
                 rows=rows,
                 policy=policy,
                 level=(old.level if old and old.level is not None else policy.alpha),
-                min_windows=self._needed(policy),
+                min_windows=self._min_windows(policy),
             )
         stream = f"drift:{span.deployment}:{reference.name}"
-        control = OnlineControl.restore(policy.alpha, self._state(stream))
+        control = OnlineControl.restore(policy.alpha, self._read_state(stream))
         report = drift_report(
-            reference, counts, rows=rows, policy=policy, control=control, min_windows=self._needed(policy)
+            reference,
+            counts,
+            rows=rows,
+            policy=policy,
+            control=control,
+            min_windows=self._min_windows(policy),
         )
-        self._save(stream, control.state())
+        self._write_state(stream, control.state())
         return report
 
-    def _prediction(
+    def _compare_scores(
         self,
         span: Span,
         champion: tuple[str, int],
@@ -253,7 +266,7 @@ class Evaluation:
         *,
         first_time: bool,
     ) -> ColumnDrift | None:
-        """The champion's scores against those of its own first windows."""
+        """Compare the champion's scores with those of its own first windows."""
         model, version = champion
         where = "project = ? AND deployment = ? AND model = ? AND version = ?"
         key = (self._project, span.deployment, model, version)
@@ -262,11 +275,13 @@ class Evaluation:
         wanted = 5 * policy.min_rows
         if known.rows < wanted:
             if first_time:
-                mine = _merged([p for p in parts if (p["model"], p["version"]) == champion], "vitals")
+                of_champion = _merge_profiles(
+                    [p for p in parts if (p["model"], p["version"]) == champion], "vitals"
+                )
                 self._tx.execute(
                     "INSERT INTO score_baselines (project, deployment, model, version, until_us, profile) VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (project, deployment, model, version) DO UPDATE SET until_us = excluded.until_us, profile = excluded.profile",
-                    *key, span.end_us, to_json(merge(known, mine)).decode(),
+                    *key, span.end_us, to_json(merge(known, of_champion)).decode(),
                 )  # fmt: skip
             return ColumnDrift(
                 column=PREDICTION,
@@ -282,33 +297,33 @@ class Evaluation:
         rows = self._tx.all(
             "SELECT w.id, p.vitals FROM windows w JOIN window_parts p ON p.project = w.project AND p.window_id = w.id"
             " WHERE w.project = ? AND w.deployment = ? AND w.end_us > ? AND w.end_us <= ? AND w.start_us >= ? AND p.model = ? AND p.version = ? ORDER BY w.end_us DESC LIMIT ?",
-            self._project, span.deployment, span.end_us - self._lookback(policy), span.end_us, baseline["until_us"] if baseline else 0, model, version, _MAX_LOOKBACK,
+            self._project, span.deployment, span.end_us - self._lookback_us(policy), span.end_us, baseline["until_us"] if baseline else 0, model, version, _MAX_LOOKBACK,
         )  # fmt: skip
         per_window: defaultdict[str, Cells] = defaultdict(lambda: binned.count(None))
         for row in rows:
             per_window[row["id"]] = per_window[row["id"]] + binned.count(
                 column_of(from_json(row["vitals"], Profile), PREDICTION)
             )
-        found = compare_column(
+        column_drift = compare_column(
             binned,
             list(per_window.values()),
             threshold=policy.columns.get(PREDICTION, policy.psi),
             min_rows=policy.min_rows,
-            min_windows=self._needed(policy),
+            min_windows=self._min_windows(policy),
         )
         stream = f"prediction:{span.deployment}:{model}@{version}"
-        control = OnlineControl.restore(policy.alpha, self._state(stream)) if first_time else None
-        judged = _judge_one(found, control, policy)
+        control = OnlineControl.restore(policy.alpha, self._read_state(stream)) if first_time else None
+        judged = judge_column(column_drift, control, policy)
         if control is not None:
-            self._save(stream, control.state())
+            self._write_state(stream, control.state())
         return judged
 
     # --- decay -------------------------------------------------------------------------------------------------------
 
-    def _decay(self, span: Span) -> None:
-        """Test the champion's performance, once per window whose labels are in."""
+    def _judge_decay(self, span: Span) -> None:
+        """Test the champion's performance, once per window whose labels have arrived: a second test would spend error budget twice."""
         policy = self._policy(span.deployment)
-        champion = _champion(
+        champion = _last_champion(
             self._tx.all(
                 "SELECT * FROM window_parts WHERE project = ? AND window_id = ?", self._project, span.id
             )
@@ -322,31 +337,38 @@ class Evaluation:
             return
         name = f"{champion[0]}@{champion[1]}"
         stream = f"decay:{span.deployment}:{name}"
-        state = self._state(stream)
+        state = self._read_state(stream)
         again = span.end_us <= int(state.get("end_us", -1))
         control = None if again else OnlineControl.restore(policy.alpha, state)
-        found = scores.decay(
-            self._tx, self._project, span, champion, self._references, policy, self._lookback(policy), control
+        decay = scores.measure_decay(
+            self._tx,
+            self._project,
+            span,
+            champion,
+            self._references,
+            policy,
+            self._lookback_us(policy),
+            control,
         )
-        if control is not None and found.p_value is not None:
-            self._save(stream, {**control.state(), "end_us": span.end_us})
+        if control is not None and decay.p_value is not None:
+            self._write_state(stream, {**control.state(), "end_us": span.end_us})
         if again:
             return
         report: WindowReport = from_json(row["report"], WindowReport)
-        changed = msgspec.structs.replace(report, decay=found)
+        changed = msgspec.structs.replace(report, decay=decay)
         self._tx.execute(
             "UPDATE windows SET report = ? WHERE project = ? AND id = ?",
             to_json(changed).decode(),
             self._project,
             span.id,
         )
-        findings = _decayed(span, found)
+        findings = decay_findings(span, decay)
         self._replace_findings(span, findings, kinds=("performance",))
-        current = self._state(f"champion:{span.deployment}").get("name")
+        current = self._read_state(f"champion:{span.deployment}").get("name")
         if current in (None, name):
-            looked = {("performance", found.metric)} if found.p_value is not None else set()
-            self._alert(
-                span, {(f.kind, f.subject): f.detail for f in findings}, looked, ("performance",), policy
+            judged = {("performance", decay.metric)} if decay.p_value is not None else set()
+            self._update_alerts(
+                span, {(f.kind, f.subject): f.detail for f in findings}, judged, ("performance",), policy
             )
 
     # --- writing -----------------------------------------------------------------------------------------------------
@@ -378,53 +400,53 @@ class Evaluation:
             ],
         )
 
-    def _alert(
+    def _update_alerts(
         self,
         span: Span,
         seen: Mapping[Any, str],
-        looked_at: set[alerts.Subject] | None,
+        judged: set[alerts.Subject] | None,
         kinds: tuple[str, ...],
         policy: MonitorPolicy,
     ) -> None:
-        opened, resolved = alerts.update(
+        opened, resolved = alerts.update_alerts(
             self._d, self._project, span.deployment,
-            window=span.id, at_us=span.end_us, seen=seen, looked_at=looked_at, kinds=kinds, policy=policy,
+            window=span.id, at_us=span.end_us, seen=seen, judged=judged, kinds=kinds, policy=policy,
         )  # fmt: skip
         self._out.opened += opened
         self._out.resolved += resolved
 
-    def _lookback(self, policy: MonitorPolicy) -> int:
+    def _lookback_us(self, policy: MonitorPolicy) -> int:
         return max(length_us(policy.window), length_us(policy.lookback) if policy.lookback else 0)
 
-    def _needed(self, policy: MonitorPolicy) -> int:
-        """Windows needed before a pooled test: seven tell how much windows differ by themselves, fewer guess."""
-        return min(7, self._lookback(policy) // length_us(policy.window))
+    def _min_windows(self, policy: MonitorPolicy) -> int:
+        """Windows needed before a pooled test: seven, to estimate how much windows differ by themselves, or all of a shorter lookback."""
+        return min(7, self._lookback_us(policy) // length_us(policy.window))
 
-    def _state(self, name: str) -> dict[str, Any]:
+    def _read_state(self, name: str) -> dict[str, Any]:
         row = self._tx.first(
             "SELECT state FROM test_streams WHERE project = ? AND name = ?", self._project, name
         )
         return dict(from_json(row["state"])) if row else {}
 
-    def _save(self, name: str, state: dict[str, Any]) -> None:
+    def _write_state(self, name: str, state: dict[str, Any]) -> None:
         self._tx.execute(
             "INSERT INTO test_streams (project, name, state) VALUES (?, ?, ?) ON CONFLICT (project, name) DO UPDATE SET state = excluded.state",
             self._project, name, to_json(state).decode(),
         )  # fmt: skip
 
 
-def _champion(parts: list[Row]) -> tuple[str, int] | None:
-    """Who answered as champion last in this window."""
+def _last_champion(parts: list[Row]) -> tuple[str, int] | None:
+    """Model and version that answered as champion last in this window."""
     champions = [p for p in parts if p["role"] == "champion"] or parts
     newest = max(champions, key=lambda p: (p["last_us"], p["version"]), default=None)
     return (newest["model"], int(newest["version"])) if newest else None
 
 
-def _rows(parts: list[Row]) -> int:
+def _count_rows(parts: list[Row]) -> int:
     return sum(int(p["rows_n"]) for p in parts)
 
 
-def _merged(parts: list[Row], column: str) -> Profile:
+def _merge_profiles(parts: list[Row], column: str) -> Profile:
     out = Profile(rows=0, columns=[])
     for part in parts:
         profile: Profile = from_json(part[column], Profile)
@@ -432,7 +454,7 @@ def _merged(parts: list[Row], column: str) -> Profile:
     return out
 
 
-def _vitals(part: Row) -> Vitals:
+def _vitals_of(part: Row) -> Vitals:
     profile: Profile = from_json(part["vitals"], Profile)
     latency, score = column_of(profile, LATENCY), column_of(profile, PREDICTION)
     cuts = quantiles(latency, [0.5, 0.99]) if latency else []
@@ -447,79 +469,3 @@ def _vitals(part: Row) -> Vitals:
         latency_p99_us=cuts[1] if cuts else None,
         score_mean=score.mean if score else None,
     )
-
-
-def _errors(parts: list[Row], policy: MonitorPolicy) -> list[Issue]:
-    requests = sum(int(p["requests"]) for p in parts)
-    failed = sum(sum(from_json(p["errors"], dict[str, int]).values()) for p in parts)
-    if not requests or failed / requests <= policy.error_rate:
-        return []
-    detail = f"{failed} of {requests} requests failed"
-    enough = requests >= policy.min_rows
-    return [
-        Issue(
-            "requests",
-            "errors",
-            "warning" if enough else "info",
-            detail,
-            failed / requests,
-            policy.error_rate,
-        )
-    ]
-
-
-def _judge_one(found: ColumnDrift, control: OnlineControl | None, policy: MonitorPolicy) -> ColumnDrift:
-    if found.p_value is None or found.psi is None:
-        return found
-    level = control.level() if control else policy.alpha
-    drifts = found.p_value <= level and found.psi >= (found.threshold or policy.psi)
-    if control:
-        control.test(found.p_value if drifts else 1.0)
-    return msgspec.structs.replace(
-        found, q_value=found.p_value, verdict=Verdict.DRIFT if drifts else Verdict.OK
-    )
-
-
-def _findings(
-    span: Span, drift: DriftReport | None, prediction: ColumnDrift | None, found: list[Issue]
-) -> list[Finding]:
-    out = [
-        Finding(
-            window=span.id, deployment=span.deployment, at=from_us(span.end_us), kind="quality",
-            subject=i.subject, code=i.code, severity=i.severity, detail=i.detail, value=i.value, limit=i.limit,
-        )
-        for i in found
-    ]  # fmt: skip
-    for column in [*(drift.columns if drift else []), *([prediction] if prediction else [])]:
-        if column.verdict is Verdict.DRIFT:
-            detail = f"PSI {column.psi:.3f} (limit {column.threshold:g}) on {column.n} rows, q = {column.q_value:.1e}"
-            out.append(
-                Finding(
-                    window=span.id, deployment=span.deployment, at=from_us(span.end_us), kind="drift",
-                    subject=column.column, code="drift", severity="warning", detail=detail, value=column.psi, limit=column.threshold,
-                )
-            )  # fmt: skip
-    return out
-
-
-def _decayed(span: Span, found: DecayReport) -> list[Finding]:
-    if found.verdict is not Verdict.DECAY or found.reference is None:
-        return []
-    detail = f"{found.metric} {found.value:.4f} ({found.low:.4f} to {found.high:.4f}) on {found.n} labelled rows; reference {found.reference:.4f}, tolerance {found.tolerance:g}"
-    return [
-        Finding(
-            window=span.id, deployment=span.deployment, at=from_us(span.end_us), kind="performance",
-            subject=found.metric, code="decay", severity="warning", detail=detail, value=found.value, limit=found.reference + found.tolerance,
-        )
-    ]  # fmt: skip
-
-
-def _looked_at(
-    drift: DriftReport | None, prediction: ColumnDrift | None, parts: list[Row], policy: MonitorPolicy
-) -> set[alerts.Subject] | None:
-    """What this window could judge. Quality of a window with enough rows: everything, so absence clears an alert."""
-    columns = [*(drift.columns if drift else []), *([prediction] if prediction else [])]
-    looked = {("drift", c.column) for c in columns if c.verdict in {Verdict.OK, Verdict.DRIFT}}
-    if _rows(parts) >= policy.min_rows:
-        looked |= {("quality", c.column) for c in columns} | {("quality", "requests")}
-    return looked

@@ -1,4 +1,4 @@
-"""From the prediction log to rows and windows: exactly once, because cursor, rows and sketches commit together."""
+"""Reads the prediction log into rows and windows, exactly once: cursor, rows and sketches commit in one transaction."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def log_folder(base: Foundation) -> Path:
 
 
 def ingest(base: Foundation, policy_of: Callable[[str], MonitorPolicy], *, limit: int) -> IngestReport:
-    """Read at most ``limit`` records after the cursor. Undecodable ones are counted, never fatal."""
+    """Read at most ``limit`` records after the cursor. A record that cannot be decoded is counted and passed over."""
     reader = JournalReader(log_folder(base), LOG_PREFIX)
     with base.store.write() as tx:
         row = tx.first(
@@ -57,13 +57,13 @@ def ingest(base: Foundation, policy_of: Callable[[str], MonitorPolicy], *, limit
         before = row["cursor"] if row else ""
         totals: Counter[str] = Counter(from_json(row["counters"], dict[str, int])) if row else Counter()
         records, cursor = reader.read(before, max_records=limit)
-        batch = _decode(records)
+        batch = _decode_records(records)
         batch.counts["torn"] = reader.torn
-        # The reader stops at a number of records or of bytes, whichever comes first: only looking tells what is left.
+        # The reader stops at a number of records or of bytes, whichever comes first: only another read shows whether more is there.
         more = bool(reader.read(cursor, max_records=1)[0])
         if records or cursor != before:
-            _store(base, tx, batch, policy_of)
-            kept = {
+            _store_batch(base, tx, batch, policy_of)
+            counters = {
                 k: totals[k] + batch.counts[k]
                 for k in (*totals, *batch.counts)
                 if totals[k] + batch.counts[k]
@@ -71,28 +71,28 @@ def ingest(base: Foundation, policy_of: Callable[[str], MonitorPolicy], *, limit
             tx.execute(
                 "INSERT INTO log_cursors (project, name, cursor, counters) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (project, name) DO UPDATE SET cursor = excluded.cursor, counters = excluded.counters",
-                base.project, LOG_PREFIX, cursor, to_json(kept).decode(),
+                base.project, LOG_PREFIX, cursor, to_json(counters).decode(),
             )  # fmt: skip
             failpoint("monitoring.ingested")
-    _archive(base, reader, cursor)
+    _archive_segments(base, reader, cursor)
     names = set(IngestReport.__struct_fields__) - {"more"}
     return IngestReport(**{k: v for k, v in batch.counts.items() if k in names}, more=more)
 
 
-def _decode(records: Iterable[bytes]) -> _Batch:
+def _decode_records(records: Iterable[bytes]) -> _Batch:
     batch = _Batch()
     for payload in records:
         try:
             record = decode_log(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             record = None
-        if isinstance(record, LoggedPrediction) and _sound(
+        if isinstance(record, LoggedPrediction) and _is_plausible(
             record.id, record.rows, record.version, record.event_us
         ):
             if record.id in batch.predictions:
                 batch.counts["duplicates"] += 1
             batch.predictions.setdefault(record.id, record)
-        elif isinstance(record, LoggedShadow) and _sound(
+        elif isinstance(record, LoggedShadow) and _is_plausible(
             record.id, len(record.scores), record.version, record.event_us
         ):
             batch.shadows.setdefault((record.id, record.name), record)
@@ -101,19 +101,21 @@ def _decode(records: Iterable[bytes]) -> _Batch:
     return batch
 
 
-def _sound(ident: str, rows: int, version: int, event_us: int) -> bool:
-    small = -(2**62) < event_us < 2**62 and -(2**62) < version < 2**62
+def _is_plausible(ident: str, rows: int, version: int, event_us: int) -> bool:
+    in_range = -(2**62) < event_us < 2**62 and -(2**62) < version < 2**62
     return (
         0 < len(ident) <= _MAX_ID
         and 0 <= rows <= _MAX_ROWS
         and "/" not in ident
         and "\0" not in ident
-        and small
+        and in_range
     )
 
 
-def _store(base: Foundation, tx: Writer, batch: _Batch, policy_of: Callable[[str], MonitorPolicy]) -> None:
-    known = _known(tx, base.project, list(batch.predictions))
+def _store_batch(
+    base: Foundation, tx: Writer, batch: _Batch, policy_of: Callable[[str], MonitorPolicy]
+) -> None:
+    known = _list_known(tx, base.project, list(batch.predictions))
     batch.counts["duplicates"] += len(known)
     now = to_us(base.clock.now())
     rows: list[Any] = []
@@ -123,12 +125,12 @@ def _store(base: Foundation, tx: Writer, batch: _Batch, policy_of: Callable[[str
         if ident in known:
             continue
         policy = policy_of(record.deployment)
-        at_us = _clamped(record.event_us, now, policy, batch.counts)
+        at_us = _clamp_time(record.event_us, now, policy, batch.counts)
         span = span_of(record.deployment, at_us, policy.window)
         spans[span.id] = span
         groups[span.id, record.model, record.version, record.role].append((record, at_us))
         batch.counts["requests"] += 1
-        for i, (score, scores) in enumerate(_scores(record)):
+        for i, (score, scores) in enumerate(_row_scores(record)):
             rows.append((
                 base.project, ident, i, record.deployment, record.model, record.version, record.role, record.event_us, at_us,
                 record.arrival_us, record.latency_us, record.routes, record.status, score, scores,
@@ -142,7 +144,7 @@ def _store(base: Foundation, tx: Writer, batch: _Batch, policy_of: Callable[[str
     _store_shadows(base, tx, batch, policy_of, now)
     _open_windows(base, tx, spans.values())
     for part, records in groups.items():
-        _grow(base, tx, part, records)
+        _extend_part(base, tx, part, records)
 
 
 def _store_shadows(
@@ -150,8 +152,8 @@ def _store_shadows(
 ) -> None:
     rows: list[Any] = []
     for (ident, name), record in batch.shadows.items():
-        at_us = _clamped(record.event_us, now, policy_of(record.deployment), Counter())
-        for i, (score, scores) in enumerate(_scores(record)):
+        at_us = _clamp_time(record.event_us, now, policy_of(record.deployment), Counter())
+        for i, (score, scores) in enumerate(_row_scores(record)):
             rows.append((
                 base.project, ident, i, name, record.deployment, record.model, record.version, at_us, record.latency_us, record.status, score, scores,
             ))  # fmt: skip
@@ -163,12 +165,12 @@ def _store_shadows(
     )
 
 
-def _known(tx: Writer, project: str, ids: list[str]) -> set[str]:
-    found: set[str] = set()
+def _list_known(tx: Writer, project: str, ids: list[str]) -> set[str]:
+    known: set[str] = set()
     for start in range(0, len(ids), 400):
         chunk = ids[start : start + 400]
         marks = ",".join("?" * len(chunk))
-        found.update(
+        known.update(
             r["request"]
             for r in tx.all(
                 f"SELECT DISTINCT request FROM predictions WHERE project = ? AND request IN ({marks})",
@@ -176,19 +178,19 @@ def _known(tx: Writer, project: str, ids: list[str]) -> set[str]:
                 *chunk,
             )
         )
-    return found
+    return known
 
 
-def _clamped(event_us: int, now: int, policy: MonitorPolicy, counts: Counter[str]) -> int:
-    """Event time as windows use it. A sender's clock may run ahead by one window; beyond that (or before 1970) it is
-    taken as now and counted, so that one wrong clock cannot open windows in the far future."""
+def _clamp_time(event_us: int, now: int, policy: MonitorPolicy, counts: Counter[str]) -> int:
+    """The event time that windows use. A sender's clock may be ahead by one window; a time beyond that (or before 1970) is
+    replaced by now and counted, so that one wrong clock cannot open windows in the far future."""
     if 0 <= event_us <= now + span_of("x", 0, policy.window).length:
         return event_us
     counts["clamped"] += 1
     return now
 
 
-def _scores(record: LoggedPrediction | LoggedShadow) -> Iterator[tuple[float | None, str | None]]:
+def _row_scores(record: LoggedPrediction | LoggedShadow) -> Iterator[tuple[float | None, str | None]]:
     """(score, JSON of scores) per row; a failed request has one row without a score."""
     if record.status != "ok" or not record.scores:
         yield None, None
@@ -207,6 +209,7 @@ def _scores(record: LoggedPrediction | LoggedShadow) -> Iterator[tuple[float | N
 
 def _open_windows(base: Foundation, tx: Writer, spans: Iterable[Span]) -> None:
     for span in spans:
+        # A window that exists got late rows: stale, it is judged again if it is closed.
         tx.execute(
             "INSERT INTO windows (project, id, deployment, start_us, end_us, state, revision, stale, report) VALUES (?, ?, ?, ?, ?, 'open', 1, 0, '')"
             " ON CONFLICT (project, id) DO UPDATE SET stale = 1",
@@ -214,8 +217,10 @@ def _open_windows(base: Foundation, tx: Writer, spans: Iterable[Span]) -> None:
         )  # fmt: skip
 
 
-def _grow(base: Foundation, tx: Writer, part: _PART, records: list[tuple[LoggedPrediction, int]]) -> None:
-    """Merge these requests into a window's part: its sketches and counters."""
+def _extend_part(
+    base: Foundation, tx: Writer, part: _PART, records: list[tuple[LoggedPrediction, int]]
+) -> None:
+    """Merge these requests into the sketches and counters of a part of a window."""
     logged = [r for r, _ in records]
     profile, vitals = inputs_profile(logged), vitals_profile(logged)
     errors = Counter(r.status for r in logged if r.status != "ok")
@@ -240,7 +245,7 @@ def _grow(base: Foundation, tx: Writer, part: _PART, records: list[tuple[LoggedP
 
 
 def inputs_profile(records: list[LoggedPrediction]) -> Profile:
-    """The profile of all input rows of answered requests. Rows of failed requests are not inputs the model saw."""
+    """The profile of all input rows of answered requests. A model did not use the rows of failed requests as inputs."""
     builder = ProfileBuilder()
     usable = [
         r
@@ -256,7 +261,7 @@ def inputs_profile(records: list[LoggedPrediction]) -> Profile:
 
 
 def vitals_profile(records: list[LoggedPrediction]) -> Profile:
-    """The profile of what came out: ``prediction`` (score; multiclass: the class chosen) and ``latency_us``."""
+    """The profile of the answers: ``prediction`` (score; multiclass: the class with the highest score) and ``latency_us``."""
     answered = [r for r in records if r.status == "ok" and r.scores]
     values = list(chain.from_iterable(r.scores for r in answered))
     if any(isinstance(v, list) for v in values):
@@ -269,8 +274,8 @@ def vitals_profile(records: list[LoggedPrediction]) -> Profile:
 # --- finished segments ------------------------------------------------------------------------------------------------
 
 
-def _archive(base: Foundation, reader: JournalReader, cursor: str) -> None:
-    """Keep segments that are read to the end as objects, then delete the files. A crash in between repeats harmlessly."""
+def _archive_segments(base: Foundation, reader: JournalReader, cursor: str) -> None:
+    """Store segments that are read to the end as objects, then delete the files. After a crash in between the same is done again."""
     for segment in reader.behind(cursor):
         name = segment.path.stem
         path = next((p for p in (segment.path, segment.path.with_suffix(".seg")) if p.exists()), None)
@@ -304,4 +309,4 @@ def journal_records(reader: JournalReader) -> Iterator[LoggedPrediction]:
         records, cursor = reader.read(cursor)
         if not records:
             return
-        yield from _decode(records).predictions.values()
+        yield from _decode_records(records).predictions.values()

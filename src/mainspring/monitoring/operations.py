@@ -1,4 +1,4 @@
-"""The monitoring room: reads the prediction log, keeps windows, judges them, answers questions about them."""
+"""Operations of monitoring: read the prediction log, judge windows, list what was recorded about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from mainspring.monitoring.ingest import ingest
 from mainspring.monitoring.references import References
 from mainspring.operations import Role, operation
 from mainspring.records.base import check_name, from_json
-from mainspring.records.lineage import Edge
 from mainspring.records.models import ModelRegistry
 from mainspring.records.monitoring import (
     Alert,
@@ -41,7 +40,7 @@ _MAX_LIMIT = 1_000
 
 
 class Monitoring:
-    """Facts about live deployments: windows of traffic, findings, alerts. Deciding what follows is the loop's business.
+    """Facts about live deployments: windows of traffic, findings, alerts. The loop decides what follows from them.
 
     ``policies`` by deployment (:class:`MonitorPolicy` defaults for the rest). ``models`` answers ``version(model=, selector=)``; by
     default the models room of the same foundation.
@@ -60,7 +59,7 @@ class Monitoring:
         self._policies = dict(policies or {})
         self._references = References(base, models)
 
-    # --- work --------------------------------------------------------------------------------------------------------
+    # --- changes -----------------------------------------------------------------------------------------------------
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=300)
     def ingest(self, *, limit: int = 10_000) -> IngestReport:
@@ -82,7 +81,7 @@ class Monitoring:
         with self._base.ledger.decision() as d:
             return d.done(Evaluation(self._base, d, self._policies, self._references, now_us).run())
 
-    # --- questions ---------------------------------------------------------------------------------------------------
+    # --- reading -----------------------------------------------------------------------------------------------------
 
     @operation(role=Role.VIEWER)
     def get_policy(self, deployment: str) -> MonitorPolicy:
@@ -104,15 +103,15 @@ class Monitoring:
         with self._base.store.read() as tx:
             selected = tx.all(
                 f"SELECT * FROM windows WHERE project = ? AND deployment = ? AND start_us >= ? AND start_us < ? ORDER BY start_us {order} LIMIT ?",
-                self._base.project, deployment, *_between(since, until), _limited(limit),
+                self._base.project, deployment, *_bounds_us(since, until), _checked_limit(limit),
             )  # fmt: skip
-            return [self._window(tx, row) for row in selected]
+            return [self._window_of(tx, row) for row in selected]
 
     @operation(role=Role.VIEWER)
     def get_window(self, id: str) -> Window:  # noqa: A002 - the field is called id on the wire
         """One window; NotFound if there is none."""
         with self._base.store.read() as tx:
-            return self._window(
+            return self._window_of(
                 tx,
                 tx.one(
                     "SELECT * FROM windows WHERE project = ? AND id = ?",
@@ -125,14 +124,14 @@ class Monitoring:
     @operation(role=Role.VIEWER)
     def list_drift(self, window: str) -> DriftReport:
         """The columns of a window against the reference, the largest effect first."""
-        found = self.get_window(id=window)
-        if found.report is None or found.report.drift is None:
+        entry = self.get_window(id=window)
+        if entry.report is None or entry.report.drift is None:
             return DriftReport(
                 verdict=Verdict.INSUFFICIENT_DATA,
-                rows=found.rows,
+                rows=entry.rows,
                 reference="the window is not closed or has no champion",
             )
-        return found.report.drift
+        return entry.report.drift
 
     @operation(role=Role.VIEWER)
     def list_findings(
@@ -148,7 +147,7 @@ class Monitoring:
     ) -> list[Finding]:
         """Findings of windows that end in ``[since, until)``, newest first."""
         where = ["project = ?", "deployment = ?", "at_us >= ?", "at_us < ?"]
-        values: list[str | int] = [self._base.project, deployment, *_between(since, until)]
+        values: list[str | int] = [self._base.project, deployment, *_bounds_us(since, until)]
         for column, value in (("kind", kind), ("window_id", window), ("severity", severity)):
             if value is not None:
                 where.append(f"{column} = ?")
@@ -157,7 +156,7 @@ class Monitoring:
             selected = tx.all(
                 f"SELECT report FROM findings WHERE {' AND '.join(where)} ORDER BY at_us DESC, kind, subject, code LIMIT ?",
                 *values,
-                _limited(limit),
+                _checked_limit(limit),
             )
         return [from_json(r["report"], Finding) for r in selected]
 
@@ -182,9 +181,9 @@ class Monitoring:
             selected = tx.all(
                 f"SELECT * FROM alerts WHERE {' AND '.join(where)} ORDER BY opened_us DESC, id DESC LIMIT ?",
                 *values,
-                _limited(limit),
+                _checked_limit(limit),
             )
-        return [_alert(r) for r in selected]
+        return [_alert_of(r) for r in selected]
 
     @operation(role=Role.VIEWER)
     def get_series(
@@ -202,18 +201,18 @@ class Monitoring:
         ``metric``: a performance metric (one point per window and scorer), ``rows``, ``errors``, ``latency_p99_us``,
         ``score_mean`` or ``psi:<column>`` (``psi:prediction`` for the scores).
         """
-        found = self.list_windows(
+        windows = self.list_windows(
             deployment=deployment, since=since, until=until, limit=limit, newest_first=True
         )
         points: list[SeriesPoint] = []
-        for window in reversed(found):
-            points += [p for p in _points(window, metric) if scorer is None or p.scorer == scorer]
+        for window in reversed(windows):
+            points += [p for p in _series_points(window, metric) if scorer is None or p.scorer == scorer]
         return points
 
     @operation(role=Role.VIEWER)
     def get_prediction(self, id: str) -> PredictionRecord:  # noqa: A002 - the field is called id on the wire
         """One predicted row (``request/row``; a bare request id is row 0) with inputs, shadows and label."""
-        return rows.prediction(self._base, id)
+        return rows.read_prediction(self._base, id)
 
     @operation(role=Role.VIEWER)
     def compare_scorers(
@@ -227,12 +226,14 @@ class Monitoring:
         min_rows: int = 30,
     ) -> Paired:
         """Two scorers on the same rows with event time in ``[since, until)``: a version by its number, a shadow by its name."""
-        return rows.paired(self._base, self._references, deployment, a, b, *_between(since, until), min_rows)
+        return rows.compare_scorers(
+            self._base, self._references, deployment, a, b, *_bounds_us(since, until), min_rows
+        )
 
     @operation(role=Role.VIEWER)
     def get_blast_radius(self, model: str, version: int) -> BlastRadius:
         """How many predictions a model version made, and a sample of them."""
-        return rows.blast_radius(self._base, check_name(model, what="model"), version)
+        return rows.read_blast_radius(self._base, check_name(model, what="model"), version)
 
     @operation(role=Role.VIEWER)
     def list_deployments(self) -> list[str]:
@@ -290,26 +291,12 @@ class Monitoring:
                 ingest=from_json(counters, dict[str, int]) if counters else {},
             )
 
-    # --- for the lineage graph (the workspace introduces these) ------------------------------------------------------
-
-    def _prediction_causes(self, ident: str) -> list[Edge]:
-        return rows.prediction_causes(self._base, ident)
-
-    def _prediction_facts(self, ident: str) -> dict[str, object] | None:
-        return rows.prediction_facts(self._base, ident)
-
-    def _version_effects(self, ident: str) -> list[Edge]:
-        return rows.prediction_effects(self._base, ident)
-
-    def _predictions_of(self, model: str, version: int) -> Iterator[str]:
-        return rows.iterate_predictions(self._base, model, version)
-
-    # --- inside ------------------------------------------------------------------------------------------------------
+    # --- helpers -----------------------------------------------------------------------------------------------------
 
     def _policy(self, deployment: str) -> MonitorPolicy:
         return self._policies.get(deployment) or MonitorPolicy()
 
-    def _window(self, tx: Reader, row: Row) -> Window:
+    def _window_of(self, tx: Reader, row: Row) -> Window:
         parts = tx.all(
             "SELECT requests, rows_n, errors FROM window_parts WHERE project = ? AND window_id = ?",
             self._base.project,
@@ -339,7 +326,7 @@ class Monitoring:
         )
 
 
-def _points(window: Window, metric: str) -> Iterator[SeriesPoint]:
+def _series_points(window: Window, metric: str) -> Iterator[SeriesPoint]:
     def point(
         value: float | None,
         scorer: str = "all",
@@ -376,22 +363,22 @@ def _points(window: Window, metric: str) -> Iterator[SeriesPoint]:
                 yield point(column.psi, n=column.n)
     else:
         for performance in window.performance:
-            got = performance.metrics.get(metric)
-            if got is not None:
-                yield point(got.value, performance.scorer, got.n, got.low, got.high)
+            value = performance.metrics.get(metric)
+            if value is not None:
+                yield point(value.value, performance.scorer, value.n, value.low, value.high)
 
 
-def _between(since: datetime | None, until: datetime | None) -> tuple[int, int]:
+def _bounds_us(since: datetime | None, until: datetime | None) -> tuple[int, int]:
     return (to_us(since) if since else -(2**62)), (to_us(until) if until else 2**62)
 
 
-def _limited(limit: int) -> int:
+def _checked_limit(limit: int) -> int:
     if not 1 <= limit <= _MAX_LIMIT:
         raise InvalidInput("limit must be 1 to 1,000", value=limit)
     return limit
 
 
-def _alert(row: Row) -> Alert:
+def _alert_of(row: Row) -> Alert:
     return Alert(
         id=row["id"],
         deployment=row["deployment"],

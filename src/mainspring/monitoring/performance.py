@@ -1,4 +1,4 @@
-"""How good predictions were, from rows whose label has arrived. Nothing raises on data; finite or absent, never NaN.
+"""The quality of predictions, from rows whose label has arrived. No data raises; figures are finite or absent, never NaN.
 
 Formulas and intervals are those of :mod:`mainspring.metrics`. Metrics that are means over rows also leave their sums, so
 windows add up. Inside one window rows count one by one; over several windows the windows are the blocks.
@@ -25,7 +25,7 @@ CONFIDENCE = 0.95
 
 
 def truth(value: Any, task: Task, classes: Sequence[str]) -> float | None:
-    """A label as a number, matched by value (records.classes): class index, or the value itself; None if it is none."""
+    """A label as a number, matched by value (records.classes): class index, or the value itself; None if it is not a label of the task."""
     return LabelReader(task, classes).read(value)
 
 
@@ -34,9 +34,9 @@ def losses(scores: Floats, y: Floats, task: Task) -> dict[str, Floats]:
     out = {}
     for formula in METRICS[task].values():
         if formula.row_loss is not None and formula.finish is None:
-            given = formula.checked(y, scores)
+            checked = formula.checked(y, scores)
             with np.errstate(over="ignore", invalid="ignore"):
-                out[formula.name] = formula.row_loss(given[0], given[1])
+                out[formula.name] = formula.row_loss(checked[0], checked[1])
     return out
 
 
@@ -56,40 +56,40 @@ def metrics_of(scores: Floats, y: Floats, task: Task) -> tuple[dict[str, Metric]
     n = len(y)
     if n == 0:
         return {}, {}
-    metrics = {formula.name: _one(formula, scores, y) for formula in METRICS[task].values()}
+    metrics = {formula.name: _estimate_metric(formula, scores, y) for formula in METRICS[task].values()}
     if task is Task.BINARY:
-        metrics["positive_rate"] = _one(_POSITIVE, y, y)
+        metrics["positive_rate"] = _estimate_metric(_POSITIVE_RATE, y, y)
         metrics["mean_score"] = Metric(value=float(scores.mean()), n=n)
     try:
         sums = sums_of(losses(scores, y, task))
-    except InvalidInput:  # the metrics say why
+    except InvalidInput:  # each metric says why in its reason
         sums = {}
     return metrics, sums
 
 
-_POSITIVE = Formula(
+_POSITIVE_RATE = Formula(
     name="positive_rate", tasks=frozenset({Task.BINARY}), unit="share", higher_is_better=True, interval="share",
     row_loss=lambda y, _: y, low=0.0, high=1.0,
 )  # fmt: skip
 
 
-def _one(formula: Formula, scores: Floats, y: Floats) -> Metric:
+def _estimate_metric(formula: Formula, scores: Floats, y: Floats) -> Metric:
     try:
-        given = formula.checked(y, scores)
-        return as_metric(formula, estimate(formula, *given))
+        checked = formula.checked(y, scores)
+        return as_metric(formula, estimate(formula, *checked))
     except InvalidInput as error:
         return Metric(value=None, n=len(y), reason=error.message)
 
 
-def as_metric(formula: Formula, found: Estimate) -> Metric:
+def as_metric(formula: Formula, estimated: Estimate) -> Metric:
     """An estimate as windows and pages show it."""
-    got = as_interval(formula, found, CONFIDENCE)
-    ends = [v if v is not None and math.isfinite(v) else None for v in (got.low, got.high)]
-    return Metric(value=got.value, low=ends[0], high=ends[1], n=got.n, reason=got.reason)
+    interval = as_interval(formula, estimated, CONFIDENCE)
+    ends = [v if v is not None and math.isfinite(v) else None for v in (interval.low, interval.high)]
+    return Metric(value=interval.value, low=ends[0], high=ends[1], n=interval.n, reason=interval.reason)
 
 
 def from_windows(formula: Formula, parts: Sequence[tuple[float, float, int]], *, blocks: bool) -> Estimate:
-    """A mean over rows (and what ``finish`` makes of it) from windows' (sum, sum of squares, rows).
+    """A mean over rows (and what ``finish`` makes of it) from the windows' (sum, sum of squares, rows).
 
     With ``blocks`` the windows are the blocks; without, rows count one by one, and the estimate is about these windows only.
     """
@@ -107,7 +107,7 @@ def from_windows(formula: Formula, parts: Sequence[tuple[float, float, int]], *,
     mean, squares = totals[:, 0].sum() / n, sum(q for _, q, _ in used)
     error = math.sqrt(max(0.0, squares - n * mean * mean) / (n - 1) / n)
     slope = 1.0
-    if formula.finish is not None:  # the delta method, by the same function
+    if formula.finish is not None:  # the delta method: the error times the slope, which is taken numerically
         step = max(error, abs(mean) * 1e-6)
         ends = formula.finish(np.array([max(0.0, mean - step / 2), mean + step / 2]))
         slope = float(ends[1] - ends[0]) / step if step > 0 else 0.0

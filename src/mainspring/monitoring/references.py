@@ -16,49 +16,50 @@ _COUNTS = 4096
 
 
 class References:
-    """Looks up model versions and binned reference profiles, and remembers them: both are immutable."""
+    """Looks up model versions and binned reference profiles, and caches them: both are immutable."""
 
     def __init__(self, base: Foundation, versions: ModelRegistry | None) -> None:
         self._base = base
         self._versions = versions
-        self._known: dict[tuple[str, int], ModelVersion] = {}
+        self._registered: dict[tuple[str, int], ModelVersion] = {}
         self._binned: dict[tuple[object, ...], Reference] = {}
         self._counts: dict[tuple[object, ...], dict[str, Cells]] = {}
 
     def version(self, model: str, number: int) -> ModelVersion | None:
-        """The registered version, or None if the registry does not know it (monitoring goes on without)."""
+        """The registered version, or None if the registry does not know it: monitoring goes on without its reference."""
         key = (model, number)
-        if key not in self._known:
+        if key not in self._registered:
             try:
                 if self._versions is None:
                     from mainspring.models import Models
 
                     self._versions = Models(self._base)
-                found = self._versions.get_version(model=model, selector=str(number))
+                registered = self._versions.get_version(model=model, selector=str(number))
             except MainspringError:
                 return None
-            _bounded(self._known, _CACHE)[key] = found
-        return self._known[key]
+            _make_room(self._registered, _CACHE)[key] = registered
+        return self._registered[key]
 
     def task(self, model: str, number: int) -> tuple[Task, list[str]] | None:
-        found = self.version(model, number)
-        return None if found is None else (found.signature.task, found.signature.classes)
+        """Task and classes of a registered version; None if it is not registered."""
+        registered = self.version(model, number)
+        return None if registered is None else (registered.signature.task, registered.signature.classes)
 
     def reference(self, model: str, number: int, policy: MonitorPolicy) -> Reference | str:
         """The binned training profile, or why there is none."""
-        found = self.version(model, number)
-        if found is None:
+        registered = self.version(model, number)
+        if registered is None:
             return f"model version {model}@{number} is not registered"
-        if found.profile is None:
+        if registered.profile is None:
             return f"model version {model}@{number} has no training profile"
-        key = (found.profile, model, number, policy.bins, tuple(policy.ignore))
+        key = (registered.profile, model, number, policy.bins, tuple(policy.ignore))
         if key not in self._binned:
             try:
-                profile: Profile = from_json(self._base.objects.read(found.profile), Profile)
+                profile: Profile = from_json(self._base.objects.read(registered.profile), Profile)
             except MainspringError as error:
                 return f"the training profile cannot be read: {error.message}"
-            types = {c.name: str(c.type) for c in found.signature.inputs}
-            _bounded(self._binned, _CACHE)[key] = Reference(
+            types = {c.name: str(c.type) for c in registered.signature.inputs}
+            _make_room(self._binned, _CACHE)[key] = Reference(
                 profile,
                 name=f"{model}@{number}",
                 bins=policy.bins,
@@ -69,7 +70,7 @@ class References:
         return self._binned[key]
 
     def counts(self, tx: Reader, window: str, rows: int, reference: Reference) -> dict[str, Cells]:
-        """A window's counts in the reference's bins; remembered as long as the window has the same number of rows."""
+        """A window's counts in the reference's bins; cached for as long as the window has the same number of rows."""
         key = (window, rows, id(reference))
         if key not in self._counts:
             parts = tx.all(
@@ -77,26 +78,26 @@ class References:
                 self._base.project,
                 window,
             )
-            _bounded(self._counts, _COUNTS)[key] = reference.count(
+            _make_room(self._counts, _COUNTS)[key] = reference.count(
                 [from_json(p["profile"], Profile) for p in parts]
             )
         return self._counts[key]
 
-    def level(self, model: str, number: int, metric: str, policy: MonitorPolicy) -> float | None:
+    def reference_level(self, model: str, number: int, metric: str, policy: MonitorPolicy) -> float | None:
         """The reference level of a metric: the policy's, or what the version recorded when it was made."""
         if policy.reference is not None:
             return policy.reference
-        found = self.version(model, number)
-        if found is None:
+        registered = self.version(model, number)
+        if registered is None:
             return None
         for name in (metric, f"holdout_{metric}", f"holdout.{metric}", f"test_{metric}", f"test.{metric}"):
-            if name in found.metrics:
-                return found.metrics[name]
+            if name in registered.metrics:
+                return registered.metrics[name]
         return None
 
 
-def _bounded(cache: dict, limit: int) -> dict:  # type: ignore[type-arg]
-    """Drop the oldest entries of a cache that is full."""
+def _make_room(cache: dict, limit: int) -> dict:  # type: ignore[type-arg]
+    """Drop the oldest entries of a full cache, so that one more fits; returns the cache."""
     while len(cache) >= limit:
         del cache[next(iter(cache))]
     return cache

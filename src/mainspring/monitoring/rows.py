@@ -1,4 +1,4 @@
-"""What single predictions tell: their record, their causes, what a model version reached, two scorers side by side."""
+"""Reads single predictions: their record, their causes, the predictions of a model version, two scorers on the same rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from mainspring.monitoring.drift import compare_column
 from mainspring.monitoring.ingest import PREDICTION, journal_records, log_folder, segment_records
 from mainspring.monitoring.performance import losses
 from mainspring.monitoring.references import References
-from mainspring.monitoring.scores import Scored, readable, reader_of, score_array
+from mainspring.monitoring.scores import Scored, reader_of, score_array, split_readable
 from mainspring.records.base import from_json
 from mainspring.records.classes import LabelReader
 from mainspring.records.lineage import Edge, ref
 from mainspring.records.models import Task
 from mainspring.records.monitoring import BlastRadius, Paired, PredictionRecord
-from mainspring.records.profile import Profile
 from mainspring.records.serving import LOG_PREFIX, LoggedPrediction
 from mainspring.storage.journal import JournalReader
 from mainspring.storage.sql import Reader, Row
@@ -43,7 +42,7 @@ def split_id(prediction_id: str) -> tuple[str, int]:
     return request, int(row or 0)
 
 
-def prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
+def read_prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
     """One predicted row, with its inputs from the log and its label if it has one."""
     request, number = split_id(prediction_id)
     where, key = "project = ? AND request = ? AND row_no = ?", (base.project, request, number)
@@ -59,7 +58,7 @@ def prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
         shadows = tx.all(
             f"SELECT name, score, scores FROM shadow_predictions WHERE {where} ORDER BY name", *key
         )
-    logged = _logged(base, request)
+    logged = _read_logged(base, request)
     inputs = None
     if logged is not None and all(len(v) > number for v in logged.columns.values()):
         inputs = {name: values[number] for name, values in logged.columns.items()}
@@ -82,7 +81,7 @@ def prediction(base: Foundation, prediction_id: str) -> PredictionRecord:
     )
 
 
-def _logged(base: Foundation, request: str) -> LoggedPrediction | None:
+def _read_logged(base: Foundation, request: str) -> LoggedPrediction | None:
     """The log record of a request: from an archived segment, else from the segments still in the bundle."""
     with base.store.read() as tx:
         rows = tx.all(
@@ -104,7 +103,7 @@ def _logged(base: Foundation, request: str) -> LoggedPrediction | None:
     )
 
 
-def prediction_causes(base: Foundation, ident: str) -> list[Edge]:
+def list_prediction_causes(base: Foundation, ident: str) -> list[Edge]:
     """Edges into a prediction: the model version that scored it, the deployment whose route table chose that version."""
     request, number = split_id(ident)
     with base.store.read() as tx:
@@ -130,21 +129,21 @@ def prediction_causes(base: Foundation, ident: str) -> list[Edge]:
     ]
 
 
-def prediction_facts(base: Foundation, ident: str) -> dict[str, object] | None:
+def read_prediction_facts(base: Foundation, ident: str) -> dict[str, object] | None:
     """Short facts of a prediction, or None if it is not known."""
     try:
-        found = prediction(base, ident)
+        record = read_prediction(base, ident)
     except (NotFound, InvalidInput):
         return None
     return {
-        "deployment": found.deployment,
-        "model_version": f"{found.model}@{found.version}",
-        "role": found.role,
-        "at": found.event_time.isoformat(),
-        "routes": found.routes,
-        "score": found.score if found.scores is None else found.scores,
-        "label": found.label,
-        "inputs": found.inputs,
+        "deployment": record.deployment,
+        "model_version": f"{record.model}@{record.version}",
+        "role": record.role,
+        "at": record.event_time.isoformat(),
+        "routes": record.routes,
+        "score": record.score if record.scores is None else record.scores,
+        "label": record.label,
+        "inputs": record.inputs,
     }
 
 
@@ -156,17 +155,18 @@ def split_version(ident: str) -> tuple[str, int] | None:
     )
 
 
-def prediction_effects(base: Foundation, model_version: str) -> list[Edge]:
-    """Edges from a model version to a bounded sample of its predictions (the first ones). Counts: :func:`blast_radius`."""
-    found = split_version(model_version)
-    if found is None:
+def list_prediction_effects(base: Foundation, model_version: str) -> list[Edge]:
+    """Edges from a model version to a bounded sample of its predictions (the first ones). Counts: :func:`read_blast_radius`."""
+    version = split_version(model_version)
+    if version is None:
         return []
-    radius = blast_radius(base, *found)
+    radius = read_blast_radius(base, *version)
     source = ref("model_version", model_version)
     return [Edge(source=source, target=ref("prediction", p), kind="predicted") for p in radius.sample]
 
 
-def blast_radius(base: Foundation, model: str, version: int) -> BlastRadius:
+def read_blast_radius(base: Foundation, model: str, version: int) -> BlastRadius:
+    """How many predictions a model version made, and a sample of their ids."""
     where, key = "project = ? AND model = ? AND version = ?", (base.project, model, version)
     with base.store.read() as tx:
         total = tx.all(
@@ -194,6 +194,7 @@ def blast_radius(base: Foundation, model: str, version: int) -> BlastRadius:
 
 def iterate_predictions(base: Foundation, model: str, version: int, *, batch: int = 2_000) -> Iterator[str]:
     """Ids of all predictions of a model version, in time order, in bounded memory."""
+    # Pages by keyset along the index of model, version and time: an OFFSET would read all rows before it for every page.
     at, request, row = -(2**62), "", -1
     while True:
         with base.store.read() as tx:
@@ -211,7 +212,7 @@ def iterate_predictions(base: Foundation, model: str, version: int, *, batch: in
 # --- two scorers on the same rows -------------------------------------------------------------------------------------
 
 
-def paired(
+def compare_scorers(
     base: Foundation,
     references: References,
     deployment: str,
@@ -221,14 +222,14 @@ def paired(
     until_us: int,
     min_rows: int,
 ) -> Paired:
-    """``a`` and ``b`` name a version by its number, or a shadow by its name; rows count that both scored.
+    """Compare two scorers on the rows that both scored. ``a`` and ``b`` name a version by its number, or a shadow by its name.
 
-    Errors count whether or not the other scored the row: for a canary that raises the champion answers, and no shadow
+    Errors count whether or not the other scored the row: where a canary fails the champion answers, and no shadow
     of the champion is run beside it.
     """
     with base.store.read() as tx:
-        one = _scored_by(tx, base.project, deployment, a, since_us, until_us)
-        two = _scored_by(tx, base.project, deployment, b, since_us, until_us)
+        rows_a = _read_scored(tx, base.project, deployment, a, since_us, until_us)
+        rows_b = _read_scored(tx, base.project, deployment, b, since_us, until_us)
         labels = {
             (r["request"], r["row_no"]): r["value"]
             for r in tx.all(
@@ -236,36 +237,36 @@ def paired(
                 base.project, deployment, since_us, until_us, _MAX_PAIRS,
             )
         }  # fmt: skip
-    both = sorted(one.keys() & two.keys(), key=lambda k: (one[k]["at_us"], k))
-    answered = [k for k in both if _has_score(one[k]) and _has_score(two[k])]
-    truncated = len(one) >= _MAX_PAIRS or len(two) >= _MAX_PAIRS
+    both = sorted(rows_a.keys() & rows_b.keys(), key=lambda k: (rows_a[k]["at_us"], k))
+    answered = [k for k in both if _has_score(rows_a[k]) and _has_score(rows_b[k])]
+    truncated = len(rows_a) >= _MAX_PAIRS or len(rows_b) >= _MAX_PAIRS
     reader = LabelReader(Task.BINARY)
     if answered:
-        sample = [dict(one[k], value=labels.get(k, "0")) for k in answered[:200]]
+        sample = [dict(rows_a[k], value=labels.get(k, "0")) for k in answered[:200]]
         reader = reader_of(references, Scored(sample[0]["model"], sample[0]["version"], sample))
     task = reader.task
-    rows_a = [dict(one[k], value=labels[k], key=k) for k in answered if k in labels]
-    good, y, _ = readable(rows_a, reader)
-    scores_a = score_array(good) if good else None
-    scores_b = score_array([two[r["key"]] for r in good]) if good else None
+    labelled_rows = [dict(rows_a[k], value=labels[k], key=k) for k in answered if k in labels]
+    usable_rows, y, _ = split_readable(labelled_rows, reader)
+    scores_a = score_array(usable_rows) if usable_rows else None
+    scores_b = score_array([rows_b[r["key"]] for r in usable_rows]) if usable_rows else None
     loss = "squared_error" if task is Task.REGRESSION else "log_loss"
     name = "mse" if task is Task.REGRESSION else "log_loss"
     usable = scores_a is not None and scores_b is not None and scores_a.shape == scores_b.shape
-    loss_a = _losses(scores_a, y, task, name) if usable else []
-    loss_b = _losses(scores_b, y, task, name) if usable else []
+    loss_a = _row_losses(scores_a, y, task, name) if usable else []
+    loss_b = _row_losses(scores_b, y, task, name) if usable else []
     usable = bool(loss_a) and bool(loss_b)
     if not usable:
         loss_a = loss_b = []
     return Paired(
         a=a, b=b, loss=loss, rows=len(answered), labelled=len(loss_a),
-        errors_a=_errors(one), errors_b=_errors(two),
-        score_shift=_shift([two[k] for k in answered], [one[k] for k in answered], min_rows),
-        at_us=[r["at_us"] for r in good] if usable else [], loss_a=loss_a, loss_b=loss_b, truncated=truncated,
+        errors_a=_count_errors(rows_a), errors_b=_count_errors(rows_b),
+        score_shift=_score_shift([rows_b[k] for k in answered], [rows_a[k] for k in answered], min_rows),
+        at_us=[r["at_us"] for r in usable_rows] if usable else [], loss_a=loss_a, loss_b=loss_b, truncated=truncated,
     )  # fmt: skip
 
 
-def _losses(scores: Floats | None, y: Floats, task: Task, name: str) -> list[float]:
-    """Loss per row, finite: an error too large for a number counts as 1e300. Nothing for scores that are none of this task."""
+def _row_losses(scores: Floats | None, y: Floats, task: Task, name: str) -> list[float]:
+    """Loss per row, finite: an error too large for a number counts as 1e300. Empty if the scores are not those of this task."""
     if scores is None:
         return []
     try:
@@ -274,7 +275,7 @@ def _losses(scores: Floats | None, y: Floats, task: Task, name: str) -> list[flo
         return []
 
 
-def _errors(rows: dict[tuple[str, int], Row]) -> int:
+def _count_errors(rows: dict[tuple[str, int], Row]) -> int:
     return sum(1 for row in rows.values() if row["status"] != "ok")
 
 
@@ -282,7 +283,7 @@ def _has_score(row: Row) -> bool:
     return row["status"] == "ok" and (row["score"] is not None or bool(row["scores"]))
 
 
-def _scored_by(
+def _read_scored(
     tx: Reader, project: str, deployment: str, who: str, since_us: int, until_us: int
 ) -> dict[tuple[str, int], Row]:
     columns = "request, row_no, model, version, at_us, status, score, scores"
@@ -310,10 +311,11 @@ def _scored_by(
             name,
             _MAX_PAIRS,
         )
-    return {(r["request"], r["row_no"]): r for r in rows}  # an answer outranks a shadow of the same version
+    # Answers come last: on the same row an answer replaces the shadow of the same version.
+    return {(r["request"], r["row_no"]): r for r in rows}
 
 
-def _shift(reference: list[Row], current: list[Row], min_rows: int) -> float | None:
+def _score_shift(reference: list[Row], current: list[Row], min_rows: int) -> float | None:
     """Bias-corrected PSI of the current scores against the reference's; None below ``min_rows`` rows or without comparable scores."""
     from mainspring.data.profile import ProfileBuilder
 
@@ -326,12 +328,8 @@ def _shift(reference: list[Row], current: list[Row], min_rows: int) -> float | N
     for array in arrays:
         assert array is not None  # noqa: S101 - narrowed above
         values: Any = array if array.ndim == 1 else [f"class {i}" for i in np.argmax(array, axis=1)]
-        columns.append(_only(ProfileBuilder(k=4096).add({PREDICTION: values}).build()))
+        columns.append(ProfileBuilder(k=4096).add({PREDICTION: values}).build().columns[0])
     if columns[0].type != columns[1].type and "string" in {c.type for c in columns}:
         return None
     binned = BinnedColumn(columns[0], 10)
     return compare_column(binned, [binned.count(columns[1])], threshold=1.0, min_rows=2).psi
-
-
-def _only(profile: Profile) -> Any:
-    return profile.columns[0]

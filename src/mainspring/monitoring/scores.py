@@ -26,8 +26,8 @@ MAX_ROWS = 200_000
 
 
 WINDOWS_AS_BLOCKS = 7
-"""A lookback of at least this many windows tells how much windows differ by themselves: they are the blocks of its estimate then.
-A shorter one cannot; its estimate is about these windows only, rows counting one by one."""
+"""With a lookback of at least this many windows, the windows are the blocks of the estimate, since so many show how much windows
+differ by themselves. With fewer, rows count one by one and the estimate is about these windows only."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ def scorer_of(row: Row) -> str:
 
 
 def score_array(rows: list[Row]) -> Floats | None:
-    """(n,) or (n, k) scores; None if they do not fit together."""
+    """Scores of shape (n,), or (n, k) for k classes; None if rows have scores of different shapes."""
     if all(r["score"] is not None for r in rows):
         return np.array([r["score"] for r in rows], dtype=np.float64)
     values = [from_json(r["scores"]) if r["scores"] else None for r in rows]
@@ -55,9 +55,9 @@ def score_array(rows: list[Row]) -> Floats | None:
     return np.array(values, dtype=np.float64)
 
 
-def readable(rows: list[Row], reader: LabelReader) -> tuple[list[Row], Floats, int]:
-    """Rows with a score and a label of this task, their truth, and how many labels were unreadable."""
-    good, ys, invalid = [], [], 0
+def split_readable(rows: list[Row], reader: LabelReader) -> tuple[list[Row], Floats, int]:
+    """Rows with a score and a label of this task, their labels as numbers, and how many labels could not be read."""
+    usable, ys, invalid = [], [], 0
     for row in rows:
         if row["score"] is None and not row["scores"]:
             continue
@@ -65,13 +65,13 @@ def readable(rows: list[Row], reader: LabelReader) -> tuple[list[Row], Floats, i
         if y is None:
             invalid += 1
         else:
-            good.append(row)
+            usable.append(row)
             ys.append(y)
-    return good, np.array(ys, dtype=np.float64), invalid
+    return usable, np.array(ys, dtype=np.float64), invalid
 
 
 def reader_of(references: References, scored: Scored) -> LabelReader:
-    """How labels are read: as registered; for an unregistered version the task is guessed from the scores."""
+    """The reader of labels by the registered signature; for an unregistered version the task is inferred from its scores and labels."""
     known = references.version(scored.model, scored.version)
     if known is not None:
         return LabelReader.of(known.signature)
@@ -83,8 +83,8 @@ def reader_of(references: References, scored: Scored) -> LabelReader:
     return binary if unit and zero_one else LabelReader(Task.REGRESSION)
 
 
-def revise(tx: Writer, project: str, span: Span, references: References) -> list[Performance]:
-    """Compute the performance of every scorer in a window anew; a changed one gets the next revision."""
+def revise_performance(tx: Writer, project: str, span: Span, references: References) -> list[Performance]:
+    """Compute the performance of every scorer in a window again; one that changed gets the next revision."""
     where = "project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
     values = (project, span.deployment, span.start_us, span.end_us)
     groups: dict[str, Scored] = {}
@@ -92,7 +92,7 @@ def revise(tx: Writer, project: str, span: Span, references: References) -> list
         rows = tx.all(
             f"SELECT {columns}model, version, score, scores, value FROM {view} WHERE {where} ORDER BY at_us DESC, request, row_no LIMIT ?",
             *values,
-            MAX_ROWS + 1,
+            MAX_ROWS + 1,  # one more shows that rows are left out
         )
         truncated = len(rows) > MAX_ROWS
         for row in rows[:MAX_ROWS]:
@@ -123,7 +123,7 @@ def revise(tx: Writer, project: str, span: Span, references: References) -> list
     out = []
     for scorer, scored in groups.items():
         before = old.get(scorer)
-        report = _performance(
+        report = _compute_performance(
             scorer,
             scored,
             totals.get(scorer, len(scored.rows)),
@@ -132,9 +132,9 @@ def revise(tx: Writer, project: str, span: Span, references: References) -> list
         )
         if (
             before is not None
-            and before["report"] == to_json(_numbered(report, int(before["revision"]))).decode()
+            and before["report"] == to_json(_with_revision(report, int(before["revision"]))).decode()
         ):
-            out.append(_numbered(report, int(before["revision"])))
+            out.append(_with_revision(report, int(before["revision"])))
             continue
         tx.execute(
             "INSERT INTO window_performance (project, window_id, scorer, revision, rows_n, labelled, report) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -145,17 +145,17 @@ def revise(tx: Writer, project: str, span: Span, references: References) -> list
     return out
 
 
-def _numbered(report: Performance, revision: int) -> Performance:
+def _with_revision(report: Performance, revision: int) -> Performance:
     return msgspec.structs.replace(report, revision=revision)
 
 
-def _performance(
+def _compute_performance(
     scorer: str, scored: Scored, total: int, references: References, revision: int
 ) -> Performance:
     reader = reader_of(references, scored)
     task = reader.task
-    good, y, invalid = readable(scored.rows, reader)
-    scores = score_array(good)
+    usable, y, invalid = split_readable(scored.rows, reader)
+    scores = score_array(usable)
     fits = scores is not None and scores.ndim == (2 if task is Task.MULTICLASS else 1)
     metrics, sums = metrics_of(scores, y, task) if fits and scores is not None else ({}, {})
     return Performance(
@@ -164,7 +164,7 @@ def _performance(
         version=scored.version,
         task=task,
         rows=total,
-        labelled=len(good),
+        labelled=len(usable),
         unlabelled=0 if scored.truncated else max(0, total - len(scored.rows)),
         invalid=invalid,
         revision=revision,
@@ -174,7 +174,7 @@ def _performance(
     )
 
 
-def decay(
+def measure_decay(
     tx: Reader,
     project: str,
     span: Span,
@@ -196,8 +196,8 @@ def decay(
     every: list[Performance] = [from_json(row["report"], Performance) for row in rows]
     reports = [r for r in every if r.model == model and r.labelled]
     n = sum(r.labelled for r in reports)
-    reference = references.level(model, version, name, policy)
-    base: dict[str, Any] = {
+    reference = references.reference_level(model, version, name, policy)
+    common: dict[str, Any] = {
         "metric": name,
         "version": version,
         "n": n,
@@ -205,47 +205,53 @@ def decay(
         "tolerance": policy.tolerance,
     }
 
-    def said(verdict: Verdict, reason: str, **numbers: Any) -> DecayReport:
-        return DecayReport(verdict=verdict, reason=reason, **numbers, **base)
+    def make_report(verdict: Verdict, reason: str, **numbers: Any) -> DecayReport:
+        return DecayReport(verdict=verdict, reason=reason, **numbers, **common)
 
     if n < policy.min_labels:
-        return said(Verdict.INSUFFICIENT_DATA, f"{n} labelled rows, {policy.min_labels} are needed")
+        return make_report(Verdict.INSUFFICIENT_DATA, f"{n} labelled rows, {policy.min_labels} are needed")
     blocks = lookback_us // length_us(policy.window) >= WINDOWS_AS_BLOCKS
     if blocks and len(reports) < MIN_BLOCKS:
-        return said(Verdict.INSUFFICIENT_DATA, f"{len(reports)} labelled windows, {MIN_BLOCKS} are needed")
+        return make_report(
+            Verdict.INSUFFICIENT_DATA, f"{len(reports)} labelled windows, {MIN_BLOCKS} are needed"
+        )
     formula = formula_of(name, task)
     if formula is None:
-        return said(Verdict.NOT_COMPUTABLE, f"no {name} is computed for this task")
-    found = _pooled(reports, formula, n, blocks=blocks)
-    if found is None:
-        rows = _labelled(tx, project, span, champion, lookback_us)
-        found = _over_rows(rows, Scored(*champion, rows), span, references, policy, formula, blocks=blocks)
-    got = as_metric(formula, found)
-    if got.value is None or got.low is None or got.high is None:
-        insufficient = got.reason.startswith("insufficient")
-        return said(
-            Verdict.INSUFFICIENT_DATA if insufficient else Verdict.NOT_COMPUTABLE,
-            got.reason or f"{name} cannot be computed",
+        return make_report(Verdict.NOT_COMPUTABLE, f"no {name} is computed for this task")
+    pooled = _estimate_from_sums(reports, formula, n, blocks=blocks)
+    if pooled is None:
+        rows = _read_labelled(tx, project, span, champion, lookback_us)
+        pooled = _estimate_from_rows(
+            rows, Scored(*champion, rows), span, references, policy, formula, blocks=blocks
         )
-    numbers: dict[str, Any] = {"value": got.value, "low": got.low, "high": got.high}
+    metric = as_metric(formula, pooled)
+    if metric.value is None or metric.low is None or metric.high is None:
+        insufficient = metric.reason.startswith("insufficient")
+        return make_report(
+            Verdict.INSUFFICIENT_DATA if insufficient else Verdict.NOT_COMPUTABLE,
+            metric.reason or f"{name} cannot be computed",
+        )
+    numbers: dict[str, Any] = {"value": metric.value, "low": metric.low, "high": metric.high}
     if reference is None:
-        return said(Verdict.NOT_COMPUTABLE, "no reference level is recorded", **numbers)
-    p = _p_worse(found, formula, reference, policy.tolerance)
+        return make_report(Verdict.NOT_COMPUTABLE, "no reference level is recorded", **numbers)
+    p = _p_worse(pooled, formula, reference, policy.tolerance)
     level = control.level() if control is not None else policy.alpha
     decayed = control.test(p) if control is not None else p <= level
-    return said(Verdict.DECAY if decayed else Verdict.OK, "", p_value=p, level=level, **numbers)
+    return make_report(Verdict.DECAY if decayed else Verdict.OK, "", p_value=p, level=level, **numbers)
 
 
-def _p_worse(found: Estimate, formula: Formula, reference: float, tolerance: float) -> float:
-    """P(a figure this bad or worse | the truth is at the tolerance)."""
-    toward = found.mirrored() if formula.higher_is_better else found
+def _p_worse(estimated: Estimate, formula: Formula, reference: float, tolerance: float) -> float:
+    """The probability of a figure this bad or worse if the true figure is exactly at the tolerance: a one-sided p-value."""
+    toward = estimated.mirrored() if formula.higher_is_better else estimated
     sign = -1.0 if formula.higher_is_better else 1.0
     p = toward.p_above(sign * reference + tolerance)
-    return 1.0 if p is None or (found.error == 0 and p == 0.5) else p
+    return 1.0 if p is None or (estimated.error == 0 and p == 0.5) else p
 
 
-def _pooled(reports: list[Performance], formula: Formula, n: int, *, blocks: bool) -> Estimate | None:
-    """From the windows' sums; None if the metric is no mean over rows, or a window left no sums of it."""
+def _estimate_from_sums(
+    reports: list[Performance], formula: Formula, n: int, *, blocks: bool
+) -> Estimate | None:
+    """Estimate from the windows' sums; None if the metric is not a mean over rows, or a window has no sums of it."""
     if formula.row_loss is None:
         return None
     name = "mse" if formula.name == "rmse" else formula.name
@@ -255,7 +261,9 @@ def _pooled(reports: list[Performance], formula: Formula, n: int, *, blocks: boo
     return from_windows(formula, [(p[0], p[1], int(p[2])) for p in parts], blocks=blocks)
 
 
-def _labelled(tx: Reader, project: str, span: Span, champion: tuple[str, int], lookback_us: int) -> list[Row]:
+def _read_labelled(
+    tx: Reader, project: str, span: Span, champion: tuple[str, int], lookback_us: int
+) -> list[Row]:
     return tx.all(
         "SELECT model, version, score, scores, value, at_us FROM labelled_predictions WHERE project = ? AND deployment = ? AND at_us >= ? AND at_us < ?"
         " AND model = ? AND version = ? ORDER BY at_us DESC LIMIT ?",
@@ -263,7 +271,7 @@ def _labelled(tx: Reader, project: str, span: Span, champion: tuple[str, int], l
     )  # fmt: skip
 
 
-def _over_rows(
+def _estimate_from_rows(
     rows: list[Row],
     scored: Scored,
     span: Span,
@@ -273,14 +281,14 @@ def _over_rows(
     *,
     blocks: bool,
 ) -> Estimate:
-    """From the labelled rows themselves, for metrics that are no mean over rows."""
+    """Estimate from the labelled rows themselves, for metrics that are not a mean over rows."""
     reader = reader_of(references, scored)
-    good, y, _ = readable(rows, reader)
-    scores = score_array(good)
+    usable, y, _ = split_readable(rows, reader)
+    scores = score_array(usable)
     if scores is None or scores.ndim != (2 if reader.task is Task.MULTICLASS else 1):
-        return Estimate(value=None, n=len(good), reason="the scores do not fit together")
-    starts = [span_of(span.deployment, int(r["at_us"]), policy.window).start_us for r in good]
+        return Estimate(value=None, n=len(usable), reason="the scores do not fit together")
+    starts = [span_of(span.deployment, int(r["at_us"]), policy.window).start_us for r in usable]
     try:
         return estimate(formula, *formula.checked(y, scores), blocks=starts if blocks else None)
     except InvalidInput as error:
-        return Estimate(value=None, n=len(good), reason=error.message)
+        return Estimate(value=None, n=len(usable), reason=error.message)

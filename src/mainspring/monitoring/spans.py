@@ -18,7 +18,7 @@ class Span:
 
     @property
     def id(self) -> str:
-        """Follows from what it spans: making it again gives the same window."""
+        """Derived from deployment, start and length: the same span always has the same id."""
         start = from_us(self.start_us).strftime("%Y%m%dT%H%M%S")
         return f"{self.deployment}.{start}.{self.length // 1_000_000}"
 

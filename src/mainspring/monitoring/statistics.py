@@ -1,6 +1,6 @@
-"""Comparing distributions: effect sizes that do not depend on n, tests that know what they assume.
+"""Comparison of distributions: effect sizes that do not depend on n, and tests with their assumptions stated.
 
-Everything takes counts per bin and returns finite floats or None; nothing raises on data. Sources:
+Functions take counts per bin and return finite floats or None; no data raises. Sources:
 
 - PSI, its null distribution and bias: B. Yurdakul, *Statistical Properties of Population Stability Index* (2018):
   under "no change" PSI / (1/n + 1/m) is about chi-square with k - 1 degrees of freedom.
@@ -26,7 +26,7 @@ MIN_EXPECTED = 5.0
 """Cochran's rule: bins with a smaller expected count are pooled before a chi-square test."""
 
 MIN_REPEATS = 30
-"""Values beyond the first of their category that a sparse test needs: of values that are all different nothing can be said."""
+"""A sparse test needs this many values beyond the first of their category: values that are all different carry no evidence."""
 
 
 def chi2_sf(x: float, df: float) -> float:
@@ -76,7 +76,7 @@ def normal_sf(z: float) -> float:
 
 
 def binomial_sf(k: int, n: int, p: float) -> float:
-    """P(at least ``k`` of ``n``), each with chance ``p``; summed, so for ``n`` of up to thousands.
+    """P(at least ``k`` of ``n``), each with probability ``p``; summed term by term, so for ``n`` of up to thousands.
 
     >>> round(binomial_sf(2, 2, 0.5), 3), binomial_sf(0, 5, 0.1)
     (0.25, 1.0)
@@ -122,7 +122,7 @@ def jensen_shannon(current: Floats, reference: Floats) -> float:
 
 
 def js_distance(current: Floats, reference: Floats, bias_psi: float) -> float:
-    """Jensen-Shannon distance with its small-n bias taken off (near equality the divergence is PSI / 8 ln 2)."""
+    """Jensen-Shannon distance with its small-n bias subtracted (near equality the divergence is PSI / 8 ln 2)."""
     return math.sqrt(max(0.0, jensen_shannon(current, reference) - bias_psi / (8 * math.log(2))))
 
 
@@ -143,7 +143,7 @@ def pooled_bins(table: Floats, minimum: float = MIN_EXPECTED) -> list[npt.NDArra
         return groups
     if smallest[rest].sum() >= minimum or not groups:
         return [*groups, rest]
-    # Even together they are too few: join the rarest of the kept bins.
+    # Together they are still too few: merge them with the rarest of the kept bins.
     rarest = int(np.argmin([totals[g[0]] for g in groups]))
     groups[rarest] = np.concatenate([groups[rarest], rest])
     return groups
@@ -212,7 +212,7 @@ def homogeneity(current: Floats, reference: Floats, effect: float = 1.0, spread:
     """
     table = pool_sparse(np.stack([current, reference]))
     if table.shape[1] < 2:
-        # Everything in one bin: equal as far as anyone can see, if there was enough to see.
+        # Everything in one bin: no difference is visible, if there were enough rows to see one.
         return 1.0 if min(current.sum(), reference.sum()) >= 2 * MIN_EXPECTED else None
     statistic, df = chi_square(table)
     # With both margins given, the statistic's mean is df N / (N - 1), not df (the "N - 1" chi-square: Campbell 2007).
@@ -253,31 +253,33 @@ def sparse_effect(current: Floats, reference: Floats, effect: float = 1.0) -> fl
     """How far two distributions over many sparse cells are apart, on the scale of PSI, without the bias of small counts.
 
     The triangular discrimination ``sum (p - q)^2 / ((p + q) / 2)`` (F. Topsoe, IEEE Trans. Inf. Theory 46, 2000): close to PSI for
-    small changes, at most 4. From each cell what it is expected to show by chance is taken off, by enumeration over
+    small changes, at most 4. The expected value of each cell's term by chance is subtracted, by enumeration over
     the binomial distribution of its count given the pooled one.
     """
     n, m = float(current.sum()), float(reference.sum())
     if n <= 0 or m <= 0:
         return 0.0
-    if n > m:  # symmetric; the enumeration below is short where the first is the smaller
+    if n > m:  # symmetric; the enumeration below is shorter when the first is the smaller
         current, reference, n, m = reference, current, m, n
     pooled = np.round(current + reference)
     keep = pooled > 0
     a, c = current[keep], pooled[keep]
-    found = float(np.sum(_apart(a / n, (c - a) / m)))
-    sizes, times = np.unique(c, return_counts=True)
+    distance = float(np.sum(_triangular_terms(a / n, (c - a) / m)))
+    sizes, counts = np.unique(c, return_counts=True)
     expected = 0.0
-    for size, often in zip(sizes.tolist(), times.tolist(), strict=True):
-        expected += often * _apart_by_chance(size, n, m)
-    return max(0.0, found - expected * max(effect, 1.0))
+    for size, repeats in zip(sizes.tolist(), counts.tolist(), strict=True):
+        expected += repeats * _expected_term(size, n, m)
+    return max(0.0, distance - expected * max(effect, 1.0))
 
 
-def _apart(p: Floats, q: Floats) -> Floats:
+def _triangular_terms(p: Floats, q: Floats) -> Floats:
+    """The terms of the triangular discrimination, by cell."""
     both = p + q
     return np.asarray(np.where(both > 0, 2 * (p - q) ** 2 / np.where(both > 0, both, 1.0), 0.0))
 
 
-def _apart_by_chance(size: float, n: float, m: float) -> float:
+def _expected_term(size: float, n: float, m: float) -> float:
+    """The expected term of a cell with ``size`` rows on both sides together, if both have the same distribution."""
     f = n / (n + m)
     mean = size * f
     if mean > 50:
@@ -285,7 +287,7 @@ def _apart_by_chance(size: float, n: float, m: float) -> float:
     k = np.arange(0, min(size, math.ceil(mean + 12 * math.sqrt(mean) + 25)) + 1)
     binomial = math.lgamma(size + 1) - _log_gamma(k + 1) - _log_gamma(size - k + 1)
     weights = np.exp(binomial + k * math.log(f) + (size - k) * math.log1p(-f))
-    return float(np.sum(weights * _apart(k / n, (size - k) / m)))
+    return float(np.sum(weights * _triangular_terms(k / n, (size - k) / m)))
 
 
 def _log_gamma(x: Floats) -> Floats:
@@ -300,9 +302,9 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     order = np.argsort(values, kind="stable")
     ranked = values[order] * values.size / np.arange(1, values.size + 1)
     adjusted = np.minimum.accumulate(ranked[::-1])[::-1]
-    out = np.empty_like(values)
-    out[order] = np.minimum(adjusted, 1.0)
-    return [float(v) for v in out]
+    q_values = np.empty_like(values)
+    q_values[order] = np.minimum(adjusted, 1.0)
+    return [float(v) for v in q_values]
 
 
 def simes(p: Sequence[float]) -> float:
@@ -317,6 +319,7 @@ def spending(step: int) -> float:
     """
     if step < 1:
         return 0.0
+    # With this factor the infinite sum is below 1 (about 0.91).
     return 0.0722 * math.log(max(step, 2)) / (step * math.exp(math.sqrt(math.log(step))))
 
 
@@ -353,12 +356,12 @@ class OnlineControl:
         return total
 
     def test(self, p: float) -> bool:
-        """Take the next test: whether it is a discovery."""
-        found = p <= self.level()
+        """Record the next test of the stream; returns whether its p-value is a discovery."""
+        rejected = p <= self.level()
         self.tests += 1
-        if found:
+        if rejected:
             self.rejections = [*self.rejections, self.tests][-50:]
-        return found
+        return rejected
 
 
 def mean_interval(

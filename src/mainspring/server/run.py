@@ -61,7 +61,7 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
         _die_on_lost_writes(workspace)
         workers = [Workers(followed.settings) for followed in hosted.followed]
         for worker, followed in zip(workers, hosted.followed, strict=True):
-            followed.room("loop")._on_job(worker.start)  # noqa: SLF001 - the server is who starts workers
+            followed.room("loop").start_worker = worker.start
         stop = threading.Event()
         ticker = threading.Thread(
             target=_tick, args=(hosted.followed, options.tick_s, stop), name="loop", daemon=True

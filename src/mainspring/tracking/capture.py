@@ -1,7 +1,7 @@
-"""What code, what environment, what machine: found out by itself, never failing the run.
+"""Captures the code, environment and machine of a run; an error in it never fails the run.
 
 What could not be captured is recorded as ``missing`` with the reason. Nothing secret is captured: no environment variables; of
-the command line the flags' names and file-like words only; credentials in a Git remote's URL are cut (L03).
+the command line only the names of flags, numbers and file names; credentials in the URL of a Git remote are removed (L03).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mainspring.records.tracking import CodeState, EnvironmentState, FileState, 
 from mainspring.tracking import sources
 
 MAX_DIFF = 1 << 20
-"""Bytes of diff that are kept as text; of a longer one its digest."""
+"""A diff of at most so many bytes is kept as text; of a longer one only the digest."""
 
 MAX_UNTRACKED = 500
 MAX_FILE = 4 << 20
@@ -61,31 +61,31 @@ class Captured:
 def capture(
     *, root: Path | None = None, seeds: dict[str, int] | None = None, files: Iterable[str] | None = None
 ) -> Captured:
-    """Everything about this process and the folder ``root`` (default: the current one).
+    """The code, environment and machine of this process, for the folder ``root`` (default: the current one). Never raises.
 
     ``files``: source files to keep, relative to ``root``; by default the entry script or notebook and the modules imported
     from below ``root``.
     """
-    found = Captured()
+    captured = Captured()
     missing: list[str] = []
     try:
-        found.code = capture_code(root or Path.cwd())
+        captured.code = capture_code(root or Path.cwd())
         kept = sources.collect(root or Path.cwd(), files)
-        found.code = msgspec.structs.replace(found.code, files=kept.states)
-        found.files = kept.contents
+        captured.code = msgspec.structs.replace(captured.code, files=kept.states)
+        captured.files = kept.contents
     except Exception as error:  # noqa: BLE001 - a broken repository must not fail a training
         missing.append(f"code: {error}")
     try:
-        found.environment = capture_environment()
+        captured.environment = capture_environment()
     except Exception as error:  # noqa: BLE001
         missing.append(f"environment: {error}")
     try:
-        found.source = {"argv": safe_argv(sys.argv), "hardware": hardware(), "seeds": seeds or {}}
+        captured.source = {"argv": safe_argv(sys.argv), "hardware": hardware(), "seeds": seeds or {}}
     except Exception as error:  # noqa: BLE001
         missing.append(f"machine: {error}")
     if missing:
-        found.source["missing"] = missing
-    return found
+        captured.source["missing"] = missing
+    return captured
 
 
 # --- code ----------------------------------------------------------------------------------------------------------------
@@ -95,15 +95,15 @@ def capture_code(root: Path) -> CodeState:
     """The state of the Git work tree around ``root``: commit, what differs from it, and untracked source files by digest."""
     script = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else None
     missing: list[str] = []
-    top = _git(root, "rev-parse", "--show-toplevel", missing=missing)
+    top = _run_git(root, "rev-parse", "--show-toplevel", missing=missing)
     if top is None:
         return CodeState(script=script, missing=missing)
     work = Path(top.decode("utf-8", "surrogateescape").rstrip("\n"))
-    commit = _git(work, "rev-parse", "--verify", "--quiet", "HEAD", missing=missing)
-    branch = _git(work, "rev-parse", "--abbrev-ref", "HEAD", missing=[]) if commit else None
-    remote = _git(work, "config", "--get", "remote.origin.url", missing=[])
+    commit = _run_git(work, "rev-parse", "--verify", "--quiet", "HEAD", missing=missing)
+    branch = _run_git(work, "rev-parse", "--abbrev-ref", "HEAD", missing=[]) if commit else None
+    remote = _run_git(work, "config", "--get", "remote.origin.url", missing=[])
     diff = (
-        _git(
+        _run_git(
             work,
             *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD"),
             *("--", ".", ":(exclude,glob)**/.env*"),  # a tracked file of secrets is not copied
@@ -112,12 +112,12 @@ def capture_code(root: Path) -> CodeState:
         if commit
         else b""
     )
-    listed = _git(work, "ls-files", "--others", "--exclude-standard", "-z", missing=missing) or b""
-    untracked = _untracked(work, [n for n in listed.split(b"\0") if n])
+    listed = _run_git(work, "ls-files", "--others", "--exclude-standard", "-z", missing=missing) or b""
+    untracked = _list_untracked(work, [n for n in listed.split(b"\0") if n])
     return CodeState(
-        commit=_line(commit),
-        branch=_line(branch),
-        remote=safe_url(_line(remote) or "") if remote else None,
+        commit=_decode_line(commit),
+        branch=_decode_line(branch),
+        remote=safe_url(_decode_line(remote) or "") if remote else None,
         dirty=bool(diff) or bool(untracked) or diff is None,
         diff=cut_credentials(diff.decode("utf-8", "replace")) if diff and len(diff) <= MAX_DIFF else None,
         diff_digest=_digest(diff) if diff else None,
@@ -128,8 +128,8 @@ def capture_code(root: Path) -> CodeState:
     )
 
 
-def _git(root: Path, *arguments: str, missing: list[str]) -> bytes | None:
-    # No pager, prompt, hook or file-system monitor of the repository may run: we only look.
+def _run_git(root: Path, *arguments: str, missing: list[str]) -> bytes | None:
+    # Read only: no pager, prompt, hook or file-system monitor of the repository may run.
     command = [
         "git",
         "-c",
@@ -158,18 +158,18 @@ def _git(root: Path, *arguments: str, missing: list[str]) -> bytes | None:
     return done.stdout
 
 
-def _untracked(work: Path, names: list[bytes]) -> list[FileState]:
-    found: list[FileState] = []
+def _list_untracked(work: Path, names: list[bytes]) -> list[FileState]:
+    states: list[FileState] = []
     for raw in names:
         name = os.fsdecode(raw)
         if Path(name).suffix.lower() not in _SOURCE:
             continue
         shown = name.encode("utf-8", "backslashreplace").decode()
-        if len(found) == MAX_UNTRACKED:
-            found.append(FileState(path="...", skipped=f"more than {MAX_UNTRACKED} untracked source files"))
+        if len(states) == MAX_UNTRACKED:
+            states.append(FileState(path="...", skipped=f"more than {MAX_UNTRACKED} untracked source files"))
             break
-        found.append(_file_state(work / name, shown))
-    return found
+        states.append(_file_state(work / name, shown))
+    return states
 
 
 def _file_state(path: Path, shown: str) -> FileState:
@@ -215,7 +215,7 @@ def cut_credentials(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def capture_environment() -> EnvironmentState:
-    """Python, platform and every installed distribution with a hash of its file list. The same for the life of a process."""
+    """Python, platform and every installed distribution with a hash of its file list. Read once per process."""
     from importlib import metadata
 
     packages: dict[str, Package] = {}
@@ -277,15 +277,15 @@ def safe_argv(argv: list[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         if _FLAG.fullmatch(flag):
             hidden = _SECRET.search(flag) is not None
-            shown.append(flag + (f"={_shown(value, hidden=hidden)}" if equals else ""))
+            shown.append(flag + (f"={_mask_word(value, hidden=hidden)}" if equals else ""))
             secret = hidden and not equals
         else:
-            shown.append(_shown(word, hidden=secret))
+            shown.append(_mask_word(word, hidden=secret))
             secret = False
     return [*shown, f"... {len(argv) - 101} more"] if len(argv) > 101 else shown
 
 
-def _shown(word: str, *, hidden: bool) -> str:
+def _mask_word(word: str, *, hidden: bool) -> str:
     if hidden:
         return "***"
     config = _PLAIN.fullmatch(word) is not None and word.endswith((".py", ".toml", ".yaml", ".yml", ".json"))
@@ -294,19 +294,19 @@ def _shown(word: str, *, hidden: bool) -> str:
 
 def hardware() -> dict[str, Any]:
     """Processor, cores this process may use, memory in bytes."""
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     }
     try:
-        found["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine["memory"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-            found["processor"] = next(
+            machine["processor"] = next(
                 (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
                 platform.processor(),
             )
     except (OSError, ValueError):
-        found["processor"] = platform.processor()
-    return found
+        machine["processor"] = platform.processor()
+    return machine
 
 
 def _digest(data: bytes) -> str:
@@ -315,5 +315,5 @@ def _digest(data: bytes) -> str:
     return blake3.blake3(data).hexdigest()
 
 
-def _line(output: bytes | None) -> str | None:
+def _decode_line(output: bytes | None) -> str | None:
     return output.decode("utf-8", "replace").strip() or None if output else None

@@ -1,11 +1,10 @@
-"""What training code uses: ``with tracking.start_run(experiment="x") as run: run.log_metric("loss", 0.1, step=1)``.
+"""The client of training code: ``with tracking.start_run(experiment="x") as run: run.log_metric("loss", 0.1, step=1)``.
 
-A log call appends to the spool (one ``write()``) and returns; a background thread ships. Training never waits for a server
-and never dies with one. A full disk or a failed fsync makes the spool *degraded*: one warning, a mark on the run, and
+A log call appends to the spool (one ``write()``) and returns; a background thread ships it. Training never waits for a server
+and goes on without one. A full disk or a failed fsync makes the spool *degraded*: one warning, a mark on the run, and
 training goes on.
 """
 
-# ruff: noqa: SLF001 - a run and its shipping thread are one mechanism in two halves
 from __future__ import annotations
 
 import atexit
@@ -34,14 +33,14 @@ from mainspring.tracking.spool import Shipment, Shipper, TrackingOperations, enc
 
 SHIP_EVERY_S = 0.5
 DUTY = 4
-"""The shipping thread rests this many times as long as it worked: the training loop keeps the interpreter."""
+"""The shipping thread waits this many times as long as it worked, so that the training loop keeps most of the interpreter."""
 
 FLUSH_S = 10.0
 KEPT_BYTES = 4 << 20
-"""So much of what must not be lost (params, tags, inputs, the end) waits in memory while the spool cannot be written."""
+"""At most so much of what must not be lost (params, tags, inputs, the end) waits in memory while the spool cannot be written."""
 
 LONG_TEXT = 256 << 10
-"""A longer param or tag is kept whole as an artifact; the value holds its head and says so."""
+"""A longer param or tag is kept whole as an artifact; the value holds its beginning and names the artifact."""
 
 if TYPE_CHECKING:
     _Operations = Tracking
@@ -98,7 +97,7 @@ class TrackingClient(_Operations):
         check_name(experiment, what="experiment")
         begin = {
             "experiment": experiment,
-            "name": _text(name),
+            "name": _storable_text(name),
             "parent": parent,
             "started_us": to_us(self._clock.now()),
             "alive_s": spool.ALIVE_S,
@@ -117,13 +116,13 @@ class TrackingClient(_Operations):
         return run
 
     def attach(self, run: str) -> Run:
-        """Log into a run that another process began (a step of a pipeline, a rank of a training); it ends there, not here."""
+        """Log into a run that another process began (a step of a pipeline, a rank of a distributed training); that process ends it."""
         return Run(self.operations, self.spool, run, clock=self._clock, begin=None, captured=False, seeds={})
 
     def recover(self) -> dict[str, Shipment]:
         """Ship what processes that died left in the spool, exactly once.
 
-        A remote client needs its own ``spool`` folder for this: in the common one lie runs of other servers.
+        A remote client needs its own ``spool`` folder for this: the common one also holds runs of other servers.
         """
         if self._shared:
             return {}
@@ -146,7 +145,7 @@ class Run:
     ) -> None:
         self.id = run
         self.degraded: str | None = None
-        """Why the spool could not take everything; None while it could."""
+        """Why the spool could not be written at some time; None if it always could."""
         self.lost = 0
         """Log calls whose data is lost because the spool could not be written."""
         self._operations = operations
@@ -160,21 +159,19 @@ class Run:
         self._note = spool.Note(self._folder, self._journal.writer)
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._told = 0
-        self._keeping = threading.RLock()
+        self._delivered = 0
+        self._kept_lock = threading.RLock()
         self._retry_at = 0.0
         self._dirty = False
         self._ended = False
         self._warned: set[str] = set()
         self._wake = threading.Event()
-        self._looked = threading.Event()
+        self._capture_done = threading.Event()
         self._stop = False
         self._pid = os.getpid()
         if begin is not None:
             self._append(encode(spool.BEGIN, begin | {"id": run}), keep=True)
-        self._thread = threading.Thread(
-            target=_ship_forever, args=(self,), name="mainspring-spool", daemon=True
-        )
+        self._thread = threading.Thread(target=self._ship_forever, name="mainspring-spool", daemon=True)
         self._thread.start()
         _open_runs.add(self)
 
@@ -194,29 +191,36 @@ class Run:
             )
 
     def log_param(self, key: str, value: object) -> None:
-        """Log what the run was made with. A param stands: another value raises :class:`InvalidInput`."""
+        """Log an input value of the run. A param never changes: another value raises :class:`InvalidInput`."""
         self.log_params({key: value})
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        texts = {_text(str(k)): self._short(_text(str(v)), "params") for k, v in params.items()}
+        """Log several input values; see :meth:`log_param`."""
+        texts = {
+            _storable_text(str(k)): self._shorten(_storable_text(str(v)), "params") for k, v in params.items()
+        }
         for key, value in texts.items():
             if self._params.get(key, value) != value:
                 raise InvalidInput(
                     f"param {key!r} is {self._params[key]!r} already",
                     value=value,
-                    next_step="Params stand; log a tag, or start another run.",
+                    next_step="A param keeps its first value: log a tag, or start another run.",
                 )
-        fresh = {k: v for k, v in texts.items() if k not in self._params}
-        self._params |= fresh
-        if fresh:
-            self._append(encode(spool.PARAMS, fresh), keep=True)
+        new = {k: v for k, v in texts.items() if k not in self._params}
+        self._params |= new
+        if new:
+            self._append(encode(spool.PARAMS, new), keep=True)
 
     def set_tags(self, tags: Mapping[str, object]) -> None:
-        texts = {_text(str(k)): self._short(_text(str(v)), "tags") for k, v in tags.items()}
+        """Set several tags; a tag that exists gets the new value."""
+        texts = {
+            _storable_text(str(k)): self._shorten(_storable_text(str(v)), "tags") for k, v in tags.items()
+        }
         if texts:
             self._append(encode(spool.TAGS, texts), keep=True)
 
     def set_tag(self, key: str, value: object) -> None:
+        """Set a tag; one that exists gets the new value."""
         self.set_tags({key: value})
 
     def log_inputs(self, *inputs: str) -> None:
@@ -230,17 +234,17 @@ class Run:
         if isinstance(source, bytes):
             if path is None:
                 raise InvalidInput("bytes have no name", next_step="Pass path='name'.")
-            self._keep(source, check_path(path, what="artifact path"))
+            self._copy_artifact(source, check_path(path, what="artifact path"))
             return
         file = Path(source)
         target = check_path(path or file.name, what="artifact path")
         if file.is_dir():
             for inner in sorted(p for p in file.rglob("*") if p.is_file() and not p.is_symlink()):
-                self._keep(
+                self._copy_artifact(
                     inner, check_path(f"{target}/{inner.relative_to(file).as_posix()}", what="artifact path")
                 )
         elif file.is_file():
-            self._keep(file, target)
+            self._copy_artifact(file, target)
         else:
             raise InvalidInput(
                 "no such file", value=str(source), next_step="Pass the path of a file or folder that exists."
@@ -267,15 +271,15 @@ class Run:
             return True
         self._ended = True
         _open_runs.discard(self)
-        self._looked.wait(flush_s)  # a short run may end before its capture has
+        self._capture_done.wait(flush_s)  # a short run may end before its capture does
         ended = (status, to_us(self._clock.now())) if self._owner else None
-        self._say_last(ended)
+        self._log_end(ended)
         with contextlib.suppress(MainspringError):
             self._journal.close()
         self._stop = True
         self._wake.set()
         self._thread.join(flush_s)
-        stored = not self._thread.is_alive() and not self._left() and not self._kept
+        stored = not self._thread.is_alive() and not self._has_unshipped() and not self._kept
         if not stored:
             kept = f", {len(self._kept)} log calls could not be written and are lost" if self._kept else ""
             self._warn(
@@ -284,20 +288,20 @@ class Run:
             )
         return stored
 
-    def _say_last(self, ended: tuple[str, int] | None) -> None:
-        """The mark of a degraded run, and how it ended: in the spool, or kept for the store, and in the note in any case."""
-        said = self._note.read()
-        if said is not None:  # a forked child may have lost what this process has not
-            self.degraded = self.degraded or said["why"]
-            self.lost = max(self.lost, said["lost"])
-        owed = len(self._kept)
+    def _log_end(self, ended: tuple[str, int] | None) -> None:
+        """Log the tag of a degraded run, and how it ended: into the spool or, if that fails, in memory for the store; and into the note."""
+        note = self._note.read()
+        if note is not None:  # a forked child may have lost more calls than this process
+            self.degraded = self.degraded or note["why"]
+            self.lost = max(self.lost, note["lost"])
+        unwritten = len(self._kept)
         if self.degraded:
             mark = {"mainspring.degraded": f"lost {self.lost} log calls: {self.degraded}"[:1000]}
             self._append(encode(spool.TAGS, mark), keep=True)
         if ended is not None:
             self._append(encode(spool.FINISH, ended), keep=True)
         if self.degraded:
-            self._note.write(lost=self.lost + owed, why=self.degraded, finish=ended)
+            self._note.write(lost=self.lost + unwritten, why=self.degraded, finish=ended)
 
     def record(self) -> RunRecord:
         """The run as it is stored now."""
@@ -317,10 +321,12 @@ class Run:
     # --- inside --------------------------------------------------------------------------------------------------------
 
     def _append(self, record: bytes, *, keep: bool = False) -> None:
-        """Write to the spool. What cannot be written is lost and counted; with ``keep`` it waits in memory for the next writing."""
-        with self._keeping if self._kept or keep else contextlib.nullcontext():
+        """Write to the spool. What cannot be written is lost and counted; with ``keep`` it waits in memory for the next write."""
+        # The lock orders records that are kept in memory before those that follow. A metric takes it only while some are kept: the
+        # journal's own append is safe between threads.
+        with self._kept_lock if self._kept or keep else contextlib.nullcontext():
             if self.degraded is not None and time.monotonic() < self._retry_at:
-                self._hold(record, keep=keep)
+                self._keep_or_count(record, keep=keep)
                 return
             try:
                 while self._kept:
@@ -328,12 +334,12 @@ class Run:
                     self._drop_kept(1)
                 self._journal.append(record)
             except MainspringError as error:
-                self._hold(record, keep=keep)
+                self._keep_or_count(record, keep=keep)
                 self._degrade(error)
             else:
                 self._dirty = True
 
-    def _hold(self, record: bytes, *, keep: bool) -> None:
+    def _keep_or_count(self, record: bytes, *, keep: bool) -> None:
         if keep and self._kept_bytes + len(record) <= KEPT_BYTES:
             self._kept.append(record)
             self._kept_bytes += len(record)
@@ -358,15 +364,15 @@ class Run:
             ):  # a filter that turns warnings into errors must not end the training
                 warnings.warn(message, RuntimeWarning, stacklevel=4)
 
-    def _short(self, value: str, kind: str) -> str:
+    def _shorten(self, value: str, kind: str) -> str:
         if len(value) <= LONG_TEXT:
             return value
         name = f"mainspring/{kind}/{new_id()}.txt"
-        self._keep(value.encode(), name)
+        self._copy_artifact(value.encode(), name)
         return f"{value[:1000]}... ({len(value)} characters; whole in artifact {name})"
 
-    def _keep(self, source: Path | bytes, path: str) -> None:
-        """Copy into the spool, then name it there: a crash in between leaves a file that nobody asks for."""
+    def _copy_artifact(self, source: Path | bytes, path: str) -> None:
+        """Copy into the spool, then append the record that names the copy: a crash in between leaves an unused file."""
         target = self._folder / "files" / new_id()
         try:
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -380,12 +386,12 @@ class Run:
             return
         self._append(encode(spool.ARTIFACT, (path, target.name)), keep=True)
 
-    def _left(self) -> bool:
+    def _has_unshipped(self) -> bool:
         return self._folder.is_dir() and any(self._folder.glob(f"{spool.PREFIX}-{self._journal.writer}-*"))
 
     _waiting: threading.Event | None = None
 
-    def _round(self, shipper: Shipper, *, last: bool) -> None:
+    def _ship_round(self, shipper: Shipper, *, last: bool) -> None:
         """Cut what was logged so far into a batch and ship it."""
         if self._dirty and not last:
             self._dirty = False
@@ -394,77 +400,78 @@ class Run:
         shipper.ship(writer=self._journal.writer)
         self._deliver_kept(shipper)
         if last:
-            shipper.ship()  # what forked children of this run left
+            shipper.ship()  # the records of this run's forked children
             self._note.remove()
             sweep(self._folder)
 
     def _deliver_kept(self, shipper: Shipper) -> None:
-        """What the spool could not take goes to the store as it is: that may be on another disk."""
-        with self._keeping:
+        """Send records that could not be written to the spool to the store directly: it may be on another disk."""
+        with self._kept_lock:
             kept = list(self._kept)
         if kept:  # not under the lock: training must not wait for a server
-            shipper.deliver(kept, writer=f"{self._journal.writer}-{self._told}")
-            with self._keeping:
-                self._told += len(kept)
+            shipper.deliver(kept, writer=f"{self._journal.writer}-{self._delivered}")
+            with self._kept_lock:
+                self._delivered += len(kept)
                 if (
                     self._kept[: len(kept)] == kept
-                ):  # else they have reached the spool meanwhile, and are stored twice alike
+                ):  # else they were written to the spool meanwhile; storing them twice changes nothing
                     self._drop_kept(len(kept))
 
-    def _capture(self) -> None:
+    def _log_capture(self) -> None:
         if self._captured:
-            found: Captured = capture(seeds=self._seeds)
-            capture_record = (found.code, found.environment, found.source, found.files)
+            captured: Captured = capture(seeds=self._seeds)
+            capture_record = (captured.code, captured.environment, captured.source, captured.files)
             self._append(encode(spool.CAPTURE, capture_record), keep=True)
 
-
-def _ship_forever(run: Run) -> None:
-    """The background thread of a run: capture, then ship until the run has ended and all is stored."""
-    shipper = Shipper(run._folder, run.id, cast("TrackingOperations", run._operations), alive_s=spool.ALIVE_S)
-    try:
-        run._capture()
-    except Exception as error:  # noqa: BLE001 - capture never fails the run
-        run._append(encode(spool.TAGS, {"mainspring.capture_failed": str(error)[:1000]}), keep=True)
-    finally:
-        run._looked.set()
-    failures, beat = 0, time.monotonic()
-    while True:
-        run._wake.clear()
-        began, stopping, waiting = time.monotonic(), run._stop, run._waiting
+    def _ship_forever(self) -> None:
+        """The background thread: capture, then ship until the run has ended and everything is stored."""
+        shipper = Shipper(
+            self._folder, self.id, cast("TrackingOperations", self._operations), alive_s=spool.ALIVE_S
+        )
         try:
-            run._round(shipper, last=stopping)
-            if began - beat > spool.ALIVE_S / 3 and not stopping:
-                run._operations.heartbeat(run=run.id, alive_s=spool.ALIVE_S)
-                beat = began
-            failures = 0
-        except Exception as error:  # noqa: BLE001 - whatever the store or the network raises: try again later
-            failures += 1
-            if failures == 3:
-                run._warn(
-                    "unreachable",
-                    f"run {run.id}: the store is not reachable, logging goes on in the spool: {error}",
+            self._log_capture()
+        except Exception as error:  # noqa: BLE001 - capture never fails the run
+            self._append(encode(spool.TAGS, {"mainspring.capture_failed": str(error)[:1000]}), keep=True)
+        finally:
+            self._capture_done.set()
+        failures, beat = 0, time.monotonic()
+        while True:
+            self._wake.clear()
+            began, stopping, waiting = time.monotonic(), self._stop, self._waiting
+            try:
+                self._ship_round(shipper, last=stopping)
+                if began - beat > spool.ALIVE_S / 3 and not stopping:
+                    self._operations.heartbeat(run=self.id, alive_s=spool.ALIVE_S)
+                    beat = began
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - whatever the store or the network raises: try again later
+                failures += 1
+                if failures == 3:
+                    self._warn(
+                        "unreachable",
+                        f"run {self.id}: the store is not reachable, logging goes on in the spool: {error}",
+                    )
+            if shipper.total.rejected:
+                self._warn(
+                    "rejected",
+                    f"run {self.id}: the store refused {shipper.total.rejected} batches: {shipper.total.reasons[-1]}",
                 )
-        if shipper.total.rejected:
-            run._warn(
-                "rejected",
-                f"run {run.id}: the store refused {shipper.total.rejected} batches: {shipper.total.reasons[-1]}",
-            )
-        if not failures:
-            if waiting is not None and waiting is run._waiting:
-                run._waiting = None
-                waiting.set()
-            if stopping:
-                return
-        spent = time.monotonic() - began
-        run._wake.wait(min(0.1 * 2**failures, 30.0) if failures else max(SHIP_EVERY_S, DUTY * spent))
+            if not failures:
+                if waiting is not None and waiting is self._waiting:
+                    self._waiting = None
+                    waiting.set()
+                if stopping:
+                    return
+            spent = time.monotonic() - began
+            self._wake.wait(min(0.1 * 2**failures, 30.0) if failures else max(SHIP_EVERY_S, DUTY * spent))
 
 
 _open_runs: set[Run] = set()
-"""Runs that nobody finished yet: kept, so that a forgotten one ends with the program."""
+"""Runs that are not finished yet, so that one that is never finished ends with the program."""
 
 
 def _finish_all() -> None:
-    """At interpreter exit: runs that nobody finished end as the program did."""
+    """At interpreter exit: end the runs that are not finished, with the status of the program."""
     status: Ended = "failed" if getattr(sys, "last_value", None) is not None else "finished"
     for run in list(_open_runs):
         run.finish(status)
@@ -473,6 +480,6 @@ def _finish_all() -> None:
 atexit.register(_finish_all)
 
 
-def _text(text: str) -> str:
-    """Text that every engine can keep: NUL and lone surrogates are written out as escapes."""
+def _storable_text(text: str) -> str:
+    """``text`` as every database can store it: NUL and lone surrogates are written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

@@ -1,7 +1,7 @@
-"""Experiments: what groups runs. One is an id for ever; its name is unique in the project, is what people see, and may change.
+"""Experiments: groups of runs. An experiment's id never changes; its name is unique in the project and may change.
 
-Deleting one hides it and its runs from search and lets no run begin in it. Nothing is lost: :meth:`Experiments.restore_experiment`
-brings back what was there.
+Deleting one hides it and its runs from search, and no run can begin in it. Nothing is lost: :meth:`Experiments.restore_experiment`
+brings them back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.tracking import Experiment, ExperimentPage
 from mainspring.storage.sql import Reader, Row
-from mainspring.tracking.rows import check_texts, parts
+from mainspring.tracking.rows import check_texts, chunks
 from mainspring.tracking.search import Sql
 
 View = Literal["active", "deleted", "all"]
@@ -39,26 +39,26 @@ class Experiments:
         check_name(name, what="experiment")
         check_texts(tags, "tag")
         with self._base.ledger.decision() as d:
-            row = experiment_named(d, self._base, name, tags)
+            row = ensure_experiment(d, self._base, name, tags)
             if row["deleted_us"] is not None:
                 raise Conflict(
                     "a deleted experiment has this name",
                     value=name,
                     next_step=f"Bring it back: mainspring experiments restore {name}. Or give it another name first.",
                 )
-            return d.done(self._records(d.tx, [row])[0])
+            return d.done(self._records_of(d.tx, [row])[0])
 
     @operation(role=Role.VIEWER)
-    def get_experiment(self, *, name: str | None = None, id: Id | None = None) -> Experiment:  # noqa: A002 - it is what it is
-        """One experiment, by its name or by its id: pass one of them. Deleted ones are found too (``deleted`` says so)."""
+    def get_experiment(self, *, name: str | None = None, id: Id | None = None) -> Experiment:  # noqa: A002 - the parameter is called id on the wire
+        """One experiment, by its name or by its id: pass one of them. Deleted ones are returned too (``deleted`` says so)."""
         if (name is None) == (id is None):
             raise InvalidInput(
-                "an experiment is asked for by its name or by its id",
+                "one of name and id is needed",
                 place="name, id",
                 next_step="Pass one of them.",
             )
         with self._base.store.read() as tx:
-            return self._records(
+            return self._records_of(
                 tx, [self._by_id(tx, id) if id is not None else self._by_name(tx, name or "")]
             )[0]
 
@@ -76,12 +76,12 @@ class Experiments:
                 after or "",
                 limit + 1,
             )
-            items = self._records(tx, rows[:limit])
+            items = self._records_of(tx, rows[:limit])
         return ExperimentPage(items=items, next=items[-1].name if len(rows) > limit else None)
 
     @operation(role=Role.EDITOR, changes=True)
     def rename_experiment(self, id: Id, *, name: str) -> Experiment:  # noqa: A002
-        """Give an experiment another name. Its runs, and whoever knows its id, follow by themselves."""
+        """Give an experiment another name. Its runs refer to its id, so they follow."""
         check_name(name, what="experiment")
         with self._base.ledger.decision() as d:
             before = self._by_id(d.tx, id)
@@ -103,7 +103,7 @@ class Experiments:
                     ref("experiment", id),
                     {"name": name, "before": before["name"]},
                 )
-            return d.done(self._records(d.tx, [self._by_id(d.tx, id)])[0])
+            return d.done(self._records_of(d.tx, [self._by_id(d.tx, id)])[0])
 
     @operation(role=Role.EDITOR, changes=True)
     def delete_experiment(self, id: Id) -> Experiment:  # noqa: A002
@@ -122,13 +122,10 @@ class Experiments:
             if (row["deleted_us"] is None) != (deleted_us is None):
                 d.tx.execute("UPDATE experiments SET deleted_us = ? WHERE id = ?", deleted_us, ident)
                 d.event(event, ref("experiment", ident), {"name": row["name"]})
-            return d.done(self._records(d.tx, [self._by_id(d.tx, ident)])[0])
+            return d.done(self._records_of(d.tx, [self._by_id(d.tx, ident)])[0])
 
     def _by_id(self, tx: Reader, ident: str) -> Row:
-        row = tx.first("SELECT * FROM experiments WHERE id = ? AND project = ?", ident, self._base.project)
-        if row is None:
-            raise NotFound("no experiment has this id", value=ident, next_step=LISTING)
-        return row
+        return _find_by_id(tx, self._base.project, ident)
 
     def _by_name(self, tx: Reader, name: str) -> Row:
         row = tx.first("SELECT * FROM experiments WHERE project = ? AND name = ?", self._base.project, name)
@@ -136,9 +133,9 @@ class Experiments:
             raise NotFound("no experiment has this name", value=name, next_step=LISTING)
         return row
 
-    def _records(self, tx: Reader, rows: list[Row]) -> list[Experiment]:
+    def _records_of(self, tx: Reader, rows: list[Row]) -> list[Experiment]:
         counts: dict[str, int] = {}
-        for part in parts([row["id"] for row in rows], 500):
+        for part in chunks([row["id"] for row in rows], 500):
             for row in tx.all(
                 "SELECT experiment, count(*) AS n FROM runs WHERE project = ? AND deleted_us IS NULL"
                 f" AND experiment IN ({', '.join('?' * len(part))}) GROUP BY experiment",
@@ -159,11 +156,18 @@ class Experiments:
         ]
 
 
+def _find_by_id(tx: Reader, project: str, ident: str) -> Row:
+    row = tx.first("SELECT * FROM experiments WHERE id = ? AND project = ?", ident, project)
+    if row is None:
+        raise NotFound("no experiment has this id", value=ident, next_step=LISTING)
+    return row
+
+
 _VIEWS = {"active": " AND deleted_us IS NULL", "deleted": " AND deleted_us IS NOT NULL", "all": ""}
 
 
-def experiment_named(d: Decision, base: Foundation, name: str, tags: dict[str, str]) -> Row:
-    """The row of an experiment, made now if there was none."""
+def ensure_experiment(d: Decision, base: Foundation, name: str, tags: dict[str, str]) -> Row:
+    """The row of the experiment with this name, inserted now if there was none."""
     sql = "SELECT * FROM experiments WHERE project = ? AND name = ?"
     row = d.tx.first(sql, base.project, name)
     if row is not None:
@@ -178,23 +182,20 @@ def experiment_named(d: Decision, base: Foundation, name: str, tags: dict[str, s
     return d.tx.all(sql, base.project, name)[0]
 
 
-def experiment_for_a_run(
+def experiment_of_new_run(
     d: Decision, base: Foundation, *, name: str | None, ident: str | None, started_us: int
 ) -> Row:
-    """The row of the experiment that a new run begins in, made now if there was none of that name.
+    """The row of the experiment that a new run begins in, inserted now if there was none of that name.
 
     A run that began before its experiment was deleted and arrives afterwards is stored in it all the same, hidden with the others.
-    Not found is the error of the rest: what is in a spool stays there and arrives once the experiment is restored.
+    Any other run raises NotFound: what is in a spool stays there and arrives once the experiment is restored.
     """
     if ident is None:
-        row = experiment_named(
+        row = ensure_experiment(
             d, base, check_name("default" if name is None else name, what="experiment"), {}
         )
     elif name is None:
-        found = d.tx.first("SELECT * FROM experiments WHERE id = ? AND project = ?", ident, base.project)
-        if found is None:
-            raise NotFound("no experiment has this id", value=ident, next_step=LISTING)
-        row = found
+        row = _find_by_id(d.tx, base.project, ident)
     else:
         raise InvalidInput(
             "the experiment is named twice",
@@ -211,31 +212,32 @@ def experiment_for_a_run(
     return row
 
 
-def viewed(tx: Reader, project: str, view: View) -> list[Sql]:
-    """The conditions on runs ``r`` that a view stands for. A run is deleted if it was deleted itself, or its experiment was."""
+def view_conditions(tx: Reader, project: str, view: View) -> list[Sql]:
+    """The SQL conditions on runs ``r`` of a view. A run is deleted if it was deleted itself, or its experiment was."""
     if view == "all":
         return []
     own = f"r.deleted_us IS {'NULL' if view == 'active' else 'NOT NULL'}"
     hidden = "SELECT id FROM experiments WHERE project = ? AND deleted_us IS NOT NULL"
-    if tx.first(f"{hidden} LIMIT 1", project) is None:  # as a rule: the plan stays as simple as it can be
+    # The usual case: without the subquery the engines choose the simpler plan.
+    if tx.first(f"{hidden} LIMIT 1", project) is None:
         return [Sql(own)]
     if view == "active":
         return [Sql(own), Sql(f"r.experiment NOT IN ({hidden})", (project,))]
     return [Sql(f"({own} OR r.experiment IN ({hidden}))", (project,))]
 
 
-def within(tx: Reader, project: str, names: list[str], idents: list[str]) -> Sql:
-    """The condition that a run ``r`` belongs to one of these experiments."""
+def experiment_condition(tx: Reader, project: str, names: list[str], idents: list[str]) -> Sql:
+    """The SQL condition that a run ``r`` belongs to one of these experiments; unknown names and ids match nothing."""
     if len(names) + len(idents) > MAX_NAMED:
         raise InvalidInput(
             f"at most {MAX_NAMED} experiments can be named",
             value=len(names) + len(idents),
             place="experiments, experiment_ids",
-            next_step="Leave them out to search in all, or ask with a filter on attributes.experiment.",
+            next_step="Leave them out to search in all, or use a filter on attributes.experiment.",
         )
-    found = set(idents)
-    for part in parts(names, 500):
+    matching = set(idents)
+    for part in chunks(names, 500):
         marks = ", ".join("?" * len(part))
         sql = f"SELECT id FROM experiments WHERE project = ? AND name IN ({marks})"
-        found |= {row["id"] for row in tx.all(sql, project, *part)}
-    return Sql(f"r.experiment IN ({', '.join('?' * len(found)) or 'NULL'})", tuple(sorted(found)))
+        matching |= {row["id"] for row in tx.all(sql, project, *part)}
+    return Sql(f"r.experiment IN ({', '.join('?' * len(matching)) or 'NULL'})", tuple(sorted(matching)))

@@ -1,4 +1,4 @@
-"""The language of run search: text in, a tree out. Never SQL, and never a value in a statement.
+"""The language of run search: parses a text into a tree. SQL is made from the tree elsewhere, with every value bound.
 
 ::
 
@@ -6,7 +6,7 @@
     attributes.status IN ('failed', 'crashed') or not (params.seed IS NULL)
 
 What MLflow's search understands is understood here and means the same (a comparison holds only for runs that have the key;
-``LIKE`` minds case, ``ILIKE`` does not); ``or``, ``not`` and parentheses come on top.
+``LIKE`` minds case, ``ILIKE`` does not); ``or``, ``not`` and parentheses are additions.
 """
 
 from __future__ import annotations
@@ -97,13 +97,13 @@ class _Token:
 
 
 def parse(text: str) -> Node | None:
-    """The tree of a filter, None for an empty one. Raises :class:`InvalidInput` that names the position."""
+    """The tree of a filter, None for an empty one. Raises :class:`InvalidInput` with the position in the text."""
     if len(text) > MAX_LENGTH:
         raise InvalidInput(f"a filter may have {MAX_LENGTH} characters", value=len(text), place="filter")
-    tokens = _tokens(text)
+    tokens = _tokenise(text)
     if not tokens[:-1]:
         return None
-    return _Parser(text, tokens).whole()
+    return _Parser(text, tokens).parse_whole()
 
 
 def parse_field(text: str, *, place: str) -> Field:
@@ -121,16 +121,16 @@ def parse_field(text: str, *, place: str) -> Field:
         ) from None
 
 
-def _tokens(text: str) -> list[_Token]:
-    found, at = [], 0
+def _tokenise(text: str) -> list[_Token]:
+    tokens, at = [], 0
     while text[at:].strip():
         match = _TOKEN.match(text, at)
         if match is None:
             _fail("this cannot be read", text, at + len(text[at:]) - len(text[at:].lstrip()))
         kind = str(match.lastgroup)
-        found.append(_Token(kind, match[kind], match.start(kind)))
+        tokens.append(_Token(kind, match[kind], match.start(kind)))
         at = match.end()
-    return [*found, _Token("end", "", len(text))]
+    return [*tokens, _Token("end", "", len(text))]
 
 
 def _fail(message: str, text: str, at: int, hint: str | None = None) -> NoReturn:
@@ -157,7 +157,7 @@ def _field(text: str, at: int, source: str) -> Field:
 
 
 class _Parser:
-    """Recursive descent: or < and < not < comparison."""
+    """Recursive descent, by binding strength: or < and < not < comparison."""
 
     def __init__(self, text: str, tokens: list[_Token]) -> None:
         self._text = text
@@ -165,7 +165,7 @@ class _Parser:
         self._index = 0
         self._clauses = 0
 
-    def whole(self) -> Node:
+    def parse_whole(self) -> Node:
         node = self._either(0)
         if self._now.kind != "end":
             _fail("'and' or 'or' is missing", self._text, self._now.at)
@@ -188,19 +188,19 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Either(tuple(parts))
 
     def _both(self, depth: int) -> Node:
-        parts = [self._one(depth)]
+        parts = [self._negation(depth)]
         while self._now.is_word("and"):
             self._take()
-            parts.append(self._one(depth))
+            parts.append(self._negation(depth))
         return parts[0] if len(parts) == 1 else Both(tuple(parts))
 
-    def _one(self, depth: int) -> Node:
+    def _negation(self, depth: int) -> Node:
         token = self._now
         if depth > MAX_DEPTH:
             _fail("nested too deep", self._text, token.at)
         if token.is_word("not"):
             self._take()
-            return Negated(self._one(depth + 1))
+            return Negated(self._negation(depth + 1))
         if token.kind == "punct" and token.text == "(":
             self._take()
             node = self._either(depth + 1)
@@ -278,9 +278,9 @@ class _Parser:
             value = float(token.text)
         else:
             _fail("a number or a quoted text is expected", self._text, token.at)
-        return self._typed(field, value, token)
+        return self._convert_value(field, value, token)
 
-    def _typed(self, field: Field, value: str | float, token: _Token) -> str | float:
+    def _convert_value(self, field: Field, value: str | float, token: _Token) -> str | float:
         if field.kind == "metrics":
             if isinstance(value, str):
                 _fail("metrics compare with numbers, without quotes", self._text, token.at)
@@ -288,14 +288,14 @@ class _Parser:
                 _fail("this number is too large", self._text, token.at)
             return value
         if field.kind == "attributes" and field.name in {"started_us", "ended_us"}:
-            return self._moment(value, token)
+            return self._parse_time(value, token)
         if not isinstance(value, str):
             return token.text  # params.x = 5 means the text '5'
         if "\x00" in value or any(0xD800 <= ord(c) <= 0xDFFF for c in value):
             _fail("this text cannot be stored, so nothing can equal it", self._text, token.at)
         return value
 
-    def _moment(self, value: str | float, token: _Token) -> float:
+    def _parse_time(self, value: str | float, token: _Token) -> float:
         if not isinstance(value, str):
             if not abs(value) < 9e15:
                 _fail("this time is out of range", self._text, token.at)
@@ -305,7 +305,7 @@ class _Parser:
         from mainspring.clock import to_us
 
         try:
-            moment = datetime.fromisoformat(value)
+            time = datetime.fromisoformat(value)
         except ValueError:
             _fail("a time is milliseconds since the epoch or an ISO 8601 text", self._text, token.at)
-        return to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+        return to_us(time if time.tzinfo else time.replace(tzinfo=UTC))

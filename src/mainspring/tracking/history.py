@@ -1,8 +1,8 @@
 """The history of a metric, in packed blocks.
 
-A block is one key's points of one batch, sorted by step and time: ``n`` steps (int64), ``n`` times in microseconds (int64)
-and ``n`` values (IEEE 754 doubles, so NaN payloads, infinities and -0 are the same bits afterwards), little-endian, in this
-order. 24 bytes a point, and a hundred thousand points a second are a few rows. Blocks of one key may overlap when steps
+A block holds the points of one key in one batch, sorted by step and time: ``n`` steps (int64), ``n`` times in microseconds
+(int64) and ``n`` values (IEEE 754 doubles, so NaN payloads, infinities and -0 are the same bits afterwards), little-endian, in this
+order. A point takes 24 bytes, and a hundred thousand points a second are a few rows. Blocks of one key may overlap when steps
 arrive out of order; reading merges them.
 """
 
@@ -64,7 +64,7 @@ def unpack(data: bytes) -> list[Sample]:
     return [Sample(*point) for point in zip(steps, times, values, strict=True)]
 
 
-def merged(
+def merge_blocks(
     blocks: Iterable[BlockInfo], load: Callable[[int], bytes], *, from_step: int | None = None
 ) -> Iterator[Sample]:
     """All samples of ``blocks`` (sorted by first step), by step, then time, then order of arrival.
@@ -97,9 +97,9 @@ def merged(
     yield from drain(None)
 
 
-def thinned(samples: Iterable[Sample], *, total: int, keep: int) -> list[Sample]:
-    """At most about ``keep`` of ``total`` samples that still show the shape: each bucket's lowest and highest, first
-    and last of all, and the first NaN or infinity of each bucket (a spike or a divergence never disappears)."""
+def thin_samples(samples: Iterable[Sample], *, total: int, keep: int) -> list[Sample]:
+    """At most about ``keep`` of ``total`` samples that keep the shape: the lowest and highest of each bucket, the first
+    and last of all, and the first NaN or infinity of each bucket, so that a spike or a divergence never disappears."""
     if total <= keep:
         return list(samples)
     size = math.ceil(total / max(1, keep // 3))

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import blake3
 
-from mainspring.clock import from_us, to_us
+from mainspring.clock import to_us
 from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.lineage.uploads import check_owned
-from mainspring.operations import GIB, MIB, Download, Kind, Role, current, operation
-from mainspring.records.base import Digest, Id, check_name, check_path, from_json, new_id, to_json
+from mainspring.operations import MIB, Download, Kind, Role, current, operation
+from mainspring.records.base import Id, check_name, from_json, new_id, to_json
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
-from mainspring.records.objects import ObjectRef
 from mainspring.records.tracking import (
-    Artifact,
-    ArtifactPage,
     BatchResult,
     CaptureResult,
     CodeState,
@@ -32,14 +26,20 @@ from mainspring.records.tracking import (
     RunPage,
 )
 from mainspring.storage.failpoints import declare, failpoint
-from mainspring.storage.sql import Reader, Row
+from mainspring.storage.sql import Reader
 from mainspring.tracking import history
-from mainspring.tracking.experiments import Experiments, View, experiment_for_a_run, viewed, within
+from mainspring.tracking.artifacts import Artifacts
+from mainspring.tracking.experiments import (
+    Experiments,
+    View,
+    experiment_condition,
+    experiment_of_new_run,
+    view_conditions,
+)
 from mainspring.tracking.filters import Both, Compare, Node, parse
 from mainspring.tracking.order import Query, parse_order
 from mainspring.tracking.rows import Tables, alive_until, blocks_of, check_texts, next_number
 from mainspring.tracking.search import FEW, Compiler, names_in
-from mainspring.tracking.streams import Stream
 
 declare("tracking.batch_marked", "tracking.batch_stored")
 
@@ -55,7 +55,7 @@ _ENDED: dict[Literal["finished", "failed", "killed"], EventKind] = {
 }
 
 
-class Tracking(Experiments):
+class Tracking(Experiments, Artifacts):
     """Experiments and runs of one project: their params, metrics, tags and artifacts."""
 
     room = "tracking"
@@ -73,7 +73,7 @@ class Tracking(Experiments):
         experiment: str | None = None,
         experiment_id: Id | None = None,
         name: str = "",
-        id: Id | None = None,  # noqa: A002 - it is what it is
+        id: Id | None = None,  # noqa: A002 - the parameter is called id on the wire
         parent: str | None = None,
         params: dict[str, str] = {},  # noqa: B006
         tags: dict[str, str] = {},  # noqa: B006
@@ -95,8 +95,8 @@ class Tracking(Experiments):
         call = current()
         with self._base.ledger.decision() as d:
             if d.tx.first("SELECT id FROM runs WHERE id = ? AND project = ?", run, self._base.project):
-                return d.done(self._tables.run(d.tx, run))
-            group = experiment_for_a_run(
+                return d.done(self._tables.read_run(d.tx, run))
+            group = experiment_of_new_run(
                 d, self._base, name=experiment, ident=experiment_id, started_us=started
             )
             made = d.tx.execute(
@@ -112,7 +112,7 @@ class Tracking(Experiments):
                 d.event(EventKind.RUN_STARTED, ref("run", run), {"experiment": group["name"], "name": name})
                 if parent is not None:
                     d.edge(ref("run", parent), ref("run", run), "parent")
-            return d.done(self._tables.run(d.tx, run))
+            return d.done(self._tables.read_run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB)
     def log_batch(
@@ -127,7 +127,7 @@ class Tracking(Experiments):
     ) -> BatchResult:
         """Store points, params and tags, all or none, once per ``batch_id``.
 
-        Raises :class:`Conflict` if a param has another value already (params say what was tried, so they stand).
+        Raises :class:`Conflict` if a param has another value already (a param says what was tried, so it never changes).
         """
         if not batch_id or len(batch_id) > 200:
             raise InvalidInput("a batch id has 1 to 200 characters", value=batch_id)
@@ -142,6 +142,7 @@ class Tracking(Experiments):
         with self._base.ledger.decision() as d:
             tx = d.tx
             num = self._tables.num(tx, run)
+            # The batch id is inserted in the transaction that stores the data: a batch that is sent again finds it there.
             marked = tx.execute(
                 "INSERT INTO run_batches (project, run, batch) VALUES (?, ?, ?) ON CONFLICT (run, batch) DO NOTHING",
                 self._base.project,
@@ -157,7 +158,7 @@ class Tracking(Experiments):
                 ]
             )
             if alive_s is not None:
-                self._tables.prolong(tx, num, alive_s)
+                self._tables.extend_life(tx, num, alive_s)
             self._tables.store_texts(tx, "run_params", num, params)
             self._tables.store_texts(tx, "run_tags", num, tags)
             if metrics:
@@ -167,9 +168,9 @@ class Tracking(Experiments):
 
     @operation(role=Role.EDITOR, changes=True)
     def heartbeat(self, run: Id, *, alive_s: float) -> None:
-        """Say that the run's process lives and will say so again within ``alive_s`` seconds."""
+        """Report that the run's process is alive, and will report again within ``alive_s`` seconds."""
         with self._base.ledger.decision() as d:
-            self._tables.prolong(d.tx, self._tables.num(d.tx, run), alive_s)
+            self._tables.extend_life(d.tx, self._tables.num(d.tx, run), alive_s)
             d.done(None)
 
     @operation(role=Role.EDITOR, changes=True)
@@ -194,7 +195,7 @@ class Tracking(Experiments):
             if changed:
                 self._tables.compact(d.tx, num)
                 d.event(_ENDED[status], ref("run", run))
-            return d.done(self._tables.run(d.tx, run))
+            return d.done(self._tables.read_run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
     def resume_run(self, run: Id, *, alive_s: float | None = None) -> Run:
@@ -207,7 +208,7 @@ class Tracking(Experiments):
                 num,
             )
             d.event(EventKind.RUN_RESUMED, ref("run", run))
-            return d.done(self._tables.run(d.tx, run))
+            return d.done(self._tables.read_run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
     def set_tags(self, run: Id, *, tags: dict[str, str], remove: list[str] = []) -> Run:  # noqa: B006
@@ -219,7 +220,7 @@ class Tracking(Experiments):
             for key in self._tables.keys(d.tx, remove).values():
                 d.tx.execute("DELETE FROM run_tags WHERE run = ? AND key = ?", num, key)
             d.event(EventKind.RUN_TAGGED, ref("run", run), {"set": sorted(tags)[:50], "removed": remove[:50]})
-            return d.done(self._tables.run(d.tx, run))
+            return d.done(self._tables.read_run(d.tx, run))
 
     @operation(role=Role.EDITOR, changes=True)
     def log_inputs(self, run: Id, *, inputs: list[str], kind: str = "input") -> None:
@@ -290,7 +291,7 @@ class Tracking(Experiments):
     def get_code(self, run: Id) -> CodeState:
         """What code the run had: the Git commit and what differed from it, and the source files that are kept with it."""
         with self._base.store.read() as tx:
-            digest = self._tables.run(tx, run).code
+            digest = self._tables.read_run(tx, run).code
         if digest is None:
             raise NotFound("no code was captured for this run", value=run)
         return from_json(self._base.objects.read(digest), CodeState)
@@ -306,45 +307,26 @@ class Tracking(Experiments):
                 place=f"run {run}",
                 next_step=near(path, files, what="file"),
             )
-        found = files[path]
-        if found.digest is None:
-            raise NotFound(f"this source file was not kept: {found.skipped}", value=path, place=f"run {run}")
+        file = files[path]
+        if file.digest is None:
+            raise NotFound(f"this source file was not kept: {file.skipped}", value=path, place=f"run {run}")
         return Download(
-            chunks=self._base.objects.chunks(found.digest),
+            chunks=self._base.objects.chunks(file.digest),
             media_type="text/x-python; charset=utf-8" if path.endswith(".py") else "application/octet-stream",
             name=path.rpartition("/")[2],
-            size=found.size,
+            size=file.size,
         )
-
-    @operation(role=Role.EDITOR, changes=True)
-    def log_artifact(self, run: Id, path: str, *, digest: Digest, size: int) -> Artifact:
-        """Name an object that this project stores already as a file of the run; the same path again replaces it."""
-        check_path(path, what="artifact path")
-        stored = ObjectRef(digest=digest, size=size)
-        check_owned(self._base, [stored], place="digest")
-        return self._name_artifact(run, path, stored)
-
-    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=64 * GIB, deadline_s=3600.0)
-    def upload_artifact(self, run: Id, path: str, *, body: Iterable[bytes]) -> Artifact:
-        """Store the bytes of a file of the run under ``path``; the same path again replaces it."""
-        check_path(path, what="artifact path")
-        with self._base.store.read() as tx:
-            self._tables.num(tx, run)  # before a long upload, not after
-        with self._base.objects.writing() as writer:
-            stored = writer.put(io.BufferedReader(Stream(body)))
-            writer.flush()
-            return self._name_artifact(run, path, stored)
 
     @operation(role=Role.EDITOR, changes=True)
     def delete_run(self, run: Id) -> Run:
         """Hide a run; nothing is lost, :meth:`restore_run` brings it back."""
         with self._base.store.freeing():
-            return self._hide(run, to_us(self._base.clock.now()), EventKind.RUN_DELETED)
+            return self._set_deleted_run(run, to_us(self._base.clock.now()), EventKind.RUN_DELETED)
 
     @operation(role=Role.EDITOR, changes=True)
     def restore_run(self, run: Id) -> Run:
         """Bring a deleted run back."""
-        return self._hide(run, None, EventKind.RUN_RESTORED)
+        return self._set_deleted_run(run, None, EventKind.RUN_RESTORED)
 
     # --- reading -------------------------------------------------------------------------------------------------------
 
@@ -352,7 +334,7 @@ class Tracking(Experiments):
     def get_run(self, run: Id) -> Run:
         """One run with its latest metrics, params and tags."""
         with self._base.store.read() as tx:
-            return self._tables.run(tx, run)
+            return self._tables.read_run(tx, run)
 
     @operation(role=Role.VIEWER)
     def search_runs(
@@ -369,11 +351,11 @@ class Tracking(Experiments):
     ) -> RunPage:
         """Find runs (the language: ``tracking/filters.py``), newest first unless ``order_by`` says otherwise.
 
-        ``order_by`` names up to 8 keys, the first of them first: ``["metrics.loss", "-params.depth", "-started"]``. ``-`` or ``DESC`` turns a
-        key round. Numbers sort as numbers, texts (params and tags always are) by the code points of their first 200 characters;
+        ``order_by`` names up to 8 keys, the first of them first: ``["metrics.loss", "-params.depth", "-started"]``. ``-`` or ``DESC`` reverses
+        a key. Numbers sort as numbers, texts (params and tags always are) by the code points of their first 200 characters;
         runs without the value, or with NaN, come last both ways. ``experiments`` are names, ``experiment_ids`` ids: runs of any of them.
         Runs of a deleted experiment count as deleted.
-        ``metrics`` names the metrics to bring along (None: all). Pages are stable: a run is never shown twice or skipped because
+        ``metrics`` names the metrics to return with each run (None: all). Pages are stable: a run is never shown twice or skipped because
         others were added meanwhile.
         """
         if not 1 <= limit <= 1000:
@@ -384,12 +366,14 @@ class Tracking(Experiments):
             keys = self._tables.keys(tx, names_in(node) | order.names())
             compiler = Compiler(engine=self._base.store.engine.name, project=project, keys=keys, now_us=now)
             conditions = [compiler.compile(node)] if node is not None else []
-            conditions += viewed(tx, project, view)
+            conditions += view_conditions(tx, project, view)
             if experiments or experiment_ids:
-                conditions.append(within(tx, project, experiments, experiment_ids))
-            query = Query(project, order, tuple(conditions), _few(tx, compiler, node))
+                conditions.append(experiment_condition(tx, project, experiments, experiment_ids))
+            query = Query(project, order, tuple(conditions), _few_matching(tx, compiler, node))
             rows, following = query.run(tx, compiler, keys, after=after, limit=limit)
-            return RunPage(items=self._tables.filled(tx, rows, now=now, metrics=metrics), next=following)
+            return RunPage(
+                items=self._tables.load_records(tx, rows, now=now, metrics=metrics), next=following
+            )
 
     @operation(role=Role.VIEWER)
     def get_metric_history(
@@ -416,7 +400,7 @@ class Tracking(Experiments):
             blocks = blocks_of(tx, num, number)
             total = sum(b.points for b in blocks)
             if thin_to is not None:
-                kept = history.thinned(history.merged(blocks, load), total=total, keep=thin_to)
+                kept = history.thin_samples(history.merge_blocks(blocks, load), total=total, keep=thin_to)
                 return HistoryPage(key=key, total=total, items=[history.metric_of(s) for s in kept])
             step, skip = _history_mark(after)
             ahead = [b for b in blocks if step is None or b.last_step >= step]
@@ -424,7 +408,7 @@ class Tracking(Experiments):
             seen_at_step = 0
             last_step: int | None = step
             skipped = 0
-            for sample in history.merged(ahead, load, from_step=step):
+            for sample in history.merge_blocks(ahead, load, from_step=step):
                 if sample.step == step and skipped < skip:
                     skipped += 1
                     continue
@@ -438,62 +422,9 @@ class Tracking(Experiments):
                 items.append(history.metric_of(sample))
         return HistoryPage(key=key, total=total, items=items)
 
-    @operation(role=Role.VIEWER)
-    def list_artifacts(
-        self, run: Id, *, prefix: str = "", after: str | None = None, limit: int = 1000
-    ) -> ArtifactPage:
-        """Files of a run by path."""
-        if not 1 <= limit <= 10_000:
-            raise InvalidInput("limit must be 1 to 10,000", value=limit)
-        with self._base.store.read() as tx:
-            rows = tx.all(
-                "SELECT * FROM run_artifacts WHERE run = ? AND path > ? AND substr(path, 1, ?) = ? ORDER BY path LIMIT ?",
-                self._tables.num(tx, run), after or "", len(prefix), prefix, limit + 1,
-            )  # fmt: skip
-        items = [_artifact_of(row) for row in rows[:limit]]
-        return ArtifactPage(items=items, next=items[-1].path if len(rows) > limit else None)
+    # --- helpers -------------------------------------------------------------------------------------------------------
 
-    @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
-    def download_artifact(self, run: Id, path: str) -> Download:
-        """The bytes of a file of a run, verified as they are read."""
-        with self._base.store.read() as tx:
-            row = tx.first(
-                "SELECT * FROM run_artifacts WHERE run = ? AND path = ?", self._tables.num(tx, run), path
-            )
-        if row is None:
-            raise NotFound("the run has no such artifact", value=path, place=f"run {run}")
-        return Download(
-            chunks=self._base.objects.chunks(row["digest"]),
-            name=path.rpartition("/")[2],
-            size=int(row["size"]),
-        )
-
-    # --- inside --------------------------------------------------------------------------------------------------------
-
-    def _name_artifact(self, run: str, path: str, stored: ObjectRef) -> Artifact:
-        with self._base.ledger.decision() as d:
-            num = self._tables.num(d.tx, run)
-            before = d.tx.first(
-                "SELECT digest, size FROM run_artifacts WHERE run = ? AND path = ?", num, path
-            )
-            d.tx.execute(
-                "INSERT INTO run_artifacts (project, run, path, digest, size, at_us) VALUES (?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (run, path) DO UPDATE SET digest = excluded.digest, size = excluded.size, at_us = excluded.at_us",
-                self._base.project, num, path, stored.digest, stored.size, to_us(self._base.clock.now()),
-            )  # fmt: skip
-            d.refer(stored.digest, ref("run", run))
-            d.edge(ref("run", run), ref("object", stored.digest), "artifact")
-            if before is None or before["digest"] != stored.digest:
-                d.event(
-                    EventKind.RUN_ARTIFACT_LOGGED,
-                    ref("run", run),
-                    {"path": path, "digest": stored.digest, "size": stored.size},
-                )
-            return d.done(
-                _artifact_of(d.tx.all("SELECT * FROM run_artifacts WHERE run = ? AND path = ?", num, path)[0])
-            )
-
-    def _hide(self, run: str, deleted_us: int | None, event: EventKind) -> Run:
+    def _set_deleted_run(self, run: str, deleted_us: int | None, event: EventKind) -> Run:
         with self._base.ledger.decision() as d:
             num = self._tables.num(d.tx, run)
             missing = "IS NULL" if deleted_us is not None else "IS NOT NULL"
@@ -501,11 +432,11 @@ class Tracking(Experiments):
                 f"UPDATE runs SET deleted_us = ? WHERE num = ? AND deleted_us {missing}", deleted_us, num
             ):
                 d.event(event, ref("run", run))
-            return d.done(self._tables.run(d.tx, run))
+            return d.done(self._tables.read_run(d.tx, run))
 
 
-def _few(tx: Reader, compiler: Compiler, node: Node | None) -> tuple[int, ...] | None:
-    """The only runs that can match, if one of the conditions that must all hold is met by few."""
+def _few_matching(tx: Reader, compiler: Compiler, node: Node | None) -> tuple[int, ...] | None:
+    """Numbers of the only runs that can match, if few runs meet one of the conditions that must all hold; else None."""
     clauses = node.parts if isinstance(node, Both) else (node,)
     few: set[int] | None = None
     for clause in clauses:
@@ -527,7 +458,3 @@ def _history_mark(after: str | None) -> tuple[int | None, int]:
         raise InvalidInput(
             "not a page mark", value=after, place="after", next_step="Pass 'next' of the page before."
         ) from None
-
-
-def _artifact_of(row: Row) -> Artifact:
-    return Artifact(path=row["path"], digest=row["digest"], size=int(row["size"]), at=from_us(row["at_us"]))

@@ -1,8 +1,8 @@
 """The order of runs: several sort keys, and pages by keyset along them.
 
-The first key leads: runs that have its value come along its index, then those that lack it. Within equal values of one key the next
-decides, and at the end the run's number, so that the order is total and the same on both engines. What a run lacks (or NaN) comes
-last, whichever way the key goes.
+The first key decides the walk: runs that have its value are read along its index, then those that lack it. Within equal values of
+one key the next decides, and at the end the run's number, so that the order is total and the same on both engines. A missing value
+(or NaN) comes last, whichever way the key goes.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Order:
 
     @property
     def signature(self) -> str:
-        """What a page mark must have been made for."""
+        """A digest of the keys, by which a page mark says which order it was made for."""
         text = to_json([[k.field.kind, k.field.name, k.descending] for k in self.keys])
         return blake3.blake3(text).hexdigest()[:16]
 
@@ -66,7 +66,7 @@ def parse_order(terms: list[str]) -> Order:
     """``["metrics.loss", "-params.depth", "started DESC"]``, or the same in one text with commas; default: newest start first."""
     if sum(map(len, terms)) > MAX_LENGTH:
         raise InvalidInput(f"an order may have {MAX_LENGTH} characters", place="order_by")
-    keys = [_key(part) for term in terms for part in _split(term)]
+    keys = [_parse_key(part) for term in terms for part in _split_keys(term)]
     if len(keys) > MAX_KEYS:
         raise InvalidInput(
             f"an order has at most {MAX_KEYS} keys",
@@ -84,7 +84,7 @@ def parse_order(terms: list[str]) -> Order:
     return Order(tuple(keys) or (Key(Field("attributes", "started_us", 0), descending=True),))
 
 
-def _split(term: str) -> list[str]:
+def _split_keys(term: str) -> list[str]:
     """The parts between commas; a name in backticks or double quotes may hold commas itself."""
     parts, quote = [""], ""
     for char in term:
@@ -99,7 +99,7 @@ def _split(term: str) -> list[str]:
     return parts
 
 
-def _key(term: str) -> Key:
+def _parse_key(term: str) -> Key:
     match = re.fullmatch(r"\s*(-?)\s*(.+?)(?:\s+(asc|desc))?\s*", term, re.IGNORECASE | re.DOTALL)
     if match is None or (match[1] and match[3]):
         raise InvalidInput(
@@ -132,7 +132,7 @@ class _Term:
 
 @dataclass(frozen=True)
 class Query:
-    """What is being searched, but for the page."""
+    """A search: everything but the page."""
 
     project: str
     order: Order
@@ -144,34 +144,34 @@ class Query:
         self, tx: Reader, compiler: Compiler, keys: dict[str, int], *, after: str | None, limit: int
     ) -> tuple[list[Row], str | None]:
         """One page of run rows and the page mark of the next."""
-        mark = _decode(after, self.order) if after is not None else None
+        mark = _decode_mark(after, self.order) if after is not None else None
         if self.few == ():
             return [], None
         rows: list[Row] = []
-        begin = 0 if mark is None or mark[0] is not None else 1
+        first_phase = 0 if mark is None or mark[0] is not None else 1
         # Runs that have the first key's value come first, then those that lack it (or hold NaN), both ways.
         for phase in (0, 1):
-            if len(rows) > limit or phase < begin:
+            if len(rows) > limit or phase < first_phase:
                 continue
-            here = mark if phase == begin else None
-            sql = self._phase(phase, compiler, keys, here)
+            phase_mark = mark if phase == first_phase else None
+            sql = self._phase_query(phase, compiler, keys, phase_mark)
             if sql is not None:
                 rows += tx.all(f"{sql.text} LIMIT ?", *sql.values, limit + 1 - len(rows))
         if len(rows) <= limit:
             return rows, None
-        return rows[:limit], _encode(self.order, rows[limit - 1])
+        return rows[:limit], _encode_mark(self.order, rows[limit - 1])
 
-    def _phase(
-        self, phase: int, compiler: Compiler, keys: dict[str, int], here: list[Value] | None
+    def _phase_query(
+        self, phase: int, compiler: Compiler, keys: dict[str, int], mark: list[Value] | None
     ) -> Sql | None:
         lead = self.order.keys[0]
-        source, number, where = Sql("runs r"), "r.num", self._base()
+        source, number, where = Sql("runs r"), "r.num", self._base_conditions()
         if lead.field.kind != "attributes":
             table, key = TABLES[lead.field.kind], keys.get(lead.field.name)
             if phase == 0:
                 if key is None:
                     return None
-                # In this order on SQLite: along the index of values.
+                # CROSS JOIN fixes the order of the loops on SQLite: the index of values outside, so that rows come sorted.
                 source, number = Sql(f"{table} s0 CROSS JOIN runs r"), "s0.run"
                 where.insert(0, Sql("s0.key = ? AND s0.run = r.num AND s0.value IS NOT NULL", (key,)))
             elif key is not None:
@@ -185,27 +185,30 @@ class Query:
             where.append(Sql(f"r.{lead.field.name} IS {'NOT ' if phase == 0 else ''}NULL"))
         elif phase == 1:
             return None
-        columns, joins = self._columns(phase, compiler, keys)
+        columns, joins = self._key_columns(phase, compiler, keys)
         terms = [
             _Term(column, key.descending, key.nullable and i > 0, f"sort{i}")
             for i, (key, column) in enumerate(zip(self.order.keys, columns, strict=True))
             if column is not None
         ]
         terms.append(_Term(Sql(number), self.order.keys[-1].descending, nullable=False, alias=number))
-        if here is not None:
-            known = [v for v, column in zip(here, columns, strict=False) if column is not None]
-            where.append(_after(terms, [*known, here[-1]]))
-        return _statement(columns, Sql(f"{source.text}{joins.text}", joins.values), where, terms)
+        if mark is not None:
+            known = [v for v, column in zip(mark, columns, strict=False) if column is not None]
+            where.append(_after_condition(terms, [*known, mark[-1]]))
+        return _build_statement(columns, Sql(f"{source.text}{joins.text}", joins.values), where, terms)
 
-    def _base(self) -> list[Sql]:
-        # Over few runs the planner must not walk an index that begins with the project.
+    def _base_conditions(self) -> list[Sql]:
+        # Over few runs the planner must take them by number. The concatenation hides the column from indexes that begin with
+        # the project, which it would otherwise walk whole.
         project = "r.project" if self.few is None else "r.project || ''"
         base = [Sql(f"{project} = ?", (self.project,)), *self.conditions]
         if self.few is not None:
             base.append(Sql(f"r.num IN ({', '.join('?' * len(self.few))})", self.few))
         return base
 
-    def _columns(self, phase: int, compiler: Compiler, keys: dict[str, int]) -> tuple[list[Sql | None], Sql]:
+    def _key_columns(
+        self, phase: int, compiler: Compiler, keys: dict[str, int]
+    ) -> tuple[list[Sql | None], Sql]:
         """The column of each key (None: nothing has a value here), and the joins that they need."""
         columns: list[Sql | None] = []
         joins: list[Sql] = []
@@ -214,7 +217,7 @@ class Query:
             if i == 0 and phase == 1:
                 columns.append(None)
             elif key.field.kind == "attributes":
-                columns.append(_attribute(key.field.name, compiler))
+                columns.append(_attribute_column(key.field.name, compiler))
             elif number < 0:
                 columns.append(None)
             else:
@@ -227,7 +230,7 @@ class Query:
         return columns, Sql("".join(j.text for j in joins), tuple(v for j in joins for v in j.values))
 
 
-def _attribute(name: str, compiler: Compiler) -> Sql:
+def _attribute_column(name: str, compiler: Compiler) -> Sql:
     if name == "status":
         return compiler.status()
     if name == "experiment":
@@ -237,7 +240,7 @@ def _attribute(name: str, compiler: Compiler) -> Sql:
     return Sql(f"substr(r.{name}, 1, {HEAD})" if name in _LONG else f"r.{name}")
 
 
-def _statement(columns: Sequence[Sql | None], source: Sql, where: list[Sql], terms: list[_Term]) -> Sql:
+def _build_statement(columns: Sequence[Sql | None], source: Sql, where: list[Sql], terms: list[_Term]) -> Sql:
     shown = [c or Sql("NULL") for c in columns]
     sorts = "".join(f", {c.text} AS sort{i}" for i, c in enumerate(shown))
     values = [*(v for c in shown for v in c.values), *source.values, *(v for w in where for v in w.values)]
@@ -248,8 +251,8 @@ def _statement(columns: Sequence[Sql | None], source: Sql, where: list[Sql], ter
     )
 
 
-def _after(terms: list[_Term], values: list[Value]) -> Sql:
-    """The condition that a row comes after the one with these values."""
+def _after_condition(terms: list[_Term], values: list[Value]) -> Sql:
+    """The condition that a row comes after the one with these values (those of a page mark)."""
     first = terms[0]
     if len(terms) == 2 and not first.nullable and first.descending == terms[1].descending:
         # A comparison of rows is a range of the index, where the same written with OR would read all rows of one value.
@@ -257,7 +260,7 @@ def _after(terms: list[_Term], values: list[Value]) -> Sql:
             f"({first.column.text}, {terms[1].column.text}) {first.beyond} (?, ?)",
             (*first.column.values, *values),
         )
-    nested = _nested(terms, values)
+    nested = _nested_condition(terms, values)
     if first.nullable or len(terms) == 1:
         return nested
     return Sql(
@@ -266,10 +269,11 @@ def _after(terms: list[_Term], values: list[Value]) -> Sql:
     )
 
 
-def _nested(terms: list[_Term], values: list[Value]) -> Sql:
+def _nested_condition(terms: list[_Term], values: list[Value]) -> Sql:
+    """``a > x OR (a = x AND (b > y OR ...))``, with NULL after every value."""
     if not terms:
         return Sql("0 = 1")
-    term, value, rest = terms[0], values[0], _nested(terms[1:], values[1:])
+    term, value, rest = terms[0], values[0], _nested_condition(terms[1:], values[1:])
     text, bound = term.column.text, term.column.values
     if value is None:
         return Sql(f"({text} IS NULL AND {rest.text})", bound + rest.values)
@@ -281,17 +285,17 @@ def _nested(terms: list[_Term], values: list[Value]) -> Sql:
     )
 
 
-_INFINITE = {"Infinity": float("inf"), "-Infinity": float("-inf")}  # JSON has no word for them
+_INFINITE = {"Infinity": float("inf"), "-Infinity": float("-inf")}  # JSON has no infinities
 
 
-def _encode(order: Order, row: Row) -> str:
+def _encode_mark(order: Order, row: Row) -> str:
     words = {number: word for word, number in _INFINITE.items()}
     values = [row[f"sort{i}"] for i in range(len(order.keys))]
     values = [words.get(v, v) if isinstance(v, float) else v for v in values]
     return base64.urlsafe_b64encode(to_json([order.signature, values, row["num"]])).decode()
 
 
-def _decode(after: str, order: Order) -> list[Value]:
+def _decode_mark(after: str, order: Order) -> list[Value]:
     """The values of a page mark: one for each key, then the run's number. Raises :class:`InvalidInput` unless it was made for ``order``."""
     bad = InvalidInput(
         "not a page mark", value=after[:200], place="after", next_step="Pass 'next' of the page before."
@@ -312,14 +316,14 @@ def _decode(after: str, order: Order) -> list[Value]:
         )
     if not isinstance(values, list) or len(values) != len(order.keys) or not _is_integer(number):
         raise bad
-    return [*(_checked(k, v, bad) for k, v in zip(order.keys, values, strict=True)), number]
+    return [*(_check_value(k, v, bad) for k, v in zip(order.keys, values, strict=True)), number]
 
 
 def _is_integer(value: Any) -> bool:
     return type(value) is int and -(2**63) <= value < 2**63
 
 
-def _checked(key: Key, value: Any, bad: InvalidInput) -> Value:
+def _check_value(key: Key, value: Any, bad: InvalidInput) -> Value:
     if value is None and key.nullable:
         return None
     if key.field.kind == "metrics":

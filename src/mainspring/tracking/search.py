@@ -1,8 +1,8 @@
 """Run search: a filter's tree becomes bound SQL; its order and pages are in ``order.py``.
 
 Two shapes keep the first page fast at 100,000 runs (docs/rooms/tracking.md has the figures): runs are walked in the order
-asked for, along an index, and each condition is an index probe per run; but a condition that only a few runs meet
-is turned round: those runs are fetched first and the walk is over them alone.
+asked for, along an index, and each condition is an index probe per run; but where only a few runs meet a condition,
+those runs are fetched first and only they are walked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mainspring.tracking.filters import Both, Compare, Field, Negated, Node
 from mainspring.tracking.rows import HEAD
 
 FEW = 2000
-"""A condition met by at most this many runs drives the search."""
+"""A condition that at most this many runs meet is evaluated first."""
 
 TABLES = {"metrics": "run_metrics", "params": "run_params", "tags": "run_tags"}
 _KEYLESS = "0 = 1"
@@ -40,7 +40,11 @@ class Compiler:
 
     def compile(self, node: Node) -> Sql:
         if isinstance(node, Compare):
-            return self._attribute(node) if node.field.kind == "attributes" else self._keyed(node)
+            return (
+                self._attribute_condition(node)
+                if node.field.kind == "attributes"
+                else self._key_condition(node)
+            )
         if isinstance(node, Negated):
             inner = self.compile(node.part)
             return Sql(f"NOT ({inner.text})", inner.values)
@@ -63,7 +67,7 @@ class Compiler:
         key = self._keys.get(field.name)
         if key is None:
             return None
-        condition = self._condition(node, field)
+        condition = self._value_condition(node, field)
         return Sql(
             f"SELECT m.run AS num FROM {TABLES[field.kind]} m WHERE m.key = ? AND {condition.text} LIMIT {FEW + 1}",
             (key, *condition.values),
@@ -76,7 +80,7 @@ class Compiler:
             (self._now_us,),
         )
 
-    def _keyed(self, node: Compare) -> Sql:
+    def _key_condition(self, node: Compare) -> Sql:
         key = self._keys.get(node.field.name)
         table = TABLES[node.field.kind]
         if key is None:
@@ -86,49 +90,51 @@ class Compiler:
             return Sql(f"NOT {probe})", (key,))
         if node.operator == "not null":
             return Sql(f"{probe})", (key,))
-        condition = self._condition(node, node.field)
+        condition = self._value_condition(node, node.field)
         return Sql(f"{probe} AND {condition.text})", (key, *condition.values))
 
-    def _condition(self, node: Compare, field: Field) -> Sql:
+    def _value_condition(self, node: Compare, field: Field) -> Sql:
         if field.kind == "metrics":
             if node.operator == "!=":  # NaN differs from every number
                 return Sql("(m.value IS NULL OR m.value <> ?)", node.values)
-            return _compared(node, "m.value")
+            return _comparison(node, "m.value")
         if node.operator in {"=", "in"}:
+            # The index holds only the beginning of a text (``head``); the comparison of the whole value decides.
             heads = tuple(str(v)[:HEAD] for v in node.values)
             marks = ", ".join("?" * len(heads))
             return Sql(f"m.head IN ({marks}) AND m.value IN ({marks})", heads + node.values)
-        return self._text(node, Sql("m.value"))
+        return self._text_condition(node, Sql("m.value"))
 
-    def _attribute(self, node: Compare) -> Sql:
+    def _attribute_condition(self, node: Compare) -> Sql:
         if node.field.name == "experiment":
-            return self._experiment(node)
+            return self._experiment_condition(node)
         name = {"experiment_id": "experiment"}.get(node.field.name, node.field.name)
         column = self.status() if name == "status" else Sql(f"r.{name}")
         if node.operator in {"null", "not null"}:
             return Sql(f"{column.text} IS {'NOT ' if node.operator == 'not null' else ''}NULL", column.values)
         if node.field.name == "status":
             node = Compare(node.field, node.operator, tuple(str(v).lower() for v in node.values))
-        return self._text(node, column)
+        return self._text_condition(node, column)
 
-    def _experiment(self, node: Compare) -> Sql:
+    def _experiment_condition(self, node: Compare) -> Sql:
         """A condition on the experiment's name: runs have its id."""
         if node.operator in {"null", "not null"}:
             return Sql("1 = 1" if node.operator == "not null" else _KEYLESS)
-        inner = self._text(node, Sql("e.name"))
-        found = f"SELECT e.id FROM experiments e WHERE e.project = ? AND {inner.text}"
-        # One value: the engines take it for a constant, and walk the experiment's runs in the order of their index.
+        inner = self._text_condition(node, Sql("e.name"))
+        subquery = f"SELECT e.id FROM experiments e WHERE e.project = ? AND {inner.text}"
+        # An equality with one value: the engines treat the subquery as a constant and walk the experiment's runs along their
+        # index, which has them in order.
         text = (
-            f"r.experiment = coalesce(({found}), '')"
+            f"r.experiment = coalesce(({subquery}), '')"
             if node.operator == "="
-            else f"r.experiment IN ({found})"
+            else f"r.experiment IN ({subquery})"
         )
         return Sql(text, (self._project, *inner.values))
 
-    def _text(self, node: Compare, column: Sql) -> Sql:
+    def _text_condition(self, node: Compare, column: Sql) -> Sql:
         if node.operator not in {"like", "ilike"}:
-            compared = _compared(node, column.text)
-            return Sql(compared.text, column.values + compared.values)
+            comparison = _comparison(node, column.text)
+            return Sql(comparison.text, column.values + comparison.values)
         if node.field.name in {"started_us", "ended_us"} and node.field.kind == "attributes":
             raise InvalidInput(
                 "times have no patterns",
@@ -144,7 +150,7 @@ class Compiler:
         return Sql(f"{column.text} GLOB ?", (*column.values, _glob(pattern)))
 
 
-def _compared(node: Compare, column: str) -> Sql:
+def _comparison(node: Compare, column: str) -> Sql:
     if node.operator in {"in", "not in"}:
         marks = ", ".join("?" * len(node.values))
         return Sql(f"{column} {'NOT ' if node.operator == 'not in' else ''}IN ({marks})", node.values)

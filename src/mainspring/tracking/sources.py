@@ -1,4 +1,4 @@
-"""The source files of a run, kept by content whether Git knows them or not. Bounded, and never what is named like a secret."""
+"""The source files of a run, kept by content, whether Git knows them or not. Bounded in number and size; never a file named like a secret."""
 
 from __future__ import annotations
 
@@ -85,33 +85,33 @@ class Sources:
 def collect(root: Path, files: Iterable[str] | None = None) -> Sources:
     """The named files of the project at ``root``; by default the entry script or notebook and the modules imported from
     below ``root``."""
-    found = Sources()
+    collected = Sources()
     if files is None:
-        cells = _cells()
+        cells = _read_cells()
         if cells is not None:
-            found.add_text(NOTEBOOK, cells)
-        named = {**_entry(root), **imported(root)}
+            collected.add_text(NOTEBOOK, cells)
+        named = {**_find_entry(root), **imported(root)}
     else:
-        named = {**{f: root / f for f in files}, **_entry(root)}
+        named = {**{f: root / f for f in files}, **_find_entry(root)}
     for shown in sorted(named):
-        found.add(shown, named[shown], root=root)
-    return found
+        collected.add(shown, named[shown], root=root)
+    return collected
 
 
-def _entry(root: Path) -> dict[str, Path]:
-    """The script that was started; an installed command is no source of the user's."""
+def _find_entry(root: Path) -> dict[str, Path]:
+    """The script that was started; an installed command is not one of the user's source files."""
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if not main:
         return {}
     path = Path(main).absolute()
     if _NOT_OURS & set(path.parts) or path.suffix not in _KINDS or not path.is_file():
         return {}
-    return {_shown(path, root): path}
+    return {_shown_name(path, root): path}
 
 
 def imported(root: Path) -> dict[str, Path]:
     """The modules of this process that were imported from below ``root``, by their names there."""
-    found: dict[str, Path] = {}
+    modules: dict[str, Path] = {}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py"):
@@ -120,12 +120,12 @@ def imported(root: Path) -> dict[str, Path]:
         with contextlib.suppress(ValueError):
             inside = path.relative_to(root.absolute())
             if not _NOT_OURS & set(inside.parts):
-                found[inside.as_posix()] = path
-    return found
+                modules[inside.as_posix()] = path
+    return modules
 
 
-def _cells() -> str | None:
-    """What a notebook has run so far: its file may not be saved, and its place is not told to the kernel."""
+def _read_cells() -> str | None:
+    """What a notebook has run so far: its file may not be saved, and the kernel does not know its path."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     history = getattr(getattr(shell, "history_manager", None), "input_hist_raw", None)
     if not history:
@@ -133,5 +133,5 @@ def _cells() -> str | None:
     return "\n\n".join(f"# %%\n{cell}" for cell in history if isinstance(cell, str) and cell.strip())
 
 
-def _shown(path: Path, root: Path) -> str:
+def _shown_name(path: Path, root: Path) -> str:
     return path.relative_to(root.absolute()).as_posix() if path.is_relative_to(root.absolute()) else path.name

@@ -1,9 +1,9 @@
-"""The spool: where a training process logs to, and how what it logged reaches the operations exactly once.
+"""The spool: the files that a training process logs to, and how their content reaches the operations exactly once.
 
 One folder per run, a journal in it with prefix ``spool`` (a writer per process), copies of artifacts under ``files/``.
-Records: one tag byte, then msgpack. A batch is cut by rule from the journal alone: at a cut mark, at a size, at the end of a
-segment. So whoever ships it, the process itself or the next one after a kill -9, ships the same batch under the same
-id (the place of its first record), and the store keeps each batch once. No cursor has to survive.
+Records: one tag byte, then msgpack. Where a batch ends follows from the journal alone: at a cut mark, at a size, at the end of a
+segment. So any process that ships it, the training process or the next one after a kill -9, ships the same batch under the same
+id (the position of its first record), and the store keeps each batch once. No cursor has to survive.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ NOTE = "degraded-"
 _BATCHED = frozenset({METRIC, METRICS, PARAMS, TAGS})
 
 REJECTED = (InvalidInput, TooLarge, Conflict)
-"""Errors that trying again cannot cure. Not found is not one: the process that begins the run may ship later than this one."""
+"""Errors that another attempt cannot cure. NotFound is not among them: the process that begins the run may ship later than this one."""
 
 
 class TrackingOperations(Protocol):
@@ -128,7 +128,7 @@ def batches(records: Iterable[tuple[int, bytes]], *, segment: str, final: bool) 
         if batch is not None:
             yield batch
             batch = None
-        # A cut ships nothing; a kind of record that a newer client wrote is passed over in the same way.
+        # A cut ships nothing; nor does a record of a kind that this program does not know, from a newer client.
         action = (tag, msgspec.msgpack.decode(payload[1:])) if tag != CUT else None
         yield Batch(id=f"{segment}:{offset}", end=end, action=action)
     if batch is not None and final:
@@ -137,7 +137,7 @@ def batches(records: Iterable[tuple[int, bytes]], *, segment: str, final: bool) 
 
 @dataclass
 class Shipment:
-    """How far shipping came. ``rejected`` counts batches that the store refused for good (kept beside the spool)."""
+    """What was shipped. ``rejected`` counts batches that the store refused for good (kept beside the spool)."""
 
     batches: int = 0
     points: int = 0
@@ -158,19 +158,28 @@ class Shipper:
         self._alive_s = alive_s
         self._reader = JournalReader(folder, PREFIX)
         self._done: dict[str, int] = {}
+        self._actions: dict[bytes, Callable[[Any], None]] = {
+            BEGIN: self._begin,
+            CAPTURE: self._capture,
+            USE: self._use,
+            ARTIFACT: self._artifact,
+            FINISH: self._finish,
+        }
         self.total = Shipment()
 
     def ship(self, *, writer: str | None = None, most: int | None = None) -> bool:
-        """Ship what is there, of one writer or of all dead ones; returns whether everything was shipped.
+        """Ship what is in the spool, of one writer or of all that have ended; returns whether everything was shipped.
 
         ``most`` ends the round after that many batches. Raises what the operations raise when the store is not there: then
         call again later.
         """
         segments = self._reader.segments()
         alive = {s.writer for s in segments if s.alive} if writer is None else set()
-        mine = [s for s in segments if (s.writer == writer if writer is not None else s.writer not in alive)]
+        chosen = [
+            s for s in segments if (s.writer == writer if writer is not None else s.writer not in alive)
+        ]
         budget = most
-        for segment in mine:
+        for segment in chosen:
             budget = self._ship_segment(segment, budget)
             if budget is not None and budget <= 0:
                 return False
@@ -219,7 +228,10 @@ class Shipper:
     def _deliver(self, batch: Batch) -> None:
         run, operations = self._run, self._operations
         if batch.action is not None:
-            _ACTIONS.get(batch.action[0], _unknown)(self, batch.action[1])
+            tag, value = batch.action
+            action = self._actions.get(tag)
+            if action is not None:  # else a record of a newer client, which this program does not know
+                action(value)
         elif batch.points or batch.params or batch.tags:
             operations.log_batch(
                 run=run,
@@ -231,7 +243,7 @@ class Shipper:
             )
 
     def _reject(self, batch: Batch, error: MainspringError) -> None:
-        """The store will never take it as it is: keep what it takes, and keep the rest beside the spool."""
+        """The store will never accept this batch as it is: store the parts that it accepts, and keep the batch beside the spool."""
         self.total.rejected += 1
         self.total.reasons = [*self.total.reasons[-9:], str(error)]
         with contextlib.suppress(*REJECTED):
@@ -255,7 +267,7 @@ class Shipper:
                 )
             )
 
-    # What single records do; each is idempotent, since a record may be shipped twice.
+    # One method for each kind of single record; each is idempotent, since a record may be shipped twice.
 
     def _begin(self, value: Any) -> None:
         self._operations.create_run(**value)
@@ -290,23 +302,11 @@ class Shipper:
         self._operations.finish_run(run=self._run, status=status, ended_us=ended_us)
 
 
-def _unknown(_shipper: Shipper, _value: Any) -> None:
-    """A record of a newer client: nothing this program could do with it."""
-
-
-_ACTIONS: dict[bytes, Callable[[Shipper, Any], None]] = {
-    BEGIN: Shipper._begin,  # noqa: SLF001 - the table is part of the class
-    CAPTURE: Shipper._capture,  # noqa: SLF001
-    USE: Shipper._use,  # noqa: SLF001
-    ARTIFACT: Shipper._artifact,  # noqa: SLF001
-    FINISH: Shipper._finish,  # noqa: SLF001
-}
-
-
 class Note:
-    """What a run must be able to say when nothing more can be written: that log calls were lost, and how it ended.
+    """A small file for what must be recorded even when the disk is full: that log calls were lost, and how the run ended.
 
-    Its bytes are allocated when the run begins, so that saying it needs no space. The lock says "alive", as with segments.
+    Its bytes are allocated when the run begins, so that writing it needs no space. The process holds its lock while it lives, as
+    with segments.
     """
 
     SIZE = 1024
@@ -323,19 +323,19 @@ class Note:
 
     def write(self, *, lost: int, why: str | None, finish: tuple[str, int] | None) -> None:
         """Overwrite in place, by one write."""
-        said = _json.encode({"lost": lost, "why": (why or "")[:300], "finish": finish})
+        data = _json.encode({"lost": lost, "why": (why or "")[:300], "finish": finish})
         with contextlib.suppress(OSError):
             if self._fd >= 0:
-                os.pwrite(self._fd, said.ljust(self.SIZE)[: self.SIZE], 0)
+                os.pwrite(self._fd, data.ljust(self.SIZE)[: self.SIZE], 0)
 
     def read(self) -> dict[str, Any] | None:
-        """What it says (also what a forked child wrote into it); None if nothing."""
+        """Its content (also what a forked child wrote into it); None if it is empty."""
         with contextlib.suppress(OSError):
-            return _said(os.pread(self._fd, self.SIZE, 0)) if self._fd >= 0 else None
+            return _decode_note(os.pread(self._fd, self.SIZE, 0)) if self._fd >= 0 else None
         return None
 
     def remove(self) -> None:
-        """It has been told elsewhere."""
+        """Remove the file: its content is stored elsewhere."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
@@ -343,7 +343,7 @@ class Note:
             self._fd = -1
 
 
-def _said(data: bytes) -> dict[str, Any] | None:
+def _decode_note(data: bytes) -> dict[str, Any] | None:
     if not data.strip():
         return None
     try:
@@ -352,26 +352,26 @@ def _said(data: bytes) -> dict[str, Any] | None:
         msgspec.DecodeError,
         ValueError,
         TypeError,
-    ):  # overwritten in part: that it was written says enough
+    ):  # overwritten in part: that it was written at all means that calls were lost
         return {"lost": 0, "why": "the note of it cannot be read", "finish": None}
 
 
-def _tell_notes(home: Path, run: str, operations: TrackingOperations) -> None:
-    """Store what the notes of dead processes say. Idempotent: a note goes only afterwards."""
+def _store_notes(home: Path, run: str, operations: TrackingOperations) -> None:
+    """Store the content of the notes of dead processes. Idempotent: a note is deleted only afterwards."""
     for path in sorted(home.glob(f"{NOTE}*")):
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            said = _said(file.read(Note.SIZE))
-            if said is not None and (said["lost"] or said["why"]):
+            note = _decode_note(file.read(Note.SIZE))
+            if note is not None and (note["lost"] or note["why"]):
                 tags = {
-                    "mainspring.degraded": f"lost at least {said['lost']} log calls: {said['why']}"[:1000]
+                    "mainspring.degraded": f"lost at least {note['lost']} log calls: {note['why']}"[:1000]
                 }
                 operations.log_batch(run=run, batch_id=path.name, tags=tags)
-            if said is not None and said["finish"]:
-                status, ended_us = said["finish"]
+            if note is not None and note["finish"]:
+                status, ended_us = note["finish"]
                 operations.finish_run(run=run, status=status, ended_us=ended_us)
         path.unlink(missing_ok=True)
 
@@ -384,14 +384,14 @@ def ingest_spool(folder: Path, operations: TrackingOperations) -> dict[str, Ship
     """
     shipped: dict[str, Shipment] = {}
     for home in sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []:
-        with _ingesting(home) as mine:
-            if not mine:
+        with _ingesting(home) as locked:
+            if not locked:
                 continue
             shipper = Shipper(home, home.name, operations)
             try:
                 shipper.ship()
-                _tell_notes(home, home.name, operations)
-            except NotFound as error:  # of another project or a lost database: it stays, the others go on
+                _store_notes(home, home.name, operations)
+            except NotFound as error:  # a run of another project, or of a lost database: its spool stays, the others are shipped
                 shipper.total.reasons.append(str(error))
             if shipper.total != Shipment():
                 shipped[home.name] = shipper.total
@@ -411,7 +411,7 @@ def sweep(home: Path) -> None:
 
 @contextlib.contextmanager
 def _ingesting(home: Path) -> Iterator[bool]:
-    """Whether this process may ingest the run; two that did would only do the same work twice."""
+    """Whether this process may ingest the run. Without the lock two processes would do the same work twice, to the same result."""
     try:
         fd = os.open(home / ".ingest", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
