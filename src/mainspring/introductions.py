@@ -15,16 +15,16 @@ from mainspring.records.base import from_json
 from mainspring.records.tracking import CodeState, EnvironmentState
 
 if TYPE_CHECKING:
-    from mainspring.workspace import Workspace
+    from mainspring.lineage import Foundation
 
 Facts = dict[str, object]
 
 
-def graph_sources(workspace: Workspace) -> GraphSources:
-    """What the rooms of ``workspace`` know about their things, for its lineage."""
+def graph_sources(base: Foundation, room: Callable[[str], Any]) -> GraphSources:
+    """What the rooms of a workspace know about their things, for its lineage. ``room`` gives a room's operations by name."""
     from mainspring.monitoring import rows as predictions
 
-    base, sources = workspace.base, GraphSources()
+    sources = GraphSources()
     sources.add(
         "prediction",
         causes=lambda i: predictions.list_prediction_causes(base, i),
@@ -33,19 +33,19 @@ def graph_sources(workspace: Workspace) -> GraphSources:
     sources.add(
         "model_version",
         effects=lambda i: predictions.list_prediction_effects(base, i),
-        facts=_none_if_missing(lambda i: _model_version_facts(workspace, i)),
+        facts=_none_if_missing(lambda i: _model_version_facts(room, i)),
     )
     sources.add("model", auditor=lambda tx: standing.audit(tx, base))
-    sources.add("code", facts=_none_if_missing(lambda i: _code_facts(workspace, i)))
-    sources.add("environment", facts=_none_if_missing(lambda i: _environment_facts(workspace, i)))
-    sources.add("dataset_version", facts=_none_if_missing(lambda i: _dataset_version_facts(workspace, i)))
-    sources.add("run", facts=_none_if_missing(lambda i: _run_facts(workspace, i)))
+    sources.add("code", facts=_none_if_missing(lambda i: _code_facts(base, i)))
+    sources.add("environment", facts=_none_if_missing(lambda i: _environment_facts(base, i)))
+    sources.add("dataset_version", facts=_none_if_missing(lambda i: _dataset_version_facts(room, i)))
+    sources.add("run", facts=_none_if_missing(lambda i: _run_facts(room, i)))
     sources.add(
         "verdict",
-        facts=_none_if_missing(lambda i: _verdict_facts(workspace, i)),
+        facts=_none_if_missing(lambda i: _verdict_facts(room, i)),
         auditor=lambda tx: audit_verdicts(tx, base.project),
     )
-    sources.add("deployment", facts=_none_if_missing(lambda i: _deployment_facts(workspace, i)))
+    sources.add("deployment", facts=_none_if_missing(lambda i: _deployment_facts(room, i)))
     return sources
 
 
@@ -61,9 +61,9 @@ def _none_if_missing(read: Callable[[str], Facts]) -> Callable[[str], Facts | No
     return read_or_none
 
 
-def _model_version_facts(workspace: Workspace, ident: str) -> Facts:
+def _model_version_facts(room: Callable[[str], Any], ident: str) -> Facts:
     model, _, number = ident.rpartition("@")
-    version = workspace.room("models").get_version(model=model, selector=number)
+    version = room("models").get_version(model=model, selector=number)
     return _known_facts(
         model=version.model,
         version=version.version,
@@ -74,8 +74,8 @@ def _model_version_facts(workspace: Workspace, ident: str) -> Facts:
     )
 
 
-def _dataset_version_facts(workspace: Workspace, ident: str) -> Facts:
-    version = workspace.room("data").get_version_by_id(id=ident)
+def _dataset_version_facts(room: Callable[[str], Any], ident: str) -> Facts:
+    version = room("data").get_version_by_id(id=ident)
     return _known_facts(
         dataset=version.dataset,
         number=version.number,
@@ -86,12 +86,12 @@ def _dataset_version_facts(workspace: Workspace, ident: str) -> Facts:
     )
 
 
-def _code_facts(workspace: Workspace, ident: str) -> Facts:
+def _code_facts(base: Foundation, ident: str) -> Facts:
     """A code record (what a run was captured with), or the definitions that a step is made of."""
     from mainspring.lineage.uploads import owned_size
 
-    owned_size(workspace.base, ident)
-    document: dict[str, Any] = from_json(workspace.base.objects.read(ident), dict[str, Any])
+    owned_size(base, ident)
+    document: dict[str, Any] = from_json(base.objects.read(ident), dict[str, Any])
     if "files" not in document and "missing" not in document:
         files = sorted({label.rpartition(":")[0] for label in document} - {""})
         return _known_facts(definitions=len(document), files=_list_few(files))
@@ -104,11 +104,11 @@ def _code_facts(workspace: Workspace, ident: str) -> Facts:
     )
 
 
-def _environment_facts(workspace: Workspace, ident: str) -> Facts:
+def _environment_facts(base: Foundation, ident: str) -> Facts:
     from mainspring.lineage.uploads import owned_size
 
-    owned_size(workspace.base, ident)
-    state: EnvironmentState = from_json(workspace.base.objects.read(ident), EnvironmentState)
+    owned_size(base, ident)
+    state: EnvironmentState = from_json(base.objects.read(ident), EnvironmentState)
     return _known_facts(
         python=state.python, platform=f"{state.platform} {state.machine}", packages=len(state.packages)
     )
@@ -118,18 +118,18 @@ def _list_few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _run_facts(workspace: Workspace, ident: str) -> Facts:
-    run = workspace.room("tracking").get_run(run=ident)
+def _run_facts(room: Callable[[str], Any], ident: str) -> Facts:
+    run = room("tracking").get_run(run=ident)
     return _known_facts(experiment=run.experiment, name=run.name, status=run.status, by=run.created_by)
 
 
-def _verdict_facts(workspace: Workspace, ident: str) -> Facts:
-    verdict = workspace.room("loop").get_verdict(verdict=ident)
+def _verdict_facts(room: Callable[[str], Any], ident: str) -> Facts:
+    verdict = room("loop").get_verdict(verdict=ident)
     return _known_facts(passed=verdict.passed, champion=verdict.champion, at=verdict.at.isoformat())
 
 
-def _deployment_facts(workspace: Workspace, ident: str) -> Facts:
-    deployment = workspace.room("deploy").get_deployment(name=ident)
+def _deployment_facts(room: Callable[[str], Any], ident: str) -> Facts:
+    deployment = room("deploy").get_deployment(name=ident)
     return _known_facts(
         targets=", ".join(f"{t.model}@{t.version} {t.weight:.0%}" for t in deployment.targets)
     )

@@ -127,7 +127,7 @@ def _plain(name: str, base: Foundation) -> Any:
 def _lineage(workspace: Workspace) -> Lineage:
     from mainspring.introductions import graph_sources
 
-    return Lineage(workspace.base, graph_sources(workspace))
+    return Lineage(workspace.base, graph_sources(workspace.base, workspace.room))
 
 
 def _deploy(workspace: Workspace) -> Any:

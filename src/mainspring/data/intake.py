@@ -34,10 +34,10 @@ from mainspring.data.tables import (
     plain_schema,
 )
 from mainspring.errors import InvalidInput, StorageFull, TooLarge
-from mainspring.lineage.uploads import BodyStream
 from mainspring.records.base import from_json
 from mainspring.records.data import TableColumn
 from mainspring.records.reading import ReadReport
+from mainspring.streams import BodyStream
 
 MAX_READING = 8 << 20
 MAX_TABLE = 64 << 30

@@ -12,12 +12,13 @@ import io
 import time
 from collections.abc import Iterable, Iterator
 
-from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge
+from mainspring.errors import Corrupt, InvalidInput, NotFound
 from mainspring.lineage.foundation import Foundation
 from mainspring.operations import GIB, MIB, Download, Kind, Role, operation
 from mainspring.records.events import EventKind
 from mainspring.records.objects import ObjectRef
 from mainspring.storage.sql import Reader
+from mainspring.streams import BodyStream
 
 MAX_UPLOAD = 5 * GIB
 _PREFIX = "upload:"
@@ -194,34 +195,3 @@ def _read_tree(base: Foundation, digest: str) -> Iterator[ObjectRef]:
         yield from base.objects.tree(digest).values()
     except (InvalidInput, NotFound, Corrupt):
         return  # it was damaged or collected: it opens nothing
-
-
-class BodyStream(io.RawIOBase):
-    """A stream of byte pieces as a readable file; raises :class:`TooLarge` past ``limit`` bytes."""
-
-    def __init__(self, pieces: Iterable[bytes], *, limit: int) -> None:
-        super().__init__()
-        self._pieces = iter(pieces)
-        self._rest = memoryview(b"")
-        self._allowance = limit
-        self._limit = limit
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._allowance -= len(piece)
-            if self._allowance < 0:
-                raise TooLarge(
-                    "the upload is too large", value=f"more than {self._limit} bytes", next_step="Split it."
-                )
-            self._rest = memoryview(piece)
-        count = min(len(target), len(self._rest))
-        target[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count

@@ -17,12 +17,11 @@ from mainspring.operations import delegating
 from mainspring.records.base import Selector, from_json
 from mainspring.records.models import ModelVersion, Package, Signature
 from mainspring.records.objects import ObjectRef
+from mainspring.streams import read_pieces
 
 if TYPE_CHECKING:
     from mainspring.lineage.uploads import Uploads
     from mainspring.models.formats import Predictor
-
-_CHUNK = 1 << 20
 
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class ModelsClient(_Operations):
 
         package = verify(folder)
         files = {
-            name: self._objects.put(body=_pieces(folder / name))
+            name: self._objects.put(body=read_pieces(folder / name))
             for name in [*(f.path for f in package.files), MANIFEST]
         }
         tree = self._objects.create_tree(files=files)
@@ -170,9 +169,3 @@ class ModelsClient(_Operations):
             yield piece
         if hasher.hexdigest() != digest:
             raise Corrupt("the bytes are not what their digest says", value=digest)
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_CHUNK):
-            yield piece

@@ -16,8 +16,10 @@ from mainspring.records.lineage import ref
 from mainspring.records.objects import ObjectRef
 from mainspring.records.tracking import Artifact, ArtifactPage
 from mainspring.storage.sql import Row
+from mainspring.streams import BodyStream
 from mainspring.tracking.rows import Tables
-from mainspring.tracking.streams import Stream
+
+_MAX_ARTIFACT = 64 * GIB
 
 
 class Artifacts:
@@ -34,14 +36,14 @@ class Artifacts:
         check_owned(self._base, [stored], place="digest")
         return self._store_artifact_row(run, path, stored)
 
-    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=64 * GIB, deadline_s=3600.0)
+    @operation(role=Role.EDITOR, changes=True, kind=Kind.UPLOAD, max_body=_MAX_ARTIFACT, deadline_s=3600.0)
     def upload_artifact(self, run: Id, path: str, *, body: Iterable[bytes]) -> Artifact:
         """Store the bytes of a file of the run under ``path``; the same path again replaces it."""
         check_path(path, what="artifact path")
         with self._base.store.read() as tx:
             self._tables.num(tx, run)  # a run that does not exist fails before the upload, not after it
         with self._base.objects.writing() as writer:
-            stored = writer.put(io.BufferedReader(Stream(body)))
+            stored = writer.put(io.BufferedReader(BodyStream(body, limit=_MAX_ARTIFACT)))
             writer.flush()
             return self._store_artifact_row(run, path, stored)
 
