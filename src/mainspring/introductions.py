@@ -9,7 +9,7 @@ from msgspec import convert
 
 from mainspring.errors import MainspringError
 from mainspring.loop.rows import audit_verdicts
-from mainspring.models import standing
+from mainspring.models.objections import audit as audit_models
 from mainspring.records.base import from_json
 from mainspring.records.tracking import CodeState, EnvironmentState
 
@@ -30,7 +30,7 @@ def introduce(lineage: Lineage, workspace: Workspace) -> None:
         effects=monitoring._version_effects,  # noqa: SLF001
         facts=_safe(lambda i: _model_version(workspace, i)),
     )
-    told("model", auditor=lambda tx: standing.audit(tx, workspace.base))
+    told("model", auditor=lambda tx: audit_models(tx, workspace.base))
     told("code", facts=_safe(lambda i: _code(workspace, i)))
     told("environment", facts=_safe(lambda i: _environment(workspace, i)))
     told("dataset_version", facts=_safe(lambda i: _dataset_version(workspace, i)))

@@ -226,7 +226,7 @@ def test_T16_a_changed_decision_row_is_never_a_silent_wrong_value(
 
 
 def test_T16_a_lost_alias_event_shows(registry: Registry, saved_logistic: Path) -> None:
-    """Seen red with the sequence check in `rows.history` removed."""
+    """Seen red with the sequence check in `rows.list_alias_moves` removed."""
     client, ops, base = registry
     _register(client, saved_logistic, 2)
     for version in (1, 2):
