@@ -38,17 +38,17 @@ def _register(client: ModelsClient, folder: Path, count: int = 1, *, model: str 
 def test_every_operation_is_declared() -> None:
     assert {
         "register",
-        "list",
-        "versions",
-        "version",
+        "list_models",
+        "list_versions",
+        "get_version",
         "set_alias",
         "remove_alias",
-        "aliases",
-        "alias_history",
+        "list_aliases",
+        "list_alias_moves",
         "rollback",
         "approve",
-        "tag",
-        "card",
+        "set_tags",
+        "get_card",
     } <= set(operations_of(Models))
 
 

@@ -192,8 +192,8 @@ def test_serving_gives_the_same_labels() -> None:
     binary: Any = SimpleNamespace(
         signature=_signature(classes=["no", "yes"]), labels=("no", "yes"), fragments=(b'{"label":"no","score":', b'{"label":"yes","score":')
     )  # fmt: skip
-    assert answers.labels(binary, [0.5, 0.6]) == ["no", "yes"]
-    assert answers.predictions(binary, [0.5]) == b'[{"label":"no","score":0.5}]'
+    assert answers.list_labels(binary, [0.5, 0.6]) == ["no", "yes"]
+    assert answers.encode_predictions(binary, [0.5]) == b'[{"label":"no","score":0.5}]'
 
 
 @pytest.mark.parametrize(

@@ -183,10 +183,10 @@ def _test_values(column: Column, pool: list[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _unseen_text(pool: list[Any]) -> str:
-    made = "never seen"
-    while made in pool:
-        made += "."
-    return made
+    text = "never seen"
+    while text in pool:
+        text += "."
+    return text
 
 
 def _extremes(signature: Signature, rng: Any) -> Iterator[_Change]:

@@ -143,8 +143,8 @@ def _min_max(graph: Graph, step: Any, table: Table) -> Table:
 
 def _binarizer(graph: Graph, step: Any, table: Table) -> Table:
     x = graph.numbers(table)
-    made = graph.cast(graph.op("Greater", x, graph.double(float(step.threshold))))
-    return graph.matrix(graph.nan_unless_finite(made, x, always=True), len(table))
+    result = graph.cast(graph.op("Greater", x, graph.double(float(step.threshold))))
+    return graph.matrix(graph.nan_unless_finite(result, x, always=True), len(table))
 
 
 def _normalizer(graph: Graph, step: Any, table: Table) -> Table:
@@ -156,8 +156,8 @@ def _normalizer(graph: Graph, step: Any, table: Table) -> Table:
         else graph.op("ReduceMax", graph.op("Abs", x), graph.ints(1), keepdims=1)
     )
     zero = graph.op("Equal", norm, graph.double(0.0))
-    made = graph.op("Div", x, graph.op("Where", zero, graph.double(1.0), norm))
-    return graph.matrix(graph.may_overflow(made), len(table))
+    result = graph.op("Div", x, graph.op("Where", zero, graph.double(1.0), norm))
+    return graph.matrix(graph.may_overflow(result), len(table))
 
 
 def _pca(graph: Graph, step: Any, table: Table) -> Table:
@@ -192,8 +192,8 @@ def _imputer(graph: Graph, step: Any, table: Table) -> Table:
         if text
         else graph.double([float(statistics[i]) for i in kept])
     )
-    made = graph.matrix(graph.op("Where", missing, fill, x), len(kept), "text" if text else "number")
-    return made + (_indicator(graph, step.indicator_, table) if step.add_indicator else [])
+    result = graph.matrix(graph.op("Where", missing, fill, x), len(kept), "text" if text else "number")
+    return result + (_indicator(graph, step.indicator_, table) if step.add_indicator else [])
 
 
 def _indicator(graph: Graph, step: Any, table: Table) -> Table:
@@ -202,8 +202,8 @@ def _indicator(graph: Graph, step: Any, table: Table) -> Table:
         return []
     text = columns[0].kind == "text"
     x = graph.texts(columns) if text else graph.numbers(columns)
-    made = graph.cast(_missing(graph, x, step.missing_values, text=text))
-    return graph.matrix(made, len(columns))
+    result = graph.cast(_missing(graph, x, step.missing_values, text=text))
+    return graph.matrix(result, len(columns))
 
 
 def _missing(graph: Graph, x: str, value: Any, *, text: bool) -> str:
@@ -315,8 +315,8 @@ def _bins(graph: Graph, step: Any, table: Table) -> Table:
     for part in weights:
         block[row : row + part.shape[0], column : column + part.shape[1]] = part
         row, column = row + part.shape[0], column + part.shape[1]
-    made = graph.gemm(graph.cast(passed), block, bias)
-    return graph.matrix(graph.nan_unless_finite(made, x, always=True), wide)
+    result = graph.gemm(graph.cast(passed), block, bias)
+    return graph.matrix(graph.nan_unless_finite(result, x, always=True), wide)
 
 
 def _polynomial(graph: Graph, step: Any, table: Table) -> Table:
@@ -325,7 +325,7 @@ def _polynomial(graph: Graph, step: Any, table: Table) -> Table:
     by_degree: dict[int, list[int]] = {}
     for i, row in enumerate(factors):
         by_degree.setdefault(len(row), []).append(i)
-    made: dict[int, Column] = {}
+    result: dict[int, Column] = {}
     for degree, places in by_degree.items():
         if degree == 0:
             x = graph.op("Pow", graph.numbers(table[:1]), graph.double([0.0]))
@@ -335,8 +335,8 @@ def _polynomial(graph: Graph, step: Any, table: Table) -> Table:
                 x = graph.op("Mul", x, graph.numbers([table[factors[i][d]] for i in places]))
             if degree > 1:
                 graph.may_overflow(x)
-        made |= dict(zip(places, graph.matrix(x, len(places)), strict=True))
-    return [made[i] for i in range(len(factors))]
+        result |= dict(zip(places, graph.matrix(x, len(places)), strict=True))
+    return [result[i] for i in range(len(factors))]
 
 
 TRANSFORMS: dict[str, Transform] = {

@@ -250,8 +250,8 @@ def _bagging(graph: Graph, model: Any, table: Table) -> Answer:
             raise Unsupported("a bagged estimator that has not seen every class")
         chosen = [table[i] for i in features]
         parts.append((_proba if classes else _value)(graph, estimator, chosen))
-    made = _mean(graph, parts)
-    return Answer(wide=made) if classes else Answer(value=made)
+    result = _mean(graph, parts)
+    return Answer(wide=result) if classes else Answer(value=result)
 
 
 def _stacking(graph: Graph, model: Any, table: Table) -> Answer:
@@ -297,8 +297,8 @@ def _frozen(graph: Graph, model: Any, table: Table) -> Answer:
 def _calibrated(graph: Graph, model: Any, table: Table) -> Answer:
     classes = len(model.classes_)
     parts = [_calibrate(graph, m, table, classes) for m in model.calibrated_classifiers_]
-    made = _mean(graph, parts) if len(parts) > 1 else parts[0]
-    return Answer(positive=made) if classes == 2 else Answer(wide=made)
+    result = _mean(graph, parts) if len(parts) > 1 else parts[0]
+    return Answer(positive=result) if classes == 2 else Answer(wide=result)
 
 
 def _calibrate(graph: Graph, model: Any, table: Table, classes: int) -> str:
@@ -342,8 +342,8 @@ def _isotonic(graph: Graph, model: Any, x: str) -> str:
         passed = graph.cast(graph.op("Greater", inside, graph.double(at[1:-1][None, :])), "INT64")
         place = graph.op("ReduceSum", passed, graph.ints(1), keepdims=1)
         left, base, slope = (graph.op("Gather", graph.double(v), place, axis=0) for v in (at, to, slopes))
-    made = graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
-    return graph.nan_unless_finite(made, x, always=True)
+    result = graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
+    return graph.nan_unless_finite(result, x, always=True)
 
 
 def _temperature(graph: Graph, calibrator: Any, answer: Answer, classes: int) -> str:
@@ -355,8 +355,8 @@ def _temperature(graph: Graph, calibrator: Any, answer: Answer, classes: int) ->
     # scikit-learn takes the logarithm of probabilities plus the same epsilon.
     tiny = graph.double(float(np.finfo(np.float64).eps))
     logits = graph.op("Log", graph.op("Add", answer.by_class(graph), tiny))
-    made = graph.op("Softmax", graph.op("Mul", logits, beta), axis=1)
-    return graph.numbers(graph.matrix(made, 2)[1:]) if classes == 2 else made
+    result = graph.op("Softmax", graph.op("Mul", logits, beta), axis=1)
+    return graph.numbers(graph.matrix(result, 2)[1:]) if classes == 2 else result
 
 
 PREDICTS: dict[str, Predict] = {
