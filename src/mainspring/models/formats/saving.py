@@ -349,7 +349,7 @@ def _wrong_labels(reference: Scores, answer: Scores, own: Any) -> Any:
 
 
 def complete_signature(signature: Signature, estimator: Any) -> Signature:
-    """The signature with the estimator's classes; raises InvalidInput if the two disagree, or if the estimator has none to offer."""
+    """The signature with the estimator's classes; raises InvalidInput if the two disagree, or if a classifier has no probabilities."""
     if not signature.inputs:
         raise InvalidInput("the signature names no input column")
     columns = [c.name for c in signature.inputs]
@@ -402,9 +402,8 @@ def _class_type(classes: Any) -> ClassType:
     """The type of an estimator's classes, which decides how labels are compared with them."""
     kinds: dict[str, ClassType] = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}
     array = np.asarray(classes)
-    if (
-        array.dtype == object
-    ):  # as pandas gives them: the type of the Python values decides, if they have only one
+    if array.dtype == object:
+        # As pandas gives them: the type of the Python values decides, if they have only one.
         array = np.asarray(list(classes))
         if len({type(c) for c in classes}) != 1:
             return "string"

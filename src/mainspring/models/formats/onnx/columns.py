@@ -303,9 +303,8 @@ def _bins(graph: Graph, step: Any, table: Table) -> Table:
         wide, weights, bias = len(counts), [np.ones((n - 1, 1)) for n in counts], np.zeros(len(counts))
     else:
         wide = sum(counts)
-        weights = [
-            np.eye(n)[1:] - np.eye(n)[:-1] for n in counts
-        ]  # passing an edge moves the 1 from a bin to the next
+        # Passing an edge moves the 1 from a bin to the next.
+        weights = [np.eye(n)[1:] - np.eye(n)[:-1] for n in counts]
         bias = np.concatenate([np.eye(n)[0] for n in counts])
     edges, owners = flatten(inner)
     x = graph.numbers(table)

@@ -115,9 +115,8 @@ _REARRANGE = frozenset({"Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Id
 def examine(graph: Graph) -> Cost:
     """Bound the cost of ``graph``. An operator with a nested graph (``If``, ``Scan``) counts as unbounded, so those are not followed."""
     known = dict.fromkeys(graph.constants, Dependence.CONSTANT)
-    known |= dict.fromkeys(
-        graph.inputs, Dependence.VALUES
-    )  # a request may replace an initializer that is an input too
+    # A request may replace an initializer that is an input too, so inputs come last.
+    known |= dict.fromkeys(graph.inputs, Dependence.VALUES)
     by_values = by_operator = None
     steps = deepest = 0
     for node in graph.nodes:

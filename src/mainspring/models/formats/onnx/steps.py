@@ -70,9 +70,8 @@ def _read_indexed(attributes: Mapping[str, memoryview], read: Read) -> _Ensemble
         sets = np.flatnonzero(modes == _MEMBER)
         if kind not in (1, 11) or len(ends) != len(sets):
             return None
-        weights[sets] = np.diff(
-            ends, prepend=-1
-        )  # ONNX Runtime expands a set into a chain of nodes, one a member
+        # ONNX Runtime expands a set into a chain of nodes, one for each member.
+        weights[sets] = np.diff(ends, prepend=-1)
     nodes = np.arange(count)
     parents = np.concatenate([nodes[true_leaf == 0], nodes[false_leaf == 0]])
     children = np.concatenate([true[true_leaf == 0], false[false_leaf == 0]])

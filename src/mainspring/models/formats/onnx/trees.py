@@ -1,9 +1,8 @@
 """Tree ensembles of scikit-learn as ``TreeEnsemble`` of ai.onnx.ml, opset 5, with float64 thresholds and leaf weights.
 
 Written from the estimators' own arrays, so nothing is rounded. Forests, trees and gradient boosting cast their inputs to float32 first
-and compare those with float64 thresholds; histogram boosting does not. scikit-learn adds up the trees in their order, and so does ONNX
-Runtime, so that the sums are equal bit by bit. A leaf of the operator has one target: with ``k`` classes each tree is written ``k``
-times.
+and compare those with float64 thresholds; histogram boosting does not. scikit-learn adds up the
+trees in their order, and so does ONNX Runtime. A leaf of the operator has one target: with ``k`` classes each tree is written ``k`` times.
 """
 
 from __future__ import annotations
