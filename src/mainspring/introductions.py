@@ -10,7 +10,7 @@ from msgspec import convert
 from mainspring.errors import MainspringError
 from mainspring.lineage.sources import GraphSources
 from mainspring.loop.rows import audit_verdicts
-from mainspring.models import standing
+from mainspring.models.objections import audit as audit_models
 from mainspring.records.base import from_json
 from mainspring.records.tracking import CodeState, EnvironmentState
 
@@ -35,7 +35,7 @@ def graph_sources(base: Foundation, room: Callable[[str], Any]) -> GraphSources:
         effects=lambda i: predictions.list_prediction_effects(base, i),
         facts=_none_if_missing(lambda i: _model_version_facts(room, i)),
     )
-    sources.add("model", auditor=lambda tx: standing.audit(tx, base))
+    sources.add("model", auditor=lambda tx: audit_models(tx, base))
     sources.add("code", facts=_none_if_missing(lambda i: _code_facts(base, i)))
     sources.add("environment", facts=_none_if_missing(lambda i: _environment_facts(base, i)))
     sources.add("dataset_version", facts=_none_if_missing(lambda i: _dataset_version_facts(room, i)))

@@ -427,7 +427,7 @@ def test_ordinary_estimators_stay_in_the_servers_own_process() -> None:
     from sklearn.preprocessing import StandardScaler
 
     from mainspring.models.formats import infer_signature
-    from mainspring.models.formats.onnx.convert import candidates
+    from mainspring.models.formats.onnx.convert import list_forms
 
     x = np.random.default_rng(0).normal(size=(80, 3))
     signature = infer_signature({f"c{i}": x[:, i] for i in range(3)}, task="binary")
@@ -437,5 +437,5 @@ def test_ordinary_estimators_stay_in_the_servers_own_process() -> None:
     ):  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = converted(candidates(estimator.fit(x, x[:, 0] > 0), signature))
+            data = converted(list_forms(estimator.fit(x, x[:, 0] > 0), signature))
         assert examine(check_onnx(data)).bounded, type(estimator).__name__

@@ -12,7 +12,7 @@ import pytest
 
 from mainspring.errors import InvalidInput, UnsafeFormat
 from mainspring.models import formats
-from mainspring.models.formats.onnx.convert import candidates
+from mainspring.models.formats.onnx.convert import list_forms
 from mainspring.models.formats.parity import NULL, REAL, UNSEEN, make_rows
 from mainspring.models.formats.saving import ParityFailed
 from mainspring.records.models import Column, Signature, Task
@@ -105,7 +105,7 @@ def test_scaled_boosted_trees_repeat_on_all_training_rows(tmp_path: Path) -> Non
     assert package.format == "onnx"
     scores = formats.load(tmp_path / "p").predict(columns)
     np.testing.assert_allclose(scores, estimator.predict_proba(x)[:, 1], rtol=0, atol=1e-12)
-    single = dict(candidates(estimator, package.signature))["skl2onnx in float32"]()
+    single = dict(list_forms(estimator, package.signature))["skl2onnx in float32"]()
     assert np.abs(_onnx_scores(single, x) - scores).max() > 1e-3, "float32 would have been another model"
 
 
@@ -192,8 +192,8 @@ def test_serving_gives_the_same_labels() -> None:
     binary: Any = SimpleNamespace(
         signature=_signature(classes=["no", "yes"]), labels=("no", "yes"), fragments=(b'{"label":"no","score":', b'{"label":"yes","score":')
     )  # fmt: skip
-    assert answers.labels(binary, [0.5, 0.6]) == ["no", "yes"]
-    assert answers.predictions(binary, [0.5]) == b'[{"label":"no","score":0.5}]'
+    assert answers.list_labels(binary, [0.5, 0.6]) == ["no", "yes"]
+    assert answers.encode_predictions(binary, [0.5]) == b'[{"label":"no","score":0.5}]'
 
 
 @pytest.mark.parametrize(

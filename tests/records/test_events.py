@@ -69,7 +69,7 @@ def test_no_call_records_a_kind_put_together_from_text() -> None:
 
 
 def test_queries_ask_for_kinds_that_exist() -> None:
-    """Seen red with "dataset.commited" in a query of ``models/standing.py``: it found nothing, and nobody noticed."""
+    """Seen red with "dataset.commited" in a query of ``models/objections.py``: it found nothing, and nobody noticed."""
     kinds, seen = set(EventKind), 0
     for path, module in _modules():
         for node in ast.walk(module):

@@ -78,7 +78,7 @@ class TensorFlowServing(Dialect[None]):
         return deployment.codec.decode(b'{"rows":' + bytes(request.instances) + b"}"), None
 
     def encode(self, answer: Answer, deployment: LiveDeployment, form: None, ident: str) -> Reply:
-        return Reply(200, b'{"predictions":' + answers.predictions(deployment, answer.scores) + b"}")
+        return Reply(200, b'{"predictions":' + answers.encode_predictions(deployment, answer.scores) + b"}")
 
     def error(self, error: MainspringError, ident: str | None) -> Reply:
         status = 400 if error.status == 422 else error.status

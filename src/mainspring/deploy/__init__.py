@@ -1,4 +1,4 @@
-"""Deployments: which model versions answer, listen and shadow; and the bundle that serving takes it from."""
+"""Deployments: which model versions answer and which shadow them, and the bundle that serving reads."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Writing the bundle: packages first, then ``routes.json`` by rename, each made durable before the next.
 
-A crash at any point leaves a bundle that serves: a package without a route is unused bytes, a decided but unwritten route table
-stands in the outbox and is written by the next :func:`write`. One writer at a time, by a file lock.
+A crash at any point leaves a bundle that serves: a package without a route is unused bytes; a route table that was decided and not
+written is in the outbox (the table ``bundles``) and the next :func:`write` writes it. A file lock admits one writer at a time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ declare("deploy.package.written", "deploy.package.renamed", "deploy.routes.writt
 
 PACKAGES = "packages"
 GRACE_S = 900.0
-"""How long a package that no route names stays: a server that is restarting may still want it."""
+"""How long, in seconds, a package that no route names is kept: a server that is restarting may still need it."""
 
 _STATE = Path("log") / "serving-state.json"
 
 
 @contextlib.contextmanager
 def locked(bundle: Path, *, project: str) -> Iterator[None]:
-    """Be the only writer of ``bundle``; raises :class:`Conflict` if it belongs to another project."""
+    """Hold the lock of ``bundle`` as its only writer; raises :class:`Conflict` if it belongs to another project.
+
+    Waits for the lock. Its file holds the name of the project that wrote first.
+    """
     bundle.mkdir(parents=True, exist_ok=True, mode=0o700)
     (bundle / PACKAGES).mkdir(exist_ok=True, mode=0o700)
     (bundle / "log").mkdir(exist_ok=True, mode=0o700)
     fd = os.open(bundle / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        # The kernel gives the lock back when the process dies, so no lock is left behind. Taken before any write transaction:
+        # publish() refuses to run inside a decision, so nobody waits here while holding the database's writer lock.
         fcntl.flock(fd, fcntl.LOCK_EX)
         owner = os.pread(fd, 200, 0).decode()
         if owner and owner != project:
@@ -66,10 +71,10 @@ def served_number(bundle: Path) -> int:
 
 
 def write(bundle: Path, table: RouteTable, objects: Objects) -> bool:
-    """Bring ``bundle`` to ``table``; whether anything had to be written. Call it under :func:`locked`. Idempotent.
+    """Make ``bundle`` hold ``table`` and its packages; returns whether anything was written. Call it under :func:`locked`. Idempotent.
 
-    A package that is there is compared with the object store, byte by byte, and made anew if it is damaged; the route table is then
-    written again too, so that servers look at once.
+    A package that is there is compared with the object store, byte by byte, and written again if it is damaged; the route table is
+    then written again too, because servers look at the packages again when it changes.
     """
     changed = [materialise(bundle, digest, objects) for digest in sorted(packages_of(table))]
     data = to_json(table)
@@ -86,17 +91,17 @@ def write(bundle: Path, table: RouteTable, objects: Objects) -> bool:
 
 
 def prune(bundle: Path, keep: set[str], *, grace_s: float = GRACE_S) -> list[str]:
-    """Remove packages that nothing needs and that have not been needed for ``grace_s`` seconds; returns their digests.
+    """Remove packages that nothing has needed for ``grace_s`` seconds; returns their digests. Call it under :func:`locked`.
 
-    Kept as well: what the server's last good table names, so that a restart on a broken new table can fall back.
+    What the server's last good table names is kept as well, so that a server that restarts on a broken new table can fall back.
     """
     wanted = keep | _last_good(bundle)
     removed = []
     for folder in (bundle / PACKAGES).iterdir():
         if folder.name in wanted:
-            folder.touch()  # the grace counts from when it was last needed
+            folder.touch()  # the grace period starts when the package was last needed
         elif time.time() - folder.stat().st_mtime > grace_s:
-            # Renamed first: a reader finds the package whole or not at all.
+            # Renamed first, since a rename is atomic: a reader sees the whole package or none of it.
             doomed = folder.with_name(f".gone-{folder.name}")
             if not folder.name.startswith("."):
                 folder.rename(doomed)
@@ -109,17 +114,17 @@ def prune(bundle: Path, keep: set[str], *, grace_s: float = GRACE_S) -> list[str
 
 def packages_of(table: RouteTable) -> set[str]:
     """Digests of all packages that ``table`` names."""
-    found: set[str] = set()
+    digests: set[str] = set()
     for deployment in table.deployments:
-        found |= {t.package for t in deployment.targets} | {s.package for s in deployment.shadows}
-    return found
+        digests |= {t.package for t in deployment.targets} | {s.package for s in deployment.shadows}
+    return digests
 
 
 def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
-    """Have package ``digest`` whole and sound in ``bundle``; whether it had to be written. Call it under :func:`locked`."""
+    """Make ``bundle`` hold package ``digest``, complete and undamaged; returns whether it was written. Call it under :func:`locked`."""
     packages = bundle / PACKAGES
     target = packages / digest
-    if target.is_dir() and _sound(target, objects.tree(digest)):
+    if target.is_dir() and _is_undamaged(target, objects.tree(digest)):
         return False
     temporary = packages / f".tmp-{digest}"
     shutil.rmtree(temporary, ignore_errors=True)  # what a crash left behind
@@ -129,7 +134,7 @@ def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
             durable.sync_file(Path(folder) / name)
         durable.sync_folder(Path(folder))
     failpoint("deploy.package.written")
-    if target.exists():  # damaged: out of the way by rename, so that a reader finds all of one or nothing
+    if target.exists():  # damaged: renamed away, so that a reader sees a whole package or none
         doomed = packages / f".gone-{digest}"
         shutil.rmtree(doomed, ignore_errors=True)
         target.rename(doomed)
@@ -140,10 +145,10 @@ def materialise(bundle: Path, digest: str, objects: Objects) -> bool:
     return True
 
 
-def _sound(folder: Path, entries: Mapping[str, ObjectRef]) -> bool:
+def _is_undamaged(folder: Path, entries: Mapping[str, ObjectRef]) -> bool:
     """Whether ``folder`` holds exactly the files of a tree, byte by byte."""
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
-    if found != set(entries):
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() or p.is_symlink()}
+    if files != set(entries):
         return False
     for path, ref in entries.items():
         file = folder / path
@@ -155,6 +160,7 @@ def _sound(folder: Path, entries: Mapping[str, ObjectRef]) -> bool:
 
 
 def _last_good(bundle: Path) -> set[str]:
+    """Digests of the packages of the table that the server last served without fault; empty if it left no readable state."""
     with contextlib.suppress(OSError, InvalidInput):
         state: dict[str, object] = from_json((bundle / _STATE).read_bytes(), dict[str, object])
         if state.get("good"):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from mainspring.clock import from_us, to_us
-from mainspring.deploy import bundle
+from mainspring.clock import to_us
+from mainspring.deploy import bundle, rows
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage.foundation import Foundation
 from mainspring.lineage.ledger import Decision
 from mainspring.operations import Role, current, operation
-from mainspring.records.base import check_name, from_json, to_json
+from mainspring.records.base import check_name
 from mainspring.records.events import EventKind
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelRegistry, Signature
@@ -40,7 +39,7 @@ _MAX_TARGETS = 8
 
 
 class Deploy:
-    """Which versions answer under which name."""
+    """Decisions about which model versions answer under which name."""
 
     room = "deploy"
 
@@ -63,15 +62,15 @@ class Deploy:
         as they can answer the same requests. Raises :class:`NotFound` for an unknown version, :class:`InvalidInput` for one that
         answers another question than the deployment did, and what loading its package raises: then nothing has changed.
         """
-        found = self._models.get_version(model=model, selector=str(version))
-        self._try([found.package])
-        target = Target(model=model, version=found.version, package=found.package)
+        champion = self._models.get_version(model=model, selector=str(version))
+        self._try_packages([champion.package])
+        target = Target(model=model, version=champion.version, package=champion.package)
         with self._base.ledger.decision() as d:
-            before = self._find(deployment)
-            shadows = self._staying(before, found.signature)
+            before = rows.read_deployment(d.tx, self._base, deployment)
+            shadows = self._list_kept_shadows(before, champion.signature)
             result = d.done(
-                self._route(
-                    d, deployment, [target], shadows, reason, signature=found.signature, before=before
+                self._set_routes(
+                    d, deployment, [target], shadows, reason, signature=champion.signature, before=before
                 )
             )
         self._publish_after_commit()
@@ -86,19 +85,13 @@ class Deploy:
         One target is the champion and the weights add up to 1; all take the same columns and answer the same question.
         Raises :class:`InvalidInput` for routes that cannot be right, :class:`NotFound` for an unknown version.
         """
-        signature = self._check(targets, shadows or [])
-        self._try([route.package for route in _all(targets, shadows or [])])
+        shadows = shadows or []
+        signature = self._check_routes(targets, shadows)
+        self._try_packages([route.package for route in _list_routes(targets, shadows)])
         with self._base.ledger.decision() as d:
+            before = rows.read_deployment(d.tx, self._base, deployment)
             result = d.done(
-                self._route(
-                    d,
-                    deployment,
-                    targets,
-                    shadows or [],
-                    reason,
-                    signature=signature,
-                    before=self._find(deployment),
-                )
+                self._set_routes(d, deployment, targets, shadows, reason, signature=signature, before=before)
             )
         self._publish_after_commit()
         return result
@@ -108,14 +101,12 @@ class Deploy:
         """Stop answering to a name. Its history stays."""
         with self._base.ledger.decision() as d:
             before = self.get_deployment(name=deployment)
-            d.tx.execute(
-                "DELETE FROM deployments WHERE project = ? AND name = ?", self._base.project, deployment
-            )
-            number = self._next_number(d)
-            self._record(
+            rows.delete_deployment(d.tx, self._base, deployment)
+            number = rows.next_number(d.tx, self._base)
+            self._record_change(
                 d, number, deployment, None, reason, kind=EventKind.DEPLOYMENT_REMOVED, before=before
             )
-            self._decide_bundle(d, number)
+            self._decide_table(d, number)
             result = d.done(Published(number=number, written=False))
         self._publish_after_commit()
         return result
@@ -124,21 +115,19 @@ class Deploy:
     def list_deployments(self) -> list[Deployment]:
         """All deployments, by name."""
         with self._base.store.read() as tx:
-            rows = tx.all(
-                "SELECT routes FROM deployments WHERE project = ? ORDER BY name", self._base.project
-            )
-        return [from_json(row["routes"], Deployment) for row in rows]
+            return rows.list_deployments(tx, self._base)
 
     @operation(role=Role.VIEWER)
     def get_deployment(self, name: str) -> Deployment:
         """One deployment; raises :class:`NotFound` naming near ones."""
-        found = self._find(name)
-        if found is None:
+        with self._base.store.read() as tx:
+            deployment = rows.read_deployment(tx, self._base, name)
+        if deployment is None:
             known = [d.name for d in self.list_deployments()]
             raise NotFound(
                 "there is no such deployment", value=name, next_step=near(name, known, what="deployment")
             )
-        return found
+        return deployment
 
     @operation(role=Role.VIEWER)
     def list_changes(self, name: str, *, limit: int = 100) -> list[RouteChange]:
@@ -146,24 +135,7 @@ class Deploy:
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
         with self._base.store.read() as tx:
-            rows = tx.all(
-                "SELECT * FROM deployment_history WHERE project = ? AND name = ? ORDER BY number DESC LIMIT ?",
-                self._base.project,
-                name,
-                limit,
-            )
-        return [
-            RouteChange(
-                deployment=name,
-                number=int(row["number"]),
-                routes=from_json(row["routes"], Deployment) if row["routes"] else None,
-                reason=row["reason"],
-                actor=row["actor"],
-                at=from_us(row["at_us"]),
-                event=row["event"],
-            )
-            for row in rows
-        ]
+            return rows.list_changes(tx, self._base, name, limit=limit)
 
     @operation(role=Role.OPERATOR, changes=True, deadline_s=120.0)
     def publish(self) -> Published:
@@ -179,30 +151,25 @@ class Deploy:
             )
         folder = self._base.bundle
         with bundle.locked(folder, project=self._base.project):
-            table = self._newest(folder)
+            table = self._read_table(folder)
             if table is None:
                 return Published(number=0, written=False)
             written = bundle.write(folder, table, self._base.objects)
             with self._base.store.read() as tx:
-                pending = tx.scalar(
-                    "SELECT count(*) AS n FROM bundles WHERE project = ? AND published_us IS NULL",
-                    self._base.project,
-                )
-            if pending:
+                pending = rows.count_unpublished(tx, self._base)
+            if pending:  # a read first: publishing again must not take the writer's lock for nothing
                 with self._base.store.write() as tx:
-                    tx.execute(
-                        "UPDATE bundles SET published_us = ? WHERE project = ? AND published_us IS NULL AND number <= ?",
-                        time.time_ns() // 1000, self._base.project, table.number,
-                    )  # fmt: skip
+                    rows.mark_published(tx, self._base, table.number)
             bundle.prune(folder, bundle.packages_of(table))
         return Published(number=table.number, written=written)
 
     # --- pieces ----------------------------------------------------------------------------------------------------
 
-    def _try(self, digests: list[str]) -> None:
+    def _try_packages(self, digests: list[str]) -> None:
         """Open each package once as the server will, before anything is decided.
 
-        Not within a larger decision, which holds the writer's lock: there the server alone tells.
+        Not within a larger decision: loading takes seconds, and the decision holds the writer's lock. There only the server reports
+        that a package does not load.
         """
         missing = sorted(set(digests) - self._tried)
         if self._trial is None or not missing or self._base.store.in_transaction:
@@ -214,28 +181,21 @@ class Deploy:
             self._trial(folder / bundle.PACKAGES / digest)
             self._tried.add(digest)
 
-    def _staying(self, before: Deployment | None, signature: Signature) -> list[Shadow]:
-        """Shadows that outlive a change of the champion: those of no rollout that can answer the same requests."""
+    def _list_kept_shadows(self, before: Deployment | None, signature: Signature) -> list[Shadow]:
+        """Shadows that stay when the champion changes: those outside a rollout that can answer the same requests."""
         if before is None:
             return []
-        kept = [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
-        found = [self._models.get_version(model=s.model, selector=str(s.version)).signature for s in kept]
-        return [s for s, own in zip(kept, found, strict=True) if misfit(signature, own) is None]
+        shadows = [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
+        versions = [self._models.get_version(model=s.model, selector=str(s.version)) for s in shadows]
+        return [s for s, v in zip(shadows, versions, strict=True) if misfit(signature, v.signature) is None]
 
     def _publish_after_commit(self) -> None:
         failpoint("deploy.committed")
         if not self._base.store.in_transaction:
             self.publish()
 
-    def _find(self, name: str) -> Deployment | None:
-        with self._base.store.read() as tx:
-            row = tx.first(
-                "SELECT routes FROM deployments WHERE project = ? AND name = ?", self._base.project, name
-            )
-        return from_json(row["routes"], Deployment) if row else None
-
-    def _check(self, targets: Sequence[Target], shadows: Sequence[Shadow]) -> Signature:
-        """The champion's signature, when everything else fits it."""
+    def _check_routes(self, targets: Sequence[Target], shadows: Sequence[Shadow]) -> Signature:
+        """Check routes as a whole; returns the champion's signature, which all others fit."""
         if not 1 <= len(targets) <= _MAX_TARGETS or len(shadows) > _MAX_SHADOWS:
             raise InvalidInput(
                 f"a deployment has 1 to {_MAX_TARGETS} targets and at most {_MAX_SHADOWS} shadows",
@@ -254,24 +214,23 @@ class Deploy:
         if len({(t.model, t.version) for t in targets}) != len(targets):
             raise InvalidInput("a version is a target twice", place="targets")
         champion = self._models.get_version(model=champions[0].model, selector=str(champions[0].version))
-        for route in _all(targets, shadows):
-            found = self._models.get_version(model=route.model, selector=str(route.version))
-            if found.package != route.package:
+        for route in _list_routes(targets, shadows):
+            version = self._models.get_version(model=route.model, selector=str(route.version))
+            if version.package != route.package:
                 raise InvalidInput(
                     "the package is not this version's",
                     value=route.package,
                     place=f"{route.model}@{route.version}",
                 )
-            _check_fits(
-                champion.signature,
-                found.signature,
-                what=f"{route.model}@{route.version}",
-                other="the champion",
-                next_step="Deploy it under a name of its own.",
-            )
+            if (why := misfit(champion.signature, version.signature)) is not None:
+                raise InvalidInput(
+                    f"{route.model}@{route.version} does not fit the champion: {why}",
+                    value=f"{route.model}@{route.version}",
+                    next_step="Deploy it under a name of its own.",
+                )
         return champion.signature
 
-    def _route(
+    def _set_routes(
         self,
         d: Decision,
         name: str,
@@ -289,24 +248,20 @@ class Deploy:
         after = Deployment(name=name, signature=signature, targets=targets, shadows=shadows)
         if before == after:
             return after  # nothing changes: no new number, no event
-        number = self._next_number(d)
-        d.tx.execute(
-            "INSERT INTO deployments (project, name, number, routes, updated_us) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT (project, name) DO UPDATE SET number = excluded.number, routes = excluded.routes, updated_us = excluded.updated_us",
-            self._base.project, name, number, to_json(after).decode(), to_us(self._base.clock.now()),
-        )  # fmt: skip
-        self._record(d, number, name, after, reason, kind=EventKind.DEPLOYMENT_ROUTED, before=before)
-        for route in _all(targets, shadows):
+        number = rows.next_number(d.tx, self._base)
+        rows.put_deployment(d.tx, self._base, after, number=number)
+        self._record_change(d, number, name, after, reason, kind=EventKind.DEPLOYMENT_ROUTED, before=before)
+        for route in _list_routes(targets, shadows):
             kind = "answers" if isinstance(route, Target) else "shadows"
             d.edge(ref("model_version", f"{route.model}@{route.version}"), ref("deployment", name), kind)
         owner = ref("deployment", name)
         d.unrefer(owner)
-        for digest in sorted({r.package for r in _all(targets, shadows)}):
+        for digest in sorted({r.package for r in _list_routes(targets, shadows)}):
             d.refer(digest, owner, tree=True)
-        self._decide_bundle(d, number)
+        self._decide_table(d, number)
         return after
 
-    def _record(
+    def _record_change(
         self,
         d: Decision,
         number: int,
@@ -320,77 +275,52 @@ class Deploy:
         data = {"number": number, "reason": reason, "from": _summary(before), "to": _summary(after)}
         event = d.event(kind, ref("deployment", name), data)
         call = current()
-        d.tx.execute(
-            "INSERT INTO deployment_history (project, name, number, routes, reason, actor, at_us, event) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            self._base.project, name, number, to_json(after).decode() if after else "", reason, call.actor if call else "local",
-            to_us(self._base.clock.now()), event.id,
-        )  # fmt: skip
-
-    def _next_number(self, d: Decision) -> int:
-        # An update of one row first: on PostgreSQL its lock makes numbering serial; SQLite has one writer anyway.
-        d.tx.execute(
-            "INSERT INTO settings (project, name, value) VALUES (?, 'routes_number', '0') ON CONFLICT (project, name) DO NOTHING",
-            self._base.project,
+        change = RouteChange(
+            deployment=name,
+            number=number,
+            routes=after,
+            reason=reason,
+            actor=call.actor if call else "local",
+            at=self._base.clock.now(),
+            event=event.id,
         )
-        row = d.tx.all(
-            "UPDATE settings SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE project = ? AND name = 'routes_number' RETURNING value",
-            self._base.project,
-        )[0]
-        return int(row["value"])
+        rows.insert_change(d.tx, self._base, change)
 
-    def _decide_bundle(self, d: Decision, number: int) -> None:
-        rows = d.tx.all("SELECT routes FROM deployments WHERE project = ? ORDER BY name", self._base.project)
+    def _decide_table(self, d: Decision, number: int) -> RouteTable:
+        """Put the routes of all deployments into the outbox as route table ``number``."""
         table = sealed(
             RouteTable(
                 number=number,
                 created_us=to_us(self._base.clock.now()),
-                deployments=[from_json(r["routes"], Deployment) for r in rows],
+                deployments=rows.list_deployments(d.tx, self._base),
             )
         )
-        d.tx.execute(
-            "INSERT INTO bundles (project, number, document, decided_us) VALUES (?, ?, ?, ?)",
-            self._base.project, number, to_json(table).decode(), time.time_ns() // 1000,
-        )  # fmt: skip
+        rows.insert_table(d.tx, self._base, table)
+        return table
 
-    def _newest(self, folder: Path) -> RouteTable | None:
-        """The newest decided table; one that is older than what the bundle shows (a restored database) gets a new number."""
+    def _read_table(self, folder: Path) -> RouteTable | None:
+        """The newest decided table; one that is older than what the bundle shows (a restored database) gets a new number.
+
+        Servers refuse another table whose number is not greater than that of the one they have.
+        """
         with self._base.store.read() as tx:
-            row = tx.first(
-                "SELECT document FROM bundles WHERE project = ? ORDER BY number DESC LIMIT 1",
-                self._base.project,
-            )
-        if row is None:
+            table = rows.read_newest_table(tx, self._base)
+        if table is None:
             return None
-        table: RouteTable = from_json(row["document"], RouteTable)
         shown = bundle.served_number(folder)
         if shown <= table.number:
             return table
         with self._base.ledger.decision() as d:
-            d.tx.execute(
-                "UPDATE settings SET value = ? WHERE project = ? AND name = 'routes_number'",
-                str(shown),
-                self._base.project,
-            )
-            self._decide_bundle(d, self._next_number(d))
-            document = d.tx.scalar(
-                "SELECT document FROM bundles WHERE project = ? ORDER BY number DESC LIMIT 1",
-                self._base.project,
-            )
-        renumbered: RouteTable = from_json(document, RouteTable)
-        return renumbered
+            rows.set_number(d.tx, self._base, shown)
+            return self._decide_table(d, rows.next_number(d.tx, self._base))
 
 
-def _all(targets: Sequence[Target], shadows: Sequence[Shadow]) -> list[Target | Shadow]:
+def _list_routes(targets: Sequence[Target], shadows: Sequence[Shadow]) -> list[Target | Shadow]:
     return [*targets, *shadows]
 
 
-def _check_fits(outer: Signature, inner: Signature, *, what: str, other: str, next_step: str) -> None:
-    if (why := misfit(outer, inner)) is not None:
-        raise InvalidInput(f"{what} cannot stand beside {other}: {why}", value=what, next_step=next_step)
-
-
 def _check_same_question(before: Deployment | None, signature: Signature, name: str) -> None:
-    """Who calls a deployment reads its answers in one way: a label with a score, or a number."""
+    """Refuse a change of task or classes: callers read a deployment's answers in one way, a label with a score or a number."""
     if before is None:
         return
     was = msgspec.structs.replace(before.signature, inputs=signature.inputs)

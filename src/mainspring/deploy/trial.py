@@ -1,4 +1,4 @@
-"""Opening a package before it is deployed, the way a server will: in an isolated, confined process that may die of it."""
+"""Opens a package before it is deployed, as a server does: in an isolated, confined process, which a bad package may kill."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from mainspring.errors import Unavailable, from_dict
 from mainspring.serving import isolation
 
 TRIAL_S = 100.0
-"""For libraries to be imported and the package to be loaded; within the deadline of the operations that wait for it."""
+"""Seconds for importing the libraries and loading the package; less than the deadline of the operations that wait for it."""
 
 
 def try_package(folder: Path) -> None:
-    """Raise what loading and warming up the package in ``folder`` raises; returns if a server can load it.
+    """Raise what loading and warming up the package in ``folder`` raises; return if a server can load it.
 
-    A library that only servers have (ONNX Runtime) is not asked for here: then there is nothing to try.
+    Raises :class:`Unavailable` if the process takes too long or dies. A library that only servers have (ONNX Runtime) is not
+    needed here: without it nothing is tried.
     """
     command = isolation.command("mainspring.serving.trial", str(folder.absolute()))
     try:
@@ -36,7 +37,7 @@ def try_package(folder: Path) -> None:
             next_step="Nothing was changed. Try again when the machine is less busy.",
         ) from None
     try:
-        told = json.loads(done.stdout)
+        failure = json.loads(done.stdout)
     except ValueError:
         raise Unavailable(
             f"the process that tried the package ended with status {done.returncode}",
@@ -44,7 +45,7 @@ def try_package(folder: Path) -> None:
             place=str(folder),
             next_step="Nothing was changed. A package that kills its process cannot be served.",
         ) from None
-    if told is not None and told["code"] != "missing_extra":
-        error = from_dict(told)
+    if failure is not None and failure["code"] != "missing_extra":
+        error = from_dict(failure)
         error.message = f"a server cannot load this version, so nothing was changed: {error.message}"
         raise error

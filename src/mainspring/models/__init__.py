@@ -1,6 +1,6 @@
 """Models: packages that are data, a registry of versions and aliases, and cards.
 
-Three doors, each imported only when asked for, because serving walks through the first one alone:
+Three interfaces, each imported only when it is used, because serving uses the first alone:
 :mod:`mainspring.models.formats` (packages and predictors, no database), :class:`Models` (the registry's operations) and
 :class:`ModelsClient` (what needs a disk or an estimator).
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Models", "ModelsClient"]
 
-_HOMES = {"Models": "mainspring.models.operations", "ModelsClient": "mainspring.models.client"}
+_MODULES = {"Models": "mainspring.models.operations", "ModelsClient": "mainspring.models.client"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

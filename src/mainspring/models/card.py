@@ -1,7 +1,7 @@
 """A model card from what is recorded (after Mitchell et al., "Model Cards for Model Reporting", 2019).
 
-One list of sections gives both texts. What nobody recorded is said to be not recorded, never left out or guessed. All
-values are data: escaped in HTML and in Markdown.
+Both texts, Markdown and HTML, are made from one list of sections. What nobody recorded is shown as "not recorded", never left out or
+guessed. All values are data, and escaped in both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mainspring.records.models import AliasEvent, Approval, Card, ModelVersion, 
 NOT_RECORDED = "not recorded"
 
 _TEXT_TAGS = {"intended_use": "Intended use", "caveats": "Caveats", "owner": "Owner"}
-"""Tags with a place of their own on the card."""
+"""Tags with a row of their own on the card, and the row's heading."""
 
 _INTERVAL = re.compile(r"(.+)[._](low|high)")
 _MAX_EVENTS = 50
@@ -43,7 +43,7 @@ def make_card(
     aliases: Sequence[AliasEvent],
     approvals: Sequence[Approval],
 ) -> Card:
-    """The card of ``version``; ``aliases`` is the model's whole alias history."""
+    """Make the card of ``version``; ``aliases`` are all alias moves of its model, oldest first."""
     title = f"{version.model} version {version.version}"
     sections = [
         _summary(version, package),
@@ -90,13 +90,13 @@ def _output(version: ModelVersion) -> Section:
 
 
 def _metrics(version: ModelVersion, package: Package) -> Section:
-    """Metrics with their intervals, where ``<name>_low`` and ``<name>_high`` (or ``.low``, ``.high``) stand beside them."""
+    """Metrics with their intervals, where ``<name>_low`` and ``<name>_high`` (or ``.low``, ``.high``) are recorded too."""
     ends: dict[str, dict[str, float]] = {}
     for name, value in version.metrics.items():
         match = _INTERVAL.fullmatch(name)
         if match and match[1] in version.metrics:
             ends.setdefault(match[1], {})[match[2]] = value
-    bounds = {base for base, found in ends.items() if len(found) == 2}
+    bounds = {base for base, interval in ends.items() if len(interval) == 2}
     rows = []
     for name, value in sorted(version.metrics.items()):
         match = _INTERVAL.fullmatch(name)
@@ -104,9 +104,9 @@ def _metrics(version: ModelVersion, package: Package) -> Section:
             continue
         interval = f"{ends[name]['low']:.6g} to {ends[name]['high']:.6g}" if name in bounds else NOT_RECORDED
         rows.append((name, f"{value:.6g}", interval))
-    odd = package.notes.get("metrics_not_finite", {})
-    if isinstance(odd, dict):
-        rows += [(str(name), str(value), "not a finite number") for name, value in sorted(odd.items())]
+    not_finite = package.notes.get("metrics_not_finite", {})
+    if isinstance(not_finite, dict):
+        rows += [(str(name), str(value), "not a finite number") for name, value in sorted(not_finite.items())]
     return Section("Metrics", ("metric", "value", "interval"), rows)
 
 
@@ -136,17 +136,17 @@ def _parity(parity: Parity | None) -> Section:
 
 
 def _verdicts(base: Foundation, version: ModelVersion) -> Section:
-    """What gates said, read from the event log: the card needs no knowledge of the room that decides."""
+    """Verdicts of gates, read from the event log, so that this room does not import the one that judges models."""
     subject = ref("model_version", f"{version.model}@{version.version}")
     with base.store.read() as tx:
-        found = rows_of(
+        events = rows_of(
             tx,
             "project = ? AND subject = ? AND kind >= 'gate.' AND kind < 'gate/'",
             [base.project, subject],
             f"ORDER BY seq DESC LIMIT {_MAX_EVENTS}",
         )
     rows = []
-    for event in map(event_of, found):
+    for event in map(event_of, events):
         failed = event.data.get("failed") or []
         why = "; ".join(str(reason) for reason in failed) if isinstance(failed, list) else str(failed)
         rows.append((_when(event.at), event.kind.removeprefix("gate."), event.actor, why))

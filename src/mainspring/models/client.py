@@ -1,4 +1,4 @@
-"""What needs an estimator or a disk: saving, loading, fetching. Calls operations only, so local and remote are alike."""
+"""What needs an estimator or a disk: saving, loading, downloading. It calls operations only, so it works the same locally and remotely."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ else:
 
 
 class ModelsClient(_Operations):
-    """The registry for people and steps. ``operations`` are those of the room, here or remote."""
+    """The registry as people and steps use it. ``operations`` are those of the room, local or remote."""
 
     def __init__(self, ops: Models, objects: Uploads) -> None:
         self.operations = ops
@@ -122,35 +122,38 @@ class ModelsClient(_Operations):
         )
 
     def download_package(self, model: str, selector: Selector, to: Path) -> Package:
-        """Write a version's package into ``to`` (new or empty), verified; returns its manifest."""
+        """Write a version's package into the folder ``to`` (new or empty) and verify it; returns its manifest.
+
+        Raises InvalidInput for a folder that is not empty, Corrupt or TooLarge for bytes that differ from what is recorded.
+        """
         from mainspring.models.formats import verify
 
-        found = self.operations.get_version(model=model, selector=selector)
+        version = self.operations.get_version(model=model, selector=selector)
         if to.exists() and any(to.iterdir()):
             raise InvalidInput(
                 "the target folder is not empty", value=str(to), next_step="Name a new folder."
             )
         to.mkdir(parents=True, exist_ok=True)
-        listing = b"".join(self._stream(found.package, limit=MAX_MANIFEST))
+        listing = b"".join(self._stream(version.package, limit=MAX_MANIFEST))
         files: dict[str, ObjectRef] = from_json(listing, dict[str, ObjectRef])
-        place = f"{model}@{found.version}"
+        place = f"{model}@{version.version}"
         if MANIFEST not in files:
-            raise Corrupt("a package without model.json", value=found.package, place=place)
+            raise Corrupt("a package without model.json", value=version.package, place=place)
         manifest = b"".join(self._stream(files[MANIFEST].digest, limit=MAX_MANIFEST))
-        # Names become paths here, so they are judged before the first is written: the manifest's are those of its format.
+        # Names become paths here, so all are checked before the first file is written: a manifest has only names of its format.
         declared = {file.path for file in parse_manifest(manifest, place=place).files}
-        if odd := sorted(files.keys() ^ {MANIFEST, *declared}):
-            raise Corrupt("the files are not those of the package", value=odd[0], place=place)
+        if differing := sorted(files.keys() ^ {MANIFEST, *declared}):
+            raise Corrupt("the files are not those of the package", value=differing[0], place=place)
         for name in sorted(declared):
             with (to / name).open("xb") as file:
                 for piece in self._stream(files[name].digest, limit=files[name].size):
                     file.write(piece)
-        # The manifest comes last: a folder without it is not a package, so a broken fetch is never mistaken for one.
+        # The manifest comes last: a folder without it is not a package, so a broken download is never mistaken for one.
         (to / MANIFEST).write_bytes(manifest)
         return verify(to)
 
     def load(self, model: str, selector: Selector = "latest", *, trust: TrustPolicy = DEFAULT) -> Predictor:
-        """Fetch a version and load it into this process."""
+        """Download a version into a temporary folder and load it into this process."""
         from mainspring.models.formats import load
 
         with tempfile.TemporaryDirectory(prefix="mainspring-model-") as scratch:

@@ -11,8 +11,9 @@ from mainspring.clock import from_us, to_us
 from mainspring.errors import Conflict, InvalidInput, NotFound, PermissionDenied, near
 from mainspring.lineage import Decision, Foundation
 from mainspring.lineage.uploads import owned_size, owned_tree
-from mainspring.models import rows, standing
+from mainspring.models import rows
 from mainspring.models.formats.package import check_package
+from mainspring.models.objections import find_objections
 from mainspring.operations import Role, acts, operation
 from mainspring.records.base import Digest, Selector, check_name
 from mainspring.records.events import EventKind
@@ -26,7 +27,6 @@ from mainspring.records.models import (
     ModelVersionPage,
     Package,
 )
-from mainspring.records.objects import ObjectRef
 from mainspring.storage.failpoints import declare, failpoint
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ declare("models.registered", "models.alias_moved")
 
 LATEST = "latest"
 CHAMPION = "champion"
-"""The alias that answers where the policy deploys the model; it takes more than another to move."""
+"""The alias whose version the policy deploys. It is moved only to a version that nothing speaks against, or by an admin's override."""
 
 _MAX_TAGS, _MAX_TEXT = 200, 20_000
 
 
 class Models:
-    """Registered models of one project. Versions are immutable; an alias is whatever its newest event says."""
+    """Registered models of one project. Versions are immutable; an alias points where its newest event put it."""
 
     room = "models"
 
@@ -67,14 +67,14 @@ class Models:
     ) -> ModelVersion:
         """Make the next version of ``model`` from a package's tree object; returns it.
 
-        The package is verified first (every byte against its manifest, payload structure), signature, format, code and
-        environment are taken from it, and what is not given here too; code and environment that it does not name are those
-        that the run was captured with. Registering the same package for the same run again
-        returns the version it already is. Raises NotFound, Corrupt, UnsafeFormat, InvalidInput.
+        The package is verified first: every byte against its manifest, and the structure of its payload. Signature, format, code and
+        environment come from its manifest, and so do the run, the dataset version and the metrics that are not given here. Code and
+        environment that the manifest does not name are those that the run was captured with. Registering the same package for the
+        same run again returns the version it already is. Raises NotFound, Corrupt, UnsafeFormat, InvalidInput.
         """
         check_name(model, what="model")
         _check_tags(tags)
-        manifest = self._verified(package)
+        manifest = self._verify_package(package)
         if profile is not None:
             owned_size(self._base, profile)
         draft = rows.Draft(
@@ -91,13 +91,13 @@ class Models:
         )
         with self._base.ledger.decision() as d:
             number = rows.lock_model(d.tx, self._base, model) + 1
-            existing = rows.same_package(d.tx, self._base, model, package, draft.run)
+            existing = rows.find_registered(d.tx, self._base, model, package, draft.run)
             if existing is not None:
                 return d.done(existing)
-            draft.captured.update(rows.captured_of(d.tx, self._base, draft.run))
-            version = draft.version(number, at=self._base.clock.now(), actor=_actor())
+            draft.captured.update(rows.read_captured(d.tx, self._base, draft.run))
+            version = draft.version(number, at=self._base.clock.now(), actor=acts().name)
             rows.insert_version(d.tx, self._base, version)
-            self._trace(d, version)
+            self._record_version(d, version)
             failpoint("models.registered")
             return d.done(version)
 
@@ -105,7 +105,6 @@ class Models:
     def list_models(self) -> builtins.list[ModelInfo]:
         """All models by name, with how many versions each has and where its aliases point."""
         with self._base.store.read() as tx:
-            found = tx.all("SELECT * FROM models WHERE project = ? ORDER BY name", self._base.project)
             return [
                 ModelInfo(
                     name=row["name"],
@@ -114,8 +113,8 @@ class Models:
                     aliases={e.alias: e.version for e in aliases if e.version is not None},
                     overridden={e.alias: e.overridden for e in aliases if e.overridden},
                 )
-                for row in found
-                for aliases in [rows.newest(tx, self._base, row["name"])]
+                for row in rows.list_models(tx, self._base)
+                for aliases in [rows.list_aliases(tx, self._base, row["name"])]
             ]
 
     @operation(role=Role.VIEWER)
@@ -123,28 +122,28 @@ class Models:
         """Versions of a model, newest first; pass ``next`` of a page as ``after``."""
         if not 1 <= limit <= 1000:
             raise InvalidInput("limit must be 1 to 1000", value=limit)
-        before = _number(after) if after is not None else None
+        before = _parse_number(after) if after is not None else None
         with self._base.store.read() as tx:
-            self._known(tx, model)
-            items = rows.versions(tx, self._base, model, before=before, limit=limit + 1)
+            rows.check_exists(tx, self._base, model)
+            items = rows.list_versions(tx, self._base, model, before=before, limit=limit + 1)
         more = len(items) > limit
         return ModelVersionPage(items=items[:limit], next=str(items[limit - 1].version) if more else None)
 
     @operation(role=Role.VIEWER)
     def get_version(self, model: str, selector: Selector = LATEST) -> ModelVersion:
-        """One version by number, alias or ``latest``; raises NotFound with what there is."""
+        """One version by number, alias or ``latest``; raises NotFound, naming similar aliases."""
         with self._base.store.read() as tx:
-            return self._select(tx, model, selector)
+            return self._select_version(tx, model, selector)
 
     @operation(role=Role.EDITOR, changes=True)
     def set_tags(self, model: str, version: int, *, tags: dict[str, str]) -> ModelVersion:
         """Set tags of a version (an empty value removes one); ``intended_use``, ``caveats`` and ``owner`` show on its card."""
         _check_tags(tags)
         with self._base.ledger.decision() as d:
-            self._select(d.tx, model, str(version))
+            self._select_version(d.tx, model, str(version))
             rows.set_tags(d.tx, self._base, model, version, tags)
             d.event(EventKind.MODEL_TAGGED, _version_ref(model, version), {"tags": tags})
-            return d.done(self._select(d.tx, model, str(version)))
+            return d.done(self._select_version(d.tx, model, str(version)))
 
     @operation(role=Role.OPERATOR, changes=True)
     def approve(self, model: str, version: int, *, reason: str, approved: bool = True) -> Approval:
@@ -152,13 +151,13 @@ class Models:
         _check_reason(reason)
         with self._base.ledger.decision() as d:
             rows.lock_model(d.tx, self._base, model, create=False)
-            self._select(d.tx, model, str(version))
+            self._select_version(d.tx, model, str(version))
             event = d.event(
                 EventKind.MODEL_APPROVED if approved else EventKind.MODEL_REFUSED,
                 _version_ref(model, version),
                 {"reason": reason},
             )
-            made = Approval(
+            approval = Approval(
                 model=model,
                 version=version,
                 approved=approved,
@@ -167,15 +166,15 @@ class Models:
                 reason=reason,
                 event=event.id,
             )
-            rows.insert_approval(d.tx, self._base, made)
-            return d.done(made)
+            rows.insert_approval(d.tx, self._base, approval)
+            return d.done(approval)
 
     @operation(role=Role.VIEWER)
     def list_approvals(self, model: str, version: int) -> builtins.list[Approval]:
         """Who approved or refused a version, oldest first."""
         with self._base.store.read() as tx:
-            self._select(tx, model, str(version))
-            return rows.approvals(tx, self._base, model, version)
+            self._select_version(tx, model, str(version))
+            return rows.list_approvals(tx, self._base, model, version)
 
     # --- aliases -------------------------------------------------------------------------------------------------------
 
@@ -207,14 +206,14 @@ class Models:
             )
         with self._base.ledger.decision() as d:
             rows.lock_model(d.tx, self._base, model, create=False)
-            chosen = self._select(d.tx, model, str(version))
-            now = rows.newest_of(d.tx, self._base, model, alias)
+            chosen = self._select_version(d.tx, model, str(version))
+            now = rows.read_alias(d.tx, self._base, model, alias)
             held = now.version if now else None
             if expected is not None and (held or 0) != expected:
-                raise _moved(model, alias, held, expected)
+                raise _moved_meanwhile(model, alias, held, expected)
             if now is not None and held == version:
                 return d.done(now)
-            against = standing.objections(d.tx, self._base, chosen) if alias == CHAMPION else []
+            against = find_objections(d.tx, self._base, chosen) if alias == CHAMPION else []
             if against and not override:
                 raise Conflict(
                     f"this version may not be {CHAMPION}: {'; '.join(against)}",
@@ -222,13 +221,15 @@ class Models:
                     place=f"alias {alias!r} of model {model!r}",
                     next_step=f"Choose another version; an admin may insist: mainspring models promote {model} {version} --override --reason ...",
                 )
-            return d.done(self._move(d, model, alias, version, held, reason, kind="set", overridden=against))
+            return d.done(
+                self._move_alias(d, model, alias, version, held, reason, kind="set", overridden=against)
+            )
 
     @operation(role=Role.VIEWER)
     def list_objections(self, model: str, version: int) -> builtins.list[str]:
         """What speaks against making the version champion: a refusal by gate or person, a package or data that is gone."""
         with self._base.store.read() as tx:
-            return standing.objections(tx, self._base, self._select(tx, model, str(version)))
+            return find_objections(tx, self._base, self._select_version(tx, model, str(version)))
 
     @operation(role=Role.OPERATOR, changes=True)
     def remove_alias(self, model: str, alias: str, *, reason: str) -> AliasEvent:
@@ -236,38 +237,38 @@ class Models:
         _check_reason(reason)
         with self._base.ledger.decision() as d:
             rows.lock_model(d.tx, self._base, model, create=False)
-            now = rows.newest_of(d.tx, self._base, model, alias)
+            now = rows.read_alias(d.tx, self._base, model, alias)
             if now is None or now.version is None:
                 raise NotFound("the alias points nowhere", value=alias, place=f"model {model!r}")
-            return d.done(self._move(d, model, alias, None, now.version, reason, kind="removed"))
+            return d.done(self._move_alias(d, model, alias, None, now.version, reason, kind="removed"))
 
     @operation(role=Role.VIEWER)
     def list_aliases(self, model: str, *, at: datetime | None = None) -> builtins.list[AliasEvent]:
         """Where the model's aliases point, or pointed at the moment ``at`` (policy time): the event that put each there."""
         with self._base.store.read() as tx:
-            self._known(tx, model)
-            found = rows.newest(tx, self._base, model, at_us=None if at is None else to_us(at))
-        return [event for event in found if event.version is not None]
+            rows.check_exists(tx, self._base, model)
+            events = rows.list_aliases(tx, self._base, model, at_us=None if at is None else to_us(at))
+        return [event for event in events if event.version is not None]
 
     @operation(role=Role.VIEWER)
     def list_alias_moves(self, model: str, alias: str | None = None) -> builtins.list[AliasEvent]:
         """Every move of the model's aliases (or of one), oldest first. Raises Corrupt if an entry is missing."""
         with self._base.store.read() as tx:
-            self._known(tx, model)
-            found = [event for event, _ in rows.history(tx, self._base, model)]
-        return [event for event in found if alias is None or event.alias == alias]
+            rows.check_exists(tx, self._base, model)
+            moves = [move for move, _ in rows.list_alias_moves(tx, self._base, model)]
+        return [move for move in moves if alias is None or move.alias == alias]
 
     @operation(role=Role.OPERATOR, changes=True)
     def rollback(self, model: str, alias: str, *, reason: str) -> AliasEvent:
-        """Point ``alias`` back at the version that held it before, once that version's package has proven whole.
+        """Point ``alias`` back at the version that held it before, after that version's package was verified.
 
-        Rolling back twice goes two versions back, never forth. Raises NotFound if there is none before, Corrupt or
-        UnsafeFormat (and nothing moves) if its package fails verification, Conflict if somebody moves the alias meanwhile.
+        Two rollbacks go two versions back, never forward again. Raises NotFound if no version held it before, Corrupt or
+        UnsafeFormat (and nothing moves) if the package fails verification, Conflict if somebody moves the alias meanwhile.
         """
         _check_reason(reason)
         with self._base.store.read() as tx:
-            self._known(tx, model)
-            held, before = rows.held_and_before(tx, self._base, model, alias)
+            rows.check_exists(tx, self._base, model)
+            held, before = rows.read_alias_versions(tx, self._base, model, alias)
             if before is None:
                 raise NotFound(
                     "no earlier version held this alias",
@@ -275,18 +276,19 @@ class Models:
                     place=f"model {model!r}",
                     next_step="There is nothing to go back to; promote another version instead.",
                 )
-            target = self._select(tx, model, str(before))
-        self._verified(target.package)  # reads every byte: outside the transaction, so nobody waits for it
+            target = self._select_version(tx, model, str(before))
+        self._verify_package(target.package)  # reads every byte, so before the lock is taken
+        # What was read before the lock may be out of date under it: read again and compared.
         with self._base.ledger.decision() as d:
             rows.lock_model(d.tx, self._base, model, create=False)
-            if rows.held_and_before(d.tx, self._base, model, alias) != (held, before):
+            if rows.read_alias_versions(d.tx, self._base, model, alias) != (held, before):
                 raise Conflict(
                     "the alias was moved meanwhile",
                     value=alias,
                     place=f"model {model!r}",
                     next_step="Look again, then retry.",
                 )
-            return d.done(self._move(d, model, alias, before, held, reason, kind="rollback"))
+            return d.done(self._move_alias(d, model, alias, before, held, reason, kind="rollback"))
 
     @operation(role=Role.VIEWER)
     def get_card(self, model: str, version: int) -> Card:
@@ -294,23 +296,23 @@ class Models:
         from mainspring.models.card import make_card
 
         with self._base.store.read() as tx:
-            found = self._select(tx, model, str(version))
+            record = self._select_version(tx, model, str(version))
         return make_card(
             self._base,
-            found,
-            package=self._verified(found.package, parse=False),
+            record,
+            package=self._verify_package(record.package, parse=False),
             aliases=self.list_alias_moves(model=model),
             approvals=self.list_approvals(model=model, version=version),
         )
 
     # --- inside --------------------------------------------------------------------------------------------------------
 
-    def _verified(self, digest: str, *, parse: bool = True) -> Package:
+    def _verify_package(self, digest: str, *, parse: bool = True) -> Package:
         """The manifest of a package in the object store, after its bytes (and with ``parse`` its structure) were checked."""
         tree = owned_tree(self._base, digest, place="package")
         package, payloads = check_package(
             {path: entry.size for path, entry in tree.items()},
-            lambda path, _: _bounded(self._base, tree[path]),
+            lambda path, _: self._base.objects.read(tree[path].digest),
             place=f"package {digest}",
         )
         if parse:
@@ -319,8 +321,8 @@ class Models:
             check_payload(package, payloads)
         return package
 
-    def _trace(self, d: Decision, version: ModelVersion) -> None:
-        """References that keep its bytes, edges from everything that led to it, the event."""
+    def _record_version(self, d: Decision, version: ModelVersion) -> None:
+        """Record the references that keep the version's bytes, the edges from everything that led to it, and the event."""
         here = _version_ref(version.model, version.version)
         d.refer(version.package, here, tree=True)
         if version.profile is not None:
@@ -342,7 +344,7 @@ class Models:
             {"package": version.package, "run": version.run, "format": version.format},
         )
 
-    def _move(
+    def _move_alias(
         self,
         d: Decision,
         model: str,
@@ -354,7 +356,7 @@ class Models:
         kind: str,
         overridden: Sequence[str] = (),
     ) -> AliasEvent:
-        what = EventKind.MODEL_ALIAS_REMOVED if version is None else EventKind.MODEL_ALIAS_SET
+        event_kind = EventKind.MODEL_ALIAS_REMOVED if version is None else EventKind.MODEL_ALIAS_SET
         data = {
             "alias": alias,
             "version": version,
@@ -363,8 +365,8 @@ class Models:
             "rollback": kind == "rollback",
             **({"override": True, "overridden": builtins.list(overridden)} if overridden else {}),
         }
-        event = d.event(what, ref("model", model), data)
-        made = AliasEvent(
+        event = d.event(event_kind, ref("model", model), data)
+        move = AliasEvent(
             model=model,
             alias=alias,
             version=version,
@@ -375,73 +377,49 @@ class Models:
             event=event.id,
             overridden=builtins.list(overridden),
         )
-        rows.insert_alias_event(d.tx, self._base, made, kind=kind)
+        rows.insert_alias_event(d.tx, self._base, move, kind=kind)
         failpoint("models.alias_moved")
-        return made
+        return move
 
-    def _known(self, tx: Reader, model: str) -> None:
-        if not rows.exists(tx, self._base, model):
-            names = [
-                row["name"] for row in tx.all("SELECT name FROM models WHERE project = ?", self._base.project)
-            ]
-            raise NotFound("no such model", value=model, next_step=near(model, names, what="model"))
-
-    def _select(self, tx: Reader, model: str, selector: Selector) -> ModelVersion:
+    def _select_version(self, tx: Reader, model: str, selector: Selector) -> ModelVersion:
         selector = str(selector)
-        self._known(tx, model)
+        rows.check_exists(tx, self._base, model)
         if selector == LATEST or selector.isdecimal():
-            found = rows.version(tx, self._base, model, None if selector == LATEST else _number(selector))
-            if found is None:
+            version = rows.read_version(
+                tx, self._base, model, None if selector == LATEST else _parse_number(selector)
+            )
+            if version is None:
                 raise NotFound(
                     "no such version",
                     value=selector,
                     place=f"model {model!r}",
                     next_step="List them: mainspring models show " + model,
                 )
-            return found
-        event = rows.newest_of(tx, self._base, model, selector)
+            return version
+        event = rows.read_alias(tx, self._base, model, selector)
         if event is None or event.version is None:
-            names = [e.alias for e in rows.newest(tx, self._base, model) if e.version is not None]
+            names = [e.alias for e in rows.list_aliases(tx, self._base, model) if e.version is not None]
             raise NotFound(
                 "no such alias",
                 value=selector,
                 place=f"model {model!r}",
                 next_step=near(selector, [*names, LATEST], what="alias"),
             )
-        found = rows.version(tx, self._base, model, event.version)
-        if found is None:
+        version = rows.read_version(tx, self._base, model, event.version)
+        if version is None:
             raise NotFound(
                 "the alias points at a version that is not there",
                 value=event.version,
                 place=f"model {model!r}",
             )
-        return found
-
-    def _facts(self, ident: str) -> dict[str, object] | None:
-        """Short facts of ``model_version:<name>@<n>`` for the lineage graph, None if there is no such version."""
-        model, _, number = ident.rpartition("@")
-        if not number.isdecimal():
-            return None
-        with self._base.store.read() as tx:
-            found = rows.version(tx, self._base, model, int(number))
-        if found is None:
-            return None
-        return {"model": model, "version": found.version, "format": found.format, "package": found.package, "created_at": found.created_at.isoformat(), "created_by": found.created_by}  # fmt: skip
-
-
-def _bounded(base: Foundation, entry: ObjectRef) -> bytes:
-    return base.objects.read(entry.digest)
+        return version
 
 
 def _version_ref(model: str, version: int) -> str:
     return ref("model_version", f"{model}@{version}")
 
 
-def _actor() -> str:
-    return acts().name
-
-
-def _number(text: str) -> int:
+def _parse_number(text: str) -> int:
     if not text.isdecimal() or len(text) > 12:
         raise InvalidInput("not a version number", value=text)
     return int(text)
@@ -459,7 +437,7 @@ def _check_alias(alias: str) -> None:
 
 def _check_reason(reason: str) -> None:
     if not reason.strip() or len(reason) > _MAX_TEXT:
-        raise InvalidInput("say why, in 1 to 20,000 characters", value=reason, place="reason")
+        raise InvalidInput("a reason has 1 to 20,000 characters", value=reason, place="reason")
 
 
 def _check_tags(tags: dict[str, str]) -> None:
@@ -471,7 +449,7 @@ def _check_tags(tags: dict[str, str]) -> None:
             raise InvalidInput("a tag holds at most 20,000 characters", value=value, place=f"tag {key!r}")
 
 
-def _moved(model: str, alias: str, held: int | None, expected: int) -> Conflict:
+def _moved_meanwhile(model: str, alias: str, held: int | None, expected: int) -> Conflict:
     return Conflict(
         f"alias {alias!r} points at {'nothing' if held is None else held}, not at {expected or 'nothing'}",
         value=expected,

@@ -126,7 +126,7 @@ def _gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
             from mainspring.models import rows
 
             model, alias, version = (effect.data[n] for n in ("model", "alias", "version"))
-            now = rows.newest_of(tx, base, model, alias)
+            now = rows.read_alias(tx, base, model, alias)
             if now is None or now.version != version:
                 return f"alias {alias} of model {model} does not point at version {version} any more"
         case "artifact":
@@ -160,7 +160,7 @@ def _model_gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
     ident = split_ref(effect.ref)[1]
     model, _, number = ident.rpartition("@")
     try:
-        found = rows.version(tx, base, model, int(number)) if number.isdecimal() else None
+        found = rows.read_version(tx, base, model, int(number)) if number.isdecimal() else None
     except MainspringError:
         found = None
     if found is not None and base.objects.has(found.package):

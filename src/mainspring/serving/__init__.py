@@ -1,6 +1,6 @@
-"""The inference plane: answers from a verified bundle, knows neither the database nor the control plane.
+"""The inference plane: answers from a verified bundle, without the database or the control plane.
 
-``serve(bundle)`` runs a supervisor (which holds the socket and never loads a model) and sandboxed workers.
+``serve(bundle)`` runs a supervisor, which holds the socket and never loads a model, and confined workers.
 From a shell: ``python -m mainspring.serving --bundle DIR --port 8710``. See docs/rooms/serving.md.
 """
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ServeOptions", "serve"]
 
-_WHERE = {"ServeOptions": "mainspring.serving.options", "serve": "mainspring.serving.supervisor"}
+_MODULES = {"ServeOptions": "mainspring.serving.options", "serve": "mainspring.serving.supervisor"}
 
 
 def __getattr__(name: str) -> Any:
-    # Late: ``python -m mainspring.serving`` must leave the working directory before anything else is imported.
-    if name not in _WHERE:
+    # Imported late: ``python -m mainspring.serving`` must leave the working directory before anything else is imported.
+    if name not in _MODULES:
         msg = f"module 'mainspring.serving' has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 if not sys.flags.safe_path and sys.path and sys.path[0] in {"", str(Path.cwd())}:
-    del sys.path[0]  # `python -m` put it there: a file queue.py in it is the user's, not ours
+    # `python -m` put the working directory there: a file queue.py in it is the user's, not the standard library's.
+    del sys.path[0]
 
 import argparse
 
@@ -15,11 +16,11 @@ from mainspring.serving.supervisor import serve
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and serve; errors go to stderr with their code."""
-    given = vars(_parser().parse_args(argv))
-    key_file = given.pop("api_key_file")
-    lifeline = 0 if given.pop("end_with_stdin") else None
-    options = {name: value for name, value in given.items() if value is not None}
+    """Parse the arguments and serve; errors go to stderr with their code."""
+    arguments = vars(_parser().parse_args(argv))
+    key_file = arguments.pop("api_key_file")
+    lifeline = 0 if arguments.pop("end_with_stdin") else None
+    options = {name: value for name, value in arguments.items() if value is not None}
     try:
         if key_file is not None:
             options["api_key"] = _read_key(key_file)

@@ -1,7 +1,7 @@
-"""Slots, a bounded queue and a queue deadline: overload answers 503 at once and never collapses (V05).
+"""Slots, a bounded queue and a queue deadline: an overloaded server answers 503 at once instead of slowing down for all (V05).
 
-Only work that leaves the event loop takes a slot. A slot is given back when its thread has really ended, not when the
-client was told 504: so a stuck model cannot take more than all slots, and :meth:`Admission.stuck_s` shows it to the watchdog.
+Only work that leaves the event loop takes a slot. A slot is freed when its thread has really ended, not when the client was answered
+504: so a stuck model cannot hold more threads than there are slots, and :meth:`Admission.stuck_s` shows it to the watchdog.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Places:
-    """``slots`` at a time, with at most ``queue`` waiting, each for ``queue_deadline_s`` seconds at most."""
+    """``slots`` holders at a time, with at most ``queue`` more waiting, each at most ``queue_deadline_s`` seconds. For one event loop."""
 
     def __init__(self, *, slots: int, queue: int, queue_deadline_s: float) -> None:
         self._free = slots
@@ -30,6 +30,7 @@ class Places:
 
     @property
     def waiting(self) -> int:
+        """How many are waiting for a slot."""
         return len(self._waiting)
 
     @property
@@ -40,13 +41,13 @@ class Places:
     @contextlib.asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Hold a slot. Raises :class:`Overloaded` if none becomes free in time."""
-        await self._take()
+        await self._take_slot()
         try:
             yield
         finally:
-            self._pass_on()
+            self._pass_slot_on()
 
-    async def _take(self) -> None:
+    async def _take_slot(self) -> None:
         if self._free:
             self._free -= 1
             return
@@ -57,19 +58,20 @@ class Places:
         try:
             await asyncio.wait_for(turn, self._queue_deadline_s)
         except TimeoutError:
-            self._leave(turn)
+            self._leave_queue(turn)
             raise Overloaded("no slot became free in time", next_step="Try again after a second.") from None
         except BaseException:
-            self._leave(turn)
+            self._leave_queue(turn)
             raise
 
-    def _leave(self, turn: asyncio.Future[None]) -> None:
+    def _leave_queue(self, turn: asyncio.Future[None]) -> None:
         with contextlib.suppress(ValueError):
             self._waiting.remove(turn)
-        if turn.done() and not turn.cancelled():  # the slot was handed over at the very moment we gave up
-            self._pass_on()
+        if turn.done() and not turn.cancelled():  # the slot was handed over at the moment the wait ended
+            self._pass_slot_on()
 
-    def _pass_on(self) -> None:
+    def _pass_slot_on(self) -> None:
+        # Directly to the next in the queue: freeing it first would let a new request overtake.
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -89,12 +91,12 @@ class Admission(Places):
         self._pool = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="predict")
 
     def stuck_s(self) -> float:
-        """For how long the oldest running work has been running."""
+        """Seconds that the oldest work has been running; 0 if there is none."""
         return max((time.monotonic() - start for start in self._running.values()), default=0.0)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """``work()`` in a thread. Raises :class:`Overloaded` without a place, :class:`DeadlineExceeded` when it takes too long."""
-        await self._take()
+        """``work()`` in a thread. Raises :class:`Overloaded` if no slot is free in time, :class:`DeadlineExceeded` if the work takes too long."""
+        await self._take_slot()
         loop = asyncio.get_running_loop()
         self._ticket += 1
         ticket = self._ticket
@@ -102,25 +104,26 @@ class Admission(Places):
         try:
             future = loop.run_in_executor(self._pool, work)
         except BaseException:
-            self._give(ticket)
+            self._free_slot(ticket)
             raise
-        future.add_done_callback(lambda _: self._give(ticket))
+        future.add_done_callback(lambda _: self._free_slot(ticket))
         try:
             return await asyncio.wait_for(asyncio.shield(future), self._deadline_s)
         except TimeoutError:
-            future.add_done_callback(_seen)
+            future.add_done_callback(_read_exception)
             raise DeadlineExceeded(
                 f"the prediction took longer than {self._deadline_s:g} s", next_step="Send fewer rows."
             ) from None
 
     def close(self) -> None:
+        """Cancel what waits for a thread; running work is not waited for."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _give(self, ticket: int) -> None:
+    def _free_slot(self, ticket: int) -> None:
         self._running.pop(ticket, None)
-        self._pass_on()
+        self._pass_slot_on()
 
 
-def _seen(future: asyncio.Future[T]) -> None:
+def _read_exception(future: asyncio.Future[T]) -> None:
     if not future.cancelled():
-        future.exception()
+        future.exception()  # read, so that asyncio does not log it as never retrieved

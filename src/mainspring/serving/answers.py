@@ -1,4 +1,4 @@
-"""From scores to the words of an answer."""
+"""Turns scores into the predictions of an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mainspring.serving.table import LiveDeployment
 _encode = msgspec.json.Encoder().encode
 
 
-def predictions(deployment: LiveDeployment, scores: list[Any]) -> bytes:
+def encode_predictions(deployment: LiveDeployment, scores: list[Any]) -> bytes:
     """The JSON list of predictions.
 
     Binary: ``{"label", "score"}`` with the score P(positive) and the label by
@@ -26,12 +26,12 @@ def predictions(deployment: LiveDeployment, scores: list[Any]) -> bytes:
         rows = [(positive if class_of(s) else negative) + _encode(s) for s in scores]
         return b"[" + b"},".join(rows) + b"}]"
     if task is Task.MULTICLASS:
-        return _encode([_class(deployment.signature, row) for row in scores])
+        return _encode([_describe_row(deployment.signature, row) for row in scores])
     return _encode([{"value": s} for s in scores])
 
 
-def labels(deployment: LiveDeployment, scores: list[Any]) -> list[str]:
-    """The label of each row (not for regression)."""
+def list_labels(deployment: LiveDeployment, scores: list[Any]) -> list[str]:
+    """The label of each row, in the order of ``scores``; not for regression."""
     if deployment.signature.task is Task.BINARY:
         negative, positive = deployment.labels
         return [positive if class_of(s) else negative for s in scores]
@@ -39,6 +39,6 @@ def labels(deployment: LiveDeployment, scores: list[Any]) -> list[str]:
     return [classes[class_of(row)] for row in scores]
 
 
-def _class(signature: Signature, row: list[float]) -> dict[str, Any]:
+def _describe_row(signature: Signature, row: list[float]) -> dict[str, Any]:
     at = class_of(row)
     return {"label": signature.classes[at], "score": row[at], "probabilities": row}

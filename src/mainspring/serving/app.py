@@ -1,6 +1,7 @@
-"""The ASGI app of a worker: what every request goes through, whatever dialect it is in (``dialects/``).
+"""The ASGI app of a worker: the steps of every request, whatever its dialect (``dialects/``).
 
-Gate, body, repeats, decoding, prediction, answer, shadows. Beside the dialects there are GET /metrics and POST /v1/feedback.
+Check of host and key, body, repeated requests, decoding, prediction, answer, shadows. Beside the dialects it serves GET /metrics and
+POST /v1/feedback.
 """
 
 from __future__ import annotations
@@ -35,31 +36,31 @@ from mainspring.serving.wire import (
     Reply,
     Scope,
     Send,
-    answer,
+    encode_response,
     extra_headers,
-    raw_answer,
+    send_reply,
 )
 
 logger = logging.getLogger("mainspring.serving")
 
 _INLINE_BODY = 256 << 10
 
-_Asked = tuple[LiveDeployment, Call, Answer]
-"""What the shadows of an answered request need."""
+_Answered = tuple[LiveDeployment, Call, Answer]
+"""An answered request, as its shadows need it."""
 
 
 @dataclass(slots=True, eq=False)
 class QuickTarget:
-    """What a request line that is spelt as usual asks for."""
+    """A prediction that is requested by a usual request line, which is looked up without parsing it."""
 
     dialect: AnyDialect
     deployment: str | None
     slot_bytes: int = _INLINE_BODY
-    """The smallest body seen that needed a slot: what is refused undecoded when there is none."""
+    """Bytes of the smallest body so far that needed a slot: one as large is refused without decoding when no slot is free."""
 
 
 class App:
-    """The ASGI callable. ``switch`` takes a new table into service by one assignment."""
+    """The ASGI callable. :meth:`switch` takes a new table into service by one assignment."""
 
     def __init__(
         self,
@@ -75,20 +76,24 @@ class App:
         self.draining = False
         self.repeats = Repeats()
         self.date = b""
-        """The Date header line of answers that the protocol writes itself."""
+        """The Date header line of answers that :meth:`quick` makes; :func:`protocol.sweep` keeps it up to date."""
         self.quick_targets: dict[bytes, QuickTarget] = {}
-        """By the exact target of a request for a prediction."""
+        """By the exact path of the request line."""
         self._sandbox = sandbox
         self._failure = failure
         self._dialects = [make(core.options) for make in dialects]
 
     def switch(self, table: LiveTable) -> None:
-        """Serve ``table`` from the next request on. Called from the watcher's thread: assignments are atomic."""
+        """Serve ``table`` from the next request on. Called from the watcher's thread; needs no lock, because each assignment is atomic."""
         targets: dict[bytes, QuickTarget] = {}
         for dialect in self._dialects:
             for path in dialect.exact(table.deployments):
                 route = dialect.match(path)
-                if self._owner(path) is dialect and isinstance(route, Prediction) and route.version is None:
+                if (
+                    self._find_dialect(path) is dialect
+                    and isinstance(route, Prediction)
+                    and route.version is None
+                ):
                     targets[path.encode()] = QuickTarget(dialect, route.deployment)
         self.quick_targets = targets
         self.core.table = table
@@ -96,22 +101,22 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        dialect = self._owner(scope["path"])
+        dialect = self._find_dialect(scope["path"])
         try:
             await self._respond(dialect, scope, dict(scope["headers"]), receive, send)
         except Disconnected:
             self.core.metrics.refuse("disconnected")
         except MainspringError as error:
-            await answer(send, self._refusal(dialect, error))
+            await send_reply(send, self._encode_error(dialect, error))
         except Exception:
             logger.exception("a request failed inside the server")
-            await answer(send, self._refusal(dialect, _internal()))
+            await send_reply(send, self._encode_error(dialect, _internal_error()))
 
-    def _owner(self, path: str) -> AnyDialect:
+    def _find_dialect(self, path: str) -> AnyDialect:
         return next((d for d in self._dialects if path.startswith(d.prefixes)), self._dialects[-1])
 
-    def _refusal(self, dialect: AnyDialect, error: MainspringError) -> Reply:
-        """The reply to an error, which is counted if it reached no model."""
+    def _encode_error(self, dialect: AnyDialect, error: MainspringError) -> Reply:
+        """The reply to an error. A request that reached no model is counted by the error's code."""
         ident = getattr(error, "prediction_id", None)
         if ident is None:
             self.core.metrics.refuse(error.code)
@@ -120,7 +125,7 @@ class App:
             extra.append((b"mainspring-prediction-id", ident.encode()))
         return dialect.error(error, ident).with_fields(*extra)
 
-    # Where a request goes
+    # Choosing what answers a request
 
     async def _respond(
         self, dialect: AnyDialect, scope: Scope, headers: Headers, receive: Receive, send: Send
@@ -129,31 +134,31 @@ class App:
         if path == "/metrics":
             _check_method(method, READ)
             self.gate.check(scope["headers"], headers, key=self.core.options.metrics_auth)
-            await answer(send, self._metrics())
+            await send_reply(send, self._render_metrics())
             return
         route = None if path == "/v1/feedback" else dialect.match(path)
         if not (isinstance(route, ServerQuestion) and route.open):
             self.gate.check(scope["headers"], headers)
         if path == "/v1/feedback":
             _check_method(method, ("POST",))
-            await answer(send, await self._feedback(headers, receive))
+            await send_reply(send, await self._relay_feedback(headers, receive))
             return
         if route is None:
             raise NotFound("there is nothing here", value=path[:200], next_step=f"See {dialect.home}.")
         if isinstance(route, ServerQuestion):
             _check_method(method, route.methods)
-            await answer(send, route.reply(self._state()))
+            await send_reply(send, route.reply(self._state()))
             return
-        deployment, pinned = self._find(self.core.table, route)
+        deployment, pinned = self._find_target(self.core.table, route)
         _check_method(method, route.methods)
         if isinstance(route, ModelQuestion):
             targets = deployment.targets if pinned is None else [pinned]
-            await answer(send, route.reply(deployment, targets))
+            await send_reply(send, route.reply(deployment, targets))
         else:
             await self._predict(dialect, route, headers, receive, send)
 
     @staticmethod
-    def _find(
+    def _find_target(
         table: LiveTable, route: Prediction | ModelQuestion
     ) -> tuple[LiveDeployment, LiveTarget | None]:
         deployment = find_deployment(table, route.deployment)
@@ -164,13 +169,13 @@ class App:
     async def _predict(
         self, dialect: AnyDialect, route: Prediction, headers: Headers, receive: Receive, send: Send
     ) -> None:
-        """Predict and answer; a request that comes again under its idempotency key is answered as it was."""
+        """Predict and answer; a request that is repeated under its idempotency key gets the same answer again."""
         body = await self.bodies.read(headers, receive, media=dialect.media)
-        table = self.core.table  # taken once: the whole answer comes from one table
-        deployment, pinned = self._find(table, route)
+        table = self.core.table  # read once: the whole answer comes from one table
+        deployment, pinned = self._find_target(table, route)
         key = headers.get(HEADER)
         reply: Reply | None = None
-        asked: _Asked | None = None
+        answered: _Answered | None = None
         if key is None:
             ident = new_id()
         else:
@@ -178,23 +183,23 @@ class App:
             ident, reply = self.repeats.begin(key, place, body)
         if reply is None:
             try:
-                reply, asked = await self._ask(
+                reply, answered = await self._predict_body(
                     dialect, deployment, pinned, headers, body, ident, table.number
                 )
             except BaseException as error:
                 if key is not None:
-                    # A failure that was logged under this id is the answer; any other left nothing behind.
+                    # A failure that was logged under this id is the answer to repeats; after any other the id is free again.
                     logged = isinstance(error, MainspringError) and hasattr(error, "prediction_id")
-                    kept = self._refusal(dialect, error) if logged else None  # type: ignore[arg-type]
+                    kept = self._encode_error(dialect, error) if logged else None  # type: ignore[arg-type]
                     self.repeats.end(ident, kept)
                 raise
             if key is not None:
                 self.repeats.end(ident, reply)
-        await answer(send, reply)
-        if asked:
-            self.core.shadow(*asked, ident=ident)
+        await send_reply(send, reply)
+        if answered:
+            self.core.shadow(*answered, ident=ident)
 
-    async def _ask(
+    async def _predict_body(
         self,
         dialect: AnyDialect,
         deployment: LiveDeployment,
@@ -203,7 +208,7 @@ class App:
         body: bytes,
         ident: str,
         number: int,
-    ) -> tuple[Reply, _Asked]:
+    ) -> tuple[Reply, _Answered]:
         if len(body) > _INLINE_BODY:
             call, form = await self.core.admission.run(lambda: dialect.decode(body, deployment, headers))
             call = replace(call, large=True)
@@ -211,18 +216,18 @@ class App:
             call, form = dialect.decode(body, deployment, headers)
         call = _with_headers(call, headers)
         try:
-            found = await self.core.predict(deployment, call, ident=ident, number=number, pinned=pinned)
+            prediction = await self.core.predict(deployment, call, ident=ident, number=number, pinned=pinned)
         except MainspringError as error:
             if error.code != "overloaded":
                 error.prediction_id = ident  # type: ignore[attr-defined]
             raise
-        reply = dialect.encode(found, deployment, form, ident).with_fields(
-            (b"mainspring-prediction-id", ident.encode()), (b"mainspring-version", found.target.header)
+        reply = dialect.encode(prediction, deployment, form, ident).with_fields(
+            (b"mainspring-prediction-id", ident.encode()), (b"mainspring-version", prediction.target.header)
         )
-        return reply, (deployment, call, found)
+        return reply, (deployment, call, prediction)
 
     def quick(self, target: QuickTarget, raw: RawHeaders, body: bytes) -> bytes | None:
-        """The whole response to a request for a prediction that arrived whole; None if it needs a thread. Never raises."""
+        """The response bytes to a prediction request that arrived whole; None if it needs a thread or a kept answer. Never raises."""
         dialect = target.dialect
         try:
             headers = dict(raw)
@@ -233,7 +238,7 @@ class App:
             table = self.core.table
             deployment = find_deployment(table, target.deployment)
             if len(body) >= target.slot_bytes:
-                self._shed(deployment)
+                self._refuse_if_full(deployment)
             if not deployment.inline_rows:
                 target.slot_bytes = 0
                 return None
@@ -243,29 +248,32 @@ class App:
                 target.slot_bytes = min(len(body), target.slot_bytes)
                 return None
             ident = new_id()
-            found = self._now(deployment, call, ident, table.number)
-            reply = dialect.encode(found, deployment, form, ident)
+            prediction = self._predict_now(deployment, call, ident, table.number)
+            reply = dialect.encode(prediction, deployment, form, ident)
         except MainspringError as error:
-            return raw_answer(self._refusal(dialect, error), self.date)
+            return encode_response(self._encode_error(dialect, error), self.date)
         except Exception:
             logger.exception("a request failed inside the server")
-            return raw_answer(self._refusal(dialect, _internal()), self.date)
+            return encode_response(self._encode_error(dialect, _internal_error()), self.date)
         if deployment.shadows:
-            self.core.shadow(deployment, call, found, ident=ident)
-        shown, content = ident.encode(), reply.body
+            self.core.shadow(deployment, call, prediction, ident=ident)
+        ident_bytes, content = ident.encode(), reply.body
         if reply.fields or reply.media != JSON or reply.status != 200:
-            fields = (b"mainspring-prediction-id", shown), (b"mainspring-version", found.target.header)
-            return raw_answer(reply.with_fields(*fields), self.date)
+            fields = (
+                (b"mainspring-prediction-id", ident_bytes),
+                (b"mainspring-version", prediction.target.header),
+            )
+            return encode_response(reply.with_fields(*fields), self.date)
         return b"".join(
-            (b"HTTP/1.1 200 OK\r\n", self.date, found.target.lines, shown, b"\r\ncontent-length: %d\r\n\r\n" % len(content), content)
+            (b"HTTP/1.1 200 OK\r\n", self.date, prediction.target.lines, ident_bytes, b"\r\ncontent-length: %d\r\n\r\n" % len(content), content)
         )  # fmt: skip
 
-    def _shed(self, deployment: LiveDeployment) -> None:
-        """Refuse before decoding what would find no slot: shedding must cost less than it saves (V05)."""
+    def _refuse_if_full(self, deployment: LiveDeployment) -> None:
+        """Refuse a request that would get no slot before decoding it: refusing must be cheap to help an overloaded server (V05)."""
         if self.core.full(deployment):
             raise Overloaded("all slots and the queue are taken", next_step="Try again after a second.")
 
-    def _now(self, deployment: LiveDeployment, call: Call, ident: str, number: int) -> Answer:
+    def _predict_now(self, deployment: LiveDeployment, call: Call, ident: str, number: int) -> Answer:
         try:
             return self.core.predict_inline(deployment, call, ident=ident, number=number)
         except MainspringError as error:
@@ -274,7 +282,7 @@ class App:
 
     # Everything else
 
-    async def _feedback(self, headers: Headers, receive: Receive) -> Reply:
+    async def _relay_feedback(self, headers: Headers, receive: Receive) -> Reply:
         body = await self.bodies.read(headers, receive, media=(JSON,))
         table = self.core.table
         if len(body) > _INLINE_BODY:
@@ -297,7 +305,7 @@ class App:
     def _state(self) -> ServerState:
         return ServerState(self.core, self.ready, self._sandbox, self._failure())
 
-    def _metrics(self) -> Reply:
+    def _render_metrics(self) -> Reply:
         gauges = self.core.metrics.gauges
         gauges["queue_waiting"] = self.core.admission.waiting
         gauges["ready"] = 1 if self.ready else 0
@@ -305,19 +313,19 @@ class App:
 
 
 def _with_headers(call: Call, headers: Headers) -> Call:
-    """Routing key and event time from headers, where the body named none (foreign dialects cannot)."""
+    """The call with routing key and event time from headers, if its body had none (bodies of other dialects cannot have them)."""
     event, key = headers.get(b"mainspring-event-time"), headers.get(b"mainspring-key")
     if event is None and key is None:
         return call
     event_us = call.event_us
     if event is not None and event_us is None:
         event_us = parse_time(event.decode("latin-1"))
-    shown = call.key
-    if key is not None and shown is None:
+    routing_key = call.key
+    if key is not None and routing_key is None:
         if len(key) > 256:
             raise InvalidInput("the routing key is too long", value=len(key), place="Mainspring-Key")
-        shown = key.decode("latin-1")
-    return replace(call, key=shown, event_us=event_us)
+        routing_key = key.decode("latin-1")
+    return replace(call, key=routing_key, event_us=event_us)
 
 
 def _check_method(method: str, allowed: tuple[str, ...]) -> None:
@@ -327,5 +335,5 @@ def _check_method(method: str, allowed: tuple[str, ...]) -> None:
         )
 
 
-def _internal() -> MainspringError:
+def _internal_error() -> MainspringError:
     return MainspringError("an internal error; the server's log has the details")

@@ -1,9 +1,9 @@
-"""Reading the bundle: poll ``routes.json``, verify, load in the background, switch, keep what serves on any failure.
+"""Reads the bundle: polls ``routes.json``, verifies it, loads packages in the background, and switches; on a failure what serves stays.
 
-The route table names packages by digest, its own digest is checked, its number only grows. Each package is loaded by a thread of its
-own, and each deployment is switched as soon as its packages are there: one that cannot be loaded, or takes long, holds up no
-other. A deployment that cannot be taken into service keeps its routes of before (the last good ones, kept beside the log, outlive a
-restart), or answers 503 with the reason; its packages are tried again with growing pauses, and at once when the file changes.
+The route table names packages by digest, its own digest is checked, and its number only grows. Each package is loaded by a thread of
+its own, and each deployment is switched as soon as its packages are loaded: one that fails or takes long does not delay the others. A
+deployment that cannot be taken into service keeps its earlier routes (the last good ones, stored beside the log, survive a restart), or
+answers 503 with the reason. Its packages are tried again with growing pauses, and at once when the file changes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ STATE_FILE = "serving-state.json"
 MAX_ROUTES_BYTES = 16 << 20
 _MAX_LOADING = 4
 _LOADING = "it is being loaded"
-_PATIENCE_S = 20.0
+_START_WAIT_S = 20.0
 
 
 class Failure(Record, frozen=True, kw_only=True):
-    """Why a route table, or some of its deployments, are not in service. ``deployments``: the reason by name."""
+    """Why a route table, or some of its deployments, are not in service. ``deployments``: the reason of each, by name."""
 
     number: int | None
     reason: str
@@ -54,13 +54,13 @@ class Failure(Record, frozen=True, kw_only=True):
 
 
 class State(Record, frozen=True, kw_only=True):
-    """What must outlive a worker: the routes that were last served, deployment by deployment."""
+    """What must survive a worker: for each deployment the routes that it last served."""
 
     good: RouteTable | None = None
 
 
 @dataclass(slots=True)
-class _Bad:
+class _FailedLoad:
     """A package that did not load."""
 
     reason: str
@@ -87,7 +87,7 @@ def read_routes(bundle: Path) -> RouteTable:
 
 
 class Watcher:
-    """Keeps a live table up to date with the bundle."""
+    """Keeps a live table up to date with the bundle. Only the thread that polls changes it; loading threads hand over what they loaded."""
 
     def __init__(
         self,
@@ -108,27 +108,27 @@ class Watcher:
         self._table: RouteTable | None = None
         self._versions: dict[str, Version] = {}
         self._loading: set[str] = set()
-        self._bad: dict[str, _Bad] = {}
-        self._found: list[tuple[str, Version | Exception]] = []
+        self._failed: dict[str, _FailedLoad] = {}
+        self._loaded: list[tuple[str, Version | Exception]] = []
         self._broken: Failure | None = None
-        """Why the newest ``routes.json`` was not taken at all."""
+        """Why the newest ``routes.json`` was refused as a whole."""
         self.current = LiveTable(number=0)
         self.failure: Failure | None = None
         self.persists = True
-        """Whether what is served is written down: a spare worker does not until it serves."""
+        """Whether the state file is written: a spare worker does not write it until it serves."""
         self._stopped = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bundle", daemon=True)
 
     def start(self) -> None:
-        """Load what is there now, then keep watching in a thread.
+        """Load the current bundle, then watch it in a thread.
 
-        Waits for all of it, but not long for the last ones once there is something to serve.
+        Waits for all packages, but at most :data:`_START_WAIT_S` seconds once some deployment can be served.
         """
-        patient_until = time.monotonic() + _PATIENCE_S
+        wait_until = time.monotonic() + _START_WAIT_S
         self.poll()
-        while (self._loading or self._found) and not (
-            self.current.deployments and time.monotonic() > patient_until
+        while (self._loading or self._loaded) and not (
+            self.current.deployments and time.monotonic() > wait_until
         ):
             self._wake.wait(0.5)
             self._wake.clear()
@@ -136,29 +136,30 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop watching."""
         self._stopped = True
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout=2)
 
     def persist(self) -> None:
-        """From now on write down what is served."""
+        """Write the state file from now on."""
         self.persists = True
-        self._remember()
+        self._write_state()
 
     def poll(self) -> None:
-        """Look once, take in what was loaded; never raises."""
+        """Read the bundle once and switch to what was loaded since; never raises."""
         try:
-            changed = self._look()
-            arrived = self._collect()
+            changed = self._read_if_changed()
+            loaded = self._collect_loaded()
             self._load_missing()
-            if changed or arrived:
-                self._rebuild()
+            if changed or loaded:
+                self._switch_to_loaded()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, what serves keeps serving
             self._refuse(None, error)
 
-    def _look(self) -> bool:
-        """Read ``routes.json`` if it changed; whether there is a table to take now."""
+    def _read_if_changed(self) -> bool:
+        """Read ``routes.json`` if it changed; returns whether there is a new table to serve."""
         try:
             stat = (self._bundle / ROUTES_FILE).stat()
         except FileNotFoundError:
@@ -171,10 +172,10 @@ class Watcher:
         try:
             table = read_routes(self._bundle)
             number = table.number
-            self._check(table)
+            self._check_table(table)
         except Exception as error:  # noqa: BLE001 - as above
             if isinstance(error, OSError):
-                self._stamp = None  # it may be readable the next time
+                self._stamp = None  # it may be readable at the next poll
             self._refuse(number, error)
             if self._table is not None or self._state.good is None:
                 return False
@@ -183,10 +184,10 @@ class Watcher:
         else:
             self._broken = None
         self._table = table
-        self._bad.clear()  # the file changed: try everything again
+        self._failed.clear()  # the file changed: try everything again
         return True
 
-    def _check(self, table: RouteTable) -> None:
+    def _check_table(self, table: RouteTable) -> None:
         names = [d.name for d in table.deployments]
         if len(set(names)) != len(names):
             raise InvalidInput("a deployment is there twice", value=names, place=ROUTES_FILE)
@@ -201,74 +202,74 @@ class Watcher:
 
     def _load_missing(self) -> None:
         now = time.monotonic()
-        for digest in sorted(self._wanted() - self._versions.keys() - self._loading):
-            bad = self._bad.get(digest)
-            if (bad is None or now >= bad.retry_at) and len(self._loading) < _MAX_LOADING:
+        for digest in sorted(self._list_wanted() - self._versions.keys() - self._loading):
+            failed = self._failed.get(digest)
+            if (failed is None or now >= failed.retry_at) and len(self._loading) < _MAX_LOADING:
                 self._loading.add(digest)
                 threading.Thread(
                     target=self._load, args=(digest,), name=f"load-{digest[:8]}", daemon=True
                 ).start()
 
     def _load(self, digest: str) -> None:
-        found: Version | Exception
+        result: Version | Exception
         try:
             failpoint("serving.load")
             folder = self._bundle / "packages" / digest
-            found = load_version(folder, digest, nursery=self._nursery, options=self._options)
-        except Exception as error:  # noqa: BLE001 - handed over to the watching thread
-            found = error
-        self._found.append((digest, found))
+            result = load_version(folder, digest, nursery=self._nursery, options=self._options)
+        except Exception as error:  # noqa: BLE001 - handed over to the polling thread
+            result = error
+        self._loaded.append((digest, result))
         self._wake.set()
 
-    def _collect(self) -> bool:
-        arrived = bool(self._found)
-        while self._found:
-            digest, found = self._found.pop(0)
+    def _collect_loaded(self) -> bool:
+        loaded = bool(self._loaded)
+        while self._loaded:
+            digest, result = self._loaded.pop(0)
             self._loading.discard(digest)
-            if isinstance(found, Version):
-                self._versions[digest] = found
-                self._bad.pop(digest, None)
+            if isinstance(result, Version):
+                self._versions[digest] = result
+                self._failed.pop(digest, None)
                 continue
-            attempts = self._bad[digest].attempts + 1 if digest in self._bad else 1
+            attempts = self._failed[digest].attempts + 1 if digest in self._failed else 1
             pause = min(self._options.poll_s * 2**attempts, 60.0)
-            self._bad[digest] = _Bad(_reason(found), attempts, time.monotonic() + pause)
+            self._failed[digest] = _FailedLoad(_describe_error(result), attempts, time.monotonic() + pause)
             self._metrics.counters["route_failures"] += 1
-            logger.error("package %s does not load: %s", digest[:12], _reason(found))
-        return arrived
+            logger.error("package %s does not load: %s", digest[:12], _describe_error(result))
+        return loaded
 
-    def _wanted(self) -> set[str]:
-        """Packages of the newest table, and of the last good routes where those of now do not load."""
+    def _list_wanted(self) -> set[str]:
+        """Packages of the newest table, and of a deployment's last good routes if its new ones do not load."""
         if self._table is None:
             return set()
         wanted: set[str] = set()
         for deployment in self._table.deployments:
-            mine = packages_of(deployment)
-            wanted |= mine
-            before = self._good(deployment.name)
+            own = packages_of(deployment)
+            wanted |= own
+            before = self._last_good(deployment.name)
             if (
                 before is not None
-                and mine & self._bad.keys()
+                and own & self._failed.keys()
                 and deployment.name not in self.current.deployments
             ):
                 wanted |= packages_of(before)
         return wanted
 
-    def _good(self, name: str) -> Deployment | None:
+    def _last_good(self, name: str) -> Deployment | None:
         good = self._state.good.deployments if self._state.good is not None else []
         return next((d for d in good if d.name == name), None)
 
-    def _rebuild(self) -> None:
-        """Make live what can be, deployment by deployment, and say what cannot."""
+    def _switch_to_loaded(self) -> None:
+        """Take each deployment into service whose packages are loaded, and record the problems of the others."""
         table = self._table
         if table is None:
             return
         problems: dict[str, str] = {}
         records: list[Deployment] = []
         for deployment in table.deployments:
-            usable, why = self._usable(deployment)
+            usable, why = self._usable_routes(deployment)
             if why is not None:
                 problems[deployment.name] = why
-            before = self.current.record(deployment.name) or self._good(deployment.name)
+            before = self.current.record(deployment.name) or self._last_good(deployment.name)
             for record in (usable, before):
                 if record is not None and packages_of(record) <= self._versions.keys():
                     records.append(record)
@@ -278,10 +279,10 @@ class Watcher:
         )
         for name, why in refused.items():
             problems[name] = why
-            still = self.current.deployments.get(name)
-            if still is not None:
-                live[name] = still
-        # The number is what others wait for: it stands for all of a table, so it moves when nothing of it is on its way.
+            serving = self.current.deployments.get(name)
+            if serving is not None:
+                live[name] = serving
+        # Others wait for the number: it is that of a table of which nothing is being loaded any more.
         number = (
             self.current.number if any(why.endswith(_LOADING) for why in problems.values()) else table.number
         )
@@ -298,48 +299,48 @@ class Watcher:
                 len(live),
                 len(table.deployments),
             )
-        used = {v.package for v in new.packages().values()} | self._wanted()
+        used = {v.package for v in new.packages().values()} | self._list_wanted()
         self._versions = {digest: v for digest, v in self._versions.items() if digest in used}
-        self._tell(table.number, problems)
+        self._report_problems(table.number, problems)
         if not self._loading:
-            self._remember()
+            self._write_state()
 
-    def _usable(self, deployment: Deployment) -> tuple[Deployment | None, str | None]:
-        """The routes that can be served now, and what is wrong with the rest. A shadow that does not load is left out."""
+    def _usable_routes(self, deployment: Deployment) -> tuple[Deployment | None, str | None]:
+        """The routes that can be served now (None: none), and what is wrong with the rest. Shadows that do not load are left out."""
         missing = {t.package for t in deployment.targets} - self._versions.keys()
         if missing:
-            return None, self._why(missing)
+            return None, self._reason_for(missing)
         shadows = {s.package for s in deployment.shadows} - self._versions.keys()
         if not shadows:
             return deployment, None
         kept = [s for s in deployment.shadows if s.package not in shadows]
-        return msgspec.structs.replace(deployment, shadows=kept), f"a shadow: {self._why(shadows)}"
+        return msgspec.structs.replace(deployment, shadows=kept), f"a shadow: {self._reason_for(shadows)}"
 
-    def _why(self, missing: set[str]) -> str:
-        known = [self._bad[digest].reason for digest in sorted(missing) if digest in self._bad]
+    def _reason_for(self, missing: set[str]) -> str:
+        known = [self._failed[digest].reason for digest in sorted(missing) if digest in self._failed]
         return known[0] if known else _LOADING
 
-    def _tell(self, number: int, problems: dict[str, str]) -> None:
-        told = {name: why for name, why in problems.items() if not why.endswith(_LOADING)}
-        if not told:
+    def _report_problems(self, number: int, problems: dict[str, str]) -> None:
+        reported = {name: why for name, why in problems.items() if not why.endswith(_LOADING)}
+        if not reported:
             self.failure = self._broken
             return
-        attempts = max((bad.attempts for bad in self._bad.values()), default=1)
-        reason = "; ".join(f"{name}: {why}" for name, why in sorted(told.items()))
+        attempts = max((failed.attempts for failed in self._failed.values()), default=1)
+        reason = "; ".join(f"{name}: {why}" for name, why in sorted(reported.items()))
         self.failure = Failure(
             number=number,
             reason=reason[:1000],
             at_us=time.time_ns() // 1000,
             attempts=attempts,
-            deployments=told,
+            deployments=reported,
         )
 
     def _refuse(self, number: int | None, error: Exception) -> None:
         self._broken = self.failure = Failure(
-            number=number, reason=_reason(error), at_us=time.time_ns() // 1000
+            number=number, reason=_describe_error(error), at_us=time.time_ns() // 1000
         )
         self._metrics.counters["route_failures"] += 1
-        logger.error("route table %s is not taken into service: %s", number, _reason(error))
+        logger.error("route table %s is not taken into service: %s", number, _describe_error(error))
 
     def _run(self) -> None:
         while not self._stopped:
@@ -356,14 +357,14 @@ class Watcher:
                 return state
         return State()
 
-    def _remember(self) -> None:
-        """Write down the routes that serve. Best effort: a full disk must not keep a good table out of service."""
+    def _write_state(self) -> None:
+        """Write the routes that serve to the state file. Best effort: a full disk must not keep a good table out of service."""
         routes = self.current.routes
         if not self.persists or routes is None or not self.current.deployments:
             return
-        # Of a deployment that does not serve (yet) what served last is kept: it may be on its way.
-        found = [self.current.record(d.name) or self._good(d.name) for d in routes.deployments]
-        records = [record for record in found if record is not None]
+        # A deployment that does not serve keeps its last good routes: its new ones may still be loading.
+        kept = [self.current.record(d.name) or self._last_good(d.name) for d in routes.deployments]
+        records = [record for record in kept if record is not None]
         good = sealed(msgspec.structs.replace(routes, deployments=records))
         if self._state.good is not None and good.digest == self._state.good.digest:
             return
@@ -372,11 +373,11 @@ class Watcher:
             self._state_path.parent.mkdir(exist_ok=True, mode=0o700)
             durable.replace(
                 self._state_path, to_json(self._state), mode=0o644
-            )  # deploy reads it, maybe as another user
+            )  # the control plane reads it, perhaps as another user
         except OSError as error:
             logger.warning("the serving state could not be written: %s", error)
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     text = str(error) if isinstance(error, MainspringError) else f"{type(error).__name__}: {error}"
     return text[:500]

@@ -1,8 +1,8 @@
-"""Rows and columns in JSON: strict, decoded straight into a type made from the signature. Our dialect is this; others may hand it their rows.
+"""Decodes rows and columns in JSON strictly, straight into a type made from the signature. For the native dialect; others may use it.
 
-One :class:`RowCodec` per deployment. msgspec checks types, missing and unknown columns, integer and float range, UTF-8,
-trailing bytes and depth in C. What it lets pass is checked here: a duplicate key (it would silently win), NUL in a string, integers
-beyond 64 bits. Unseen categories are allowed: any string is a value of a string column.
+There is one :class:`RowCodec` for each deployment. msgspec checks types, missing and unknown columns, the range of integers and floats,
+UTF-8, trailing bytes and depth, in C. What it accepts and must not be is checked here: a duplicate key (the last would silently win), NUL
+in a string, integers beyond 64 bits. Unseen categories are allowed: any string is a value of a string column.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Columns = dict[str, Sequence[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A valid request: ``columns`` in the order of the signature, all of ``rows`` values."""
+    """A valid request: ``columns`` in the order of the signature, each of ``rows`` values; ``event_us``: microseconds since 1970."""
 
     columns: Columns
     rows: int
     key: str | None = None
     event_us: int | None = None
     large: bool = False
-    """Whether its texts may take long, however few its rows are: then it is not predicted on the event loop."""
+    """Whether its texts may take long although its rows are few: then it is not predicted on the event loop."""
 
 
 class RowCodec:
@@ -61,11 +61,11 @@ class RowCodec:
             default: Any = msgspec.NODEFAULT
             if column.nullable:
                 kind, default = kind | None, _UNSET
-            own = msgspec.field(name=column.name, default=default)
-            row_fields.append((f"c{number}", kind | msgspec.UnsetType if column.nullable else kind, own))
+            field = msgspec.field(name=column.name, default=default)
+            row_fields.append((f"c{number}", kind | msgspec.UnsetType if column.nullable else kind, field))
             column_kind = Annotated[list[kind], msgspec.Meta(max_length=max_rows)]
             column_fields.append(
-                (f"c{number}", column_kind | msgspec.UnsetType if column.nullable else column_kind, own)
+                (f"c{number}", column_kind | msgspec.UnsetType if column.nullable else column_kind, field)
             )
         config: dict[str, Any] = {"forbid_unknown_fields": True, "kw_only": True, "gc": False}
         row = msgspec.defstruct("Row", row_fields, **config)
@@ -87,10 +87,10 @@ class RowCodec:
         self._tuple = msgspec.structs.astuple
 
     def decode(self, body: bytes) -> Call:
-        """The request in ``body``.
+        """Decode the request in ``body``.
 
-        Raises :class:`Malformed` (400) for what is not proper JSON, :class:`InvalidInput` (422) naming the expected
-        columns for what does not fit the signature.
+        Raises :class:`Malformed` (400) for invalid JSON, :class:`InvalidInput` (422), which names the expected columns, for a request that
+        does not fit the signature.
         """
         try:
             request = self._decode(body)
@@ -113,11 +113,11 @@ class RowCodec:
         if request.event_time is not _UNSET:
             event_us = parse_time(request.event_time)
             keys += 1 + request.event_time.count(":")
-        # Every key has one colon outside strings. As many colons as distinct keys: no key can be there twice. Any
-        # doubt (a colon in a value, an escape) is settled by the exact and slower check.
+        # Each key has one colon outside strings, so a body with as many colons as distinct keys has no key twice. In any doubt (a colon
+        # in a value, an escape) the exact and slower check decides.
         if b"\\" in body or body.count(b":") != keys:
-            no_duplicates(body)
-            self._no_nul(columns)
+            check_duplicates(body)
+            self._check_nul(columns)
             if key is not None and "\0" in key:
                 raise InvalidInput("NUL in a key", place="key")
         return Call(columns, rows, key, event_us)
@@ -151,7 +151,7 @@ class RowCodec:
         filled = [[None] * count if v is _UNSET else v for v in values]
         return dict(zip(self.names, filled, strict=True)), count, keys
 
-    def _no_nul(self, columns: Columns) -> None:
+    def _check_nul(self, columns: Columns) -> None:
         for name in self._text:
             for value in columns[name]:
                 if value is not None and "\0" in value:
@@ -165,7 +165,7 @@ class RowCodec:
             return TooManyRows(
                 "too many rows in one request", value=text[:200], next_step=f"Send at most {self._max_rows}."
             )
-        return self._refuse(text[:300], place=None, hint=_unknown(text, self.names))
+        return self._refuse(text[:300], place=None, hint=_suggest_column(text, self.names))
 
     def _refuse(
         self, message: str, *, value: object = None, place: str | None, hint: str = ""
@@ -174,18 +174,18 @@ class RowCodec:
             f"the request does not fit the signature: {message}",
             value=value,
             place=place,
-            next_step=f"{hint}Columns: {describe(self.signature)}.",
+            next_step=f"{hint}Columns: {describe_columns(self.signature)}.",
         )
 
 
-def describe(signature: Signature, limit: int = 200) -> str:
-    """The columns of a signature on one line: ``name:type``, ``?`` where null is allowed."""
+def describe_columns(signature: Signature, limit: int = 200) -> str:
+    """The columns of a signature on one line: ``name:type``, with ``?`` if null is allowed."""
     shown = [f"{c.name}:{c.type}{'?' if c.nullable else ''}" for c in signature.inputs[:limit]]
     return ", ".join(shown) + (", ..." if len(signature.inputs) > limit else "")
 
 
 def parse_time(text: str) -> int:
-    """RFC 3339 with a zone, as microseconds since the epoch; years 1900 to 2200 only."""
+    """A time in RFC 3339 with a zone, as microseconds since 1970. Raises :class:`InvalidInput` for others and outside the years 1900 to 2200."""
     try:
         moment = msgspec.convert(text, datetime)
     except msgspec.ValidationError:
@@ -201,23 +201,23 @@ def parse_time(text: str) -> int:
 
 
 def malformed(error: Exception) -> Malformed:
-    """The 400 for a body that is not proper JSON."""
+    """The error (400) for a body that is not valid JSON."""
     if isinstance(error, RecursionError):
         return Malformed("the JSON is nested too deeply")
     return Malformed(f"not valid JSON: {str(error)[:200]}", next_step="Send one UTF-8 JSON document.")
 
 
-def no_duplicates(body: bytes) -> None:
-    """Refuse a document with a key twice in one object. Call it only on what a typed decoder accepted (bounded depth)."""
+def check_duplicates(body: bytes) -> None:
+    """Refuse a document with a key twice in one object. Call it only on a body that a typed decoder accepted, which bounds its depth."""
     try:
-        json.loads(body, object_pairs_hook=_unique)
+        json.loads(body, object_pairs_hook=_check_unique)
     except InvalidInput:
         raise
     except (ValueError, RecursionError) as error:
         raise malformed(error) from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
+def _check_unique(pairs: list[tuple[str, Any]]) -> None:
     seen = set()
     for key, _ in pairs:
         if key in seen:
@@ -225,7 +225,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
         seen.add(key)
 
 
-def _unknown(message: str, names: list[str]) -> str:
+def _suggest_column(message: str, names: list[str]) -> str:
     marker = "unknown field `"
     if marker not in message:
         return ""

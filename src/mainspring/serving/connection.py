@@ -1,9 +1,9 @@
-"""What any client may cost on one HTTP connection, for both planes: uvicorn's httptools protocol with bounds and deadlines.
+"""Bounds what a client can cost on one HTTP connection, for both planes: uvicorn's httptools protocol with bounds and deadlines.
 
-uvicorn has no deadline for a request that trickles in, no bound on headers, and believes what stands in a trailer. Here a head
-has a size, a number of headers and a time; what comes behind a body says nothing; a body that nobody reads any more ends the
-connection; a client that does not read its answers is cut off; and more connections than ``Bounds.connections`` push out
-those that have been silent longest. :func:`sweep` must run beside the server: it closes what is overdue.
+uvicorn has no deadline for a request that arrives slowly and no bound on headers, and it takes trailers for headers. Here a head has a
+maximum size, number of headers and time; trailers are ignored; a body that is not read any more ends the connection; a client that does
+not read its answers is disconnected; and more connections than ``Bounds.connections`` replace those that have been silent longest.
+:func:`sweep` must run beside the server: it closes connections that are overdue.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 MAX_HEAD_BYTES = 64 << 10
-"""Request line and headers together, and what may come between two pieces of a body (a trailer)."""
+"""Most bytes of the request line and the headers together, of bytes between two pieces of a body, and of a trailer."""
 
 MAX_HEADERS = 128
 MAX_PIPELINED = 128
-"""Requests sent ahead of an answer that is under way; each is kept in memory."""
+"""Most requests that a client may send before the answer to an earlier one; each is kept in memory."""
 
 SWEEP_S = 0.5
 LINGER_S = 1.0
-"""For how long what still comes is thrown away before a refused connection is closed."""
+"""Seconds for which a refused connection is still read, and the bytes discarded, before it is closed."""
 
 _REASONS = {
     400: b"400 Bad Request",
@@ -42,7 +42,7 @@ _CODES = {408: "slow_request", 400: "bad_request", 431: "headers_too_large", 503
 
 @dataclass(frozen=True)
 class Bounds:
-    """Seconds for a head to arrive, and for a client to take in an answer; ``connections`` at once (None: no bound here)."""
+    """Seconds for a head to arrive, and for a client to read an answer; most ``connections`` at once (None: no bound)."""
 
     head_s: float
     stall_s: float
@@ -50,7 +50,7 @@ class Bounds:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One connection. ``due``: the loop's time at which it is closed unless something happens before."""
+    """One connection. ``due``: the time, by the event loop's clock, at which :meth:`expire` closes it."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self.stalled = math.inf
         self.silent_since = self._now()
         self.proven = False
-        """Whether a whole request has come on this connection."""
+        """Whether the head of a request has arrived on this connection."""
         self._in_head = False
         self._in_message = False
         self._head_timed = False
         self._head_bytes = 0
         self._silent_bytes = 0
-        """Received since the parser last said something: an unfinished header, which it keeps in memory."""
+        """Bytes received since the parser's last callback: an unfinished header, which it keeps in memory."""
         self._refusal: tuple[int, str] | None = None
         self._refused = False
 
@@ -96,9 +96,9 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.parsed()  # an upgrade is not offered: it is answered as the plain request it also is
+            self.parsed()  # an upgrade is not offered: it is answered as the plain request that it is too
             if self.cycle is not None:
-                self.cycle.keep_alive = False  # what follows is in a protocol that nobody reads here
+                self.cycle.keep_alive = False  # what follows is in a protocol that is not read here
             return
         except httptools.HttpParserError:
             self._refuse(*(self._refusal or (400, "not a valid HTTP request")))
@@ -110,10 +110,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timed = True
             self.due = self._now() + self.bounds.head_s
         elif self.due == math.inf and not self._in_message and self.idle:
-            self.due = self._now() + self.bounds.head_s  # bytes that begin nothing, such as empty lines
+            self.due = self._now() + self.bounds.head_s  # bytes that begin no request, such as empty lines
 
     def parsed(self) -> None:
-        """All that has come was parsed."""
+        """Called when all received bytes have been parsed."""
 
     def pause_writing(self) -> None:
         self.stalled = self._now() + self.bounds.stall_s
@@ -124,14 +124,15 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def expire(self, now: float) -> None:
-        """Close what is overdue: no head in time, idle too long, or a client that does not read its answers."""
+        """Close the connection if it is overdue: no head in time, idle too long, or a client that does not read its answers."""
         if now >= self.stalled:
             self.transport.abort()
         elif now >= self.due and not self.transport.is_closing():
             if self._refused:
                 self.transport.close()
             elif self.cycle is not None and not self.cycle.response_complete:
-                self.due = now + self.bounds.head_s  # the next head waits for us, not we for it
+                # The next head waits for this answer, so its time does not count yet.
+                self.due = now + self.bounds.head_s
             elif self._in_head:
                 self._refuse(408, "the head of the request did not arrive in time")
             else:
@@ -143,10 +144,10 @@ class BoundedProtocol(HttpToolsProtocol):
         return not self._in_head and (self.cycle is None or self.cycle.response_complete)
 
     def refused(self, code: str) -> None:
-        """A request was refused here, before anything else saw it."""
+        """Called when a request is refused here, before the application has it."""
 
     def _make_room(self) -> None:
-        """Close the connection that has been silent longest, those first that never sent a whole request."""
+        """Close the connection that has been silent longest; first those on which no head of a request ever arrived."""
         others = [
             c
             for c in self.connections
@@ -161,27 +162,24 @@ class BoundedProtocol(HttpToolsProtocol):
         min(others, key=lambda c: (c.proven, c.silent_since)).transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer outside of any request and close; what was asked before, whole, is still answered.
+        """Answer with an error and close; earlier requests that arrived whole are still answered.
 
-        What still comes is thrown away for a second: closing on unread bytes would reset the connection, and the client would
-        not see the answer.
+        Bytes that still arrive are discarded for a second: closing with unread bytes would reset the connection, and the client would not
+        see the answer.
         """
         self._refused = True
         self.refused(_CODES[status])
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:
-                cycle.keep_alive = (
-                    False  # the last good request is answered, and the connection closed with it
-                )
+                cycle.keep_alive = False  # the last good request is answered, then the connection closes
                 self.due = math.inf
                 return
             if cycle.response_started or self.pipeline:
                 self.transport.close()
                 return
-            cycle.disconnected = (
-                True  # its body is broken: the application hears that nobody is there, the client why
-            )
+            # Its body is broken: the application sees a disconnect, the client gets the reason.
+            cycle.disconnected = True
             cycle.message_event.set()
         body = msgspec.json.encode({"error": {"code": _CODES[status], "message": message}})
         self.transport.write(
@@ -191,7 +189,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self.due = self._now() + LINGER_S
 
-    # What the parser says
+    # Callbacks of the parser
 
     def on_message_begin(self) -> None:
         self.url = b""
@@ -211,7 +209,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES or len(self.headers) >= MAX_HEADERS:
             self.stop_parsing(431, "the headers are too many or too large")
-        if self._in_head:  # a trailer says nothing that may be believed: the gate has been passed
+        if self._in_head:  # a trailer says nothing: the headers have been checked
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
@@ -223,17 +221,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self.due = math.inf
         self.proven = True
         codings = [v for k, v in self.headers if k == b"transfer-encoding"]
-        if codings and ([c.strip().lower() for c in codings] != [b"chunked"] or self._old):
-            # The parser takes the last coding and forgets the others: two readers would see two different bodies.
+        if codings and ([c.strip().lower() for c in codings] != [b"chunked"] or self._is_old_http):
+            # The parser uses the last coding and ignores the others: two readers would see two different bodies (request smuggling).
             self.stop_parsing(400, "the only transfer coding here is 'chunked'")
         self.begin_request()
 
     @property
-    def _old(self) -> bool:
+    def _is_old_http(self) -> bool:
         return bool(self.parser.get_http_version() != "1.1")
 
     def begin_request(self) -> None:
-        """The head is whole: hand the request to the application."""
+        """Called when the head is complete: hand the request to the application."""
         if len(self.pipeline) >= MAX_PIPELINED:
             self.stop_parsing(400, "too many requests sent ahead")
         self.scope = {
@@ -256,23 +254,23 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_message = False
         if self.idle:
-            self.due = math.inf  # the rest of a body that nobody read has come in time
+            self.due = math.inf  # the rest of a body that is not read has arrived in time
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self.silent_since = self._now()
         super().on_response_complete()
         if self._in_message and not self._in_head and self.idle:
-            self.due = self._now() + self.bounds.head_s  # a body that nobody reads may not come for ever
+            self.due = self._now() + self.bounds.head_s  # a body that is not read may not go on for ever
 
     def stop_parsing(self, status: int, message: str) -> None:
         """Refuse the request from within a callback of the parser."""
         self._refusal = (status, message)
-        raise ValueError(message)  # the parser turns it into an error of its own, which data_received answers
+        raise ValueError(message)  # the parser raises its own error for it, which data_received answers
 
 
 async def sweep(state: ServerState, *, each: Callable[[], None] | None = None) -> None:
-    """Close overdue connections, until cancelled. ``each`` is called every round."""
+    """Close overdue connections until cancelled. ``each`` is called before each round, every :data:`SWEEP_S` seconds."""
     now = asyncio.get_running_loop().time
     while True:
         if each is not None:

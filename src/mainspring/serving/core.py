@@ -1,8 +1,8 @@
-"""The inference core: one prediction from a valid call, whatever dialect it came in.
+"""The inference core: makes one prediction from a valid call, whatever dialect it came in.
 
-Route, predict, log, answer; shadows afterwards. Cheap predictions are made on the event loop (an ONNX row costs 10 to 50 µs, a
-thread hop more than that, and the hop needs the GIL twice); what is expected to take longer than ``inline_ms`` goes to a
-thread under admission control.
+It chooses the target, predicts, logs and answers; shadows are scored afterwards. Cheap predictions are made on the event loop: an ONNX
+row takes 10 to 50 µs, handing it to a thread takes more and needs the GIL twice. What is expected to take longer than ``inline_ms`` runs
+in a thread under admission control.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mainspring.serving.codec import Call
 from mainspring.serving.log import PredictionLog
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.routing import choose
+from mainspring.serving.routing import choose_target
 from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 
 logger = logging.getLogger("mainspring.serving")
 
 _NO_ANSWER = (ModelFailed, InvalidInput)
-"""A model that is not the champion gave none: it failed, or it refuses a row that the champion may know."""
+"""Errors of a target after which the champion answers: the model failed, or it refuses a row that the champion may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was predicted, and by whom."""
+    """The scores of a call, one for each row, and the target that gave them."""
 
     target: LiveTarget
     scores: list[Any]
@@ -47,8 +47,8 @@ class _ShadowJob:
     canary: bool
 
 
-class _Asked:
-    """A call on its way: when it came, and how long it has taken so far."""
+class _Request:
+    """A call that is being answered: when it arrived, and how long it has taken so far."""
 
     __slots__ = ("_start", "arrival_us", "call", "event_us", "ident", "number")
 
@@ -61,11 +61,12 @@ class _Asked:
         self._start = time.perf_counter_ns()
 
     def latency_us(self) -> int:
+        """Microseconds since the call arrived."""
         return (time.perf_counter_ns() - self._start) // 1000
 
 
 class Core:
-    """Predicts for a live table. Lives on one event loop."""
+    """Predicts for a live table. For one event loop."""
 
     log: PredictionLog
     """Set before the first request: a spare worker opens it when it begins to serve."""
@@ -82,7 +83,7 @@ class Core:
             queue_deadline_s=options.queue_deadline_s,
             deadline_s=options.deadline_s,
         )
-        # Slow shadows have a thread of their own: they can never hold a slot of the primary.
+        # Slow shadows have a thread of their own, so that they never hold a slot that answers need.
         self._shadow_pool = Admission(
             slots=1, queue=1, queue_deadline_s=options.deadline_s, deadline_s=options.deadline_s
         )
@@ -100,74 +101,74 @@ class Core:
     ) -> Answer:
         """Answer ``call`` with the target that its key (or its id) is routed to, or with ``pinned``.
 
-        A target that is not the champion and fails or refuses the rows is stood in for by the champion; its failure is logged and counted. Raises
-        what the champion raised, :class:`Overloaded` or :class:`DeadlineExceeded`.
+        If a target that is not the champion fails or refuses the rows, its failure is logged and counted, and the champion answers.
+        Raises what the champion raised, :class:`Overloaded` or :class:`DeadlineExceeded`.
         """
         if pinned is None and call.rows <= deployment.inline_rows and not call.large:
             return self.predict_inline(deployment, call, ident=ident, number=number)
-        asked = _Asked(call, ident, number)
-        target = pinned or self._route(deployment, call.key or ident)
+        request = _Request(call, ident, number)
+        target = pinned or self._choose_target(deployment, call.key or ident)
         try:
             try:
-                scores = await self._scores(target, call)
+                scores = await self._score(target, call)
             except _NO_ANSWER as error:
                 if target is deployment.champion or pinned is not None:
                     raise
-                self._stood_in(deployment, target, error, asked)
+                self._record_fallback(deployment, target, error, request)
                 target = deployment.champion
-                scores = await self._scores(target, call)
+                scores = await self._score(target, call)
         except MainspringError as error:
-            self._failed(deployment, target, error, asked)
+            self._record_failure(deployment, target, error, request)
             raise
-        return self._answered(deployment, target, scores, asked)
+        return self._record_answer(deployment, target, scores, request)
 
     def predict_inline(self, deployment: LiveDeployment, call: Call, *, ident: str, number: int) -> Answer:
         """:meth:`predict` for at most ``deployment.inline_rows`` rows: no thread, so nothing to wait for."""
-        asked = _Asked(call, ident, number)
-        target = self._route(deployment, call.key or ident)
+        request = _Request(call, ident, number)
+        target = self._choose_target(deployment, call.key or ident)
         try:
             try:
                 scores = target.version.scores(call.columns, call.rows)
             except _NO_ANSWER as error:
                 if target is deployment.champion:
                     raise
-                self._stood_in(deployment, target, error, asked)
+                self._record_fallback(deployment, target, error, request)
                 target = deployment.champion
                 scores = target.version.scores(call.columns, call.rows)
         except MainspringError as error:
-            self._failed(deployment, target, error, asked)
+            self._record_failure(deployment, target, error, request)
             raise
-        return self._answered(deployment, target, scores, asked)
+        return self._record_answer(deployment, target, scores, request)
 
-    def _answered(
-        self, deployment: LiveDeployment, target: LiveTarget, scores: list[Any], asked: _Asked
+    def _record_answer(
+        self, deployment: LiveDeployment, target: LiveTarget, scores: list[Any], request: _Request
     ) -> Answer:
-        latency_us = asked.latency_us()
-        self._log(deployment, target, asked, latency_us, status="ok", scores=scores)
-        target.series.observe("ok", asked.call.rows, latency_us)
+        latency_us = request.latency_us()
+        self._log(deployment, target, request, latency_us, status="ok", scores=scores)
+        target.series.observe("ok", request.call.rows, latency_us)
         return Answer(target, scores)
 
-    def _failed(
-        self, deployment: LiveDeployment, target: LiveTarget, error: MainspringError, asked: _Asked
+    def _record_failure(
+        self, deployment: LiveDeployment, target: LiveTarget, error: MainspringError, request: _Request
     ) -> None:
-        # Shed requests never reached a model: they are counted, not logged, so that shedding stays cheap.
+        # Refused for overload, it never reached a model: counted by the app and not logged, so that refusing stays cheap.
         if error.code == "overloaded":
             return
-        latency_us = asked.latency_us()
+        latency_us = request.latency_us()
         target.series.observe(error.code, 0, latency_us)
-        self._log(deployment, target, asked, latency_us, status=error.code, scores=[])
+        self._log(deployment, target, request, latency_us, status=error.code, scores=[])
 
     def full(self, deployment: LiveDeployment) -> bool:
         """Whether a request that needs a slot or the model's own process would be refused."""
         host = deployment.champion.version.host
         return self.admission.full if host is None else host.full
 
-    def _route(self, deployment: LiveDeployment, key: str) -> LiveTarget:
+    def _choose_target(self, deployment: LiveDeployment, key: str) -> LiveTarget:
         if len(deployment.targets) == 1:
             return deployment.champion
-        return deployment.targets[choose(deployment.bounds, key)]
+        return deployment.targets[choose_target(deployment.bounds, key)]
 
-    async def _scores(self, target: LiveTarget, call: Call) -> list[Any]:
+    async def _score(self, target: LiveTarget, call: Call) -> list[Any]:
         version = target.version
         if version.host is not None:
             return await version.hosted(version.host, call.columns, call.rows)
@@ -179,47 +180,47 @@ class Core:
         self,
         deployment: LiveDeployment,
         target: LiveTarget,
-        asked: _Asked,
+        request: _Request,
         latency_us: int,
         *,
         status: str,
         scores: list[Any],
     ) -> None:
-        call = asked.call
+        call = request.call
         self.log.append(
             LoggedPrediction(
-                id=asked.ident,
+                id=request.ident,
                 deployment=deployment.name,
                 model=target.model,
                 version=target.number,
                 role=target.role,
-                event_us=asked.event_us,
-                arrival_us=asked.arrival_us,
+                event_us=request.event_us,
+                arrival_us=request.arrival_us,
                 latency_us=latency_us,
                 status=status,
                 rows=call.rows,
                 key=call.key,
                 columns=call.columns,  # type: ignore[arg-type]
                 scores=scores,
-                routes=asked.number,
+                routes=request.number,
             )
         )
 
-    def _stood_in(
-        self, deployment: LiveDeployment, target: LiveTarget, error: MainspringError, asked: _Asked
+    def _record_fallback(
+        self, deployment: LiveDeployment, target: LiveTarget, error: MainspringError, request: _Request
     ) -> None:
-        latency_us = asked.latency_us()
+        latency_us = request.latency_us()
         target.series.observe(error.code, 0, latency_us)
         logger.warning("%s of %s failed, the champion answered: %s", target.role, deployment.name, error)
         self.log.append(
             LoggedShadow(
-                id=asked.ident, deployment=deployment.name, model=target.model, version=target.number, name=target.role,
-                event_us=asked.event_us, latency_us=latency_us, status=error.code,
+                id=request.ident, deployment=deployment.name, model=target.model, version=target.number, name=target.role,
+                event_us=request.event_us, latency_us=latency_us, status=error.code,
             )
         )  # fmt: skip
 
     def shadow(self, deployment: LiveDeployment, call: Call, answer: Answer, *, ident: str) -> None:
-        """Queue the shadows of an answered request. Full: dropped and counted. Costs nothing without shadows."""
+        """Queue an answered request for its shadows. If the queue is full, it is dropped and counted."""
         if not deployment.shadows:
             return
         if len(self._shadows) >= self.options.shadow_queue:
@@ -236,6 +237,7 @@ class Core:
             await asyncio.wait({self._shadow_task}, timeout=within_s)
 
     def close(self) -> None:
+        """Stop taking work for threads."""
         self.admission.close()
         self._shadow_pool.close()
 
@@ -243,7 +245,7 @@ class Core:
         while self._shadows:
             job = self._shadows.popleft()
             for shadow in job.deployment.shadows:
-                await asyncio.sleep(0)  # requests that are waiting go first
+                await asyncio.sleep(0)  # requests that are waiting come first
                 if not shadow.canary_only or job.canary:
                     await self._run_shadow(shadow.target, job)
 

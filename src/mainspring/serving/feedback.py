@@ -1,4 +1,4 @@
-"""Labels that clients send to the inference port, read before they are relayed through the journal."""
+"""Reads labels that clients send to the inference port, before they are passed on through the journal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import msgspec
 from mainspring.errors import InvalidInput
 from mainspring.records.classes import LabelReader
 from mainspring.records.labels import Feedback, is_issued_id, unfit
-from mainspring.serving.codec import malformed, no_duplicates
+from mainspring.serving.codec import check_duplicates, malformed
 from mainspring.serving.table import LiveTable
 
 _MAX_FEEDBACK = 10_000
@@ -22,7 +22,7 @@ _decode_feedback_list = msgspec.json.Decoder(list[Feedback]).decode
 
 
 def read_feedback(body: bytes, table: LiveTable) -> list[Feedback]:
-    """The items of a body, each of which can be kept and could be true."""
+    """The items of a body. Raises :class:`InvalidInput` or ``Malformed`` unless each of them could be the label of a prediction."""
     try:
         items = _decode_feedback_list(body) if body.lstrip()[:1] == b"[" else _decode_feedback(body).feedback
     except msgspec.ValidationError as error:
@@ -33,15 +33,15 @@ def read_feedback(body: bytes, table: LiveTable) -> list[Feedback]:
         raise malformed(error) from None
     if not 1 <= len(items) <= _MAX_FEEDBACK:
         raise InvalidInput(f"1 to {_MAX_FEEDBACK} feedback items at once", value=len(items))
-    no_duplicates(body)
+    check_duplicates(body)
     _refuse_impossible(items, table)
     return items
 
 
 def _refuse_impossible(items: list[Feedback], table: LiveTable) -> None:
-    """Refuse feedback whose id no server gives, or whose value is no label of any model that is served here.
+    """Refuse feedback whose id no server issues, or whose value is not a label of any model that is served here.
 
-    Which model predicted is known to the control plane only: it matches each label with its prediction's own classes.
+    Only the control plane knows which model predicted: it compares each label with the classes of its prediction's model.
     """
     readers = [LabelReader.of(d.signature) for d in table.deployments.values()]
     for number, item in enumerate(items):

@@ -1,7 +1,7 @@
-"""Models in processes of their own, seen from the worker: start, ask within the deadline, kill, replace.
+"""The worker's side of models in processes of their own: start them, send requests with a deadline, kill and replace them.
 
-A model whose cost may depend on the values of a request (``models.formats.Cost``) never runs in the worker: its time is
-held by killing its process, its memory by a limit on it, and other deployments do not notice. See ``model_process`` for the other side.
+A model whose cost may depend on the values of a request (``models.formats.Cost``) never runs in the worker. Its time is bounded by
+killing its process, its memory by a limit of the process, and other deployments are not affected. ``model_process`` is the other side.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from mainspring.errors import (
     from_dict,
 )
 from mainspring.serving.admission import Places
-from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, Asked, memory_for
+from mainspring.serving.model_process import LENGTH, MAX_MESSAGE, KeepRequest, memory_for
 from mainspring.serving.options import ServeOptions
 
 logger = logging.getLogger("mainspring.serving")
 
 _REPLY_BYTES, _ROW_BYTES, _SCORE_BYTES = 4096, 8, 9
-"""The most that an answer may take: an error's text, and for each row a list of so many numbers. What a model's process sends becomes
-objects here, many times its size."""
+"""Bounds of an answer in bytes: an error's text, and for each row a list of so many numbers. Without a bound a model's process could
+fill the worker's memory, since decoded objects are many times larger than the bytes."""
 
 _IMPORT_S = 600.0
-_REVIVE_S = (0.0, 1.0, 5.0, 30.0)
+_RESTART_PAUSES_S = (0.0, 1.0, 5.0, 30.0)
 
 
 class _Refusal(msgspec.Struct):
-    """What is wrong with a row. Its class and code are ours to say, whatever the process sends."""
+    """What is wrong with a row, as a model's process reports it. The worker alone decides the error's class and code."""
 
     message: str
     value: str | None = None
@@ -66,25 +66,29 @@ _decode = msgspec.msgpack.Decoder(_Reply).decode
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a keeper found out about its package. ``why``: why it may not be predicted by the worker itself."""
+    """What a keeper reports about its package: ``why`` the worker must not predict with it (None: it may), and ``single_us``, the time of one
+    row in microseconds."""
 
     why: str | None
     single_us: float
 
 
 class Nursery:
-    """The worker's way to new model processes."""
+    """Starts model processes for the worker. Used from several loading threads."""
 
     def __init__(self, control: socket.socket, options: ServeOptions) -> None:
         self._control = control
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one message at a time on the socket, with its descriptor
 
-    def keep(self, folder: Path, digest: str, form: str) -> tuple[socket.socket, Loaded]:
-        """A keeper that has loaded the package, and what it found. Blocks; raises what loading raised, or that it took too long."""
+    def start_keeper(self, folder: Path, digest: str, form: str) -> tuple[socket.socket, Loaded]:
+        """Start a keeper that loads the package; returns its socket and its report. Blocks.
+
+        Raises what loading raised, :class:`DeadlineExceeded` if it took too long, :class:`Unavailable` if its process died.
+        """
         options = self._options
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        asked = Asked(
+        request = KeepRequest(
             digest=digest,
             form=form,
             memory_mb=memory_for(folder, options),
@@ -94,21 +98,19 @@ class Nursery:
         )
         try:
             with self._lock:
-                socket.send_fds(self._control, [msgspec.json.encode(asked)], [theirs.fileno()])
+                socket.send_fds(self._control, [msgspec.json.encode(request)], [theirs.fileno()])
             theirs.close()
-            return ours, _hear(ours, options.load_deadline_s, digest)
+            return ours, _await_report(ours, options.load_deadline_s, digest)
         except BaseException:
             ours.close()
             theirs.close()
             raise
 
 
-def _hear(control: socket.socket, within_s: float, digest: str) -> Loaded:
-    for patience in (
-        _IMPORT_S,
-        within_s,
-    ):  # libraries first, once, however long the machine takes; then the package
-        ready, _, _ = select.select([control], [], [], patience)
+def _await_report(control: socket.socket, within_s: float, digest: str) -> Loaded:
+    # First the libraries, which are imported once and may take long, then the package.
+    for limit_s in (_IMPORT_S, within_s):
+        ready, _, _ = select.select([control], [], [], limit_s)
         if not ready:
             raise DeadlineExceeded(f"the package did not load within {within_s:g} s", value=digest)
         data = control.recv(MAX_MESSAGE)
@@ -117,30 +119,30 @@ def _hear(control: socket.socket, within_s: float, digest: str) -> Loaded:
                 "the process that loads the package died, most likely of its memory limit or its deadline",
                 value=digest,
             )
-    told = json.loads(data)
-    if told["event"] == "failed":
-        raise from_dict(told["error"])
-    return Loaded(why=told["why"], single_us=float(told["single_us"]))
+    report = json.loads(data)
+    if report["event"] == "failed":
+        raise from_dict(report["error"])
+    return Loaded(why=report["why"], single_us=float(report["single_us"]))
 
 
 class Hosted:
-    """One package in processes of its own. Used from one event loop; made and revived in threads."""
+    """One package in processes of its own. Used from one event loop; started, and started again, in threads."""
 
     def __init__(
         self, nursery: Nursery, folder: Path, digest: str, form: str, options: ServeOptions, *, width: int
     ) -> None:
         self._start: Callable[[], tuple[socket.socket, Loaded]] = functools.partial(
-            nursery.keep, folder, digest, form
+            nursery.start_keeper, folder, digest, form
         )
         self._control, self.loaded = self._start()
         self._digest = digest
         self._width = width
         self._options = options
         self._lanes = {name: _Lane(name, self, options) for name in ("primary", "shadow")}
-        self._reviving: asyncio.Task[None] | None = None
+        self._restarting: asyncio.Task[None] | None = None
 
     def close(self) -> None:
-        """End its processes: they see the socket close."""
+        """End its processes, which end when the socket closes."""
         self._control.close()
 
     @property
@@ -151,33 +153,36 @@ class Hosted:
     async def scores(
         self, columns: Mapping[str, Sequence[Any]], rows: int, *, lane: str = "primary"
     ) -> list[Any]:
-        """What the model answers, unchecked. Raises :class:`InvalidInput` (it refuses a row), :class:`ModelFailed`,
-        :class:`DeadlineExceeded`, ``Overloaded`` or :class:`Unavailable` while its process is being made anew."""
-        most = _REPLY_BYTES + rows * (_ROW_BYTES + self._width * _SCORE_BYTES)
-        return await self._lanes[lane].ask(_encode([rows, columns]), most)
+        """What the model answers, unchecked: one score for each row.
 
-    def serve(self, lane: str) -> socket.socket:
-        """A new predictor for a lane; the one before is killed. Raises :class:`Unavailable` if the keeper is gone."""
-        if self._reviving is not None:
-            raise self._gone()
+        Raises :class:`InvalidInput` (it refuses a row), :class:`ModelFailed`, :class:`DeadlineExceeded`, ``Overloaded``, or
+        :class:`Unavailable` while its process is started again.
+        """
+        most = _REPLY_BYTES + rows * (_ROW_BYTES + self._width * _SCORE_BYTES)
+        return await self._lanes[lane].exchange(_encode([rows, columns]), most)
+
+    def start_predictor(self, lane: str) -> socket.socket:
+        """Start a predictor for a lane; its old one is killed. Raises :class:`Unavailable` if the keeper is gone."""
+        if self._restarting is not None:
+            raise self._restarting_error()
         ours, theirs = socket.socketpair()
         try:
             socket.send_fds(self._control, [lane.encode()], [theirs.fileno()])
         except OSError:
             ours.close()
-            self._reviving = asyncio.get_running_loop().create_task(self._revive())
-            raise self._gone() from None
+            self._restarting = asyncio.get_running_loop().create_task(self._restart())
+            raise self._restarting_error() from None
         finally:
             theirs.close()
         ours.setblocking(False)
         return ours
 
-    async def _revive(self) -> None:
-        """The keeper died (killed from outside, or by the system for its memory): start another, with growing pauses."""
+    async def _restart(self) -> None:
+        """Start another keeper after one died (killed from outside, or by the system for its memory), with growing pauses."""
         loop = asyncio.get_running_loop()
         try:
             for attempt in range(1_000_000):
-                await asyncio.sleep(_REVIVE_S[min(attempt, len(_REVIVE_S) - 1)])
+                await asyncio.sleep(_RESTART_PAUSES_S[min(attempt, len(_RESTART_PAUSES_S) - 1)])
                 try:
                     control, _ = await loop.run_in_executor(None, self._start)
                 except (MainspringError, OSError) as error:
@@ -187,16 +192,16 @@ class Hosted:
                 self._control = control
                 return
         finally:
-            self._reviving = None
+            self._restarting = None
 
-    def _gone(self) -> Unavailable:
+    def _restarting_error(self) -> Unavailable:
         return Unavailable(
             "the model's process ended and is being started again", next_step="Try again after a second."
         )
 
 
 class _Lane:
-    """One predictor, one request at a time."""
+    """One predictor process, which answers one request at a time."""
 
     def __init__(self, name: str, host: Hosted, options: ServeOptions) -> None:
         self._name = name
@@ -205,9 +210,11 @@ class _Lane:
         self.places = Places(slots=1, queue=options.queue, queue_deadline_s=options.queue_deadline_s)
         self._stream: socket.socket | None = None
 
-    async def ask(self, message: bytes, most: int) -> list[Any]:
+    async def exchange(self, message: bytes, most: int) -> list[Any]:
+        """Send a request and await its scores; ``most``: bytes that the answer may have. After any failure the process is replaced,
+        because its stream may still hold the answer to this request."""
         async with self.places.place():
-            stream = self._stream = self._stream or self._host.serve(self._name)
+            stream = self._stream = self._stream or self._host.start_predictor(self._name)
             try:
                 reply = _decode(await asyncio.wait_for(_exchange(stream, message, most), self._deadline_s))
             except TimeoutError:
@@ -231,11 +238,11 @@ class _Lane:
         return reply.scores
 
     def _replace(self, stream: socket.socket) -> None:
-        """Kill the predictor by asking for the next one."""
+        """Replace the predictor: starting the next one kills it."""
         stream.close()
         self._stream = None
         try:
-            self._stream = self._host.serve(self._name)
+            self._stream = self._host.start_predictor(self._name)
         except Unavailable as error:
             logger.warning("%s", error)
 

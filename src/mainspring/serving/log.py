@@ -1,8 +1,8 @@
-"""The prediction log: what was asked and answered, in a journal inside the bundle.
+"""The prediction log: requests and their answers, in a journal inside the bundle.
 
-One ``write()`` per request before it is answered, so a killed worker loses no answered request; fsync comes every second
-in a thread, so a power cut may cost the last second. When the log cannot be written, the operator's ``log_mode`` decides:
-serve and count each record dropped, or answer 503.
+Each request is written before it is answered, so a killed worker loses no answered request; a thread calls fsync every second, so a
+power cut may lose the last second. If the log cannot be written, the operator's ``log_mode`` decides: go on and count each dropped
+record, or answer 503.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("mainspring.serving")
 
 
 class PredictionLog:
-    """Writes predictions, shadows and relayed feedback. Appends come from the event loop, syncs from a thread."""
+    """Writes predictions, shadow scores and feedback. Appends come from the event loop, fsync from a thread."""
 
     def __init__(self, folder: Path, *, metrics: Metrics, required: bool, sync_s: float) -> None:
         self._predictions = JournalWriter(folder, prefix=LOG_PREFIX)
@@ -47,7 +47,7 @@ class PredictionLog:
 
     @property
     def position(self) -> tuple[str, int]:
-        """Segment and bytes, for the status page."""
+        """Segment and bytes written to it, for the status page."""
         return self._predictions.position
 
     @property
@@ -74,7 +74,7 @@ class PredictionLog:
             self._broken = False
 
     def relay(self, items: list[Feedback], *, arrival_us: int) -> None:
-        """Keep feedback for the control plane; raises if it cannot be kept, since a lost label is not an answer."""
+        """Write feedback for the control plane; raises if it cannot be written, because the client must send a lost label again."""
         for item in items:
             at_us = None if item.at is None else to_us(item.at)
             self._feedback.append(

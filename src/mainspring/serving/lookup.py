@@ -1,4 +1,4 @@
-"""Which deployment and version of a live table a request means; what it means nothing by is an error that names what there is."""
+"""Finds the deployment and the version that a request names; an unknown name is an error that names similar ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget
 
 
 def find_deployment(table: LiveTable, name: str | None) -> LiveDeployment:
-    """The deployment ``name``; None: the only one there is."""
+    """The deployment ``name``; with None the only one. Raises :class:`NotFound`, :class:`InvalidInput` or :class:`Unavailable`."""
     if name is None:
-        name = _only(table)
-    found = table.deployments.get(name)
-    if found is not None:
-        return found
+        name = _only_name(table)
+    deployment = table.deployments.get(name)
+    if deployment is not None:
+        return deployment
     if name in table.problems:
         raise Unavailable(
             f"this deployment is not in service: {table.problems[name]}",
@@ -20,31 +20,31 @@ def find_deployment(table: LiveTable, name: str | None) -> LiveDeployment:
             next_step="Deploy a version that loads, or publish this one again.",
         )
     if table.number == 0:
-        raise _nothing_yet()
+        raise _not_in_service()
     raise NotFound(
         "there is no such deployment", value=name, next_step=near(name, table.deployments, what="deployment")
     )
 
 
 def find_version(deployment: LiveDeployment, version: str | None) -> LiveTarget | None:
-    """The target of the version that a request pins; None if it pins none."""
+    """The target of the version that a request asks for; None if it asks for none. Raises :class:`NotFound`."""
     if version is None:
         return None
-    found = deployment.at_version(version)
-    if found is None:
+    target = deployment.at_version(version)
+    if target is None:
         raise NotFound(
             "this version is not in service",
             value=version,
             place=deployment.name,
             next_step=near(version, [str(t.number) for t in deployment.targets], what="version"),
         )
-    return found
+    return target
 
 
-def _only(table: LiveTable) -> str:
+def _only_name(table: LiveTable) -> str:
     names = sorted({*table.deployments, *table.problems})
     if not names:
-        raise _nothing_yet()
+        raise _not_in_service()
     if len(names) > 1:
         raise InvalidInput(
             "this path names no deployment, and there are several",
@@ -54,7 +54,7 @@ def _only(table: LiveTable) -> str:
     return names[0]
 
 
-def _nothing_yet() -> Unavailable:
+def _not_in_service() -> Unavailable:
     return Unavailable(
-        "no model is in service yet", next_step="Deploy one; this server takes it up by itself."
+        "no model is in service yet", next_step="Deploy one; this server then loads it by itself."
     )

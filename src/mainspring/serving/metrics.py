@@ -1,7 +1,7 @@
-"""Counters and histograms in the Prometheus text format 0.0.4, by hand: a dictionary, a list, and bounded label sets.
+"""Counters and histograms in the Prometheus text format 0.0.4, with a bounded number of label sets.
 
-Labels come from the route table only (deployment, model, version, role) and from fixed codes: a client cannot make new
-ones (D09). Above :data:`MAX_SERIES` label sets, further ones share the labels ``other``.
+Labels come from the route table (deployment, model, version, role) and from fixed codes only, so a client cannot make new ones (D09).
+Above :data:`MAX_SERIES` label sets, further ones share the labels ``other``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_SERIES = 1000
 
 @dataclass(slots=True)
 class Series:
-    """What one version in one role did. ``status`` counts requests by ``ok`` or error code."""
+    """Counts of one version in one role: requests by status (``ok`` or an error code), rows, and latency in microseconds."""
 
     status: dict[str, int] = field(default_factory=dict)
     rows: int = 0
@@ -66,22 +66,23 @@ class Metrics:
         self.gauges: dict[str, float] = {"routes_number": 0, "queue_waiting": 0, "ready": 0}
 
     def series(self, *, deployment: str, model: str, version: int, role: str) -> Series:
+        """The series of these labels, made if it is new; all beyond the bound are one."""
         key = (deployment, model, str(version), role)
-        found = self._series.get(key)
-        if found is None:
+        series = self._series.get(key)
+        if series is None:
             if len(self._series) >= MAX_SERIES:
                 key = ("other", "other", "other", "other")
-            found = self._series.setdefault(key, Series())
-        return found
+            series = self._series.setdefault(key, Series())
+        return series
 
     def refuse(self, code: str) -> None:
         """Count a request that reached no model, by error code."""
         self.refused[code] = self.refused.get(code, 0) + 1
 
     def text(self) -> str:
-        """The exposition."""
+        """All metrics as Prometheus text."""
         out: list[str] = []
-        self._predictions(out)
+        self._render_predictions(out)
         out += [
             "# HELP mainspring_refused_total Requests that reached no model, by code.",
             "# TYPE mainspring_refused_total counter",
@@ -101,7 +102,7 @@ class Metrics:
             ]
         return "\n".join(out) + "\n"
 
-    def _predictions(self, out: list[str]) -> None:
+    def _render_predictions(self, out: list[str]) -> None:
         ordered = sorted(self._series.items())
         labels = {
             key: 'deployment="{}",model="{}",version="{}",role="{}"'.format(*(_escape(p) for p in key))

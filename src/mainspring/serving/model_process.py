@@ -1,15 +1,15 @@
-"""Processes that hold one model each, and may be killed: what runs there.
+"""Processes that hold one model each and may be killed; this module is the code that runs in them.
 
 ::
 
     worker ─ nursery ─ keeper of package A ─ predictor of A      (and one for shadows)
                      └ keeper of package B ─ predictor of B
 
-The nursery is forked from the worker before it has read its options (which hold the API key) and before it has threads. It imports
-libraries, once, and forks keepers. It is not confined itself (a library reads what it likes while it is imported), touches no package,
-and believes nothing of what the worker says but a digest, a format and three bounds. A keeper confines itself to its package, bounds its memory, loads, measures, and forks predictors,
-which find the model loaded: to replace one that was killed takes a fork, not an import. Everybody here dies with its parent.
-Nothing but msgpack of plain values goes back to the worker.
+The nursery is forked from the worker before the worker reads its options (which hold the API key) and before it has threads. It
+imports the libraries once, and forks keepers. It is not confined itself, because libraries read other files while they are imported;
+but it touches no package, and takes nothing from the worker but a digest, a format and bounds. A keeper confines itself to its package,
+bounds its memory, loads and measures the model, and forks predictors, which have the model loaded already: replacing one that was killed
+takes a fork, not an import. Each of these processes ends when its parent does. Only msgpack of plain values goes back to the worker.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 TOO_LARGE = Unavailable("the model does not fit into its memory limit")
 
 
-class Asked(msgspec.Struct, forbid_unknown_fields=True):
-    """What the worker may ask of the nursery: to keep one package of the bundle."""
+class KeepRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """The worker's message to the nursery: start a keeper of one package. Sizes in MiB, times in milliseconds and seconds."""
 
     digest: str
     form: str
@@ -63,29 +63,31 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def start_nursery(bundle: Path, *, sandbox: str, close: list[int]) -> socket.socket:
-    """Fork the nursery; returns our end of its socket. Call it before threads are started and before secrets are read.
+    """Fork the nursery; returns the worker's end of its socket. Call it before threads are started and before secrets are read.
 
-    ``close``: descriptors that it must not have.
+    ``close``: descriptors that the nursery must not have.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     if os.fork() == 0:
-        _child(parent, lambda: _nursery(theirs, bundle / "packages", sandbox), close=[ours.fileno(), *close])
+        _run_child(
+            parent, lambda: _run_nursery(theirs, bundle / "packages", sandbox), close=[ours.fileno(), *close]
+        )
     theirs.close()
     return ours
 
 
-def _child(parent: int, work: Callable[[], None], *, close: list[int]) -> NoReturn:
-    """Be a child process until ``work`` ends; never return into the parent's code."""
+def _run_child(parent: int, work: Callable[[], None], *, close: list[int]) -> NoReturn:
+    """Run ``work`` in a child process after a fork, then exit; never returns into the parent's code."""
     status = 1
     try:
         die_with_parent(parent)
+        # The parent decides: this process ends when the parent's end of the socket closes.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # the parent decides; we end when its end of the socket closes
+            signal.signal(number, signal.SIG_IGN)
         null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1):  # the options come on one, what the server says of itself goes to the other
+        # Stdin has the options with the key, and on stdout the server announces itself: a model gets neither.
+        for standard in (0, 1):
             os.dup2(null, standard)
         os.close(null)
         for fd in close:
@@ -93,7 +95,7 @@ def _child(parent: int, work: Callable[[], None], *, close: list[int]) -> NoRetu
                 os.close(fd)
         work()
         status = 0
-    except BaseException as error:  # noqa: BLE001 - the last thing this process says
+    except BaseException as error:  # noqa: BLE001 - reported as the last act of this process
         sys.stderr.write(
             f"mainspring serving: a model process ended: {type(error).__name__}: {str(error)[:300]}\n"
         )
@@ -102,34 +104,34 @@ def _child(parent: int, work: Callable[[], None], *, close: list[int]) -> NoRetu
         os._exit(status)
 
 
-def _nursery(control: socket.socket, packages: Path, sandbox: str) -> None:
+def _run_nursery(control: socket.socket, packages: Path, sandbox: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers are reaped by the kernel
     # Threads of a parent do not exist after a fork: libraries must start none while they are imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import mainspring.serving.table  # noqa: F401 - keepers find it loaded
+    import mainspring.serving.table  # noqa: F401 - so that keepers have it loaded after the fork
 
-    code_places()  # they cannot find out once they are confined
-    memory = _open("/proc/self/statm")
+    code_places()  # cached for keepers, which cannot look for them once they are confined
+    memory = _open_readonly("/proc/self/statm")
     while True:
         data, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
         if not data:
             return
-        asked = msgspec.json.decode(data, type=Asked)
-        if not _DIGEST.fullmatch(asked.digest):
+        request = msgspec.json.decode(data, type=KeepRequest)
+        if not _DIGEST.fullmatch(request.digest):
             return
-        import_libraries(asked.form)
-        size, parent = _size(memory), os.getpid()
+        import_libraries(request.form)
+        size, parent = _read_size(memory), os.getpid()
         if os.fork() == 0:
             keep = functools.partial(
-                _keeper, socket.socket(fileno=fds[0]), packages / asked.digest, sandbox, asked, size
+                _run_keeper, socket.socket(fileno=fds[0]), packages / request.digest, sandbox, request, size
             )
-            _child(parent, keep, close=[control.fileno(), memory])
+            _run_child(parent, keep, close=[control.fileno(), memory])
         os.close(fds[0])
 
 
 def import_libraries(form: str) -> None:
-    """Import what packages of a format need, as far as it is there: loading says what is missing, or that there is no such format."""
+    """Import the modules that packages of a format need. What is missing is skipped here, and reported when the package is loaded."""
     from mainspring.models.formats.table import model_format, names
 
     for name in model_format(form).modules if form in names() else ():
@@ -138,56 +140,64 @@ def import_libraries(form: str) -> None:
 
 
 def memory_for(folder: Path, options: ServeOptions) -> int:
-    """What the package in ``folder`` may allocate, in MiB. It needs its own size some times over to be parsed: that is no sign
-    of anything."""
+    """What the package in ``folder`` may allocate, in MiB: the operator's bound, and four times its own size, which parsing needs."""
     return options.model_memory_mb + (4 * sum(f.stat().st_size for f in folder.iterdir()) >> 20)
 
 
 def address_space() -> int | None:
-    """Ours in bytes, None where the system does not tell. It must be asked before the process is confined."""
-    memory = _open("/proc/self/statm")
+    """The size of this process's address space in bytes; None if the system has no ``/proc``. Call it before the process is confined."""
+    memory = _open_readonly("/proc/self/statm")
     try:
-        return _size(memory)
+        return _read_size(memory)
     finally:
         if memory >= 0:
             os.close(memory)
 
 
-def _open(path: str) -> int:
+def _open_readonly(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY)
     except OSError:
         return -1
 
 
-def _size(memory: int) -> int | None:
-    """Our address space in bytes, None where the system does not tell."""
+def _read_size(memory: int) -> int | None:
+    """The address space in bytes, from a descriptor of ``/proc/self/statm``; None without one."""
     if memory < 0:
         return None
     return int(os.pread(memory, 64, 0).split()[0]) * resource.getpagesize()
 
 
-def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, size: int | None) -> None:
+def _run_keeper(
+    control: socket.socket, folder: Path, sandbox: str, request: KeepRequest, size: int | None
+) -> None:
     from mainspring.serving.table import open_version
 
     control.send(b'{"event":"begun"}')
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     confine(read=[folder], write=[], mode=sandbox, processes=True)
-    bound_memory(size, asked.memory_mb)
-    signal.alarm(math.ceil(asked.deadline_s))  # nobody else could end a load that hangs
+    bound_memory(size, request.memory_mb)
+    signal.alarm(math.ceil(request.deadline_s))  # ends a load that hangs: the kernel kills this process
     try:
-        version, why = open_version(folder, asked.digest, inline_ms=asked.inline_ms, max_rows=asked.max_rows)
-        if why is None and asked.max_rows and not _survives(lambda: version.try_rows(asked.max_rows)):
-            why = f"{asked.max_rows} rows take more memory or time than a server's own process may spend"
-        told: dict[str, Any] = {"event": "loaded", "why": why, "single_us": version.single_us}
+        version, why = open_version(
+            folder, request.digest, inline_ms=request.inline_ms, max_rows=request.max_rows
+        )
+        if (
+            why is None
+            and request.max_rows
+            and not _succeeds_in_child(lambda: version.try_rows(request.max_rows))
+        ):
+            why = f"{request.max_rows} rows take more memory or time than a server's own process may spend"
+        report: dict[str, Any] = {"event": "loaded", "why": why, "single_us": version.single_us}
     except MainspringError as error:
-        told = {"event": "failed", "error": error.to_dict()}
+        report = {"event": "failed", "error": error.to_dict()}
     except MemoryError:
-        told = {"event": "failed", "error": TOO_LARGE.to_dict()}
-    control.send(json.dumps(told, default=str).encode()[:MAX_MESSAGE])
+        report = {"event": "failed", "error": TOO_LARGE.to_dict()}
+    control.send(json.dumps(report, default=str).encode()[:MAX_MESSAGE])
     signal.alarm(0)
+    # A message names a lane: kill its predictor, if any, and fork another on the socket that came with the message.
     predictors: dict[str, int] = {}
-    while told["event"] == "loaded":
+    while report["event"] == "loaded":
         data, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
         for pid in predictors.values() if not data else [predictors.pop(data.decode(), 0)]:
             if pid:
@@ -199,7 +209,7 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
         parent, stream = os.getpid(), socket.socket(fileno=fds[0])
         pid = os.fork()
         if pid == 0:
-            _child(
+            _run_child(
                 parent,
                 functools.partial(_predict_forever, version, stream, sandbox),
                 close=[control.fileno()],
@@ -209,7 +219,7 @@ def _keeper(control: socket.socket, folder: Path, sandbox: str, asked: Asked, si
 
 
 def bound_memory(size: int | None, memory_mb: int) -> None:
-    """Let this process allocate ``memory_mb`` beside ``size``, the address space it has; write no core dump, open few files."""
+    """Let this process allocate ``memory_mb`` MiB beside ``size``, the bytes of address space that it has; no core dump, few open files."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES, _FILES))
     if size is not None:
@@ -217,15 +227,15 @@ def bound_memory(size: int | None, memory_mb: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _survives(work: Callable[[], None]) -> bool:
-    """Whether ``work`` ends well in a child with our memory limit and a few seconds of processor time."""
+def _succeeds_in_child(work: Callable[[], None]) -> bool:
+    """Whether ``work`` succeeds in a child process with the same memory limit and a few seconds of processor time."""
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        with open(os.devnull, "w") as quiet:  # noqa: PTH123 - what it says about failing is expected
+        with open(os.devnull, "w") as quiet:  # noqa: PTH123 - a failure is expected, and its message is noise
             sys.stderr = quiet
             resource.setrlimit(resource.RLIMIT_CPU, (_PROBE_CPU_S, _PROBE_CPU_S))
-            _child(parent, work, close=[])
+            _run_child(parent, work, close=[])
     return os.waitpid(pid, 0)[1] == 0
 
 

@@ -1,4 +1,4 @@
-"""What the operator decides about an inference server. Every bound has a default; nothing is unbounded."""
+"""Options of an inference server. Every bound has a default; nothing is unbounded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class ServeOptions(Record, frozen=True, kw_only=True):
     """Options of one inference server. Sizes in bytes, times in seconds.
 
-    ``auth``: ``key`` asks for ``Authorization: Bearer <api_key>``, ``proxy`` trusts that a proxy in front does so,
-    ``open`` is for loopback only, where Host and Origin are checked instead.
-    ``log_mode``: ``best_effort`` serves when the prediction log cannot be written and counts what was dropped;
-    ``required`` answers 503 instead.
+    ``auth``: ``key`` requires ``Authorization: Bearer <api_key>``, ``proxy`` trusts that a proxy in front authenticates, ``open`` is
+    for loopback only, where Host and Origin are checked instead. ``log_mode``: if the prediction log cannot be written,
+    ``best_effort`` goes on serving and counts the records that it drops, ``required`` answers 503.
     """
 
     bundle: str
@@ -28,41 +27,41 @@ class ServeOptions(Record, frozen=True, kw_only=True):
     auth: Literal["open", "key", "proxy"] = "open"
     api_key: str | None = None
     metrics_auth: bool = True
-    """Whether ``/metrics`` asks for the key too (where there is one)."""
+    """Whether ``/metrics`` requires the key too, if there is one."""
     hosts: list[str] = []
-    """Further exact host names it answers for."""
+    """Further exact host names that it answers for."""
     log_mode: Literal["best_effort", "required"] = "best_effort"
     log_sync_s: float = 1.0
     max_body: int = 16 << 20
     max_inflight_bytes: int = 64 << 20
-    """Bodies being received or waiting, all requests together; above it new ones are answered 503."""
+    """Bytes of all bodies that are being received; a request that exceeds it is answered 503."""
     max_rows: int = 10_000
     max_text: int = 65_536
     """Characters of one string value."""
     slots: int = 2
-    """Requests that may compute in threads at once; cheap ones are answered on the event loop and need none."""
+    """Requests that may be predicted in threads at once; cheap ones are answered on the event loop and need no slot."""
     queue: int = 64
     queue_deadline_s: float = 0.5
     deadline_s: float = 10.0
     head_deadline_s: float = 10.0
-    """For a connection to send a whole head of a request, from its first byte (or from connecting) on."""
+    """For a connection to send the whole head of a request, counted from its first byte or from connecting."""
     body_deadline_s: float = 30.0
     """For a body to arrive, and for a client to read an answer."""
     inline_ms: float = 1.0
-    """A prediction expected to take no longer than this is made on the event loop: a thread hop costs more."""
+    """Milliseconds. A prediction that is expected to take no longer is made on the event loop: handing it to a thread costs more."""
     shadow_queue: int = 1024
     load_deadline_s: float = 60.0
     hang_s: float = 30.0
-    """A worker without a heartbeat for so long is killed and replaced."""
+    """A worker that sends no heartbeat for so long is killed and replaced."""
     drain_s: float = 10.0
     linger_s: float = 1.0
-    """After SIGTERM, for clients with open connections to send what they were about to send: they are told to close."""
+    """After SIGTERM, for clients with open connections to send requests that are on their way; each answer says ``connection: close``."""
     model_memory_mb: int = 1024
-    """What a model in a process of its own may allocate, beside its libraries: loaded, and while it predicts."""
+    """What a model in a process of its own may allocate, without its libraries: when it is loaded and while it predicts."""
     spare: bool = True
-    """Keep a second worker loaded, so that one that dies is replaced at once; costs the memory of its models."""
+    """Keep a second worker loaded that replaces one that dies at once; it needs the memory of its models."""
     memory_mb: int | None = None
-    """Address space limit of the worker, if any."""
+    """Limit of the worker's address space, if any."""
     sandbox: Literal["auto", "require", "off"] = "auto"
 
 
@@ -76,8 +75,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def checked(options: ServeOptions) -> ServeOptions:
-    """``options`` if they can be served; raises :class:`ConfigError` for what would be unsafe or impossible."""
+def check_options(options: ServeOptions) -> ServeOptions:
+    """Return ``options``; raises :class:`ConfigError` for those that would be unsafe or impossible."""
     if not is_loopback(options.host) and options.auth == "open":
         raise ConfigError(
             "beyond loopback the inference server needs a key",

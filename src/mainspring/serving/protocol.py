@@ -1,8 +1,8 @@
-"""HTTP on one connection of the inference plane: the bounds of ``serving.connection``, and a short way for predictions.
+"""HTTP on one connection of the inference plane: the bounds of ``serving.connection``, and a fast path for predictions.
 
-A prediction that arrived whole and needs no thread is answered where it was parsed: no task, no scope, one write. That is
-half of the cost of an answer. Everything else (large or slow bodies, pipelining behind a slow answer, HTTP/1.0, draining) takes
-uvicorn's own way. Both ways use the same parser, gate, dialect and core.
+A prediction request that arrived whole and needs no thread is answered where it was parsed: no task, no scope, one write. That halves
+the cost of an answer. All others (large or slow bodies, requests behind a slow answer, HTTP/1.0, draining) take uvicorn's own path. Both
+paths use the same parser, checks, dialect and core.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Protocol(BoundedProtocol):
         super().on_message_complete()
 
     def _leave_quick(self) -> None:
-        """Hand the request that was to be answered here to a task after all."""
+        """Give up the fast path: hand the request to a task."""
         if self._quick is None:
             return
         body, self._body, self._quick = self._body, b"", None
@@ -102,17 +102,17 @@ class Protocol(BoundedProtocol):
 
 
 async def sweep(app: App, state: ServerState) -> None:
-    """Close overdue connections and keep the Date header, until cancelled."""
+    """Close overdue connections and keep the Date header up to date, until cancelled."""
 
-    def tell_time() -> None:
+    def update_date() -> None:
         app.date = b"date: " + formatdate(usegmt=True).encode() + b"\r\n"
 
-    await connection.sweep(state, each=tell_time)
+    await connection.sweep(state, each=update_date)
 
 
 async def drain(app: App, state: ServerState, *, within_s: float) -> None:
-    """Answer what was sent: every answer now says ``connection: close``; returns when nobody is connected, at the latest
-    after ``within_s``."""
+    """Answer requests that were sent, each with ``connection: close``; returns when no client is connected, at the latest after
+    ``within_s`` seconds."""
     app.draining = True
     loop = asyncio.get_running_loop()
     until = loop.time() + within_s

@@ -1,8 +1,8 @@
-"""Requests that come again: a client that lost the answer repeats the request under the same id, and it counts once.
+"""Repeated requests: a client that lost the answer sends the request again under the same id, and it counts once.
 
-The header ``Idempotency-Key`` (a UUIDv7 that the client makes) becomes the prediction id. Answers are kept for a while,
-bounded in number and bytes, and given again without predicting, counting or logging. A worker that was replaced has
-forgotten them: it predicts again, and the log then holds one id twice, of which the control plane takes one.
+The header ``Idempotency-Key`` (a UUIDv7 that the client makes) becomes the prediction id. Answers are kept for a while, bounded in number
+and bytes, and sent again without predicting, counting or logging. A worker that replaced another has none of its answers: it predicts
+again, and the log then holds one id twice, of which the control plane takes one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class _Entry:
 
 
 class Repeats:
-    """Answers by client-given id, the oldest forgotten first. Lives on one event loop."""
+    """Answers by the id that the client chose; the oldest are dropped first. For one event loop."""
 
     def __init__(self, *, entries: int = 16_384, max_bytes: int = 16 << 20) -> None:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._most, self._max_bytes, self._bytes = entries, max_bytes, 0
+        self._max_entries, self._max_bytes, self._bytes = entries, max_bytes, 0
 
     def begin(self, key: bytes, place: str, body: bytes) -> tuple[str, Reply | None]:
-        """``(prediction id, the answer if there is one already)``; without an answer the id is taken until it ends.
+        """``(prediction id, the answer if there is one already)``. Without an answer the id is reserved until :meth:`end`.
 
-        Raises :class:`InvalidInput` for a key that is no UUIDv7, :class:`Conflict` if it was used for another request,
+        Raises :class:`InvalidInput` for a key that is not a UUIDv7, :class:`Conflict` if it was used for another request,
         :class:`Unavailable` while the first request with it is still being answered.
         """
         ident = key.decode("latin-1")
@@ -51,7 +51,7 @@ class Repeats:
         entry = self._entries.get(ident)
         if entry is None:
             self._entries[ident] = _Entry(digest)
-            self._forget()
+            self._drop_oldest()
             return ident, None
         if entry.request != digest:
             raise Conflict(
@@ -69,7 +69,7 @@ class Repeats:
         return ident, entry.answer
 
     def end(self, ident: str, answer: Reply | None) -> None:
-        """Keep the answer, or with None give the id free: nothing of the request was counted or logged."""
+        """Keep the answer; None releases the id, for a request that was neither counted nor logged."""
         entry = self._entries.get(ident)
         if entry is None:
             return
@@ -78,10 +78,10 @@ class Repeats:
             return
         entry.answer = answer
         self._bytes += len(answer.body)
-        self._forget()
+        self._drop_oldest()
 
-    def _forget(self) -> None:
-        while len(self._entries) > self._most or self._bytes > self._max_bytes:
-            _, gone = self._entries.popitem(last=False)
-            if gone.answer is not None:
-                self._bytes -= len(gone.answer.body)
+    def _drop_oldest(self) -> None:
+        while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            if dropped.answer is not None:
+                self._bytes -= len(dropped.answer.body)

@@ -1,4 +1,4 @@
-"""Which target answers: weighted, and stable per key."""
+"""Chooses the target that answers a request: by weight, and always the same for one key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SPAN = float(1 << 53)
 
 
 def position(key: str) -> float:
-    """A stable place in [0, 1) for a routing key: the first 53 bits of its BLAKE3.
+    """A stable position in [0, 1) for a routing key: the first 53 bits of its BLAKE3, as many as a float64 holds exactly.
 
     >>> position("a") == position("a"), 0 <= position("b") < 1
     (True, True)
@@ -21,10 +21,10 @@ def position(key: str) -> float:
     return (int.from_bytes(blake3.blake3(key.encode()).digest(length=8), "big") >> 11) / _SPAN
 
 
-def edges(weights: Sequence[float]) -> list[float]:
-    """Upper bounds of each target's share, the last one exactly 1.
+def share_bounds(weights: Sequence[float]) -> list[float]:
+    """Upper bounds of the targets' shares of [0, 1); the last is exactly 1, whatever the rounding of the sum.
 
-    >>> edges([0.75, 0.25])
+    >>> share_bounds([0.75, 0.25])
     [0.75, 1.0]
     """
     total, bounds = 0.0, []
@@ -36,14 +36,13 @@ def edges(weights: Sequence[float]) -> list[float]:
     return bounds
 
 
-def choose(bounds: Sequence[float], key: str) -> int:
+def choose_target(bounds: Sequence[float], key: str) -> int:
     """The index of the target that answers ``key``.
 
-    Shares are laid out in the order of the table with the champion last, so that a canary growing from 1 % to 10 % keeps
-    the keys it had.
+    The champion's share is the last: so a canary that grows from 1 % to 10 % keeps the keys that it had.
     """
-    place = position(key)
+    at = position(key)
     for index, bound in enumerate(bounds):
-        if place < bound:
+        if at < bound:
             return index
     return len(bounds) - 1

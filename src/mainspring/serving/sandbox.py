@@ -1,11 +1,11 @@
-"""The cage of the processes that touch models: Landlock over the file system and TCP, seccomp over the rest, resource limits.
+"""Confines the processes that run models: Landlock for the file system and TCP, seccomp for the rest, and resource limits.
 
 Landlock (Linux 5.13; man 7 landlock) is set through three system calls without privileges and is inherited by threads and children
-made afterwards. What may be read is a list: our libraries (``isolation.code_places``), what ONNX Runtime and the C library ask of the
-processor, the time zones, and what the caller names. Nothing of the working directory, nothing of ``/proc`` but the processor's
-description; so no other process's environment or memory. Nothing may be executed, no TCP connection opened or port bound (ABI 4,
-Linux 6.7), no abstract socket spoken to and no process outside signalled (ABI 6, Linux 6.12). ``seccomp`` refuses to make sockets at all,
-and what else reaches past Landlock.
+that start afterwards. What may be read is a list: the libraries (``isolation.code_places``), what ONNX Runtime and the C library read
+about the processor, the time zones, and what the caller names. Nothing of the working directory, and nothing of ``/proc`` but the
+description of the processor, so no other process's environment or memory. Nothing may be executed, no TCP connection opened or port
+bound (ABI 4, Linux 6.7), no abstract socket used and no process outside signalled (ABI 6, Linux 6.12). ``seccomp`` refuses to make
+sockets at all, and other calls that Landlock does not cover.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SYSTEM = (
     "/proc/cpuinfo",
     "/proc/sys/vm/overcommit_memory",
     "/sys/devices/system/cpu",
-    "/sys/bus/pci/devices",  # a list of names: ONNX Runtime looks for accelerators and complains otherwise
+    "/sys/bus/pci/devices",  # a list of names: ONNX Runtime looks for accelerators, and warns if it cannot
 )
 
 
@@ -64,17 +64,18 @@ def _libc() -> ctypes.CDLL:
 
 
 def landlock_abi() -> int:
-    """The kernel's Landlock version, 0 without."""
+    """The ABI version of the kernel's Landlock; 0 if it has none."""
     if sys.platform != "linux":
         return 0
     return max(int(_libc().syscall(_CREATE, None, 0, 1)), 0)
 
 
 def confine(*, read: list[Path], write: list[Path], mode: str, processes: bool = False) -> str:
-    """Confine this process and its children, for good; returns ``landlock`` or ``none``.
+    """Confine this process and its children for good; returns ``landlock`` or ``none``.
 
-    ``read`` are folders or files beside our libraries, ``write`` folders in which files may be made, ``processes`` whether it may
-    start children (never other programs). A further call narrows. Call it before any thread is started. Raises :class:`Unavailable` in mode ``require`` if the kernel cannot.
+    ``read``: folders or files beside the libraries; ``write``: folders in which files may be made; ``processes``: whether it may start
+    children (never other programs). A further call only removes rights. Call it before any thread is started, because a running
+    thread stays as it was. Raises :class:`Unavailable` in mode ``require`` if the kernel has no Landlock.
     """
     if mode == "off":
         return "none"
@@ -122,8 +123,8 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, access: int) -> None:
             os.close(fd)
 
 
-def limit(*, memory_mb: int | None, files: int = 8192) -> None:
-    """Resource limits: no core dumps, a bounded number of descriptors, and an address space if asked for."""
+def limit_resources(*, memory_mb: int | None, files: int = 8192) -> None:
+    """Set resource limits: no core dumps, at most ``files`` descriptors, and with ``memory_mb`` an address space of so many MiB."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     bound = files if hard == resource.RLIM_INFINITY else min(files, hard)
@@ -133,8 +134,8 @@ def limit(*, memory_mb: int | None, files: int = 8192) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends (V10)."""
+    """Have the kernel kill this process when the thread that started it ends (V10). ``parent``: the process id of the parent."""
     if sys.platform == "linux":
         _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent died before the call, so the kernel will not report it
         os._exit(1)

@@ -1,8 +1,8 @@
 """The supervisor: holds the listening socket, never loads a model, keeps one worker serving and one spare worker loaded.
 
-A worker that dies, hangs or leaves is replaced by the spare at once; connections wait in the socket's backlog meanwhile, milliseconds.
-Without a spare (yet), a new worker comes after a growing pause. One without a heartbeat is killed. SIGTERM and SIGINT drain;
-killing the supervisor kills the workers.
+A worker that dies, hangs or leaves is replaced by the spare at once; connections wait in the socket's backlog for some milliseconds.
+Without a spare, or before it is loaded, a new worker is started after a growing pause. A worker without a heartbeat is killed. SIGTERM
+and SIGINT drain; killing the supervisor kills the workers.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import msgspec
 from mainspring.errors import Conflict, InvalidInput
 from mainspring.records.base import to_json
 from mainspring.serving import isolation
-from mainspring.serving.options import ServeOptions, checked
+from mainspring.serving.options import ServeOptions, check_options
 
 _STEADY_S = 30.0
 _PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
-_LOOK_S = 0.25
+_POLL_S = 0.25
 
 
 def serve(bundle: Path, *, out: TextIO | None = None, lifeline: int | None = None, **options: Any) -> int:
-    """Serve ``bundle`` until SIGTERM or SIGINT, or until ``lifeline``, a descriptor whose other end whoever started us holds, is closed;
-    returns the exit status.
+    """Serve ``bundle`` until SIGTERM or SIGINT, or until the other end of the descriptor ``lifeline``, which the starting process holds,
+    is closed; returns the exit status.
 
     ``options`` are the fields of :class:`ServeOptions`. When the server answers, one line of JSON goes to ``out``: ``{"event": "ready",
     "url", "host", "port", "pid", "worker", "sandbox", "routes"}``. Raises :class:`ConfigError` for unsafe options, :class:`Conflict` for a
@@ -45,11 +45,11 @@ def serve(bundle: Path, *, out: TextIO | None = None, lifeline: int | None = Non
         chosen = msgspec.convert({"bundle": str(Path(bundle).absolute())} | options, ServeOptions)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"not an option of the inference server: {error}") from None
-    return Supervisor(checked(chosen), out=out or sys.stdout, lifeline=lifeline).run()
+    return Supervisor(check_options(chosen), out=out or sys.stdout, lifeline=lifeline).run()
 
 
 class _Child:
-    """One worker process and what it said so far."""
+    """One worker process, and the messages that it has sent."""
 
     def __init__(self, options: ServeOptions, listener: socket.socket) -> None:
         self.reading, writing = os.pipe()
@@ -74,21 +74,21 @@ class _Child:
             os.close(writing)
         self.started = time.monotonic()
         self.hang_s = options.hang_s
-        # Loading at the start may take as long as the operator allows it to.
+        # While it loads, no heartbeat is due: it may take as long as the operator allows.
         self.silent_at = self.started + options.load_deadline_s + options.hang_s
         self.ready = False
         self._buffer = b""
-        self.tell(to_json(options))
+        self.send(to_json(options))
 
-    def tell(self, line: bytes) -> None:
+    def send(self, line: bytes) -> None:
         """Write a line to its stdin."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.write(line + b"\n")
                 self.process.stdin.flush()
 
-    def hear(self) -> list[dict[str, Any]] | None:
-        """What it says; None when it is gone."""
+    def read_messages(self) -> list[dict[str, Any]] | None:
+        """The messages that have arrived; None if the process is gone."""
         data = os.read(self.reading, 65536)
         if not data:
             return None
@@ -97,7 +97,7 @@ class _Child:
         return [json.loads(line) for line in lines]
 
     def end(self) -> int:
-        """Kill it if it still runs; its status."""
+        """Kill it if it still runs; returns its exit status."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
@@ -108,7 +108,7 @@ class _Child:
 
 
 class Supervisor:
-    """Keeps one of its workers serving."""
+    """Starts workers and keeps one of them serving."""
 
     def __init__(self, options: ServeOptions, *, out: TextIO, lifeline: int | None = None) -> None:
         self._out = out
@@ -127,7 +127,7 @@ class Supervisor:
         self._wake = os.pipe()
 
     def run(self) -> int:
-        """Supervise until told to stop. Signals are handled only if this is the main thread."""
+        """Supervise until :meth:`stop`, a signal or the end of the lifeline; returns the exit status. Signals are handled only in the main thread."""
         previous: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -136,9 +136,9 @@ class Supervisor:
         try:
             while not self._stop.is_set() or self._children():
                 if self._stop.is_set():
-                    self._begin_to_end()
+                    self._begin_drain()
                 else:
-                    self._staff()
+                    self._start_workers()
                 status = self._listen(status)
         finally:
             for child in self._children():
@@ -159,63 +159,63 @@ class Supervisor:
     def _children(self) -> list[_Child]:
         return [c for c in (self._serving, self._spare, *self._leaving) if c is not None]
 
-    def _staff(self) -> None:
-        """See that somebody serves, and that somebody stands ready to."""
+    def _start_workers(self) -> None:
+        """Start workers until one serves and, with ``spare``, another is loaded."""
         if self._serving is None and self._spare is not None:
             self._serving, self._spare = self._spare, None
-            self._serving.tell(b"go")
+            self._serving.send(b"go")
         if time.monotonic() < self._not_before:
             return
         if self._serving is None:
             self._serving = _Child(self._options, self._socket)
-            self._serving.tell(b"go")
+            self._serving.send(b"go")
         elif self._spare is None and self._options.spare and self._serving.ready:
             self._spare = _Child(self._options, self._socket)
 
-    def _begin_to_end(self) -> None:
-        """Have the serving worker answer what comes within its last second; the others have nothing to finish."""
+    def _begin_drain(self) -> None:
+        """Have the serving worker answer the requests of its last second; end the others, which have no request to finish."""
         if self._drain_until is not None:
             return
         self._drain_until = time.monotonic() + 2 * self._options.drain_s + 5
         if self._serving is not None:
             if self._serving.ready:
-                self._serving.tell(b"stop")
+                self._serving.send(b"stop")
             else:
                 self._serving.process.terminate()
         if self._spare is not None:
             self._spare.process.kill()
-        self._socket.close()  # only the worker decides now until when connections are taken
+        self._socket.close()  # now the worker alone decides how long connections are accepted
 
     def _listen(self, status: int) -> int:
-        """Wait for something to be said or to end; the exit status so far."""
+        """Wait for a message or for the end of a process; returns the exit status so far."""
         children = {child.reading: child for child in self._children()}
         lifeline = [] if self._lifeline is None else [self._lifeline]
-        ready, _, _ = select.select([self._wake[0], *lifeline, *children], [], [], _LOOK_S)
+        ready, _, _ = select.select([self._wake[0], *lifeline, *children], [], [], _POLL_S)
         if self._lifeline in ready and not os.read(self._lifeline or 0, 4096):
             self._lifeline = None
-            self._stop.set()  # whoever started us is gone, however it ended
+            self._stop.set()  # the process that started this one is gone, however it ended
         if self._wake[0] in ready:
             os.read(self._wake[0], 4096)
         for fd in ready:
             child = children.get(fd)
             if child is None:
                 continue
-            said = child.hear()
-            if said is None:
-                status = self._ended(child, status)
+            messages = child.read_messages()
+            if messages is None:
+                status = self._remove_ended(child, status)
                 continue
-            for message in said:
-                self._heard(message, child)
+            for message in messages:
+                self._handle_message(message, child)
         now = time.monotonic()
         for child in self._children():
             if now > (child.silent_at if self._drain_until is None else self._drain_until):
-                _say("a worker hangs and is killed")
+                _log("a worker hangs and is killed")
                 child.process.kill()
                 child.silent_at = now + self._options.hang_s
                 self._drain_until = self._drain_until and now + self._options.hang_s
         return status
 
-    def _ended(self, child: _Child, status: int) -> int:
+    def _remove_ended(self, child: _Child, status: int) -> int:
         ended = child.end()
         if self._stop.is_set():
             if child is self._serving and ended not in {0, -int(signal.SIGTERM)}:
@@ -225,7 +225,7 @@ class Supervisor:
             pause = _PAUSES_S[min(self._failures, len(_PAUSES_S)) - 1]
             self._not_before = time.monotonic() + pause
             what = "the spare worker" if child is self._spare else "the worker"
-            _say(f"{what} ended with status {ended}; a new one in {pause:g} s")
+            _log(f"{what} ended with status {ended}; a new one in {pause:g} s")
         self._forget(child)
         return status
 
@@ -237,7 +237,7 @@ class Supervisor:
         else:
             self._leaving.remove(child)
 
-    def _heard(self, message: dict[str, Any], child: _Child) -> None:
+    def _handle_message(self, message: dict[str, Any], child: _Child) -> None:
         if message["event"] == "leaving" and not self._stop.is_set() and child is self._serving:
             self._serving = None
             self._leaving.append(child)
@@ -251,15 +251,15 @@ class Supervisor:
             return
         self._announced = True
         host = f"[{self._host}]" if ":" in self._host else self._host
-        hello = {
+        announcement = {
             "event": "ready", "url": f"http://{host}:{self._port}", "host": self._host, "port": self._port, "pid": os.getpid(),
             "worker": child.process.pid, "sandbox": message["sandbox"], "routes": message["routes"],
         }  # fmt: skip
-        self._out.write(json.dumps(hello) + "\n")
+        self._out.write(json.dumps(announcement) + "\n")
         self._out.flush()
 
 
-def _say(message: str) -> None:
+def _log(message: str) -> None:
     sys.stderr.write(f"mainspring serving: {message}\n")
     sys.stderr.flush()
 

@@ -1,7 +1,7 @@
-"""The live route table: loaded versions behind deployments. Immutable; a swap replaces the whole of it by one assignment.
+"""The live route table: deployments with their loaded versions. Immutable; a switch replaces it as a whole by one assignment.
 
-A request takes its target once and keeps it, so no answer mixes two versions. An old version is freed when the last
-request that uses it lets go: that is all the draining there is to do.
+A request reads its target once and keeps it, so no answer mixes two versions. An old version is freed when the last request that holds
+it ends, so it needs no draining.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mainspring.serving.hosting import Hosted, Nursery
 from mainspring.serving.metrics import Metrics, Series
 from mainspring.serving.model_process import BATCH
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.routing import edges
+from mainspring.serving.routing import share_bounds
 from mainspring.serving.wire import JSON_LINES
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Version:
-    """A verified, loaded and warmed package. ``inline_rows``: up to so many rows are predicted on the event loop.
+    """A verified, loaded and warmed-up package. Up to ``inline_rows`` rows are predicted on the event loop; ``single_us``: microseconds for one.
 
-    Either it has a ``predictor`` in this process, or ``host``: a process of its own, asked with :meth:`Hosted.scores`.
+    It has either a ``predictor`` in this process, or a ``host``: processes of its own, used through :meth:`hosted`.
     """
 
     package: str
@@ -56,8 +56,8 @@ class Version:
     predictor: Predictor | None
     inline_rows: int
     single_us: float
-    one: Callable[[Sequence[Any]], Any] | None = None
-    """The score of one row of values in the order of the signature's inputs; None where it cannot say."""
+    score_row: Callable[[Sequence[Any]], Any] | None = None
+    """Scores one row of values in the order of the signature's inputs; returns None for a row that ``predictor`` must score."""
     host: Hosted | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
 
@@ -66,17 +66,17 @@ class Version:
         return [c.name for c in self.signature.inputs]
 
     def scores(self, columns: Mapping[str, Sequence[Any]], rows: int, *, finite: bool = True) -> list[Any]:
-        """One score per row (multiclass: one list per row), all finite.
+        """One score for each row (multiclass: a list of probabilities), all finite unless ``finite`` is False.
 
         Raises :class:`InvalidInput` for a row that the model refuses (a value that it does not know),
         :class:`ModelFailed` if it raises or answers something else.
         """
         predictor = self.predictor
         if predictor is None:
-            raise ModelFailed("this model answers in a process of its own")  # callers look at ``host`` first
+            raise ModelFailed("this model answers in a process of its own")  # callers check ``host`` first
         try:
-            if rows == 1 and self.one is not None:
-                score = self.one([columns[name][0] for name in self._names])
+            if rows == 1 and self.score_row is not None:
+                score = self.score_row([columns[name][0] for name in self._names])
                 if type(score) is float and (not finite or math.isfinite(score)):
                     return [score]
                 answer = predictor.predict(columns).tolist() if score is None else [score]
@@ -86,20 +86,20 @@ class Version:
             raise
         except Exception as error:
             raise ModelFailed(f"the model failed: {type(error).__name__}: {str(error)[:200]}") from error
-        return _checked(answer, rows, self.signature, finite=finite)
+        return _check_scores(answer, rows, self.signature, finite=finite)
 
     async def hosted(
         self, host: Hosted, columns: Mapping[str, Sequence[Any]], rows: int, *, lane: str = "primary"
     ) -> list[Any]:
         """:meth:`scores` in the process of its own; what comes from there is checked here."""
-        return _checked(await host.scores(columns, rows, lane=lane), rows, self.signature, finite=True)
+        return _check_scores(await host.scores(columns, rows, lane=lane), rows, self.signature, finite=True)
 
     def try_rows(self, rows: int) -> None:
-        """Predict the example ``rows`` times over; raises if the model cannot."""
+        """Predict the example row ``rows`` times in one call; raises if the model cannot."""
         self.scores({name: [value] * rows for name, value in self.example.items()}, rows, finite=False)
 
 
-def _checked(answer: Any, rows: int, signature: Signature, *, finite: bool) -> list[Any]:
+def _check_scores(answer: Any, rows: int, signature: Signature, *, finite: bool) -> list[Any]:
     if (
         rows == 1
         and type(answer) is list
@@ -132,7 +132,7 @@ def _is_number(value: Any, finite: bool) -> bool:
 
 @dataclass(frozen=True)
 class LiveTarget:
-    """A version in a role of one deployment. ``prefix`` is the part of an answer that never changes."""
+    """A version in a role of one deployment. ``prefix``: the beginning of a body, the same for every answer."""
 
     model: str
     number: int
@@ -143,11 +143,13 @@ class LiveTarget:
     prefix: bytes = b""
     header: bytes = b""
     lines: bytes = b""
-    """The headers of an answer that never change, up to the value of the prediction id."""
+    """The header lines that are the same for every answer, up to the value of the prediction id."""
 
 
 @dataclass(frozen=True)
 class LiveShadow:
+    """A target that scores answered requests: all of them, or those that a canary answered."""
+
     target: LiveTarget
     canary_only: bool
 
@@ -166,47 +168,48 @@ class LiveDeployment:
     shadows: list[LiveShadow]
     labels: tuple[str, str] = ("", "")
     fragments: tuple[bytes, bytes] = (b"", b"")
-    """Binary: what stands before the score of a row with the first and the second label."""
+    """Binary: the JSON before the score of a row with the first and with the second label."""
     inline_rows: int = 0
-    """Up to so many rows every target answers on the event loop."""
+    """Every target predicts up to so many rows on the event loop."""
 
     def versions(self) -> list[Version]:
-        """Those of all targets and shadows."""
+        """The versions of all targets and shadows."""
         return [t.version for t in (*self.targets, *(s.target for s in self.shadows))]
 
     def at_version(self, number: str) -> LiveTarget | None:
+        """The target of that version number, or None."""
         return next((t for t in self.targets if str(t.number) == number), None)
 
 
 @dataclass(frozen=True)
 class LiveTable:
-    """What is served right now."""
+    """The deployments that are served now."""
 
     number: int
     deployments: dict[str, LiveDeployment] = field(default_factory=dict)
     routes: RouteTable | None = None
     problems: dict[str, str] = field(default_factory=dict)
-    """What of ``routes`` is not in service, by deployment: its routes of before answer, or nobody."""
+    """Why a deployment's routes in ``routes`` are not in service, by name: its earlier routes answer, or none."""
 
     def record(self, name: str) -> Deployment | None:
-        """The routes that a deployment is served by."""
-        found = self.deployments.get(name)
-        return None if found is None else found.record
+        """The routes with which a deployment is served, or None."""
+        deployment = self.deployments.get(name)
+        return None if deployment is None else deployment.record
 
     def same_as(self, other: LiveTable) -> bool:
-        """Whether a switch between the two would change nothing: deployments that stay as they are are the same objects."""
+        """Whether a switch to ``other`` would change nothing. A deployment that stays unchanged is the same object in both."""
         mine, theirs = ({name: id(d) for name, d in t.deployments.items()} for t in (self, other))
         return (self.number, mine, self.problems) == (other.number, theirs, other.problems)
 
     def packages(self) -> dict[str, Version]:
-        """Loaded versions by package digest, to be used again by the next table."""
+        """Loaded versions by package digest, for the next table to use again."""
         return {v.package: v for d in self.deployments.values() for v in d.versions()}
 
 
 def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeOptions) -> Version:
-    """Verify, load and warm the package in ``folder``; raises if any of it fails.
+    """Verify, load and warm up the package in ``folder``; raises what fails.
 
-    It is loaded in a process of its own first. Only what is known there to be of bounded cost, and has shown it, is loaded here.
+    It is loaded in a process of its own first. It is loaded here too only if its cost is bounded and the measurements there agree.
     """
     from mainspring.models import formats
 
@@ -233,22 +236,22 @@ def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeO
         single_us=host.loaded.single_us,
         host=host,
     )
-    weakref.finalize(version, host.close)  # the last request that uses it lets its processes go
+    weakref.finalize(version, host.close)  # its processes end with the last request that holds it
     return version
 
 
 STEP_S = 5e-9
-"""For a row to pass a node of a tree, with the node outside of the processor's caches now and then."""
+"""Seconds for a row to pass a node of a tree, if some nodes are not in the processor's caches."""
 
 _LONGEST_S = 3.0
-"""For one request in a thread that cannot be stopped."""
+"""Most seconds for one request in a thread, which cannot be stopped."""
 
 _SURPRISE_S = 0.1
-"""What a request on the event loop may take if its rows go to the bottom of every tree, and the sample's turned off at the top."""
+"""Most seconds for a request on the event loop whose rows reach the deepest leaf of every tree, while the example reached the nearest."""
 
 
 def open_version(folder: Path, digest: str, *, inline_ms: float, max_rows: int) -> tuple[Version, str | None]:
-    """The package loaded and warmed in this process, and why it must not be served from a process that others share (None: it may)."""
+    """Load and warm up the package in this process; returns it, and why it must not run in a process that others share (None: it may)."""
     from mainspring.models import formats
     from mainspring.models.formats.package import read_package
 
@@ -258,40 +261,40 @@ def open_version(folder: Path, digest: str, *, inline_ms: float, max_rows: int) 
     why = cost.unbounded
     if why is None and cost.steps * max_rows * STEP_S > _LONGEST_S:
         why = f"its trees may take {cost.steps} steps for a row"
-    make = getattr(predictor, "row_scorer", None)
-    one = make() if make is not None else None
+    make_scorer = getattr(predictor, "row_scorer", None)
+    score_row = make_scorer() if make_scorer is not None else None
     version = Version(
         package=digest,
         signature=predictor.signature,
         predictor=predictor,
         inline_rows=0,
         single_us=math.nan,
-        one=one,
+        score_row=score_row,
         example=package.example,
     )
-    if not _fits(package.example, package.signature):
-        version = replace(version, example=_made_up(package.signature))
+    if not _row_fits(package.example, package.signature):
+        version = replace(version, example=_make_row(package.signature))
         try:
             version.try_rows(1)
-        except (ModelFailed, InvalidInput) as error:  # a row that we made up proves nothing against a model
+        except (ModelFailed, InvalidInput) as error:  # a model may rightly refuse a made-up row
             return replace(version, single_us=0.0), why or f"it could not be warmed up: {error.message}"
-    single, per_row = _warm(version)
+    single, per_row = _measure(version)
     inline = 0 if why is not None else _inline_rows(version, single, per_row, inline_ms / 1000, cost)
     return replace(version, inline_rows=inline, single_us=single * 1e6), why
 
 
 def _inline_rows(version: Version, single: float, per_row: float, budget_s: float, cost: Cost) -> int:
-    """How many rows the event loop may predict at once: so many as were seen to fit, whatever values they have.
+    """How many rows the event loop may predict at once within ``budget_s`` seconds, for any values in them.
 
-    What was measured is what the example costs. A tree can be left at its first node or its last one, so the steps are counted
-    beside; and a matrix of pairs grows with the square of the rows, so a number of rows that was not tried is not believed.
+    The measured times are those of the example. Another row may pass many more nodes of a tree, so the longest paths are counted too. And
+    the time may grow with the square of the rows, so only a number of rows that was tried is trusted.
     """
     longest = cost.steps * STEP_S
-    # A step costs a fifth at least of what entering a tree does: so much longer than seen can any use of the trees take.
+    # A step costs at least a fifth of entering a tree: so any use of the trees takes at most deepest/5 times the measured time.
     seen_s = min(budget_s, _SURPRISE_S / max(1.0, cost.deepest / 5))
     if single > seen_s or longest > budget_s:
         return 0
-    # The fixed part is what one row costs; further rows cost per_row each.
+    # One row has the fixed costs; each further row costs per_row.
     further = min((seen_s - single) / max(per_row, 1e-9), (budget_s - longest) / max(per_row, longest, 1e-9))
     wanted, rows = 1 + int(min(further, 100_000)), BATCH
     while rows < wanted:
@@ -306,7 +309,7 @@ def _inline_rows(version: Version, single: float, per_row: float, budget_s: floa
     return wanted
 
 
-def _fits(row: Mapping[str, Any], signature: Signature) -> bool:
+def _row_fits(row: Mapping[str, Any], signature: Signature) -> bool:
     kinds: dict[str, tuple[type, ...]] = {
         "float64": (float, int),
         "int64": (int,),
@@ -318,19 +321,20 @@ def _fits(row: Mapping[str, Any], signature: Signature) -> bool:
     )
 
 
-def _made_up(signature: Signature) -> dict[str, Any]:
-    """A row that the signature admits, for packages without an example."""
+def _make_row(signature: Signature) -> dict[str, Any]:
+    """A row that fits the signature, for packages without an example."""
     neutral: dict[str, Any] = {"float64": 0.0, "int64": 0, "string": "a", "bool": False}
     return {c.name: None if c.nullable else neutral[c.type] for c in signature.inputs}
 
 
-def _warm(version: Version, batch: int = BATCH) -> tuple[float, float]:
-    """Seconds for one row, and for each further row, on the example. Raises if the model cannot predict."""
+def _measure(version: Version, batch: int = BATCH) -> tuple[float, float]:
+    """Seconds for one row, and for each further row, measured on the example. Raises if the model cannot predict."""
     single, many = (_best_time(version, rows, repeat=repeat) for rows, repeat in ((1, 5), (batch, 3)))
     return single, max(many - single, 0.0) / (batch - 1)
 
 
 def _best_time(version: Version, rows: int, *, repeat: int) -> float:
+    # The shortest of several runs: other processes only make a run longer.
     best = math.inf
     for _ in range(repeat):
         start = time.perf_counter()
@@ -352,8 +356,10 @@ def build(
     options: ServeOptions,
     metrics: Metrics,
 ) -> tuple[dict[str, LiveDeployment], dict[str, str]]:
-    """Deployments ready to answer, and why others cannot be right, by name. ``versions`` by package digest; of ``current`` those
-    are taken over that nothing changes in."""
+    """``(deployments ready to answer, reasons why others are refused)``, both by name.
+
+    ``versions`` are by package digest. A deployment of ``current`` in which nothing changes is reused.
+    """
     live: dict[str, LiveDeployment] = {}
     refused: dict[str, str] = {}
     for record in records:
@@ -366,13 +372,13 @@ def build(
             live[record.name] = before
             continue
         try:
-            live[record.name] = _deployment(record, versions, options, metrics)
+            live[record.name] = _build_deployment(record, versions, options, metrics)
         except InvalidInput as error:
             refused[record.name] = str(error)
     return live, refused
 
 
-def _deployment(
+def _build_deployment(
     deployment: Deployment, versions: Mapping[str, Version], options: ServeOptions, metrics: Metrics
 ) -> LiveDeployment:
     champions = [t for t in deployment.targets if t.role == "champion"]
@@ -385,7 +391,7 @@ def _deployment(
     signature = deployment.signature
     ordered = sorted(deployment.targets, key=lambda t: t.role == "champion")
     targets = [
-        _target(
+        _build_target(
             deployment.name,
             signature,
             versions[t.package],
@@ -399,7 +405,7 @@ def _deployment(
     ]
     shadows = [
         LiveShadow(
-            _target(
+            _build_target(
                 deployment.name,
                 signature,
                 versions[s.package],
@@ -422,7 +428,7 @@ def _deployment(
         signature=signature,
         codec=RowCodec(signature, max_rows=options.max_rows, max_text=options.max_text),
         targets=targets,
-        bounds=edges([t.weight for t in ordered]),
+        bounds=share_bounds([t.weight for t in ordered]),
         champion=targets[-1],
         shadows=shadows,
         labels=(classes[0], classes[1]),
@@ -431,7 +437,7 @@ def _deployment(
     )
 
 
-def _target(
+def _build_target(
     deployment: str,
     signature: Signature,
     version: Version,

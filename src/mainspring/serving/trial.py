@@ -1,4 +1,4 @@
-"""``mainspring.serving.trial FOLDER``: load the package in FOLDER as a server would, say ``null`` or the error as JSON, and end."""
+"""``mainspring.serving.trial FOLDER``: load the package in FOLDER as a server does, print ``null`` or the error as JSON, and end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mainspring.serving.sandbox import confine
 
 
 def main(argv: list[str]) -> int:
-    """Try one package; libraries first, since some read what they like while they are imported."""
+    """Try one package. Libraries are imported before the process is confined: some read other files while they are imported."""
     folder = Path(argv[0])
     options = ServeOptions(bundle=str(folder.parent.parent))
     from mainspring.models import formats
@@ -37,12 +37,12 @@ def main(argv: list[str]) -> int:
         confine(read=[folder], write=[], mode="auto")
         bound_memory(size, memory_for(folder, options))
         open_version(folder, folder.name, inline_ms=options.inline_ms, max_rows=options.max_rows)
-        told = None
+        failure = None
     except MemoryError:
-        told = TOO_LARGE.to_dict()
+        failure = TOO_LARGE.to_dict()
     except MainspringError as error:
-        told = error.to_dict()
-    print(json.dumps(told, default=str))  # noqa: T201 - this is a command
+        failure = error.to_dict()
+    print(json.dumps(failure, default=str))  # noqa: T201 - this is a command
     return 0
 
 

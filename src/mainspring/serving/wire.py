@@ -1,4 +1,4 @@
-"""The ASGI edge: headers, hosts, bodies and answers. Raw ASGI: a framework costs as much as the prediction itself."""
+"""Headers, hosts, bodies and answers in plain ASGI: a web framework takes as long as the prediction itself."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ JSON = b"application/json"
 METRICS_TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 _SECURITY_LINES = b"".join(b"%b: %b\r\n" % header for header in SECURITY)
 JSON_LINES = b"content-type: %b\r\n%b" % (JSON, _SECURITY_LINES)
-"""The fixed header lines of a JSON response, for answers written by the protocol itself."""
+"""The fixed header lines of a JSON response, for answers that :meth:`App.quick` makes."""
 _ONCE = frozenset(
     {b"host", b"content-length", b"content-type", b"content-encoding", b"authorization", b"origin"}
 )
 
 _PORTS = {b"http": b"80", b"https": b"443"}
-"""The port of an origin that names none."""
+"""The default port of an origin, by its scheme."""
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -58,34 +58,36 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     media: bytes = JSON
 
     def with_fields(self, *fields: tuple[bytes, bytes]) -> Reply:
+        """The same reply with further header fields."""
         return Reply(self.status, self.body, [*self.fields, *fields], self.media)
 
 
 class Disconnected(Exception):
-    """The client left before its body was complete."""
+    """The client disconnected before its body was complete."""
 
 
 class Gate:
-    """Host, Origin and key: passed before a body is read."""
+    """Checks Host, Origin and the API key, before the body is read."""
 
     def __init__(self, options: ServeOptions) -> None:
         self._local = is_loopback(options.host)
         self._hosts = frozenset(h.encode() for h in LOOPBACK_HOSTS | {h.lower() for h in options.hosts})
-        # Spelt as most clients do: one look-up instead of taking the header apart.
+        # As most clients write it: one lookup instead of parsing the header.
         self._usual = self._hosts | {h + b":%d" % options.port for h in self._hosts}
         self._key = options.api_key.encode() if options.auth == "key" and options.api_key else None
 
     def check(self, raw: RawHeaders, headers: Headers, *, key: bool = True) -> None:
-        """Raises :class:`BadRequest`, :class:`ForeignOrigin` or :class:`Unauthenticated`.
+        """Raise :class:`BadRequest`, :class:`ForeignOrigin` or :class:`Unauthenticated` for a request that may not pass.
 
-        On loopback Host must be one of ours, exactly, whatever the port: a name that an attacker's DNS points here is refused.
+        On loopback, Host must be one of the allowed names exactly, with any port: a name that an attacker's DNS resolves to this machine
+        is refused (DNS rebinding).
         """
         if len(headers) != len(raw):
             _check_repeated(raw)
         host = headers.get(b"host")
         if host is None:
             raise BadRequest("the request has no Host header")
-        if self._local and host not in self._usual and _name(host) not in self._hosts:
+        if self._local and host not in self._usual and _host_name(host) not in self._hosts:
             raise ForeignOrigin(
                 "this host name is not served here",
                 value=host.decode("latin-1"),
@@ -110,14 +112,17 @@ class Gate:
             raise ForeignOrigin("a page of another site may not call this server")
 
     def _same_origin(self, origin: bytes, host: bytes) -> bool:
-        """Scheme, host and port as in the request's own Host (RFC 6454): a page on another port of this machine is another site.
+        """Whether scheme, host and port are those of the request's own Host (RFC 6454): another port of this machine is another origin.
 
-        We speak HTTP; https in front of us is a proxy's, which then sends the Host that the browser sees.
+        This server speaks HTTP; an origin with https comes through a proxy, which sends the Host that the browser sees.
         """
         scheme, _, rest = origin.partition(b"://")
-        if scheme not in _PORTS or _name(rest) not in self._hosts:
+        if scheme not in _PORTS or _host_name(rest) not in self._hosts:
             return False
-        return (_name(rest), _port(rest) or _PORTS[scheme]) == (_name(host), _port(host) or _PORTS[scheme])
+        return (_host_name(rest), _host_port(rest) or _PORTS[scheme]) == (
+            _host_name(host),
+            _host_port(host) or _PORTS[scheme],
+        )
 
 
 def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
@@ -128,7 +133,7 @@ def _check_repeated(headers: list[tuple[bytes, bytes]]) -> None:
         seen.add(name)
 
 
-def _name(host: bytes) -> bytes:
+def _host_name(host: bytes) -> bytes:
     """The host without port: ``[::1]:80`` → ``[::1]``."""
     if host.startswith(b"["):
         inside, bracket, _ = host.partition(b"]")
@@ -136,13 +141,13 @@ def _name(host: bytes) -> bytes:
     return host.partition(b":")[0].lower()
 
 
-def _port(host: bytes) -> bytes:
+def _host_port(host: bytes) -> bytes:
     """``[::1]:80`` → ``80``, empty without one."""
     return host.rpartition(b"]")[2].partition(b":")[2]
 
 
 class Bodies:
-    """Reads bodies within bounds: of one, of all in flight together, and of time."""
+    """Reads bodies within bounds: bytes of one body, bytes of all that are being received, and time."""
 
     def __init__(self, options: ServeOptions) -> None:
         self._max_body = options.max_body
@@ -151,7 +156,8 @@ class Bodies:
         self.inflight = 0
 
     async def read(self, headers: Headers, receive: Receive, *, media: tuple[bytes, ...]) -> bytes:
-        """The whole body. Raises 413 before buffering, 415, 408 or 503; :class:`Disconnected` if the client left."""
+        """The whole body. Raises the errors of :meth:`check` before reading, :class:`SlowRequest`, :class:`Overloaded`, and
+        :class:`Disconnected` if the client left."""
         self.check(headers, media)
         message = await receive() if b"content-length" in headers else None
         if message is not None and not message.get("more_body") and message["type"] == "http.request":
@@ -160,12 +166,12 @@ class Bodies:
                 raise self._too_large(len(body))
             return body
         try:
-            return await asyncio.wait_for(self._rest(message, receive), self._deadline_s)
+            return await asyncio.wait_for(self._read_rest(message, receive), self._deadline_s)
         except TimeoutError:
             raise SlowRequest("the body did not arrive in time", value=f"{self._deadline_s:g} s") from None
 
     def check(self, headers: Headers, media: tuple[bytes, ...]) -> None:
-        """What the headers say of the body; raises 413, 415 (it is none of ``media``) or 400."""
+        """Check the body's headers. Raises :class:`TooLarge`, :class:`UnsupportedMedia` (not one of ``media``) or :class:`BadRequest`."""
         length = headers.get(b"content-length")
         if length is not None:
             if not length.isdigit():
@@ -184,7 +190,7 @@ class Bodies:
                 "compressed bodies are not taken", value=headers[b"content-encoding"].decode("latin-1")
             )
 
-    async def _rest(self, message: Message | None, receive: Receive) -> bytes:
+    async def _read_rest(self, message: Message | None, receive: Receive) -> bytes:
         body = bytearray()
         try:
             while True:
@@ -211,16 +217,16 @@ class Bodies:
         )
 
 
-async def answer(send: Send, reply: Reply) -> None:
-    """Send a response."""
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Send ``reply`` through ASGI."""
     headers = [(b"content-type", reply.media), *SECURITY, (b"content-length", b"%d" % len(reply.body))]
     headers += reply.fields
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})
 
 
-def raw_answer(reply: Reply, date: bytes) -> bytes:
-    """A whole response as it goes over the wire."""
+def encode_response(reply: Reply, date: bytes) -> bytes:
+    """``reply`` as the bytes of an HTTP/1.1 response; ``date``: the Date header line."""
     lines = b"".join([b"%b: %b\r\n" % header for header in reply.fields])
     phrase = HTTPStatus(reply.status).phrase.encode()
     return b"HTTP/1.1 %d %b\r\n%bcontent-type: %b\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
@@ -229,12 +235,13 @@ def raw_answer(reply: Reply, date: bytes) -> bytes:
 
 
 def printable(text: str) -> str:
-    """``text`` without half characters, which cannot be sent."""
+    """``text`` with lone surrogates, which UTF-8 cannot encode, replaced by ``?``."""
     return text.encode("utf-8", "replace").decode()
 
 
 def extra_headers(error: MainspringError) -> list[tuple[bytes, bytes]]:
-    """What an error adds: when to come back, how to authenticate, and to close a connection whose body was not read."""
+    """The header fields that an error adds: when to retry, how to authenticate, which methods are allowed, and ``connection: close`` where
+    the body was not read."""
     extra: list[tuple[bytes, bytes]] = []
     if error.status == 503:
         extra.append((b"retry-after", b"1"))

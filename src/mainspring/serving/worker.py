@@ -1,9 +1,10 @@
-"""The worker process: confined before it looks at a package, then one event loop that answers until told to stop.
+"""The worker process: it is confined before it reads a package, then answers on one event loop until it is asked to stop.
 
-Started by the supervisor as ``mainspring.serving.worker PARENT SOCKET_FD CONTROL_FD SANDBOX BUNDLE`` (see ``isolation``). On stdin comes one line of JSON,
-the options (a key never stands in a command line), later ``go``: begin to serve, and ``stop``: the server ends. To the supervisor it
-writes lines of JSON: ``loaded`` when it could serve, ``ready`` when it does, ``leaving`` when it takes no more connections, and a heartbeat
-each second. SIGTERM makes it leave: it answers what it has taken, while another worker takes what comes.
+Started by the supervisor as ``mainspring.serving.worker PARENT SOCKET_FD CONTROL_FD SANDBOX BUNDLE`` (see ``isolation``). On stdin it
+gets one line of JSON, the options (a key must not be in a command line, which others can read), later the lines ``go``, to begin to
+serve, and ``stop``, when the server ends. To the supervisor it writes lines of JSON: ``loaded`` when it could serve, ``ready`` when it
+does, ``leaving`` when it takes no more connections, and a heartbeat each second. On SIGTERM it answers the requests that it has taken
+and ends, while another worker takes new ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from mainspring.records.base import from_json, to_json
 from mainspring.serving.model_process import start_nursery
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.sandbox import confine, die_with_parent, limit
+from mainspring.serving.sandbox import confine, die_with_parent, limit_resources
 
 HEARTBEAT_S = 1.0
 
@@ -31,9 +32,10 @@ def main(argv: list[str]) -> int:
     """Run a worker; returns its exit status."""
     parent, socket_fd, control_fd = (int(a) for a in argv[:3])
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
+    # Ctrl-C reaches the whole process group, and the supervisor decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     nursery = start_nursery(Path(argv[4]), sandbox=argv[3], close=[socket_fd, control_fd])
-    line, rest = _first_line()
+    line, rest = _read_first_line()
     options: ServeOptions = from_json(line, ServeOptions)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     sandbox = enter(options)
@@ -46,15 +48,15 @@ def main(argv: list[str]) -> int:
 
 
 def enter(options: ServeOptions) -> str:
-    """Confine this process as a worker is; returns ``landlock`` or ``none``."""
+    """Confine this process as a worker; returns ``landlock`` or ``none``."""
     log_folder = Path(options.bundle) / "log"
     log_folder.mkdir(exist_ok=True, mode=0o700)
-    limit(memory_mb=options.memory_mb)
+    limit_resources(memory_mb=options.memory_mb)
     return confine(read=[Path(options.bundle)], write=[log_folder], mode=options.sandbox)
 
 
-def _first_line() -> tuple[bytes, bytes]:
-    """The first line of stdin and what came behind it."""
+def _read_first_line() -> tuple[bytes, bytes]:
+    """The first line of stdin, and the bytes that were read after it."""
     data = b""
     while b"\n" not in data:
         piece = os.read(0, 65536)
@@ -96,26 +98,25 @@ class Worker:
             options, metrics=self._metrics, switch=self._app.switch, nursery=Nursery(nursery, options)
         )
         self._watcher.persists = False
-        self._go = asyncio.Event()
-        self._ending: asyncio.Task[None] | None = None
+        self._may_serve = asyncio.Event()
+        self._draining: asyncio.Task[None] | None = None
         self._server: Any = None
 
     async def run(self) -> None:
-        """Load, wait until told to, serve, drain."""
+        """Load the bundle, wait for ``go``, serve, drain."""
         loop = asyncio.get_running_loop()
         os.set_blocking(0, False)
-        loop.add_reader(0, self._command)
-        loop.add_reader(self._nursery.fileno(), self._orphaned)
-        self._obey()
-        beat = loop.create_task(self._beat())
+        loop.add_reader(0, self._read_commands)
+        loop.add_reader(self._nursery.fileno(), self._leave_without_nursery)
+        self._run_commands()
+        beat = loop.create_task(self._send_heartbeats())
         try:
-            await asyncio.to_thread(
-                self._watcher.start
-            )  # SIGTERM ends this process at once: there is nothing to answer
-            loop.add_signal_handler(signal.SIGTERM, lambda: self._end(leave=True))
-            self._say({"event": "loaded"})
-            await self._go.wait()
-            if self._ending is None:
+            await asyncio.to_thread(self._watcher.start)
+            # Until here SIGTERM ends this process at once: there is no request to answer.
+            loop.add_signal_handler(signal.SIGTERM, lambda: self._start_drain(leave=True))
+            self._report({"event": "loaded"})
+            await self._may_serve.wait()
+            if self._draining is None:
                 await self._serve()
         finally:
             beat.cancel()
@@ -146,7 +147,7 @@ class Worker:
         ready = loop.create_task(self._announce())
         sweeping = loop.create_task(sweep(app, server.server_state))
         with contextlib.suppress(asyncio.CancelledError):
-            # uvicorn's own handlers would raise the signal again when it is done; ours lets the log be closed first.
+            # uvicorn's own handlers would raise the signal again at its end, before the log is closed.
             server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
             await server.serve(sockets=[self._listener])
         ready.cancel()
@@ -158,7 +159,7 @@ class Worker:
     async def _announce(self) -> None:
         while not self._server.started:
             await asyncio.sleep(0.005)
-        self._say(
+        self._report(
             {
                 "event": "ready",
                 "pid": os.getpid(),
@@ -167,51 +168,54 @@ class Worker:
             }
         )
 
-    async def _beat(self) -> None:
-        """Beat while predictions can be made: silence means hung."""
+    async def _send_heartbeats(self) -> None:
+        """Send heartbeats while predictions can be made: without them the supervisor takes this process for hung."""
         while True:
             if self._core.admission.stuck_s() < self._options.hang_s:
-                self._say({"event": "beat"})
+                self._report({"event": "beat"})
             await asyncio.sleep(HEARTBEAT_S)
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _report(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
             os.write(self._control_fd, to_json(message) + b"\n")
 
-    def _command(self) -> None:
+    def _read_commands(self) -> None:
         data = b""
         with contextlib.suppress(BlockingIOError):
             data = os.read(0, 4096)
-            if not data:  # the supervisor is gone, and we soon
+            if not data:  # the supervisor is gone; the kernel ends this process too
                 asyncio.get_running_loop().remove_reader(0)
         self._commands += data
-        self._obey()
+        self._run_commands()
 
-    def _obey(self) -> None:
+    def _run_commands(self) -> None:
         *lines, self._commands = self._commands.split(b"\n")
-        todo: dict[bytes, Callable[[], None]] = {b"go": self._go.set, b"stop": lambda: self._end(leave=False)}
+        commands: dict[bytes, Callable[[], None]] = {
+            b"go": self._may_serve.set,
+            b"stop": lambda: self._start_drain(leave=False),
+        }
         for line in lines:
-            if line in todo:
-                todo[line]()
+            if line in commands:
+                commands[line]()
 
-    def _orphaned(self) -> None:
-        """The nursery ended: no package can be loaded any more. Another worker takes over."""
+    def _leave_without_nursery(self) -> None:
+        """The nursery ended, so no package can be loaded any more: leave to another worker."""
         asyncio.get_running_loop().remove_reader(self._nursery.fileno())
         logging.getLogger("mainspring.serving").error(
             "the process that loads packages ended; this worker leaves"
         )
-        self._end(leave=True)
+        self._start_drain(leave=True)
 
-    def _end(self, *, leave: bool) -> None:
-        if self._ending is None:
-            self._ending = asyncio.get_running_loop().create_task(self._drain(leave=leave))
+    def _start_drain(self, *, leave: bool) -> None:
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().create_task(self._drain(leave=leave))
 
     async def _drain(self, *, leave: bool) -> None:
-        """Answer what was sent. ``leave``: take no new connections, since another worker does; else take them to the end."""
+        """Answer the requests that were sent. ``leave``: accept no new connections, because another worker does; else accept to the end."""
         from mainspring.serving.protocol import drain
 
         server = self._server
-        self._go.set()
+        self._may_serve.set()
         if server is None:
             return
         while not server.started:
@@ -219,7 +223,7 @@ class Worker:
         if leave:
             for listening in server.servers:
                 listening.close()
-            self._say({"event": "leaving"})
+            self._report({"event": "leaving"})
         await drain(self._app, server.server_state, within_s=self._options.linger_s)
         server.should_exit = True
 

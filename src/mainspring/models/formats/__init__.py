@@ -4,10 +4,10 @@
 
     my-package/
       model.json      the manifest (records.models.Package): signature, files with size and digests, lineage, parity
-      model.onnx      or whatever files its format has (``table``)
+      model.onnx      or the files of another format (see ``table``)
 
 ``save`` writes one, ``verify`` checks every byte before anything is parsed, ``load`` gives a :class:`Predictor`. This
-package imports nothing of the control plane: the inference plane uses it as it stands.
+package imports nothing of the control plane, so that the inference plane can use it unchanged.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ __all__ = [
 
 
 def load(folder: Path, *, trust: TrustPolicy = DEFAULT) -> Predictor:
-    """Open the package in ``folder``, every byte checked against ``model.json`` first.
+    """Load the package in ``folder`` after every byte was checked against ``model.json``.
 
-    The payload is parsed from the very bytes that were hashed. ``trust`` belongs to whoever loads; nothing in the
+    The payload is parsed from the same bytes in memory that were hashed. ``trust`` is decided by whoever loads; nothing in the
     package can widen it. Raises :class:`~mainspring.errors.Corrupt` (bytes differ from the manifest),
     :class:`~mainspring.errors.UnsafeFormat` (anything but plain data of the declared format),
     :class:`~mainspring.errors.InvalidInput` (malformed manifest), :class:`~mainspring.errors.MissingExtra`.
@@ -57,7 +57,8 @@ def load(folder: Path, *, trust: TrustPolicy = DEFAULT) -> Predictor:
 def check_payload(package: Package, payloads: Mapping[str, bytes], *, trust: TrustPolicy = DEFAULT) -> None:
     """Refuse a payload that is not plain data of its declared format, without building a model from it.
 
-    Cheap and safe enough for the control plane: nothing is imported, executed or allocated on the payload's word.
+    Cheap and safe enough for the control plane: no framework is imported, and nothing is executed or allocated because the payload
+    says so. Raises :class:`~mainspring.errors.UnsafeFormat`.
     """
     model_format(package.format).check(package, payloads, trust=trust)
 
@@ -73,7 +74,7 @@ def open_package(
 
 
 def prediction_cost(package: Package, payloads: Mapping[str, bytes]) -> Cost:
-    """What a prediction may cost, read off payloads that :func:`check_payload` took."""
+    """What a prediction may cost, read from payloads that passed :func:`check_payload`."""
     return model_format(package.format).cost(package, payloads)
 
 
@@ -96,12 +97,13 @@ def save(
 ) -> Package:
     """Write a fitted scikit-learn ``estimator`` as a package into ``folder`` (new or empty) and return its manifest.
 
-    ``sample``: real rows (at least one) as columns or as a table; ``training``: the training rows, where they are at hand.
+    ``sample``: real rows (at least one) as columns or as a table; ``training``: the training rows, if they are available.
     On these, and on rows made from the signature (nulls, unseen categories, extremes, values beside tree thresholds), the
-    stored payload must repeat the estimator: its labels, its probabilities within ``tolerance`` (default 1e-6), a regression
-    within ``tolerance`` times the spread of its answers, and an error or NaN where it raises. If not, :class:`ParityFailed`
-    with the numbers and nothing is left behind. ``format``: a name of the table, or ``auto``: the fastest that is exact (ONNX, and
-    skops where ONNX cannot be). Raises :class:`~mainspring.errors.InvalidInput` where no format stores the estimator, with the reasons of each.
+    stored payload must repeat the estimator: its labels, its probabilities within ``tolerance`` (default 1e-6, absolute), a regression
+    within ``tolerance`` times the standard deviation of its answers, and an error or NaN where it raises. If not, this raises
+    :class:`ParityFailed` with the numbers and writes nothing. ``format``: a name of the table, or ``auto``: the fastest that is exact
+    (ONNX, and skops where ONNX cannot be). Raises :class:`~mainspring.errors.InvalidInput`, with the reasons of each format, if none
+    stores the estimator.
     """
     from mainspring.models.formats.saving import save_package
 

@@ -1,4 +1,4 @@
-"""Columns of a request or a table, checked: one reading of values and nulls for every format.
+"""Checks the columns of a request or a table; every format reads values and nulls in this one way.
 
 A null number is NaN. A null text stays a null: what an estimator gets for it is what it was trained on (see
 :mod:`mainspring.models.formats.estimators`).
@@ -21,20 +21,25 @@ Strings = npt.NDArray[np.object_]
 
 
 def numeric_names(signature: Signature) -> list[str]:
+    """Names of the input columns that are numbers or truth values, in the order of the signature."""
     return [column.name for column in signature.inputs if column.type != "string"]
 
 
 def text_names(signature: Signature) -> list[str]:
+    """Names of the input columns that are strings, in the order of the signature."""
     return [column.name for column in signature.inputs if column.type == "string"]
 
 
 def pick(columns: Columns, inputs: Sequence[Column]) -> tuple[int, list[Any]]:
-    """``(rows, values per input column)``; a missing nullable column is all null."""
+    """``(number of rows, values of each input column)``; the values of a missing nullable column are None, which is all null.
+
+    Raises InvalidInput for a missing column that is not nullable, and for columns of different lengths.
+    """
     rows = -1
     values: list[Any] = []
     for column in inputs:
-        found = columns.get(column.name)
-        if found is None:
+        cells = columns.get(column.name)
+        if cells is None:
             if not column.nullable:
                 raise InvalidInput(
                     "a column of the signature is missing",
@@ -43,8 +48,8 @@ def pick(columns: Columns, inputs: Sequence[Column]) -> tuple[int, list[Any]]:
                 )
             values.append(None)
             continue
-        found = plain(found)
-        length = len(found)
+        cells = plain(cells)
+        length = len(cells)
         if rows not in (-1, length):
             raise InvalidInput(
                 "columns have different lengths",
@@ -52,14 +57,14 @@ def pick(columns: Columns, inputs: Sequence[Column]) -> tuple[int, list[Any]]:
                 place=f"{length} rows, others have {rows}",
             )
         rows = length
-        values.append(found)
+        values.append(cells)
     if rows < 0:
         raise InvalidInput("no column was given", next_step="Send at least one column of the signature.")
     return rows, values
 
 
 def plain(values: Any) -> Any:
-    """Arrow's texts and dictionaries as Python values: NumPy would make the last of its values of a dictionary's null."""
+    """Arrow's texts and dictionaries as Python values: NumPy would turn a null of a dictionary into the dictionary's last value."""
     kind = str(getattr(values, "type", ""))
     if kind.startswith(("dictionary", "string", "large_string")) and hasattr(values, "to_pylist"):
         return values.to_pylist()
@@ -67,7 +72,7 @@ def plain(values: Any) -> Any:
 
 
 def floats(name: str, values: Any, rows: int) -> Floats:
-    """A numeric column as float64 ``(rows,)``; null is NaN. Text is refused, even text that looks like a number."""
+    """A numeric column as float64 ``(rows,)``; null is NaN. Raises InvalidInput for text, even text that looks like a number."""
     if values is None:
         return np.full(rows, np.nan)
     try:
@@ -76,17 +81,19 @@ def floats(name: str, values: Any, rows: int) -> Floats:
             raise InvalidInput("one number per row is expected", value=values[0], place=f"column {name!r}")
         if array.dtype.kind not in "fiub":
             if array.dtype.kind != "O" or any(isinstance(v, str | bytes) for v in array):
-                raise InvalidInput("a number is expected", value=_first_odd(values), place=f"column {name!r}")
+                raise InvalidInput(
+                    "a number is expected", value=_first_non_number(values), place=f"column {name!r}"
+                )
             array = np.array([np.nan if v is None else v for v in array.tolist()], dtype=np.float64)
         return array.astype(np.float64, copy=False)
     except (TypeError, ValueError, OverflowError):
         raise InvalidInput(
-            "a number is expected", value=_first_odd(values), place=f"column {name!r}"
+            "a number is expected", value=_first_non_number(values), place=f"column {name!r}"
         ) from None
 
 
 def strings(name: str, values: Any, rows: int, *, null: Any = "") -> Strings:
-    """A string column as objects ``(rows,)``; None and NaN become ``null``."""
+    """A string column as objects ``(rows,)``; None and NaN become ``null``. Raises InvalidInput for any other value."""
     out = np.empty(rows, dtype=object)
     if values is None:
         out[:] = null
@@ -99,6 +106,7 @@ def strings(name: str, values: Any, rows: int, *, null: Any = "") -> Strings:
 
 
 def text(name: str, value: Any, *, null: Any = "") -> Any:
+    """One value of a string column; None and NaN become ``null``."""
     if is_null(value):
         return null
     if isinstance(value, str):
@@ -107,7 +115,8 @@ def text(name: str, value: Any, *, null: Any = "") -> Any:
 
 
 def is_null(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124 - NaN is the one value unlike itself
+    """Whether a value is None or NaN."""
+    return value is None or (isinstance(value, float) and value != value)  # noqa: PLR0124 - only NaN differs from itself
 
 
 def frame(columns: Columns, signature: Signature) -> Any:
@@ -127,7 +136,7 @@ def clean(columns: Columns, signature: Signature) -> dict[str, Any]:
 
 
 class Known:
-    """Refuses values that the estimator itself would refuse (an encoder with ``handle_unknown="error"``)."""
+    """Refuses values that the estimator itself would refuse (an encoder with ``handle_unknown="error"``); false if it takes all."""
 
     def __init__(self, known: Mapping[str, Sequence[str | float]]) -> None:
         self._sets = {name: frozenset(values) for name, values in known.items()}
@@ -136,7 +145,7 @@ class Known:
         return bool(self._sets)
 
     def check(self, columns: Columns) -> None:
-        """Nulls pass: whether a column takes them is for the signature to say."""
+        """Raise InvalidInput for an unknown value. Nulls pass: the signature says whether a column takes them."""
         for name, known in self._sets.items():
             values = columns.get(name)
             if values is None:
@@ -158,7 +167,8 @@ def _listed(values: Any) -> Any:
     return values
 
 
-def _first_odd(values: Any) -> object:
+def _first_non_number(values: Any) -> object:
+    """The first value that is no number, for the message; all values if there is none."""
     for value in values:
         if not isinstance(value, int | float | np.number | np.bool_ | type(None)):
             return value

@@ -1,13 +1,13 @@
-"""What a fitted scikit-learn estimator is given, and what it answers: rows as it got them in training.
+"""Gives a fitted scikit-learn estimator rows in the form that it had in training, and reads its answers.
 
-Fitted on a DataFrame, it gets a DataFrame (pandas where installed, else Polars, else Arrow); fitted on an array, an array. A
-whole number is an int64 and a truth value a bool unless a null makes it a float, as in pandas. A null text is None or NaN,
-whichever the estimator learned; nothing is filled in for it.
+An estimator that was fitted on a DataFrame gets a DataFrame (pandas if installed, else Polars, else Arrow); one that was fitted on an
+array gets an array. An int64 column is int64 and a bool column is bool unless a null makes it a float, as in pandas. A null text is
+None or NaN, whichever the estimator learned; nothing is filled in for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -22,45 +22,45 @@ _NULLS: dict[NullText, Any] = {"empty": "", "none": None, "nan": float("nan")}
 
 
 def fitted_names(estimator: Any) -> list[str] | None:
-    """The columns of the DataFrame it was fitted on; None if it was an array."""
+    """The columns of the DataFrame that the estimator was fitted on; None if it was fitted on an array."""
     names = getattr(estimator, "feature_names_in_", None)
     return None if names is None else [str(name) for name in names]
 
 
 def estimator_input(estimator: Any, columns: Columns, signature: Signature, null_text: NullText) -> Any:
-    """The rows as ``estimator`` wants them."""
+    """The rows in the form that ``estimator`` takes: a DataFrame or an array."""
     rows, values = pick(columns, signature.inputs)
     null = _NULLS[null_text]
-    made = {
+    arrays = {
         c.name: strings(c.name, v, rows, null=null) if c.type == "string" else _numbers(c, v, rows)
         for c, v in zip(signature.inputs, values, strict=True)
     }
     names = fitted_names(estimator)
     if names is None:
-        return _array(made, rows)
+        return _array(arrays, rows)
     for name in names:
-        if name not in made:
+        if name not in arrays:
             raise InvalidInput(
-                "the estimator uses a column that is not in the signature", value=name, next_step=near(name, made, what="column")
+                "the estimator uses a column that is not in the signature", value=name, next_step=near(name, arrays, what="column")
             )  # fmt: skip
-    return _frame_maker()({name: made[name] for name in names})
+    return _make_frame({name: arrays[name] for name in names})
 
 
 def estimator_scores(
     estimator: Any, columns: Columns, signature: Signature, null_text: NullText = "none"
 ) -> Scores:
-    """What a fitted estimator answers, in the shape of :meth:`Predictor.predict`."""
+    """What a fitted estimator answers, in the shape of :meth:`Predictor.predict`. Raises what the estimator raises."""
     rows = pick(columns, signature.inputs)[0]
     if rows == 0:
         return np.empty((0, len(signature.classes)) if signature.task is Task.MULTICLASS else 0)
-    given = estimator_input(estimator, columns, signature, null_text)
-    with np.errstate(all="ignore"):  # an overflow shows in the answer
+    features = estimator_input(estimator, columns, signature, null_text)
+    with np.errstate(all="ignore"):  # an overflow is visible in the answer
         if signature.task is Task.REGRESSION:
-            numbers = np.asarray(estimator.predict(given), dtype=np.float64)
+            numbers = np.asarray(estimator.predict(features), dtype=np.float64)
             if numbers.size != rows:
                 raise several_answers(estimator)
             return numbers.reshape(rows)
-        raw = np.asarray(estimator.predict_proba(given), dtype=np.float64)
+        raw = np.asarray(estimator.predict_proba(features), dtype=np.float64)
     if raw.shape != (rows, len(signature.classes)):
         raise Corrupt(
             "the model answers in another shape than its signature says",
@@ -71,7 +71,7 @@ def estimator_scores(
 
 
 def several_answers(estimator: Any) -> InvalidInput:
-    """The refusal of an estimator that was fitted on several targets or labels at once."""
+    """The error for an estimator that was fitted on several targets or labels at once."""
     return InvalidInput(
         "the estimator answers several targets at once; a model has one answer for a row",
         value=type(estimator).__name__,
@@ -80,14 +80,14 @@ def several_answers(estimator: Any) -> InvalidInput:
 
 
 def learned_null(estimator: Any) -> NullText:
-    """What a null text was in training: as its encoders and imputers learned it, else as a DataFrame or an array has it."""
-    found: set[NullText] = set()
-    for part in parts(estimator):
+    """What a null text was in training: what its encoders and imputers learned, else what a DataFrame (NaN) or an array (None) has."""
+    learned: set[NullText] = set()
+    for part in list_parts(estimator):
         for values in _learned_texts(part):
-            found |= {"none" if v is None else "nan" for v in values if is_null(v)}
-    if len(found) == 1:
-        return found.pop()
-    return "nan" if not found and fitted_names(estimator) is not None else "none"
+            learned |= {"none" if v is None else "nan" for v in values if is_null(v)}
+    if len(learned) == 1:
+        return learned.pop()
+    return "nan" if not learned and fitted_names(estimator) is not None else "none"
 
 
 def _learned_texts(part: Any) -> Iterator[Sequence[Any]]:
@@ -100,22 +100,22 @@ def _learned_texts(part: Any) -> Iterator[Sequence[Any]]:
 
 
 def learned_categories(estimator: Any) -> list[list[Any]]:
-    """Every list of categories that an encoder of it learned, nulls left out."""
+    """The categories that the encoders inside the estimator learned, a list for each column, without nulls."""
     return [
         [v.item() if isinstance(v, np.generic) else v for v in values if not is_null(v)]
-        for part in parts(estimator)
+        for part in list_parts(estimator)
         for values in (getattr(part, "categories_", None) or ())
     ]
 
 
-def parts(estimator: Any, depth: int = 12) -> Iterator[Any]:
-    """The estimator and everything of scikit-learn's that it holds, depth first."""
+def list_parts(estimator: Any, depth: int = 12) -> Iterator[Any]:
+    """The estimator and all scikit-learn objects that it holds, depth first; ``depth`` bounds a cycle."""
     if depth == 0:
         return
     yield estimator
     for value in list(getattr(estimator, "__dict__", {}).values()):
         for child in _children(value):
-            yield from parts(child, depth - 1)
+            yield from list_parts(child, depth - 1)
 
 
 def _children(value: Any) -> Iterator[Any]:
@@ -132,11 +132,11 @@ def _children(value: Any) -> Iterator[Any]:
 
 
 def _numbers(column: Column, values: Any, rows: int) -> Any:
-    """A numeric column in its own type where no null is in the way, else float64 with NaN."""
+    """A numeric column in its own type if it has no null, else as float64 with NaN."""
     if column.type == "int64" and values is not None:
         exact = np.asarray(values)
         if exact.dtype.kind in "iu" and exact.ndim == 1 and exact.dtype != np.uint64:
-            return exact.astype(np.int64)  # beyond 2^53 a float64 would be another number
+            return exact.astype(np.int64)  # a float64 is exact only up to 2^53
     array = floats(column.name, values, rows)
     if (
         column.type == "int64"
@@ -150,28 +150,26 @@ def _numbers(column: Column, values: Any, rows: int) -> Any:
     return array
 
 
-def _array(made: dict[str, Any], rows: int) -> Any:
-    if all(column.dtype != object for column in made.values()):
-        matrix = np.column_stack(list(made.values()))
+def _array(arrays: dict[str, Any], rows: int) -> Any:
+    if all(column.dtype != object for column in arrays.values()):
+        matrix = np.column_stack(list(arrays.values()))
         return matrix if matrix.dtype != bool else matrix.astype(np.float64)
-    out = np.empty((rows, len(made)), dtype=object)
-    for j, column in enumerate(made.values()):
+    out = np.empty((rows, len(arrays)), dtype=object)
+    for j, column in enumerate(arrays.values()):
         out[:, j] = column
     return out
 
 
-def _frame_maker() -> Callable[[dict[str, Any]], Any]:
+def _make_frame(arrays: dict[str, Any]) -> Any:
     try:
         import pandas as pd
     except ImportError:
-        return _polars_or_arrow
-    return lambda made: pd.DataFrame(
-        {n: pd.Series(v, dtype=v.dtype) for n, v in made.items()}, columns=list(made)
-    )
+        return _polars_or_arrow(arrays)
+    return pd.DataFrame({n: pd.Series(v, dtype=v.dtype) for n, v in arrays.items()}, columns=list(arrays))
 
 
-def _polars_or_arrow(made: dict[str, Any]) -> Any:
-    plain = {n: [None if is_null(v) else v for v in a] if a.dtype == object else a for n, a in made.items()}
+def _polars_or_arrow(arrays: dict[str, Any]) -> Any:
+    plain = {n: [None if is_null(v) else v for v in a] if a.dtype == object else a for n, a in arrays.items()}
     try:
         import polars as pl
     except ImportError:

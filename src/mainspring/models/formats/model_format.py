@@ -1,7 +1,7 @@
 """The contract of a model format. Each format is one entry of the table in :mod:`mainspring.models.formats.table`.
 
-The module of an entry imports no framework, since the control plane checks packages with it: what saves and what predicts is
-imported inside the methods.
+The module of an entry imports no framework, because the control plane checks packages with it: what it needs for saving and for
+predicting is imported inside the methods.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Payloads: TypeAlias = Mapping[str, bytes]
 """The payload files of a package by name, each verified against the manifest."""
 
 SKLEARN_LIBRARIES = ("scikit-learn", "numpy", "skl2onnx", "onnxruntime", "skops")
-"""What the package of a scikit-learn estimator records, in whichever form: all of these decide which form it gets."""
+"""Libraries whose versions the package of a scikit-learn estimator records, in every form: all of them decide which form it gets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a prediction may cost, whatever values its rows have: decides whether a predictor may share a process with others.
+    """What a prediction may cost, over all values that its rows can have: decides whether a predictor may share a process with others.
 
-    ``unbounded``: why time or memory may follow from the values of a request (the model gets a process of its own then); None: they
-    follow from the number of rows alone. ``steps`` and ``deepest``: how many nodes of trees a row can pass, in all and in the
-    deepest tree; the rows that a server measures may pass fewer.
+    ``unbounded``: why time or memory may depend on the values of a request (then the model gets a process of its own); None: they
+    depend on the number of rows alone. ``steps`` and ``deepest``: the most nodes of trees that a row can pass, over all trees and in
+    the deepest one; the rows that a server times may pass fewer.
     """
 
     unbounded: str | None = None
@@ -41,7 +41,8 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to store an estimator. ``make`` raises InvalidInput where there is none; ``notes`` go into the manifest."""
+    """One way to store an estimator. ``make`` returns the payload files, or raises InvalidInput if the estimator has no such form;
+    ``notes`` go into the manifest."""
 
     name: str
     make: Callable[[], Payloads]
@@ -49,46 +50,46 @@ class Form:
 
 
 class ModelFormat(ABC):
-    """One entry of the table. It holds no state: what it is asked about is passed in."""
+    """One entry of the table. It holds no state: packages and payloads are passed in."""
 
     name: ClassVar[str]
-    """What stands in ``model.json``."""
+    """The name of the format in ``model.json``."""
     payloads: ClassVar[tuple[str, ...]]
-    """The names of its files: exact ones, and patterns with ``*`` for one or several files. Each must be there."""
+    """The names of its files: exact names, and patterns with ``*`` that each match at least one file. Other files are refused."""
     libraries: ClassVar[tuple[str, ...]]
     """Distributions whose versions the manifest records."""
     extra: ClassVar[str]
-    """The extra of ours that brings what it imports."""
+    """The extra of this project that installs what it imports."""
     modules: ClassVar[tuple[str, ...]]
-    """What predicting imports. A server imports them before it confines the process that opens the package."""
+    """Modules that predicting imports. A server imports them before it confines the process that opens the package."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Top-level names that ``modules`` import in turn; servers may read these as well."""
+    """Top-level packages that ``modules`` import in turn; a confined process may read their files too."""
     instead: ClassVar[Mapping[str, str]] = {}
-    """What to fit instead, by the value of a refusal (the name of a class)."""
+    """What to fit instead, by the value of the refusal (the name of a class)."""
     next_step: ClassVar[str]
-    """What to do about an estimator that this format alone was asked to store, and refused."""
+    """The next step for the user whose estimator this format refused, when no other format was wanted."""
 
     @abstractmethod
     def check(self, package: Package, payloads: Payloads, *, trust: TrustPolicy) -> None:
         """Raise :class:`~mainspring.errors.UnsafeFormat` unless the payloads are plain data of this format.
 
-        Reads the structure only: imports no framework, executes and allocates nothing on the payload's word. ``trust`` is the
-        loader's and decides; the package has no say in it.
+        Reads the structure only: imports no framework, and executes or allocates nothing because the payload says so. ``trust`` is
+        the loader's; nothing in the package changes it.
         """
 
     @abstractmethod
     def open(self, package: Package, payloads: Payloads, *, trust: TrustPolicy) -> Predictor:
-        """A predictor, from payloads that passed :meth:`check`. Imports what it needs; see :func:`extra_needed`."""
+        """Make a predictor from payloads that passed :meth:`check`. Imports what it needs; call it under :func:`extra_needed`."""
 
     @abstractmethod
     def forms(self, estimator: Any, signature: Signature) -> Iterable[Form]:
-        """The ways to store the estimator, best first; none if it is of a kind that this format never takes.
+        """The ways to store the estimator, best first; none if this format never takes its kind.
 
-        The parity check decides which of them repeats the estimator, so a form need not be exact to be tried.
+        The parity check decides which of them repeats the estimator, so a form that may be inexact can be tried too.
         """
 
     def cost(self, package: Package, payloads: Payloads) -> Cost:  # noqa: ARG002 - a format that can tell looks at them
-        """What predictions may cost, read off the payloads. Unless a format can tell, anything."""
+        """What predictions may cost, read from the payloads. A format that cannot tell says that the cost has no bound."""
         return Cost(unbounded=f"models of format {self.name!r} may take any time")
 
     def names_files(self, paths: Sequence[str]) -> bool:
@@ -102,13 +103,13 @@ class ModelFormat(ABC):
 
 
 def _pattern(payload: str) -> re.Pattern[str]:
-    """``*`` stands for letters, digits, ``_`` and ``-``: a name can never lead to another folder."""
+    """``*`` matches letters, digits, ``_`` and ``-`` only, so that no name leads to another folder."""
     return re.compile("[A-Za-z0-9_-]+".join(re.escape(part) for part in payload.split("*")))
 
 
 @contextmanager
 def extra_needed(entry: ModelFormat) -> Iterator[None]:
-    """An import that fails in here is :class:`~mainspring.errors.MissingExtra`, with the extra that brings the library."""
+    """Turn a failed import inside into :class:`~mainspring.errors.MissingExtra`, which names the extra to install."""
     try:
         yield
     except ImportError as error:

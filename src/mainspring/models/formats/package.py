@@ -27,13 +27,18 @@ _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 
 
 def verify(folder: Path) -> Package:
-    """Check a package on disk: manifest, no file missing or extra, every size and BLAKE3. Parses no payload."""
+    """Check a package on disk: its manifest, no file missing or extra, every size and BLAKE3 digest. Parses no payload.
+
+    Raises Corrupt, InvalidInput, NotFound, TooLarge or UnsafeFormat.
+    """
     return read_package(folder)[0]
 
 
 def read_package(folder: Path) -> tuple[Package, dict[str, bytes]]:
-    """The manifest and the verified payload bytes, each file read once (so what was hashed is what is used)."""
-    return check_package(_listing(folder), lambda path, limit: _read(folder / path, limit), place=str(folder))
+    """The manifest and the verified payload bytes. Each file is read once, so that the bytes that were hashed are those that are used."""
+    return check_package(
+        _list_files(folder), lambda path, limit: _read_file(folder / path, limit), place=str(folder)
+    )
 
 
 def check_package(
@@ -43,7 +48,8 @@ def check_package(
     place: str,
     max_bytes: int = DEFAULT.max_bytes,
 ) -> tuple[Package, dict[str, bytes]]:
-    """Verify a package given as ``{path: size}`` and a bounded reader; a directory and a tree object come through here."""
+    """Verify a package, from a directory or a tree object: ``names`` has each file's size in bytes, and ``read(path, limit)`` returns
+    its bytes, of which at most ``limit`` are wanted."""
     if MANIFEST not in names:
         raise NotFound(
             "not a model package: it has no model.json",
@@ -79,7 +85,7 @@ def check_package(
 
 
 def parse_manifest(data: bytes, *, place: str) -> Package:
-    """``model.json`` as a record. A field that we do not define is refused by name: nothing in it can ask for trust."""
+    """Parse ``model.json``. An unknown field is refused by name, so that a package that asks for trust is not silently taken."""
     try:
         head = msgspec.json.decode(data, type=dict[str, Any])
         entry = model_format(head.get("format"), place=place)
@@ -112,13 +118,14 @@ def parse_manifest(data: bytes, *, place: str) -> Package:
 
 
 def describe_file(path: str, data: bytes) -> PackageFile:
+    """The manifest's entry of a payload file."""
     return PackageFile(
         path=path, size=len(data), blake3=blake3(data).hexdigest(), sha256=hashlib.sha256(data).hexdigest()
     )
 
 
 def write_package(folder: Path, package: Package, payloads: Mapping[str, bytes]) -> None:
-    """Payloads first, the manifest last, each synced: a folder without ``model.json`` is not a package."""
+    """Write the payloads first and the manifest last, each synced: what a crash leaves without ``model.json`` is not a package."""
     folder.mkdir(parents=True, exist_ok=True)
     for path, data in [
         *payloads.items(),
@@ -144,8 +151,8 @@ def _check_file(file: PackageFile, size: int, read: Callable[[str, int], bytes],
     )
 
 
-def _listing(folder: Path) -> dict[str, int]:
-    """Regular files in ``folder`` by name. Links, devices and sub-directories do not belong in a package."""
+def _list_files(folder: Path) -> dict[str, int]:
+    """Sizes of the regular files in ``folder`` by name. Links, devices and sub-directories are refused."""
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -159,7 +166,8 @@ def _listing(folder: Path) -> dict[str, int]:
     return names
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _read_file(path: Path, limit: int) -> bytes:
+    # O_NOFOLLOW: the file may have become a link since it was listed.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(limit + 1)

@@ -1,8 +1,8 @@
 """Rows on which a stored payload must repeat its estimator: real ones, and ones made from the signature.
 
-What a server admits is more than what a sample holds: nulls, categories nobody has seen, zeros and extremes, values beside a
-tree's threshold. So each is made here, one column at a time and together, from real rows. The estimator answers them as given;
-where it raises, the payload may answer no number either. Everything is drawn from one seed: the same save compares the same rows.
+A server accepts more than a sample contains: nulls, unseen categories, zeros and extremes, values beside a tree's threshold. So rows
+with each of these are made here from real rows, one column at a time and several together. Where the estimator raises on a row, the
+payload must not answer a number either. Everything is drawn from one seed, so that two saves compare the same rows.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Column, Signature
 
 MAX_REAL, MIXED, AROUND_SPLITS = 20_000, 400, 1_500
-"""Most rows of the sample and of the training rows; rows of mixed columns; rows beside tree thresholds."""
+"""Most rows taken from the sample and from the training rows; rows that mix columns of several rows; rows beside tree thresholds."""
 SINGLE, REAL_VALUES, EXTREMES = 6_000, 4_000_000, 40
-"""Most rows in which one column is changed, most values of real rows, most columns that go to extremes: what a signature of thousands of columns may cost."""
+"""Most rows with one column changed, most values in real rows, most columns with extremes: bounds for signatures of thousands of columns."""
 SEED = 20_110_412
 NULL, UNSEEN, REAL = "null", "unseen value", "real row"
 
 
 @dataclass
 class ParityRows:
-    """Columns of ``len(kinds)`` rows; ``kinds`` says what each row is there for. Real rows come first."""
+    """Columns of ``len(kinds)`` rows; ``kinds`` says what each row tests. Real rows come first."""
 
     columns: dict[str, list[Any]]
     kinds: list[tuple[str, str]] = field(default_factory=list)
@@ -41,9 +41,11 @@ class ParityRows:
 
     @property
     def real(self) -> int:
+        """How many rows are real."""
         return sum(1 for kind, _ in self.kinds if kind == REAL)
 
     def take(self, rows: Any) -> dict[str, list[Any]]:
+        """The columns of these rows, by position."""
         return {name: [values[i] for i in rows] for name, values in self.columns.items()}
 
 
@@ -60,19 +62,19 @@ def as_columns(rows: Any) -> Mapping[str, Any]:
 def make_rows(
     estimator: Any, signature: Signature, sample: Any, training: Any, null_text: NullText
 ) -> ParityRows:
-    """The rows to compare: the sample, the training rows where they are at hand, then the ones made here."""
+    """The rows to compare on: the sample, the training rows if there are any, then the rows that are made here."""
     rng = np.random.default_rng(SEED)
-    real = _real(signature, as_columns(sample), rng)
+    real = _real_columns(signature, as_columns(sample), rng)
     if training is not None:
-        more = _real(signature, as_columns(training), rng)
+        more = _real_columns(signature, as_columns(training), rng)
         real = {name: values + more[name] for name, values in real.items()}
     count = len(next(iter(real.values())))
     rows = ParityRows(real, [(REAL, "")] * count)
     if not count:
         return rows
     base = {name: values[:] for name, values in real.items()}
-    add = _Adder(rows, base, count)
-    for kind, column, changes in _made(signature, base, rng):
+    add = _RowAdder(rows, base, count)
+    for kind, column, changes in _make_changes(signature, base, rng):
         add(kind, column, changes)
     for changes in split_values(estimator, signature, base, null_text, rng, limit=AROUND_SPLITS):
         add("value beside a tree threshold", next(iter(changes)), changes)
@@ -81,22 +83,23 @@ def make_rows(
     return rows
 
 
-class _Adder:
-    """Appends a real row with some values changed; the real rows take turns."""
+class _RowAdder:
+    """Appends copies of real rows with some values changed, each from another real row than the last."""
 
     def __init__(self, rows: ParityRows, base: dict[str, list[Any]], count: int) -> None:
         self._rows, self._base, self._count, self._turn = rows, base, count, 0
 
     def __call__(self, kind: str, column: str, changes: Mapping[str, Any]) -> None:
+        # Steps of 7, so that changes of one column are spread over the sample instead of over neighbouring rows.
         self._turn = (self._turn + 7) % self._count
         for name, values in self._rows.columns.items():
             values.append(changes[name] if name in changes else self._base[name][self._turn])
         self._rows.kinds.append((kind, column))
 
 
-def _real(signature: Signature, columns: Columns, rng: Any) -> dict[str, list[Any]]:
+def _real_columns(signature: Signature, columns: Columns, rng: Any) -> dict[str, list[Any]]:
     rows, values = pick(columns, signature.inputs)
-    listed = {c.name: _listed(v, rows) for c, v in zip(signature.inputs, values, strict=True)}
+    listed = {c.name: _as_list(v, rows) for c, v in zip(signature.inputs, values, strict=True)}
     most = min(MAX_REAL, max(200, REAL_VALUES // len(values)))
     if rows <= most:
         return listed
@@ -104,24 +107,24 @@ def _real(signature: Signature, columns: Columns, rng: Any) -> dict[str, list[An
     return {name: [column[i] for i in chosen] for name, column in listed.items()}
 
 
-def _listed(values: Any, rows: int) -> list[Any]:
+def _as_list(values: Any, rows: int) -> list[Any]:
     if values is None:
         return [None] * rows
     for method in ("to_pylist", "tolist"):
         if hasattr(values, method):
             values = getattr(values, method)()
             break
-    return [None if _no_value(v) else v for v in values]
+    return [None if _is_missing(v) else v for v in values]
 
 
-def _no_value(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     return is_null(value) or type(value).__name__ in ("NAType", "NaTType")
 
 
 _Change = tuple[str, str, dict[str, Any]]
 
 
-def _made(signature: Signature, base: dict[str, list[Any]], rng: Any) -> Iterator[_Change]:
+def _make_changes(signature: Signature, base: dict[str, list[Any]], rng: Any) -> Iterator[_Change]:
     nullable = [c.name for c in signature.inputs if c.nullable]
     for name in nullable:
         for _ in range(3):
@@ -131,7 +134,7 @@ def _made(signature: Signature, base: dict[str, list[Any]], rng: Any) -> Iterato
     pools = {c.name: [v for v in base[c.name] if not is_null(v)] for c in signature.inputs}
     for column in signature.inputs:
         pool = pools[column.name]
-        values = list(_values(column, pool))
+        values = list(_test_values(column, pool))
         few = max(3, SINGLE // len(signature.inputs))
         if len(values) > few:  # the unseen value, which comes first, and some of the others
             values = values[:1] + [
@@ -151,7 +154,7 @@ def _draw(values: list[Any], rng: Any) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
-def _values(column: Column, pool: list[Any]) -> Iterator[tuple[str, Any]]:
+def _test_values(column: Column, pool: list[Any]) -> Iterator[tuple[str, Any]]:
     if column.type == "string":
         yield UNSEEN, _unseen_text(pool)
         counts: dict[str, int] = {}
@@ -180,14 +183,14 @@ def _values(column: Column, pool: list[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _unseen_text(pool: list[Any]) -> str:
-    made = "never seen"
-    while made in pool:
-        made += "."
-    return made
+    text = "never seen"
+    while text in pool:
+        text += "."
+    return text
 
 
 def _extremes(signature: Signature, rng: Any) -> Iterator[_Change]:
-    """Last of all: estimators raise on some of these, and errors side by side are found fastest."""
+    """These rows come last: estimators raise on some, and :func:`collect_answers` finds neighbouring errors fastest."""
     single = float(np.finfo(np.float32).max)
     columns = signature.inputs
     if len(columns) > EXTREMES:
@@ -214,19 +217,19 @@ class Answers:
 
     @property
     def finite(self) -> Any:
-        """Rows with a number to give."""
-        found = np.isfinite(self.scores)
-        return found if found.ndim == 1 else found.all(axis=1)
+        """Bool of each row: whether all its scores are finite."""
+        finite = np.isfinite(self.scores)
+        return finite if finite.ndim == 1 else finite.all(axis=1)
 
 
-def answers(score: Callable[[Columns], Scores], rows: ParityRows) -> Answers:
-    """What ``score`` answers on each row; rows that make it raise are found by halving."""
+def collect_answers(score: Callable[[Columns], Scores], rows: ParityRows) -> Answers:
+    """What ``score`` answers to each row. If it raises on a batch, the halves are tried, down to the rows that make it raise."""
     errors: dict[int, str] = {}
-    found: dict[int, Any] = {}
+    by_row: dict[int, Any] = {}
 
-    def run(first: int, last: int) -> None:
+    def score_range(first: int, last: int) -> None:
         try:
-            given = score(rows.take(range(first, last)))
+            scores = score(rows.take(range(first, last)))
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a model raises on a row is its answer to that row
@@ -234,17 +237,17 @@ def answers(score: Callable[[Columns], Scores], rows: ParityRows) -> Answers:
                 errors[first] = f"{type(error).__name__}: {str(error)[:200]}"
                 return
             middle = (first + last) // 2
-            run(first, middle)
-            run(middle, last)
+            score_range(first, middle)
+            score_range(middle, last)
         else:
-            found.update(zip(range(first, last), given, strict=True))
+            by_row.update(zip(range(first, last), scores, strict=True))
 
-    with warnings.catch_warnings():  # unknown categories, overflow: both show in the answers
+    with warnings.catch_warnings():  # about unknown categories and overflow, which the answers show
         warnings.simplefilter("ignore")
-        run(0, len(rows.kinds))
-    width = next((np.shape(value) for value in found.values()), ())
+        score_range(0, len(rows.kinds))
+    width = next((np.shape(value) for value in by_row.values()), ())
     scores = np.full((len(rows.kinds), *width), np.nan)
-    for row, value in found.items():
+    for row, value in by_row.items():
         scores[row] = value
     return Answers(scores, errors)
 
@@ -252,22 +255,22 @@ def answers(score: Callable[[Columns], Scores], rows: ParityRows) -> Answers:
 def known_values(
     estimator: Any, signature: Signature, rows: ParityRows, reference: Answers, null_text: NullText
 ) -> dict[str, list[str | float]]:
-    """Columns on whose unseen values the estimator raises, with the values that it takes, by trying what it learned."""
+    """Columns on whose unseen values the estimator raises, with the values that it takes: those of its encoders on which it runs."""
     closed = {rows.kinds[row][1] for row in reference.errors if rows.kinds[row][0] == UNSEEN}
     learned = learned_categories(estimator)
     out: dict[str, list[str | float]] = {}
     for column in signature.inputs:
         if column.name not in closed:
             continue
-        taken: dict[Any, None] = {}
+        accepted: dict[Any, None] = {}
         for values in learned:
             if all(isinstance(v, str) == (column.type == "string") for v in values) and values:
-                given = rows.take([0] * len(values)) | {column.name: values}
-                if _runs(estimator, given, signature, null_text):
-                    taken |= dict.fromkeys(values)
+                trial = rows.take([0] * len(values)) | {column.name: values}
+                if _runs(estimator, trial, signature, null_text):
+                    accepted |= dict.fromkeys(values)
         seen = {v for v in rows.columns[column.name][: rows.real] if not is_null(v)}
-        if taken and seen <= taken.keys():  # else it raises for another reason than a list of values
-            out[column.name] = [v if isinstance(v, str) else float(v) for v in taken]
+        if accepted and seen <= accepted.keys():  # else it raises for another reason
+            out[column.name] = [v if isinstance(v, str) else float(v) for v in accepted]
     return out
 
 
@@ -276,13 +279,13 @@ def _runs(estimator: Any, columns: Columns, signature: Signature, null_text: Nul
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             estimator_scores(estimator, columns, signature, null_text)
-    except Exception:  # noqa: BLE001 - the question is only whether it does
+    except Exception:  # noqa: BLE001 - only whether it raises matters here
         return False
     return True
 
 
 def refuse_null_errors(rows: ParityRows, reference: Answers) -> None:
-    """Raise if the estimator raises on a null that the signature admits."""
+    """Raise InvalidInput if the estimator raises on a null that the signature allows."""
     for row, error in sorted(reference.errors.items()):
         kind, column = rows.kinds[row]
         if kind == NULL:

@@ -1,14 +1,14 @@
-"""Values on and next to the thresholds of trees, in terms of the input columns.
+"""Values on and next to the thresholds of trees, as values of the input columns.
 
-A tree sees a feature, not a column. Behind scalers and imputers the feature is an affine function of one column, which two
-values of that column give away; a third checks it. Features made in another way (one-hot, bins) have no such values.
+A tree splits on a feature, not on a column. After scalers and imputers the feature is an affine function of one column: two values of
+that column determine it, and a third checks it. Features made in another way (one-hot, bins) get no such values.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,18 @@ def split_values(
     *,
     limit: int,
 ) -> Iterator[dict[str, Any]]:
-    """Changes to a row, at most ``limit``: one column on or beside a threshold, then all such columns at once."""
+    """Changes to a row, about ``limit`` at most: one column on or beside a threshold, then all such columns at once."""
     by_column: dict[str, list[float]] = {}
-    for steps, thresholds in _trees(estimator, []):
+    for steps, thresholds in _find_trees(estimator, []):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = _in_columns(estimator, steps, thresholds, signature, base, null_text)
-        except Exception:  # noqa: BLE001, S112 - a step that cannot be seen through leaves its trees without such rows
+                thresholds_by_column = _convert_thresholds(
+                    estimator, steps, thresholds, signature, base, null_text
+                )
+        except Exception:  # noqa: BLE001, S112 - trees after a step that cannot be evaluated get no such rows
             continue
-        for name, values in found.items():
+        for name, values in thresholds_by_column.items():
             by_column.setdefault(name, []).extend(values)
     if not by_column:
         return
@@ -59,13 +61,17 @@ def split_values(
 
 
 def _whole(threshold: float) -> list[float]:
+    """Whole numbers beside the threshold; none near the ends of int64, where float64 is coarse."""
     if abs(threshold) >= 2.0**62:
         return []
     return [float(math.floor(threshold)), float(math.ceil(threshold)), float(math.floor(threshold) + 1)]
 
 
 def _around(threshold: float) -> list[float]:
-    """The threshold, its float64 neighbours, its float32 neighbours, and where rounding to float32 changes sides."""
+    """The threshold, its float64 and float32 neighbours, and the values where rounding to float32 crosses the threshold.
+
+    Rounding to float32 crosses it at the middle between two neighbouring float32 values.
+    """
     with np.errstate(over="ignore"):
         single = np.float32(threshold)
         low, high = (
@@ -86,30 +92,30 @@ def _around(threshold: float) -> list[float]:
     return [v for v in values if math.isfinite(v)]
 
 
-def _trees(estimator: Any, steps: _Steps) -> Iterator[tuple[_Steps, list[tuple[int, float]]]]:
+def _find_trees(estimator: Any, steps: _Steps) -> Iterator[tuple[_Steps, list[tuple[int, float]]]]:
     """Each tree model inside ``estimator``: the steps before it, and (feature, threshold) of its splits."""
     kind = type(estimator).__name__
     if kind == "Pipeline":
         parts = [part for _, part in estimator.steps[:-1] if part is not None and part != "passthrough"]
-        yield from _trees(estimator.steps[-1][1], steps + parts)
+        yield from _find_trees(estimator.steps[-1][1], steps + parts)
     elif kind == "CalibratedClassifierCV":
-        for one in estimator.calibrated_classifiers_:
-            yield from _trees(one.estimator, steps)
+        for calibrated in estimator.calibrated_classifiers_:
+            yield from _find_trees(calibrated.estimator, steps)
     elif kind == "FrozenEstimator":
-        yield from _trees(estimator.estimator, steps)
+        yield from _find_trees(estimator.estimator, steps)
     elif kind.startswith(("Voting", "Stacking")):
-        for one in estimator.estimators_:
-            yield from _trees(one, steps)
+        for member in estimator.estimators_:
+            yield from _find_trees(member, steps)
     elif kind.startswith("HistGradientBoosting"):
         yield steps, _hist_splits(estimator)
     elif hasattr(estimator, "tree_"):
         yield steps, _tree_splits(estimator.tree_)
     elif hasattr(estimator, "estimators_") and not kind.startswith("Bagging"):
-        found: list[tuple[int, float]] = []
-        for one in np.ravel(np.asarray(estimator.estimators_, dtype=object)):
-            if hasattr(one, "tree_"):
-                found += _tree_splits(one.tree_)
-        yield steps, found
+        splits: list[tuple[int, float]] = []
+        for member in np.ravel(np.asarray(estimator.estimators_, dtype=object)):
+            if hasattr(member, "tree_"):
+                splits += _tree_splits(member.tree_)
+        yield steps, splits
 
 
 def _tree_splits(tree: Any) -> list[tuple[int, float]]:
@@ -119,20 +125,20 @@ def _tree_splits(tree: Any) -> list[tuple[int, float]]:
 
 def _hist_splits(estimator: Any) -> list[tuple[int, float]]:
     order = np.arange(estimator.n_features_in_)
-    if estimator._preprocessor is not None:  # noqa: SLF001 - categories come first inside
+    if estimator._preprocessor is not None:  # noqa: SLF001 - its trees see the categorical features first
         flags = np.asarray(estimator.is_categorical_)
         order = np.concatenate([np.flatnonzero(flags), np.flatnonzero(~flags)])
-    found: list[tuple[int, float]] = []
+    splits: list[tuple[int, float]] = []
     for stage in estimator._predictors:  # noqa: SLF001 - the trees themselves
         for predictor in stage:
             nodes = predictor.nodes
             inner = (nodes["is_leaf"] == 0) & (nodes["is_categorical"] == 0)
             features = order[nodes["feature_idx"][inner]].tolist()
-            found += zip(features, nodes["num_threshold"][inner].tolist(), strict=True)
-    return found
+            splits += zip(features, nodes["num_threshold"][inner].tolist(), strict=True)
+    return splits
 
 
-def _in_columns(
+def _convert_thresholds(
     estimator: Any,
     steps: _Steps,
     splits: list[tuple[int, float]],
@@ -140,8 +146,7 @@ def _in_columns(
     base: dict[str, list[Any]],
     null_text: NullText,
 ) -> dict[str, list[float]]:
-    """Thresholds by input column, in the column's own unit."""
-    see = _seer(estimator, steps, signature, null_text)
+    """Thresholds of splits by input column, in the column's own unit."""
     row = {name: next((v for v in values if not is_null(v)), values[0]) for name, values in base.items()}
     out: dict[str, list[float]] = {}
     for column in signature.inputs:
@@ -150,12 +155,13 @@ def _in_columns(
         pool = sorted({float(v) for v in base[column.name] if not is_null(v)})
         if len(pool) < 2:
             continue
+        # Far apart, for a precise slope, and one between them for the check.
         at = [pool[0], pool[-1], pool[len(pool) // 2]]
         if column.type == "int64":
             at = [float(int(v)) for v in at]
-        given = {name: [value] * 3 for name, value in row.items()}
-        given[column.name] = [int(v) if column.type == "int64" else v for v in at]
-        features = see(given)
+        probe = {name: [value] * 3 for name, value in row.items()}
+        probe[column.name] = [int(v) if column.type == "int64" else v for v in at]
+        features = _features(estimator, steps, probe, signature, null_text)
         slope = (features[1] - features[0]) / (at[1] - at[0])
         line = features[0] + slope * (at[2] - at[0])
         affine = (slope != 0) & np.isclose(features[2], line, rtol=1e-6, atol=1e-9)
@@ -169,18 +175,20 @@ def _in_columns(
     return out
 
 
-def _seer(
-    estimator: Any, steps: _Steps, signature: Signature, null_text: NullText
-) -> Callable[[dict[str, list[Any]]], Any]:
-    def see(given: dict[str, list[Any]]) -> Any:
-        seen = estimator_input(estimator, given, signature, null_text)
-        for step in steps:
-            seen = step.transform(seen)
-        if hasattr(seen, "toarray"):
-            seen = seen.toarray()
-        table = np.asarray(seen)
-        if table.dtype == object:  # numbers beside texts: what is no number has no threshold
-            table = np.array([[v if isinstance(v, int | float) else np.nan for v in r] for r in table])
-        return table.astype(np.float64)
-
-    return see
+def _features(
+    estimator: Any,
+    steps: _Steps,
+    columns: dict[str, list[Any]],
+    signature: Signature,
+    null_text: NullText,
+) -> Any:
+    """What a tree after ``steps`` sees of these rows, float64 ``(rows, features)``; NaN for what is no number."""
+    values = estimator_input(estimator, columns, signature, null_text)
+    for step in steps:
+        values = step.transform(values)
+    if hasattr(values, "toarray"):
+        values = values.toarray()
+    table = np.asarray(values)
+    if table.dtype == object:  # numbers and texts in one array: a text has no threshold
+        table = np.array([[v if isinstance(v, int | float) else np.nan for v in r] for r in table])
+    return table.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Writing a package: convert, prove that nothing changed on what a server admits, then write."""
+"""Writes a package: converts the estimator, shows that the payload repeats it on rows that a server accepts, then writes the files."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from mainspring.models.formats.parity import (
     SEED,
     Answers,
     ParityRows,
-    answers,
+    collect_answers,
     known_values,
     make_rows,
     refuse_null_errors,
 )
 from mainspring.models.formats.predictor import Predictor, Scores
-from mainspring.models.formats.table import listed, model_format, model_formats, names
+from mainspring.models.formats.table import list_names, model_format, model_formats, names
 from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.models import ClassType, Package, Parity, Signature, Task
 from mainspring.records.scores import classes_of
 
 TOLERANCE = 1e-6
-"""Probabilities: absolute. Regression: in units of the spread of the estimator's answers on real rows. Our own conversion
-stays below 1e-12; a float32 form must stay within this too."""
+"""Default tolerance. Probabilities: absolute. Regression: in units of the standard deviation of the estimator's answers on real rows.
+The conversion in ``onnx`` stays below 1e-12; a float32 form must stay within this too."""
 _ROUNDING = 1e-13
-"""Relative, of a regression: what float64 itself may lose on an answer far from the spread."""
+"""Relative to a regression's answer: the rounding of float64, which an answer much larger than the spread may show."""
 
 _OWN_THRESHOLD = frozenset({"FixedThresholdClassifier", "TunedThresholdClassifierCV"})
 
@@ -57,14 +57,16 @@ class ParityFailed(InvalidInput):
 
 @dataclass(frozen=True)
 class Evidence:
-    """The rows, the estimator's answers, and the yardstick. ``judged``: rows that choose nothing."""
+    """The rows to compare on, the estimator's answers to them, and the tolerance."""
 
     rows: ParityRows
     reference: Answers
     judged: Any
+    """Bool of each row: True for the half that takes no part in choosing a form, and so judges the choice without bias."""
     own: Any
-    """The class that the estimator itself gives each row (-1: none); None for a regression."""
+    """Position of the class that the estimator itself gives each row (-1: none); None for a regression."""
     spread: float
+    """Standard deviation of a regression's answers on the real rows; 1 for classes."""
     tolerance: float
 
 
@@ -81,23 +83,26 @@ def save_package(
     metrics: Mapping[str, float] | None,
     **provenance: Any,
 ) -> Package:
+    """See :func:`mainspring.models.formats.save`."""
     if format not in {*names(), "auto"}:
-        raise InvalidInput("unknown model format", value=format, next_step=f"Use {listed(', ')} or 'auto'.")
+        raise InvalidInput(
+            "unknown model format", value=format, next_step=f"Use {list_names(', ')} or 'auto'."
+        )
     if folder.exists() and any(folder.iterdir()):
         raise InvalidInput(
             "the folder for a new package is not empty", value=str(folder), next_step="Name a new folder."
         )
-    signature = complete(signature, estimator)
+    signature = complete_signature(signature, estimator)
     null_text = learned_null(estimator)
     limit = TOLERANCE if tolerance is None else tolerance
-    evidence = _evidence(estimator, signature, sample, training, limit)
+    evidence = _collect_evidence(estimator, signature, sample, training, limit)
     known = known_values(estimator, signature, evidence.rows, evidence.reference, null_text)
-    finite, odd = _split_metrics(metrics or {})
+    finite, not_finite = _split_metrics(metrics or {})
     notes = dict(provenance.pop("notes") or {})
-    if odd:
-        notes["metrics_not_finite"] = odd  # JSON has no NaN; said here rather than lost
+    if not_finite:
+        notes["metrics_not_finite"] = not_finite  # JSON has no NaN: noted as text rather than lost
     draft = Package(
-        format="",  # the form that holds decides
+        format="",  # set when a form is chosen
         signature=signature,
         files=[],
         created_at=datetime.now(UTC),
@@ -108,12 +113,14 @@ def save_package(
         known=known,
         **provenance,
     )
-    package, payloads = _first_that_holds(estimator, draft, format, evidence, trust)
+    package, payloads = _choose_form(estimator, draft, format, evidence, trust)
     write_package(folder, package, payloads)
     return package
 
 
-def _evidence(estimator: Any, signature: Signature, sample: Any, training: Any, limit: float) -> Evidence:
+def _collect_evidence(
+    estimator: Any, signature: Signature, sample: Any, training: Any, limit: float
+) -> Evidence:
     null_text = learned_null(estimator)
     rows = make_rows(estimator, signature, sample, training, null_text)
     if not rows.kinds:
@@ -121,8 +128,8 @@ def _evidence(estimator: Any, signature: Signature, sample: Any, training: Any, 
             "the parity sample holds no rows", next_step="Pass at least one real row as sample=."
         )
     score = partial(estimator_scores, estimator, signature=signature, null_text=null_text)
-    score(rows.take(range(1)))  # an estimator that does not run at all says so in its own words
-    reference = answers(score, rows)
+    score(rows.take(range(1)))  # an estimator that does not run at all raises its own error
+    reference = collect_answers(score, rows)
     real = np.arange(len(rows.kinds)) < rows.real
     if failed := sorted(row for row in reference.errors if row < rows.real):
         raise InvalidInput(
@@ -135,6 +142,7 @@ def _evidence(estimator: Any, signature: Signature, sample: Any, training: Any, 
         raise InvalidInput("the estimator itself answers NaN or infinity on the sample", place="sample")
     refuse_null_errors(rows, reference)
     judged = np.random.default_rng(SEED + 1).permutation(len(rows.kinds)) % 2 == 1
+    # The standard deviation, so that the tolerance has no unit; constant answers have none, so their size is used, and for zeros 1.
     own, spread = None, 1.0
     if signature.task is Task.REGRESSION:
         spread = float(np.std(reference.scores[real])) or float(np.max(np.abs(reference.scores[real]))) or 1.0
@@ -144,57 +152,61 @@ def _evidence(estimator: Any, signature: Signature, sample: Any, training: Any, 
 
 
 def _own_classes(estimator: Any, signature: Signature, rows: ParityRows, reference: Answers) -> Any:
-    """What ``predict`` says, as positions in the classes."""
+    """The labels that ``predict`` gives each row, as positions in the classes."""
     import warnings
 
     null_text = learned_null(estimator)
-    sound = np.flatnonzero(reference.finite)
+    answered = np.flatnonzero(reference.finite)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        said = np.asarray(
-            estimator.predict(estimator_input(estimator, rows.take(sound), signature, null_text))
+        labels = np.asarray(
+            estimator.predict(estimator_input(estimator, rows.take(answered), signature, null_text))
         )
-    if said.ndim != 1:  # one 0 or 1 for each of several labels
+    if labels.ndim != 1:  # one 0 or 1 for each of several labels
         raise several_answers(estimator)
     own = np.full(len(rows.kinds), -1)
     for position, label in enumerate(estimator.classes_):
-        own[sound[said == label]] = position
+        own[answered[labels == label]] = position
     return own
 
 
-def _first_that_holds(
+def _choose_form(
     estimator: Any, draft: Package, wanted: str, evidence: Evidence, trust: TrustPolicy
 ) -> tuple[Package, Payloads]:
-    """The first form that repeats the estimator on the rows that choose; it must then hold on the rows that do not."""
+    """The first form that repeats the estimator on the choosing half of the rows, and then on all rows.
+
+    A form that is chosen and fails on the judging half is not replaced by the next form of its format: trying forms until one fits
+    those rows would make them choosing rows too.
+    """
     refusals: list[_Refusal] = []
     chosen: set[str] = set()
-    for entry, form in _forms(estimator, draft.signature, wanted, refusals):
+    for entry, form in _list_forms(estimator, draft.signature, wanted, refusals):
         if entry.name in chosen:
-            continue  # this format has had its choice, and was refused by rows that may not choose another
+            continue  # its chosen form failed on the judging half
         try:
             with extra_needed(entry):
                 payloads = form.make()
-            package = _described(draft, entry, form, payloads, refusals)
+            package = _describe_form(draft, entry, form, payloads, refusals)
             predictor = open_package(package, payloads, trust=trust)
-            found = answers(predictor.predict, evidence.rows)
-            _require(predictor, evidence, found, ~evidence.judged, estimator, entry.name)
+            scored = collect_answers(predictor.predict, evidence.rows)
+            _require_parity(predictor, evidence, scored, ~evidence.judged, estimator, entry.name)
             chosen.add(entry.name)
             every = np.ones(len(evidence.judged), dtype=bool)
-            parity = _require(predictor, evidence, found, every, estimator, entry.name)
+            parity = _require_parity(predictor, evidence, scored, every, estimator, entry.name)
         except (InvalidInput, MissingExtra) as error:
             refusals.append((entry, form.name, error))
             continue
         return msgspec.structs.replace(package, parity=parity), payloads
-    raise _refused(refusals, wanted, estimator)
+    raise _make_refusal(refusals, wanted, estimator)
 
 
 _Refusal = tuple[ModelFormat, str, MainspringError]
 
 
-def _forms(
+def _list_forms(
     estimator: Any, signature: Signature, wanted: str, refusals: list[_Refusal]
 ) -> Iterator[tuple[ModelFormat, Form]]:
-    """The forms of the format that is wanted, or of all in the order of the table."""
+    """The forms of the wanted format, or with ``auto`` of all formats in the order of the table."""
     for entry in model_formats() if wanted == "auto" else [model_format(wanted)]:
         try:
             with extra_needed(entry):
@@ -206,10 +218,10 @@ def _forms(
             yield entry, form
 
 
-def _described(
+def _describe_form(
     draft: Package, entry: ModelFormat, form: Form, payloads: Payloads, refusals: list[_Refusal]
 ) -> Package:
-    """The manifest of this form: its files, the versions of its libraries, and why others were not taken."""
+    """The manifest of this form: its files, the versions of its libraries, and why the forms before it were refused."""
     notes = {**draft.notes, **form.notes}
     if refusals:
         notes["refused"] = {name: error.message[:500] for _, name, error in refusals}
@@ -217,13 +229,13 @@ def _described(
         draft,
         format=entry.name,
         files=[describe_file(path, payloads[path]) for path in sorted(payloads)],
-        libraries=_versions(entry.libraries),
+        libraries=_read_versions(entry.libraries),
         notes=notes,
     )
 
 
-def _refused(refusals: list[_Refusal], wanted: str, estimator: Any) -> MainspringError:
-    """One error with every reason, of the kind that says most."""
+def _make_refusal(refusals: list[_Refusal], wanted: str, estimator: Any) -> MainspringError:
+    """One error with the reasons of all refusals: ParityFailed if there was one, since it has the numbers."""
     if not refusals:
         return InvalidInput(
             f"{wanted} takes no estimator of this kind",
@@ -231,7 +243,7 @@ def _refused(refusals: list[_Refusal], wanted: str, estimator: Any) -> Mainsprin
             next_step='Save it with format="auto".',
         )
     if isinstance(last := refusals[-1][2], MissingExtra):
-        return last  # no format behind it made up for it
+        return last  # no other format could take its place
     failed = [e for _, _, e in refusals if isinstance(e, ParityFailed)]
     kind: type[MainspringError] = ParityFailed if failed else InvalidInput
     if len(refusals) == 1 and not failed:
@@ -242,33 +254,33 @@ def _refused(refusals: list[_Refusal], wanted: str, estimator: Any) -> Mainsprin
         f"{subject} this estimator as it is: {reasons}",
         value=refusals[0][2].value,
         place=refusals[0][2].place,
-        next_step=_way_out(refusals, wanted),
+        next_step=_advise(refusals, wanted),
     )
     if isinstance(error, ParityFailed):
         error.parity = failed[0].parity
     return error
 
 
-_WAY_OUT = (
+_ADVICE = (
     "Use scikit-learn's own classes without functions of your own (do such steps before the model), or let the operator of the loader "
     "allow the class that is named (trust=TrustPolicy(skops_types=...))."
 )
 
 
-def _way_out(refusals: list[_Refusal], wanted: str) -> str:
+def _advise(refusals: list[_Refusal], wanted: str) -> str:
     specific = [entry.instead[str(e.value)] for entry, _, e in refusals if str(e.value) in entry.instead]
     if specific:
         return specific[-1]
-    return _WAY_OUT if wanted == "auto" else refusals[-1][0].next_step
+    return _ADVICE if wanted == "auto" else refusals[-1][0].next_step
 
 
 # --- comparing
 
 
-def _require(
-    predictor: Predictor, evidence: Evidence, found: Answers, chosen: Any, estimator: Any, form: str
+def _require_parity(
+    predictor: Predictor, evidence: Evidence, scored: Answers, chosen: Any, estimator: Any, form: str
 ) -> Parity:
-    parity, worst = compare(predictor, evidence, found, chosen)
+    parity, worst = compare(predictor, evidence, scored, chosen)
     if not parity.label_mismatches and parity.max_abs_difference <= parity.tolerance:
         return parity
     kind, column = evidence.rows.kinds[worst]
@@ -283,24 +295,25 @@ def _require(
     raise error
 
 
-def compare(predictor: Predictor, evidence: Evidence, found: Answers, chosen: Any) -> tuple[Parity, int]:
+def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: Any) -> tuple[Parity, int]:
     """How closely the answers repeat the estimator's on the ``chosen`` rows, and the row that differs most.
 
     A number where the estimator raises or overflows, or none where it has one, is an infinite difference. A label counts as
-    different if it is not what the estimator's own ``predict`` says; where rounding alone decides between the two best
-    classes (a difference up to 1e-12, other than none at all), either is right.
+    different if it is not what the estimator's own ``predict`` gives; if rounding alone decides between the two most probable classes
+    (they differ by at most 1e-12, and are not equal), both labels are right.
     """
-    reference, answer = evidence.reference.scores, found.scores
-    if answer.shape != reference.shape and not found.errors:
+    reference, answer = evidence.reference.scores, scored.scores
+    if answer.shape != reference.shape and not scored.errors:
         raise InvalidInput(
             "the payload answers in another shape", value=answer.shape, place=f"expected {reference.shape}"
         )
-    both = evidence.reference.finite & found.finite
+    both = evidence.reference.finite & scored.finite
     size = np.zeros(len(evidence.judged))
-    size[evidence.reference.finite != found.finite] = math.inf
+    size[evidence.reference.finite != scored.finite] = math.inf
     with np.errstate(all="ignore"):
         difference = np.abs(answer[both] - reference[both])
         if predictor.signature.task is Task.REGRESSION:
+            # Without the rounding of the answer itself: a spread of 1 around an answer of 1e12 cannot show 1e-6.
             rounding = _ROUNDING * np.abs(reference[both])
             difference = np.maximum(difference - rounding, 0.0) / evidence.spread
     size[both] = difference if difference.ndim == 1 else difference.max(axis=1)
@@ -325,18 +338,18 @@ def _wrong_labels(reference: Scores, answer: Scores, own: Any) -> Any:
     wide = np.column_stack([1 - reference, reference]) if reference.ndim == 1 else reference
     best = np.sort(wide, axis=1)
     margin = best[:, -1] - best[:, -2]
-    said = classes_of(answer)
+    labels = classes_of(answer)
     by_rounding = (margin > 0) & (margin <= 1e-12)
-    # At an exact tie an estimator may decide by more than its probabilities (a margin of 1e-17); the rule is the first class.
+    # At an exact tie an estimator may decide by more digits than its probabilities show (a margin of 1e-17); here the first class wins.
     exact = (margin == 0) & (own != classes_of(reference))
-    return (said != own) & ~by_rounding & ~exact
+    return (labels != own) & ~by_rounding & ~exact
 
 
 # --- the signature
 
 
-def complete(signature: Signature, estimator: Any) -> Signature:
-    """The signature with the estimator's classes, after checking that both mean the same."""
+def complete_signature(signature: Signature, estimator: Any) -> Signature:
+    """The signature with the estimator's classes; raises InvalidInput if the two disagree, or if a classifier has no probabilities."""
     if not signature.inputs:
         raise InvalidInput("the signature names no input column")
     columns = [c.name for c in signature.inputs]
@@ -386,10 +399,11 @@ def complete(signature: Signature, estimator: Any) -> Signature:
 
 
 def _class_type(classes: Any) -> ClassType:
-    """The type of an estimator's classes, by which labels will be matched."""
+    """The type of an estimator's classes, which decides how labels are compared with them."""
     kinds: dict[str, ClassType] = {"b": "bool", "i": "int64", "u": "int64", "f": "float64"}
     array = np.asarray(classes)
-    if array.dtype == object:  # as pandas gives them; one Python type says it
+    if array.dtype == object:
+        # As pandas gives them: the type of the Python values decides, if they have only one.
         array = np.asarray(list(classes))
         if len({type(c) for c in classes}) != 1:
             return "string"
@@ -397,7 +411,10 @@ def _class_type(classes: Any) -> ClassType:
 
 
 def _names_codes(names: list[str], classes: Any) -> bool:
-    """Whether ``names`` name the codes 0, 1, ... (or False, True) that the estimator was fitted on: one each, none a code."""
+    """Whether ``names`` are names for the codes 0, 1, ... (or False, True) that the estimator was fitted on.
+
+    One name for each code, and none that reads like a code: it could be meant as the code.
+    """
     codes = [c.item() if isinstance(c, np.generic) else c for c in classes]
     if len(names) != len(codes) or len(set(names)) != len(names):
         return False
@@ -410,19 +427,19 @@ def _example(rows: ParityRows, signature: Signature) -> dict[str, Any]:
     kinds: dict[str, Any] = {"float64": float, "int64": int, "string": str, "bool": bool}
     best: dict[str, Any] = {}
     for index in range(min(100, rows.real)):
-        row = {c.name: _plain(rows.columns[c.name][index], kinds[c.type]) for c in signature.inputs}
-        if not best or _nulls(row) < _nulls(best):
+        row = {c.name: _plain_value(rows.columns[c.name][index], kinds[c.type]) for c in signature.inputs}
+        if not best or _count_nulls(row) < _count_nulls(best):
             best = row
     return best
 
 
-def _plain(value: Any, kind: Any) -> Any:
+def _plain_value(value: Any, kind: Any) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return kind(value)
 
 
-def _nulls(row: Mapping[str, Any]) -> int:
+def _count_nulls(row: Mapping[str, Any]) -> int:
     return sum(value is None for value in row.values())
 
 
@@ -431,11 +448,11 @@ def _split_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict
     return finite, {name: repr(float(value)) for name, value in metrics.items() if name not in finite}
 
 
-def _versions(libraries: Sequence[str]) -> dict[str, str]:
-    found = {}
+def _read_versions(libraries: Sequence[str]) -> dict[str, str]:
+    installed = {}
     for name in libraries:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,6 +1,6 @@
-"""The table of model formats: all that a package can be. A package cannot add to it, nor can a caller.
+"""The table of model formats: every format that a package can have. Neither a package nor a caller can add to it.
 
-A name is looked up first and its module imported then, so that asking for one format costs nothing of another.
+A name is looked up first and its module imported then, so that the use of one format does not import another's libraries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ENTRIES: dict[str, str | ModelFormat] = {
     "onnx": "mainspring.models.formats.onnx:ONNX",
     "skops": "mainspring.models.formats.skops:SKOPS",
 }
-"""Name to entry. In this order ``auto`` asks who can store an estimator: the fastest to predict comes first."""
+"""Name to entry, the fastest to predict first: the order in which ``auto`` tries them."""
 
 
 def names() -> tuple[str, ...]:
@@ -30,13 +30,13 @@ def model_format(name: object, *, place: str | None = None) -> ModelFormat:
             "not a format that is loaded here",
             value=name,
             place=place,
-            next_step=f"Formats are {listed(' and ')}; pickle, joblib, cloudpickle and torch files run code when loaded and are refused.",
+            next_step=f"Formats are {list_names(' and ')}; pickle, joblib, cloudpickle and torch files run code when loaded and are refused.",
         )
     if isinstance(entry, ModelFormat):
         return entry
     module, _, attribute = entry.partition(":")
-    found: ModelFormat = getattr(import_module(module), attribute)
-    return found
+    loaded: ModelFormat = getattr(import_module(module), attribute)
+    return loaded
 
 
 def model_formats() -> list[ModelFormat]:
@@ -44,7 +44,7 @@ def model_formats() -> list[ModelFormat]:
     return [model_format(name) for name in _ENTRIES]
 
 
-def listed(last: str) -> str:
-    """All names, quoted, for a message; ``last`` stands before the last one."""
+def list_names(last: str) -> str:
+    """All names, quoted, for a message; ``last`` goes before the last of them."""
     quoted = [repr(name) for name in _ENTRIES]
     return f"{', '.join(quoted[:-1])}{last}{quoted[-1]}"

@@ -1,4 +1,4 @@
-"""What the loader's operator allows. Owned by the process that loads; a package has no say in it."""
+"""What the operator of a loader allows. It belongs to the process that loads; nothing in a package changes it."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ _FAMILIES = {
 }
 
 SKLEARN_TYPES = frozenset(f"{module}.{name}" for module, names in _FAMILIES.items() for name in names.split())
-"""Types whose instances hold numbers and settings, and which rebuild from them without running a caller's code.
+"""Types whose instances hold numbers and settings, and which are rebuilt from them without running a caller's code.
 
-Left out on purpose: KDTree, BallTree and libsvm's models, whose compiled code follows the file's indices unchecked; splines,
-which come with functions of SciPy.
+Left out on purpose: KDTree, BallTree and libsvm's models, whose compiled code uses indices from the file unchecked; and splines,
+whose state names functions of SciPy.
 """
 
 FUNCTIONS = frozenset(
@@ -94,8 +94,8 @@ FUNCTIONS = frozenset(
     )}
     | {f"sklearn.feature_selection._univariate_selection.{name}" for name in ("chi2", "f_classif", "f_regression", "r_regression")}
 )  # fmt: skip
-"""The only functions a skops file may name: of one array, element by element, without effects; and scores of columns that are
-used in fitting alone."""
+"""The only functions that a skops file may name: element-wise functions of one array, without side effects, and scores of columns
+that are used only in fitting."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The dialects of the inference port, in the order in which they are asked whose a path is. Ours is last and takes what is left.
+"""The dialects of the inference port, in the order in which they are tried for a path. The native one is last and takes the rest.
 
 To add one: a module here, its line in :data:`DIALECTS`, its test (docs/design/dialects.md).
 """

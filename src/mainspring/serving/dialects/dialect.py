@@ -1,15 +1,15 @@
-"""What a dialect is: a way to ask for predictions over HTTP, translated onto the one core.
+"""The contract of a dialect: a format of prediction requests over HTTP, translated to calls of the one core.
 
-A dialect only translates. Hosts, keys, bounds of bodies, repeats, admission, routing, the log, shadows, metrics and draining are
-the app's and the same for all: there is one way to predict.
+A dialect only translates. Hosts, keys, bounds of bodies, repeats, admission, routing, the log, shadows, metrics and draining are the
+app's and the same for all.
 
-Not needed by the dialects there are, and where it fits:
+What today's dialects do not need, and how it would fit:
 
 - *Other media types* (Arrow IPC, CSV, Parquet, binary tensors): ``media`` names them, ``decode`` sees the headers beside the
   bytes (``content-type``, ``inference-header-content-length``), and a :class:`~mainspring.serving.wire.Reply` has its own media
   type and further header fields. What the client wants back is part of what ``decode`` gives beside the call.
 - *Streams* (server-sent events): all scores are there before ``encode`` is called, so a stream is a ``Reply`` whose body is an iterator
-  of pieces. ``wire.answer`` is the one place that sends it; the quick path hands such a reply over, and a repeat is given the joined pieces.
+  of pieces. ``wire.send_reply`` is the one place that sends it; the fast path hands such a reply over, and a repeated request gets the joined pieces.
 - *Another transport* (gRPC): the same ``decode`` and ``encode`` with the message's bytes, behind the same gate and core.
 """
 
@@ -31,7 +31,7 @@ READ = ("GET", "HEAD")
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What a question about the server may be answered from, on the event loop."""
+    """The state from which a question about the server is answered, on the event loop."""
 
     core: Core
     ready: bool
@@ -50,7 +50,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ModelQuestion:
-    """A question about ``deployment``, or about one version of it; ``reply`` is given the targets that it is about."""
+    """A question about ``deployment``, or about one version of it; ``reply`` gets the targets that are meant."""
 
     deployment: str | None
     version: str | None
@@ -60,7 +60,7 @@ class ModelQuestion:
 
 @dataclass(frozen=True, slots=True)
 class ServerQuestion:
-    """A question about the server. ``open``: answered to everybody, without a look at host and key (probes know neither)."""
+    """A question about the server. ``open``: answered without a check of host and key, which probes do not have."""
 
     reply: Callable[[ServerState], Reply]
     open: bool = False
@@ -70,39 +70,39 @@ class ServerQuestion:
 Route = Prediction | ModelQuestion | ServerQuestion
 
 FormT = TypeVar("FormT")
-"""What a request asks for beside the call: its own id, the outputs it wants. The app hands it from ``decode`` to ``encode``."""
+"""What a request wants in its reply: its own id, some outputs. The app hands it from ``decode`` to ``encode``."""
 
 
 class Dialect(Protocol[FormT]):
     """One dialect, made from the server's options. Stateless: one instance answers all requests."""
 
     name: str
-    """Names the dialect where two of them must not be mixed up: the same body under the same key is another request in each."""
+    """Tells dialects apart where it matters: the same body under the same idempotency key is another request in each."""
     prefixes: tuple[str, ...]
-    """Paths that begin so are its own, known or not: errors there have its shape. The first dialect of the table wins."""
+    """Beginnings of its paths. An error on such a path has the dialect's format, even if the path is unknown. The first match wins."""
     media: tuple[bytes, ...]
-    """Media types of the bodies it takes, the usual one first. A body without a type is taken for that."""
+    """Media types of the bodies that it takes, the usual one first; a body without a type is assumed to be of that one."""
     home: str
-    """The request that shows a lost client where to go on, as ``GET /path``."""
+    """The request that an error about an unknown path recommends, as ``GET /path``."""
 
     def match(self, path: str) -> Route | None:
-        """What a path of its own asks for; None if nothing is there. Whether the deployment exists is the app's to say."""
+        """What one of its paths asks for; None for an unknown path. The app checks whether the deployment exists."""
 
     def exact(self, deployments: Iterable[str]) -> Iterable[str]:
-        """The usual paths of predictions, which :meth:`match` must know as well: answered without a task (``protocol.py``)."""
+        """The usual paths of predictions, which :meth:`match` must know too: the fast path (``protocol.py``) answers these."""
 
     def decode(self, body: bytes, deployment: LiveDeployment, headers: Headers) -> tuple[Call, FormT]:
         """The call in ``body``, complete and valid for ``deployment.signature``. Runs in a thread if the body is large.
 
-        Raises :class:`~mainspring.errors.Malformed` (400) for what cannot be read, :class:`~mainspring.errors.InvalidInput` (422)
-        naming the expected columns for what does not fit.
+        Raises :class:`~mainspring.errors.Malformed` (400) for a body that cannot be read, :class:`~mainspring.errors.InvalidInput` (422)
+        naming the expected columns, for one that does not fit.
         """
 
     def encode(self, answer: Answer, deployment: LiveDeployment, form: FormT, ident: str) -> Reply:
         """The reply to an answered call. The app adds the prediction id and the version as header fields."""
 
     def error(self, error: MainspringError, ident: str | None) -> Reply:
-        """The reply to a refused or failed request; ``ident`` if it is in the log. May choose another status than the error's."""
+        """The reply to a refused or failed request; ``ident`` if it was logged. Its status may differ from the error's."""
 
 
 AnyDialect = Dialect[Any]

@@ -1,4 +1,4 @@
-"""Our own dialect: rows or columns in, one object for each prediction out, errors with code, value, place and next step.
+"""The native dialect: rows or columns in, one object for each prediction out, errors with code, value, place and next step.
 
 POST /v1/deployments/{d}/predict    GET /v1/status
 """
@@ -21,7 +21,7 @@ from mainspring.serving.wire import JSON, Headers, Reply, printable
 
 
 class Native(Dialect[None]):
-    """The dialect of our clients. What is compiled for a signature hangs on the deployment (``table.py``)."""
+    """The dialect of mainspring's own clients. Its codec, which is compiled for a signature, belongs to the deployment (``table.py``)."""
 
     name = "native"
     prefixes = ("",)
@@ -29,7 +29,7 @@ class Native(Dialect[None]):
     home = "GET /v1/status"
 
     def __init__(self, options: ServeOptions) -> None:
-        """Bounds of rows and texts are in the deployments' codecs already."""
+        """Needs no option: the deployments' codecs have the bounds of rows and texts."""
 
     def match(self, path: str) -> Route | None:
         if path == "/v1/status":
@@ -46,7 +46,7 @@ class Native(Dialect[None]):
         return deployment.codec.decode(body), None
 
     def encode(self, answer: Answer, deployment: LiveDeployment, form: None, ident: str) -> Reply:  # noqa: ARG002 - one form only
-        predictions = answers.predictions(deployment, answer.scores)
+        predictions = answers.encode_predictions(deployment, answer.scores)
         body = b"".join((answer.target.prefix, ident.encode(), b'","predictions":', predictions, b"}"))
         return Reply(200, body)
 
@@ -60,14 +60,14 @@ class Native(Dialect[None]):
 
 
 def status(server: ServerState) -> Reply:
-    """What is loaded, what is not and why, how the log does."""
+    """The answer of ``/v1/status``: what is loaded, what is not and why, and the state of the log."""
     core = server.core
     segment, size = core.log.position
     body = {
         "routes": core.table.number,
         "ready": server.ready,
         "sandbox": server.sandbox,
-        "deployments": [_status_of(d) for d in core.table.deployments.values()],
+        "deployments": [_describe_deployment(d) for d in core.table.deployments.values()],
         "failure": server.failure,
         "problems": core.table.problems,
         "log": {"segment": segment, "bytes": size, "mode": core.options.log_mode, "broken": core.log.broken},
@@ -76,7 +76,7 @@ def status(server: ServerState) -> Reply:
     return Reply(200, msgspec.json.encode(body))
 
 
-def _status_of(deployment: LiveDeployment) -> dict[str, Any]:
+def _describe_deployment(deployment: LiveDeployment) -> dict[str, Any]:
     targets = [*deployment.targets, *(s.target for s in deployment.shadows)]
     previous = 0.0
     shares = {}

@@ -4,7 +4,7 @@ POST /v2/models/{d}[/versions/{v}]/infer    GET /v2/models/{d}[/versions/{v}][/r
 
 A model is a deployment. Inputs: one tensor per column, shape ``[n]`` or ``[n, 1]``, strings as BYTES; or a single floating
 matrix ``[n, k]`` when all columns are numeric, in the order of the signature. Outputs: binary ``label`` and ``score``;
-multiclass ``label`` and ``probabilities``; regression ``value``. FP16 has no JSON form of its own: plain numbers.
+multiclass ``label`` and ``probabilities``; regression ``value``. FP16 has no JSON form of its own, so its values are plain numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import msgspec
 
 from mainspring.errors import InvalidInput, MainspringError, Malformed, TooManyRows, near
 from mainspring.records.models import Column, Signature, Task
-from mainspring.serving.answers import labels
-from mainspring.serving.codec import Call, describe, malformed, no_duplicates
+from mainspring.serving.answers import list_labels
+from mainspring.serving.codec import Call, check_duplicates, describe_columns, malformed
 from mainspring.serving.core import Answer
 from mainspring.serving.dialects.dialect import (
     Dialect,
@@ -44,7 +44,7 @@ _ACCEPTS = {
     "bool": frozenset({"BOOL"}),
     "string": frozenset({"BYTES"}),
 }
-_SAYS = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BYTES"}
+_DATATYPES = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BYTES"}
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -59,7 +59,7 @@ class Tensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     parameters: _PARAMETERS | msgspec.UnsetType = msgspec.UNSET
 
 
-class Wanted(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class RequestedOutput(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """An output that the client asks for."""
 
     name: _NAME
@@ -67,7 +67,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class ReplyForm(msgspec.Struct, frozen=True, gc=False):
-    """What a client asks for beside the call: its own id in the reply, and which outputs."""
+    """What a client wants in the reply: its own id, and some of the outputs."""
 
     ident: str | None
     outputs: list[str]
@@ -79,13 +79,13 @@ class InferRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     inputs: Annotated[list[Tensor], msgspec.Meta(min_length=1, max_length=10_000)]
     id: _NAME | msgspec.UnsetType = msgspec.UNSET
     parameters: _PARAMETERS | msgspec.UnsetType = msgspec.UNSET
-    outputs: Annotated[list[Wanted], msgspec.Meta(max_length=16)] | msgspec.UnsetType = msgspec.UNSET
+    outputs: Annotated[list[RequestedOutput], msgspec.Meta(max_length=16)] | msgspec.UnsetType = msgspec.UNSET
 
 
 _decode = msgspec.json.Decoder(InferRequest).decode
 
 
-def _bounds(datatype: str) -> Any:
+def _number_type(datatype: str) -> Any:
     if datatype in _FLOATS:
         return float
     if datatype == "BOOL":
@@ -97,15 +97,17 @@ def _bounds(datatype: str) -> Any:
     return Annotated[int, msgspec.Meta(ge=low, le=high)]
 
 
-def _decoders(max_text: int) -> dict[str, Any]:
-    found = {}
+def _make_decoders(max_text: int) -> dict[str, Any]:
+    decoders = {}
     for datatype in DATATYPES:
         kind: Any = (
-            Annotated[str, msgspec.Meta(max_length=max_text)] if datatype == "BYTES" else _bounds(datatype)
+            Annotated[str, msgspec.Meta(max_length=max_text)]
+            if datatype == "BYTES"
+            else _number_type(datatype)
         )
         cell = kind | None
-        found[datatype] = msgspec.json.Decoder(list[cell | list[cell]]).decode  # type: ignore[valid-type]
-    return found
+        decoders[datatype] = msgspec.json.Decoder(list[cell | list[cell]]).decode  # type: ignore[valid-type]
+    return decoders
 
 
 class OpenInference(Dialect[ReplyForm]):
@@ -132,8 +134,8 @@ class OpenInference(Dialect[ReplyForm]):
         if rest == ["infer"]:
             return Prediction(name, version)
         if not rest:
-            return ModelQuestion(name, version, metadata)
-        return ModelQuestion(name, version, _model_ready) if rest == ["ready"] else None
+            return ModelQuestion(name, version, describe_model)
+        return ModelQuestion(name, version, _reply_model_ready) if rest == ["ready"] else None
 
     def exact(self, deployments: Iterable[str]) -> Iterable[str]:
         return [f"/v2/models/{name}/infer" for name in deployments]
@@ -141,11 +143,13 @@ class OpenInference(Dialect[ReplyForm]):
     def decode(self, body: bytes, deployment: LiveDeployment, headers: Headers) -> tuple[Call, ReplyForm]:  # noqa: ARG002 - JSON only
         call, request = self._codec.decode(body, deployment.signature)
         ident = request.id if isinstance(request.id, str) else None
-        return call, ReplyForm(ident, wanted(request, deployment.signature))
+        return call, ReplyForm(ident, list_requested(request, deployment.signature))
 
     def encode(self, answer: Answer, deployment: LiveDeployment, form: ReplyForm, ident: str) -> Reply:
-        shown = ident if form.ident is None else form.ident
-        return Reply(200, render(deployment, answer.target, answer.scores, ident=shown, outputs=form.outputs))
+        reply_id = ident if form.ident is None else form.ident
+        return Reply(
+            200, encode_reply(deployment, answer.target, answer.scores, ident=reply_id, outputs=form.outputs)
+        )
 
     def error(self, error: MainspringError, ident: str | None) -> Reply:
         body = {"error": printable(str(error)), "code": error.code}
@@ -159,15 +163,16 @@ class TensorCodec:
 
     def __init__(self, *, max_rows: int, max_text: int) -> None:
         self._max_rows = max_rows
-        self._data = _decoders(max_text)
+        self._data = _make_decoders(max_text)
 
     def decode(self, body: bytes, signature: Signature) -> tuple[Call, InferRequest]:
-        """The call and the request around it. Raises as :meth:`RowCodec.decode` does."""
+        """The call, and the request that it came in. Raises as :meth:`RowCodec.decode` does."""
         try:
             request = _decode(body)
         except msgspec.ValidationError as error:
             raise InvalidInput(
-                f"not an infer request: {str(error)[:300]}", next_step=f"Columns: {describe(signature)}."
+                f"not an infer request: {str(error)[:300]}",
+                next_step=f"Columns: {describe_columns(signature)}.",
             ) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise malformed(error) from None
@@ -196,7 +201,7 @@ class TensorCodec:
         )
         keys = 1 + 4 * len(request.inputs) + (0 if request.id is unset else 1)
         if not plain or b"\\" in body or body.count(b":") != keys:
-            no_duplicates(body)
+            check_duplicates(body)
 
     def _columns(self, tensors: dict[str, Tensor], signature: Signature) -> tuple[dict[str, list[Any]], int]:
         names = {c.name for c in signature.inputs}
@@ -229,7 +234,7 @@ class TensorCodec:
             raise _refuse(signature, f"input {column.name!r} cannot be", value=tensor.datatype)
         if len(tensor.shape) == 2 and tensor.shape[1] != 1:
             raise _refuse(signature, f"input {column.name!r} has shape [n] or [n, 1]", value=tensor.shape)
-        values = self._flat(tensor)
+        values = self._read_flat(tensor)
         if not column.nullable and None in values:
             raise _refuse(signature, f"input {column.name!r} has a null", place=column.name)
         return [None if v is None else float(v) for v in values] if column.type == "float64" else values
@@ -244,14 +249,14 @@ class TensorCodec:
             )
         if len(tensor.shape) != 2 or tensor.shape[1] != width or not tensor.shape[0]:
             raise _refuse(signature, f"the matrix has shape [n, {width}]", value=tensor.shape)
-        values = self._flat(tensor)
+        values = self._read_flat(tensor)
         columns = {c.name: values[i::width] for i, c in enumerate(signature.inputs)}
         for column in signature.inputs:
             if not column.nullable and None in columns[column.name]:
                 raise _refuse(signature, f"column {column.name!r} has a null", place=column.name)
         return columns, tensor.shape[0]
 
-    def _flat(self, tensor: Tensor) -> list[Any]:
+    def _read_flat(self, tensor: Tensor) -> list[Any]:
         if tensor.shape[0] > self._max_rows:
             raise TooManyRows(
                 "too many rows in one request",
@@ -282,11 +287,13 @@ class TensorCodec:
 def _refuse(
     signature: Signature, message: str, *, value: object = None, place: str | None = None, hint: str = ""
 ) -> InvalidInput:
-    return InvalidInput(message, value=value, place=place, next_step=f"{hint}Columns: {describe(signature)}.")
+    return InvalidInput(
+        message, value=value, place=place, next_step=f"{hint}Columns: {describe_columns(signature)}."
+    )
 
 
-def wanted(request: InferRequest, signature: Signature) -> list[str]:
-    """The names of the outputs to send; raises for one that does not exist or is there twice."""
+def list_requested(request: InferRequest, signature: Signature) -> list[str]:
+    """The names of the outputs to send. Raises for one that does not exist or is listed twice."""
     known = [o["name"] for o in outputs_of(signature)]
     if not isinstance(request.outputs, list) or not request.outputs:
         return known
@@ -301,7 +308,7 @@ def wanted(request: InferRequest, signature: Signature) -> list[str]:
     return names
 
 
-def render(
+def encode_reply(
     deployment: LiveDeployment, target: LiveTarget, scores: list[Any], *, ident: str, outputs: list[str]
 ) -> bytes:
     """The reply to an infer call."""
@@ -310,7 +317,7 @@ def render(
     for name in outputs:
         if name == "label":
             tensors.append(
-                {"name": name, "shape": [rows], "datatype": "BYTES", "data": labels(deployment, scores)}
+                {"name": name, "shape": [rows], "datatype": "BYTES", "data": list_labels(deployment, scores)}
             )
         elif name == "probabilities":
             tensors.append(
@@ -329,7 +336,7 @@ def render(
 
 
 def outputs_of(signature: Signature) -> list[dict[str, Any]]:
-    """Output metadata of a signature."""
+    """The outputs of a signature, as model metadata lists them."""
     label = {"name": "label", "datatype": "BYTES", "shape": [-1]}
     if signature.task is Task.BINARY:
         return [label, {"name": "score", "datatype": "FP64", "shape": [-1]}]
@@ -338,9 +345,11 @@ def outputs_of(signature: Signature) -> list[dict[str, Any]]:
     return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
 
 
-def metadata(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:
-    """Model metadata."""
-    inputs = [{"name": c.name, "datatype": _SAYS[c.type], "shape": [-1]} for c in deployment.signature.inputs]
+def describe_model(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:
+    """The reply with the metadata of a model."""
+    inputs = [
+        {"name": c.name, "datatype": _DATATYPES[c.type], "shape": [-1]} for c in deployment.signature.inputs
+    ]
     body = {
         "name": deployment.name,
         "versions": [str(t.number) for t in targets],
@@ -351,22 +360,22 @@ def metadata(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:
     return Reply(200, msgspec.json.encode(body))
 
 
-def _model_ready(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:  # noqa: ARG001 - what is in the table is ready
+def _reply_model_ready(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:  # noqa: ARG001 - a deployment in the table is ready
     return Reply(200, msgspec.json.encode({"name": deployment.name, "ready": True}))
 
 
-def _server(server: ServerState) -> Reply:
+def _describe_server(server: ServerState) -> Reply:
     body = {"name": "mainspring", "version": VERSION, "extensions": [], "routes": server.core.table.number}
     if server.failure is not None:
         body["failure"] = server.failure
     return Reply(200, msgspec.json.encode(body))
 
 
-def _live(server: ServerState) -> Reply:  # noqa: ARG001 - whoever answers lives
+def _reply_live(server: ServerState) -> Reply:  # noqa: ARG001 - a process that answers is alive
     return Reply(200, b'{"live":true}')
 
 
-def _ready(server: ServerState) -> Reply:
+def _reply_ready(server: ServerState) -> Reply:
     # The specification shows the key "live" here; clients look at the status only, so both are sent.
     body: dict[str, Any] = {"live": True, "ready": server.ready}
     if server.core.table.problems:
@@ -375,7 +384,7 @@ def _ready(server: ServerState) -> Reply:
 
 
 _SERVER = {
-    "/v2": ServerQuestion(_server),
-    "/v2/health/live": ServerQuestion(_live, open=True),
-    "/v2/health/ready": ServerQuestion(_ready, open=True),
+    "/v2": ServerQuestion(_describe_server),
+    "/v2/health/live": ServerQuestion(_reply_live, open=True),
+    "/v2/health/ready": ServerQuestion(_reply_ready, open=True),
 }

@@ -1,4 +1,4 @@
-"""ONNX: a graph of standard operators, predicted by ONNX Runtime. The fastest form, and the only one of bounded cost."""
+"""ONNX: a graph of standard operators, predicted by ONNX Runtime. The fastest format, and the only one whose cost can be bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = "model.onnx"
 
 
 class Onnx(ModelFormat):
-    """Entry of the table."""
+    """The entry ``onnx`` of the table of formats."""
 
     name = "onnx"
     payloads = (_FILE,)
@@ -36,20 +36,20 @@ class Onnx(ModelFormat):
         return OnnxPredictor(package, payloads[_FILE])
 
     def forms(self, estimator: Any, signature: Signature) -> Iterator[Form]:
-        """Ours in float64, then those of skl2onnx (:mod:`convert`)."""
-        from mainspring.models.formats.onnx.convert import candidates
+        """The exact form in float64, then those of skl2onnx (:mod:`convert`)."""
+        from mainspring.models.formats.onnx.convert import list_forms
 
-        for name, make in candidates(estimator, signature):
+        for name, make in list_forms(estimator, signature):
             label = f"onnx ({name})"
             yield Form(label, lambda make=make: {_FILE: make()}, {"onnx_form": label})  # type: ignore[misc]
 
-    def cost(self, package: Package, payloads: Payloads) -> Cost:  # noqa: ARG002 - the graph says it all
-        """By its operators, and by how far a row can go in its trees."""
+    def cost(self, package: Package, payloads: Payloads) -> Cost:  # noqa: ARG002 - the graph is enough
+        """From the graph's operators and the lengths of the paths in its trees."""
         from mainspring.models.formats.onnx.cost import examine
         from mainspring.models.formats.onnx.wire import check_onnx
 
-        found = examine(check_onnx(payloads[_FILE]))
-        return Cost(unbounded=found.by_operator, steps=found.steps, deepest=found.deepest)
+        cost = examine(check_onnx(payloads[_FILE]))
+        return Cost(unbounded=cost.by_operator, steps=cost.steps, deepest=cost.deepest)
 
 
 ONNX = Onnx()

@@ -1,8 +1,8 @@
-"""Transformers of scikit-learn in float64 ONNX: column choice, imputation, scaling, encoding, expansion.
+"""Writes scikit-learn's transformers in float64 ONNX: selection of columns, imputation, scaling, encoding, expansion.
 
-Each function takes the fitted transformer and its columns and answers the columns it makes, computed in the same order of
-operations as scikit-learn, so that a tree behind a scaler sees the same float64 value. A setting without an exact form here
-raises :class:`Unsupported`.
+Each function takes a fitted transformer and its columns and returns the columns that it makes, computed in the same order of operations
+as scikit-learn does, so that a tree after a scaler sees the same float64 value. A setting without an exact form here raises
+:class:`Unsupported`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mainspring.models.formats.columns import is_null
-from mainspring.models.formats.onnx.graph import Column, Graph, Table, Unsupported, flat
+from mainspring.models.formats.onnx.graph import Column, Graph, Table, Unsupported, flatten
 from mainspring.models.formats.onnx.names import NULL_TEXT
 
 Transform = Callable[[Graph, Any, Table], Table]
@@ -32,7 +32,7 @@ def transform(graph: Graph, step: Any, table: Table) -> Table:
 
 
 def sklearn_name(step: Any) -> str:
-    """The class name of one of scikit-learn's own classes; a subclass may answer anything, so it is not one of them."""
+    """The name of one of scikit-learn's own classes; raises Unsupported for others, subclasses too, which may compute anything."""
     kind = type(step)
     if not kind.__module__.startswith("sklearn."):
         raise Unsupported(f"{kind.__module__}.{kind.__qualname__} is not one of scikit-learn's own classes")
@@ -41,7 +41,7 @@ def sklearn_name(step: Any) -> str:
 
 
 def _texts(values: Any) -> list[str]:
-    """Categories as a graph has them; None and NaN are the null text."""
+    """Categories as strings of a graph; None and NaN are the null text."""
     return [NULL_TEXT if is_null(v) else str(v) for v in values]
 
 
@@ -68,11 +68,11 @@ def _union(graph: Graph, step: Any, table: Table) -> Table:
     out: Table = []
     weights = step.transformer_weights or {}
     for name, part in step.transformer_list:
-        made = transform(graph, part, table)
-        if name in weights and made:
-            x = graph.op("Mul", graph.numbers(made), graph.double(weights[name]))
-            made = graph.matrix(x, len(made))
-        out += made
+        columns = transform(graph, part, table)
+        if name in weights and columns:
+            x = graph.op("Mul", graph.numbers(columns), graph.double(weights[name]))
+            columns = graph.matrix(x, len(columns))
+        out += columns
     return out
 
 
@@ -136,15 +136,15 @@ def _min_max(graph: Graph, step: Any, table: Table) -> Table:
     x = graph.op("Add", x, graph.double(step.min_))
     if step.clip:
         low, high = (graph.double(float(v)) for v in step.feature_range)
-        nan = graph.op("IsNaN", x)  # Min and Max are not bound to keep a NaN
+        nan = graph.op("IsNaN", x)  # ONNX does not say that Min and Max keep a NaN
         x = graph.op("Where", nan, x, graph.op("Min", graph.op("Max", x, low), high))
     return graph.matrix(x, len(table))
 
 
 def _binarizer(graph: Graph, step: Any, table: Table) -> Table:
     x = graph.numbers(table)
-    made = graph.cast(graph.op("Greater", x, graph.double(float(step.threshold))))
-    return graph.matrix(graph.refusing(made, x, always=True), len(table))
+    result = graph.cast(graph.op("Greater", x, graph.double(float(step.threshold))))
+    return graph.matrix(graph.nan_unless_finite(result, x, always=True), len(table))
 
 
 def _normalizer(graph: Graph, step: Any, table: Table) -> Table:
@@ -156,8 +156,8 @@ def _normalizer(graph: Graph, step: Any, table: Table) -> Table:
         else graph.op("ReduceMax", graph.op("Abs", x), graph.ints(1), keepdims=1)
     )
     zero = graph.op("Equal", norm, graph.double(0.0))
-    made = graph.op("Div", x, graph.op("Where", zero, graph.double(1.0), norm))
-    return graph.matrix(graph.may_overflow(made), len(table))
+    result = graph.op("Div", x, graph.op("Where", zero, graph.double(1.0), norm))
+    return graph.matrix(graph.may_overflow(result), len(table))
 
 
 def _pca(graph: Graph, step: Any, table: Table) -> Table:
@@ -192,8 +192,8 @@ def _imputer(graph: Graph, step: Any, table: Table) -> Table:
         if text
         else graph.double([float(statistics[i]) for i in kept])
     )
-    made = graph.matrix(graph.op("Where", missing, fill, x), len(kept), "text" if text else "number")
-    return made + (_indicator(graph, step.indicator_, table) if step.add_indicator else [])
+    result = graph.matrix(graph.op("Where", missing, fill, x), len(kept), "text" if text else "number")
+    return result + (_indicator(graph, step.indicator_, table) if step.add_indicator else [])
 
 
 def _indicator(graph: Graph, step: Any, table: Table) -> Table:
@@ -202,8 +202,8 @@ def _indicator(graph: Graph, step: Any, table: Table) -> Table:
         return []
     text = columns[0].kind == "text"
     x = graph.texts(columns) if text else graph.numbers(columns)
-    made = graph.cast(_missing(graph, x, step.missing_values, text=text))
-    return graph.matrix(made, len(columns))
+    result = graph.cast(_missing(graph, x, step.missing_values, text=text))
+    return graph.matrix(result, len(columns))
 
 
 def _missing(graph: Graph, x: str, value: Any, *, text: bool) -> str:
@@ -250,7 +250,7 @@ def _one_hot(graph: Graph, step: Any, table: Table) -> Table:
 def _one_hot_numbers(graph: Graph, run: list[tuple[Column, Any]]) -> Table:
     if not run:
         return []
-    values, _ = flat([[np.nan if is_null(v) else float(v) for v in categories] for _, categories in run])
+    values, _ = flatten([[np.nan if is_null(v) else float(v) for v in categories] for _, categories in run])
     x = graph.numbers([column for column, categories in run for _ in categories])
     hit = graph.op("Equal", x, graph.double(values))
     if np.isnan(values).any():
@@ -264,13 +264,13 @@ def _ordinal(graph: Graph, step: Any, table: Table) -> Table:
         raise Unsupported("OrdinalEncoder with infrequent categories")
     # Without use_encoded_value the values themselves are checked against the categories (Package.known).
     unknown = step.unknown_value if step.handle_unknown == "use_encoded_value" else -1
-    return encoded(
+    return encode_ordinal(
         graph, table, step.categories_, unknown=float(unknown), missing=float(step.encoded_missing_value)
     )
 
 
-def encoded(graph: Graph, table: Table, categories: Any, *, unknown: float, missing: float) -> Table:
-    """Positions in ``categories``, by column."""
+def encode_ordinal(graph: Graph, table: Table, categories: Any, *, unknown: float, missing: float) -> Table:
+    """The position of each value in the ``categories`` of its column, float64; ``unknown`` and ``missing`` for other values."""
     out: Table = []
     for column, known in zip(table, categories, strict=True):
         codes = [missing if is_null(v) else float(i) for i, v in enumerate(known)]
@@ -283,9 +283,10 @@ def encoded(graph: Graph, table: Table, categories: Any, *, unknown: float, miss
             continue
         x = graph.numbers([column])
         values = [(float(v), c) for v, c in zip(known, codes, strict=True) if not is_null(v)]
+        # One column of matches for each category, times (code, 1): the code of the match, and 1 if there was one.
         hit = graph.cast(graph.op("Equal", x, graph.double([v for v, _ in values])))
-        table_of = np.array([[c, 1.0] for _, c in values])
-        both = graph.matrix(graph.op("MatMul", hit, graph.double(table_of)), 2)
+        codes_and_hits = np.array([[c, 1.0] for _, c in values])
+        both = graph.matrix(graph.op("MatMul", hit, graph.double(codes_and_hits)), 2)
         seen = graph.cast(graph.numbers(both[1:]), "BOOL")
         code = graph.op("Where", seen, graph.numbers(both[:1]), graph.double([unknown]))
         if any(is_null(v) for v in known):
@@ -295,17 +296,17 @@ def encoded(graph: Graph, table: Table, categories: Any, *, unknown: float, miss
 
 
 def _bins(graph: Graph, step: Any, table: Table) -> Table:
+    # The bin is how many inner edges a value has reached: a comparison with every edge, then one matrix product.
     inner = [edges[1:-1] for edges in step.bin_edges_]
     counts = [int(n) for n in step.n_bins_]
     if step.encode == "ordinal":
         wide, weights, bias = len(counts), [np.ones((n - 1, 1)) for n in counts], np.zeros(len(counts))
     else:
         wide = sum(counts)
-        weights = [
-            np.eye(n)[1:] - np.eye(n)[:-1] for n in counts
-        ]  # passing an edge leaves one bin for the next
+        # Passing an edge moves the 1 from a bin to the next.
+        weights = [np.eye(n)[1:] - np.eye(n)[:-1] for n in counts]
         bias = np.concatenate([np.eye(n)[0] for n in counts])
-    edges, owners = flat(inner)
+    edges, owners = flatten(inner)
     x = graph.numbers(table)
     passed = graph.op("GreaterOrEqual", graph.numbers([table[i] for i in owners]), graph.double(edges))
     block = np.zeros((len(edges), wide))
@@ -313,8 +314,8 @@ def _bins(graph: Graph, step: Any, table: Table) -> Table:
     for part in weights:
         block[row : row + part.shape[0], column : column + part.shape[1]] = part
         row, column = row + part.shape[0], column + part.shape[1]
-    made = graph.gemm(graph.cast(passed), block, bias)
-    return graph.matrix(graph.refusing(made, x, always=True), wide)
+    result = graph.gemm(graph.cast(passed), block, bias)
+    return graph.matrix(graph.nan_unless_finite(result, x, always=True), wide)
 
 
 def _polynomial(graph: Graph, step: Any, table: Table) -> Table:
@@ -323,7 +324,7 @@ def _polynomial(graph: Graph, step: Any, table: Table) -> Table:
     by_degree: dict[int, list[int]] = {}
     for i, row in enumerate(factors):
         by_degree.setdefault(len(row), []).append(i)
-    made: dict[int, Column] = {}
+    result: dict[int, Column] = {}
     for degree, places in by_degree.items():
         if degree == 0:
             x = graph.op("Pow", graph.numbers(table[:1]), graph.double([0.0]))
@@ -333,8 +334,8 @@ def _polynomial(graph: Graph, step: Any, table: Table) -> Table:
                 x = graph.op("Mul", x, graph.numbers([table[factors[i][d]] for i in places]))
             if degree > 1:
                 graph.may_overflow(x)
-        made |= dict(zip(places, graph.matrix(x, len(places)), strict=True))
-    return [made[i] for i in range(len(factors))]
+        result |= dict(zip(places, graph.matrix(x, len(places)), strict=True))
+    return [result[i] for i in range(len(factors))]
 
 
 TRANSFORMS: dict[str, Transform] = {

@@ -1,7 +1,7 @@
-"""From a fitted scikit-learn estimator to ONNX: our exact float64 form, else skl2onnx in float64, else in float32.
+"""Converts a fitted scikit-learn estimator to ONNX: the exact float64 form, else skl2onnx in float64, else in float32.
 
-The exact form needs no luck: it is written from the estimator's arrays (:mod:`trees`, :mod:`columns`,
-:mod:`models`). The two others cover what it does not, as far as the parity check finds them to be the same model.
+The exact form is written from the estimator's own arrays (:mod:`trees`, :mod:`columns`, :mod:`models`). The two others are for
+estimators that it does not cover, and are used only if the parity check shows that they repeat the estimator.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mainspring.errors import InvalidInput
+from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT
 from mainspring.records.models import Signature, Task
@@ -18,26 +19,29 @@ from mainspring.records.models import Signature, Task
 EXACT = "float64, exact"
 
 
-def candidates(estimator: Any, signature: Signature) -> list[tuple[str, Callable[[], bytes]]]:
+def list_forms(estimator: Any, signature: Signature) -> list[tuple[str, Callable[[], bytes]]]:
     """Forms of the estimator as ONNX, best first: (name, make). ``make`` raises InvalidInput if there is no such form."""
-    import onnx  # noqa: F401 - what is missing is said now, before any form is made
+    import onnx  # noqa: F401 - a missing library is reported now, before any form is made
     import skl2onnx  # noqa: F401
 
     return [
-        (EXACT, lambda: _exact(estimator, signature)),
-        ("skl2onnx in float64", lambda: _skl2onnx(estimator, signature, double=True)),
-        ("skl2onnx in float32", lambda: _skl2onnx(estimator, signature, double=False)),
+        (EXACT, lambda: _convert_exactly(estimator, signature)),
+        ("skl2onnx in float64", lambda: _convert_by_skl2onnx(estimator, signature, double=True)),
+        ("skl2onnx in float32", lambda: _convert_by_skl2onnx(estimator, signature, double=False)),
     ]
 
 
-def _exact(estimator: Any, signature: Signature) -> bytes:
+def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
     from mainspring.models.formats.onnx.graph import Column, Graph, Unsupported
     from mainspring.models.formats.onnx.models import predict
 
     graph = Graph()
     inputs: dict[str, tuple[str, int]] = {}
     table: dict[str, Column] = {}
-    for tensor, kind, names in ((NUMERIC, "number", _numeric(signature)), (TEXT, "text", _texts(signature))):
+    for tensor, kind, names in (
+        (NUMERIC, "number", numeric_names(signature)),
+        (TEXT, "text", text_names(signature)),
+    ):
         if names:
             inputs[tensor] = kind, len(names)
             table |= dict(zip(names, graph.matrix(tensor, len(names), kind), strict=True))
@@ -70,23 +74,15 @@ def _exact(estimator: Any, signature: Signature) -> bytes:
     return graph.model(inputs, output, width)
 
 
-def _numeric(signature: Signature) -> list[str]:
-    return [c.name for c in signature.inputs if c.type != "string"]
-
-
-def _texts(signature: Signature) -> list[str]:
-    return [c.name for c in signature.inputs if c.type == "string"]
-
-
-def _skl2onnx(estimator: Any, signature: Signature, *, double: bool) -> bytes:
-    """One matrix of numbers in, as skl2onnx has always taken it; columns by name are for the exact form."""
+def _convert_by_skl2onnx(estimator: Any, signature: Signature, *, double: bool) -> bytes:
+    """Convert with one numeric matrix as the only input; text columns and columns by name are left to the exact form."""
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    if _texts(signature):
+    if text_names(signature):
         raise InvalidInput("skl2onnx is not used on text columns", value=type(estimator).__name__)
     names = fitted_names(estimator)
-    if names is not None and names != _numeric(signature):
+    if names is not None and names != numeric_names(signature):
         raise InvalidInput("skl2onnx is not used on chosen columns", value=type(estimator).__name__)
     kind = DoubleTensorType if double else FloatTensorType
     options = None if signature.task is Task.REGRESSION else {"zipmap": False}

@@ -1,8 +1,8 @@
-"""Predictors of scikit-learn in float64 ONNX: linear models, trees, networks, and what is made of them.
+"""Writes scikit-learn's predictors in float64 ONNX: linear models, trees, networks, and predictors that combine others.
 
-A classifier answers probabilities (two classes: one column, P(second)), and its decision function where it has one, which is
-what calibration reads first. A regressor answers ``[n, 1]``. Where scikit-learn raises (an infinite input, NaN where none is
-taken) the answer is NaN, never a number.
+A classifier answers probabilities (two classes: one column, P(second)), and its decision function if it has one, which calibration
+prefers. A regressor answers ``[n, 1]``. Where scikit-learn raises (an infinite input, or a NaN that the model does not take) the
+answer is NaN, never a number.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from mainspring.models.formats.onnx import trees as onnx_trees
-from mainspring.models.formats.onnx.columns import UFUNCS, encoded, sklearn_name, transform
+from mainspring.models.formats.onnx.columns import UFUNCS, encode_ordinal, sklearn_name, transform
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Tensors: ``value`` of a regressor ``[n, 1]``; of a classifier ``positive`` ``[n, 1]`` or ``wide`` ``[n, k]``, and
-    ``decision`` (two classes: one column)."""
+    """Names of tensors, empty if there is none. Of a regressor ``value`` ``[n, 1]``; of a classifier ``positive`` ``[n, 1]`` or ``wide``
+    ``[n, k]``, and ``decision`` (two classes: one column)."""
 
     value: str = ""
     positive: str = ""
@@ -41,7 +41,7 @@ Predict = Callable[[Graph, Any, Table], Answer]
 
 
 def predict(graph: Graph, model: Any, table: Table) -> Answer:
-    """What the fitted predictor ``model`` answers on ``table``."""
+    """Append the fitted predictor ``model`` to ``graph``, with ``table`` as its features; returns its answer."""
     kind = sklearn_name(model)
     if kind == "Pipeline":
         for _, step in model.steps[:-1]:
@@ -93,11 +93,11 @@ def _logistic(graph: Graph, model: Any, table: Table) -> Answer:
 
 def _one_versus_rest(graph: Graph, raw: str) -> str:
     each = graph.op("Sigmoid", raw)
-    return _shares(graph, each)
+    return _normalize_rows(graph, each)
 
 
-def _shares(graph: Graph, each: str) -> str:
-    """Rows divided by their sums; a row of zeros is shared equally."""
+def _normalize_rows(graph: Graph, each: str) -> str:
+    """Rows divided by their sums; a row of zeros becomes equal shares, as in scikit-learn."""
     total = graph.op("ReduceSum", each, graph.ints(1), keepdims=1)
     none = graph.op("Equal", total, graph.double(0.0))
     ones = graph.op("Where", none, graph.double(1.0), each)
@@ -128,18 +128,19 @@ def _discriminant(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _forest_of(graph: Graph, estimators: list[Any], model: Any, table: Table) -> Answer:
-    classes = _classes(model)
+    classes = _count_classes(model)
     out = onnx_trees.forest(graph, estimators, graph.numbers(table), classes=classes)
     return Answer(value=out) if not classes else Answer(positive=out) if classes == 2 else Answer(wide=out)
 
 
-def _classes(model: Any) -> int:
-    found = getattr(model, "classes_", None)
-    if found is None:
+def _count_classes(model: Any) -> int:
+    """The number of classes; 0 for a regressor."""
+    classes = getattr(model, "classes_", None)
+    if classes is None:
         return 0
-    if isinstance(found, list) or len(found) < 2:
+    if isinstance(classes, list) or len(classes) < 2:
         raise Unsupported("several targets, or one class only")
-    return len(found)
+    return len(classes)
 
 
 def _tree(graph: Graph, model: Any, table: Table) -> Answer:
@@ -159,7 +160,7 @@ def _hist_boosted(graph: Graph, model: Any, table: Table) -> Answer:
     if model._preprocessor is not None:  # noqa: SLF001 - categories are encoded, and come first
         flags = np.asarray(model.is_categorical_)
         encoder = model._preprocessor.named_transformers_["encoder"]  # noqa: SLF001 - as above
-        codes = encoded(
+        codes = encode_ordinal(
             graph,
             [c for c, f in zip(table, flags, strict=True) if f],
             encoder.categories_,
@@ -172,7 +173,7 @@ def _hist_boosted(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _from_loss(graph: Graph, model: Any, raw: str) -> Answer:
-    loss = type(model._loss).__name__  # noqa: SLF001 - says how scores become answers
+    loss = type(model._loss).__name__  # noqa: SLF001 - decides how scores become answers
     if loss == "HalfBinomialLoss":
         return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
     if loss == "ExponentialLoss":
@@ -196,8 +197,8 @@ def _network(graph: Graph, model: Any, table: Table) -> Answer:
         x = graph.gemm(x, weights, bias)
         if i < len(model.coefs_) - 1 and hidden:
             x = graph.op(hidden, x)
-    # Relu may turn a NaN into 0: a row that is not finite is refused as scikit-learn refuses it.
-    x = graph.refusing(x, start, always=True)
+    # Relu may turn a NaN into 0, but scikit-learn raises on a row that is not finite.
+    x = graph.nan_unless_finite(x, start, always=True)
     if not hasattr(model, "classes_"):
         if model.n_outputs_ != 1 or model.out_activation_ not in ("identity", "exp"):
             raise Unsupported("a network with several targets")
@@ -235,38 +236,38 @@ def _proba(graph: Graph, model: Any, table: Table) -> str:
 
 
 def _value(graph: Graph, model: Any, table: Table) -> str:
-    found = predict(graph, model, table).value
-    if not found:
+    value = predict(graph, model, table).value
+    if not value:
         raise Unsupported("a classifier where a regressor is expected")
-    return found
+    return value
 
 
 def _bagging(graph: Graph, model: Any, table: Table) -> Answer:
-    classes = _classes(model)
+    classes = _count_classes(model)
     parts = []
     for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
         if classes and len(estimator.classes_) != classes:
             raise Unsupported("a bagged estimator that has not seen every class")
         chosen = [table[i] for i in features]
         parts.append((_proba if classes else _value)(graph, estimator, chosen))
-    made = _mean(graph, parts)
-    return Answer(wide=made) if classes else Answer(value=made)
+    result = _mean(graph, parts)
+    return Answer(wide=result) if classes else Answer(value=result)
 
 
 def _stacking(graph: Graph, model: Any, table: Table) -> Answer:
     features: Table = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
-        found = predict(graph, estimator, table)
+        answer = predict(graph, estimator, table)
         if method == "predict_proba":
             count = len(estimator.classes_)
-            wide = graph.matrix(found.by_class(graph), count)
+            wide = graph.matrix(answer.by_class(graph), count)
             features += wide[1:] if count == 2 else wide
-        elif method == "decision_function" and found.decision:
+        elif method == "decision_function" and answer.decision:
             features += graph.matrix(
-                found.decision, 1 if len(estimator.classes_) == 2 else len(estimator.classes_)
+                answer.decision, 1 if len(estimator.classes_) == 2 else len(estimator.classes_)
             )
-        elif method == "predict" and found.value:
-            features += graph.matrix(found.value, 1)
+        elif method == "predict" and answer.value:
+            features += graph.matrix(answer.value, 1)
         else:
             raise Unsupported(f"stacking on {method}")
     return predict(graph, model.final_estimator_, features + (table if model.passthrough else []))
@@ -295,18 +296,18 @@ def _frozen(graph: Graph, model: Any, table: Table) -> Answer:
 
 def _calibrated(graph: Graph, model: Any, table: Table) -> Answer:
     classes = len(model.classes_)
-    parts = [_calibrated_one(graph, m, table, classes) for m in model.calibrated_classifiers_]
-    made = _mean(graph, parts) if len(parts) > 1 else parts[0]
-    return Answer(positive=made) if classes == 2 else Answer(wide=made)
+    parts = [_calibrate(graph, m, table, classes) for m in model.calibrated_classifiers_]
+    result = _mean(graph, parts) if len(parts) > 1 else parts[0]
+    return Answer(positive=result) if classes == 2 else Answer(wide=result)
 
 
-def _calibrated_one(graph: Graph, model: Any, table: Table, classes: int) -> str:
-    found = predict(graph, model.estimator, table)
+def _calibrate(graph: Graph, model: Any, table: Table, classes: int) -> str:
+    answer = predict(graph, model.estimator, table)
     if len(model.estimator.classes_) != classes:
         raise Unsupported("a calibrated estimator that has not seen every class")
     if model.method == "temperature":
-        return _temperature(graph, model.calibrators[0], found, classes)
-    raw = found.decision or found.positive or found.wide
+        return _temperature(graph, model.calibrators[0], answer, classes)
+    raw = answer.decision or answer.positive or answer.wide
     columns = graph.matrix(raw, 1 if classes == 2 else classes)
     curves = [
         _curve(graph, c, graph.numbers([column]))
@@ -314,46 +315,48 @@ def _calibrated_one(graph: Graph, model: Any, table: Table, classes: int) -> str
     ]
     if classes == 2:
         return curves[0]
-    return _shares(graph, graph.op("Concat", *curves, axis=1))
+    return _normalize_rows(graph, graph.op("Concat", *curves, axis=1))
 
 
 def _curve(graph: Graph, calibrator: Any, x: str) -> str:
     if type(calibrator).__name__ == "_SigmoidCalibration":
         scaled = graph.op("Add", graph.op("Mul", x, graph.double(calibrator.a_)), graph.double(calibrator.b_))
         return graph.op("Sigmoid", graph.op("Neg", scaled))
-    return isotonic(graph, calibrator, x)
+    return _isotonic(graph, calibrator, x)
 
 
-def isotonic(graph: Graph, model: Any, x: str) -> str:
+def _isotonic(graph: Graph, model: Any, x: str) -> str:
     """The piecewise linear curve of an IsotonicRegression, ``[n, 1]`` to ``[n, 1]``."""
     at, to = np.asarray(model.X_thresholds_, np.float64), np.asarray(model.y_thresholds_, np.float64)
     if model.out_of_bounds != "clip":
         raise Unsupported("isotonic regression that does not clip")
     if len(at) == 1:
-        flat = graph.op("Add", graph.op("Mul", x, graph.double(0.0)), graph.double(to[0]))
-        return graph.refusing(flat, x, always=True)
+        constant = graph.op("Add", graph.op("Mul", x, graph.double(0.0)), graph.double(to[0]))
+        return graph.nan_unless_finite(constant, x, always=True)
     inside = graph.op("Min", graph.op("Max", x, graph.double(at[0])), graph.double(at[-1]))
     slopes = np.diff(to) / np.diff(at)
     if len(at) == 2:
         left, base, slope = (graph.double(v[0]) for v in (at, to, slopes))
     else:
+        # The segment is how many inner thresholds x has passed.
         passed = graph.cast(graph.op("Greater", inside, graph.double(at[1:-1][None, :])), "INT64")
         place = graph.op("ReduceSum", passed, graph.ints(1), keepdims=1)
         left, base, slope = (graph.op("Gather", graph.double(v), place, axis=0) for v in (at, to, slopes))
-    made = graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
-    return graph.refusing(made, x, always=True)
+    result = graph.op("Add", graph.op("Mul", slope, graph.op("Sub", inside, left)), base)
+    return graph.nan_unless_finite(result, x, always=True)
 
 
-def _temperature(graph: Graph, calibrator: Any, found: Answer, classes: int) -> str:
+def _temperature(graph: Graph, calibrator: Any, answer: Answer, classes: int) -> str:
     beta = graph.double(float(calibrator.beta_))
-    if classes == 2 and found.decision:
-        return graph.op("Sigmoid", graph.op("Mul", graph.op("Mul", found.decision, graph.double(2.0)), beta))
-    if found.decision:
-        return graph.op("Softmax", graph.op("Mul", found.decision, beta), axis=1)
+    if classes == 2 and answer.decision:
+        return graph.op("Sigmoid", graph.op("Mul", graph.op("Mul", answer.decision, graph.double(2.0)), beta))
+    if answer.decision:
+        return graph.op("Softmax", graph.op("Mul", answer.decision, beta), axis=1)
+    # scikit-learn takes the logarithm of probabilities plus the same epsilon.
     tiny = graph.double(float(np.finfo(np.float64).eps))
-    logits = graph.op("Log", graph.op("Add", found.by_class(graph), tiny))
-    made = graph.op("Softmax", graph.op("Mul", logits, beta), axis=1)
-    return graph.numbers(graph.matrix(made, 2)[1:]) if classes == 2 else made
+    logits = graph.op("Log", graph.op("Add", answer.by_class(graph), tiny))
+    result = graph.op("Softmax", graph.op("Mul", logits, beta), axis=1)
+    return graph.numbers(graph.matrix(result, 2)[1:]) if classes == 2 else result
 
 
 PREDICTS: dict[str, Predict] = {

@@ -1,8 +1,8 @@
-"""ONNX: prediction by ONNX Runtime.
+"""Prediction by ONNX Runtime.
 
 One row must be cheap, so a package has at most two inputs: ``numeric`` (``[n, numbers]``, float64; float32 in packages of 0.1
 and where no exact form exists) and ``text`` (strings ``[n, texts]``), in the order of the signature. Twelve inputs of one
-column each cost 21 µs a row to build and bind, two matrices in front of the same graph 11 µs (docs/rooms/models.md).
+column each take 21 µs a row to build and bind, two matrices before the same graph 11 µs (docs/rooms/models.md).
 """
 
 from __future__ import annotations
@@ -16,53 +16,42 @@ from typing import Any, cast
 import numpy as np
 
 from mainspring.errors import Corrupt, InvalidInput, UnsafeFormat
-from mainspring.models.formats.columns import Known, floats, pick, strings, text
+from mainspring.models.formats.columns import floats, pick, strings, text
 from mainspring.models.formats.onnx.names import NULL_TEXT, NUMERIC, TEXT
+from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
-from mainspring.records.models import Package, Signature, Task
+from mainspring.records.models import Package, Task
 
 
-class OnnxPredictor:
-    """A loaded ONNX payload: one session, one thread inside it, thread-safe."""
+class OnnxPredictor(PackagedPredictor):
+    """A loaded ONNX payload: one session with one thread of its own. Safe to call from many threads."""
 
     def __init__(self, package: Package, data: bytes) -> None:
-        self._package = package
+        super().__init__(package)
         signature = package.signature
         self._task = signature.task
         self._classes = len(signature.classes)
         self._numeric = [c for c in signature.inputs if c.type != "string"]
         self._text = [c for c in signature.inputs if c.type == "string"]
         self._null = "" if package.null_text == "empty" else NULL_TEXT
-        self._known = Known(package.known)
         self._session = _session(data)
         self._number: Any = np.float64
         self._check_inputs()
         self._outputs = [_score_output(self._session, self._task)]
         self._probe()
 
-    @property
-    def package(self) -> Package:
-        return self._package
-
-    @property
-    def signature(self) -> Signature:
-        return self._package.signature
-
-    def predict(self, columns: Columns) -> Scores:
-        """See :meth:`Predictor.predict`. NaN where the estimator itself would refuse the row."""
-        if self._known:
-            self._known.check(columns)
-        return self._answer(columns)
-
-    def _answer(self, columns: Columns) -> Scores:
-        feeds = self._one_row(columns) or self._many_rows(columns)
+    def _score(self, columns: Columns) -> Scores:
+        feeds = self._feed_row(columns) or self._feed_rows(columns)
         first = next(iter(feeds.values()))
         if not len(first):
             return np.empty((0, self._classes) if self._task is Task.MULTICLASS else 0)
-        return self._scores(self._session.run(self._outputs, feeds)[0], len(first))
+        return self._read_scores(self._session.run(self._outputs, feeds)[0], len(first))
 
     def row_scorer(self) -> OneRow | None:
-        """A faster way for single rows, if all inputs are numbers and the graph takes bound buffers."""
+        """A faster scorer of single rows, or None: it needs inputs that are all numbers and a graph that takes bound buffers.
+
+        It is used only if it answers two trial rows exactly as :meth:`predict` does.
+        """
         if self._text or not self._numeric or self._known:
             return None
         classes = self._classes if self._task is not Task.REGRESSION else 0
@@ -76,17 +65,17 @@ class OnnxPredictor:
                 classes=1 if classes == 2 and width == 1 else classes,
                 number=self._number,
             )
-            found = [scorer(row) for row in rows]
-        except Exception:  # noqa: BLE001 - the runtime raises its own kinds; the general way answers then
+            trial = [scorer(row) for row in rows]
+        except Exception:  # noqa: BLE001 - the runtime raises its own kinds; then predict() is used
             return None
-        for row, score in zip(rows, found, strict=True):
+        for row, score in zip(rows, trial, strict=True):
             expected = self.predict({c.name: [v] for c, v in zip(self._numeric, row, strict=True)})[0]
             if not np.array_equal(np.array(score, dtype=np.float64), expected, equal_nan=True):
                 return None
         return scorer
 
-    def _one_row(self, columns: Columns) -> dict[str, Any] | None:
-        """Feeds for exactly one row of plain values, the hot path; None for everything else."""
+    def _feed_row(self, columns: Columns) -> dict[str, Any] | None:
+        """The inputs for exactly one row of plain values, the most frequent case; None for everything else."""
         feeds: dict[str, Any] = {}
         try:
             if self._numeric:
@@ -106,10 +95,10 @@ class OnnxPredictor:
                     return None
                 feeds[TEXT] = np.array([row], dtype=object)
         except (KeyError, IndexError, TypeError, OverflowError, InvalidInput, RuntimeWarning):
-            return None  # the general path finds the same fault and names the column
+            return None  # _feed_rows meets the same fault and names the column
         return feeds
 
-    def _many_rows(self, columns: Columns) -> dict[str, Any]:
+    def _feed_rows(self, columns: Columns) -> dict[str, Any]:
         inputs = self._numeric + self._text
         rows, values = pick(columns, inputs)
         split = len(self._numeric)
@@ -127,7 +116,7 @@ class OnnxPredictor:
             feeds[TEXT] = texts
         return feeds
 
-    def _scores(self, raw: Any, rows: int) -> Scores:
+    def _read_scores(self, raw: Any, rows: int) -> Scores:
         if self._task is Task.BINARY and raw.shape == (rows, 1):  # P(positive) alone
             return np.asarray(raw.reshape(rows), dtype=np.float64)
         wide = self._task is not Task.REGRESSION
@@ -143,30 +132,30 @@ class OnnxPredictor:
         return np.asarray(raw if wide else raw.reshape(rows), dtype=np.float64)
 
     def _check_inputs(self) -> None:
-        given = {i.name: i.type for i in self._session.get_inputs()}
-        if given.get(NUMERIC) == "tensor(float)":
+        types = {i.name: i.type for i in self._session.get_inputs()}
+        if types.get(NUMERIC) == "tensor(float)":
             self._number = np.float32
         wanted = {}
         if self._numeric:
             wanted[NUMERIC] = (_TYPES[self._number], len(self._numeric))
         if self._text:
             wanted[TEXT] = ("tensor(string)", len(self._text))
-        found = {
+        inputs = {
             i.name: (i.type, i.shape[1] if len(i.shape) == 2 else None) for i in self._session.get_inputs()
         }
-        if found != wanted:
+        if inputs != wanted:
             raise InvalidInput(
                 "the ONNX inputs do not fit the signature",
-                value=found,
+                value=inputs,
                 place="model.onnx",
                 next_step=f"Expected {wanted}.",
             )
 
     def _probe(self) -> None:
-        """One row of zeros: a payload that cannot answer is refused at load, not at the first request."""
+        """Score one row of zeros, so that a payload that cannot answer is refused when it is loaded, not at the first request."""
         zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
         try:
-            self._answer(zeros)
+            self._score(zeros)
         except Corrupt:
             raise
         except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds, all meaning that it cannot answer
@@ -178,9 +167,9 @@ class OnnxPredictor:
 class OneRow:
     """Scores of single rows of numbers through buffers bound once: a third of the cost of :meth:`OnnxPredictor.predict`.
 
-    Called with the values in the order of the signature; answers one score (multiclass: a list of probabilities), or None
-    where the general way must answer: null, a number beyond ``number`` (float32 or float64, as the graph takes it), or busy
-    with a row of another thread.
+    Called with the values in the order of the signature; returns one score (multiclass: a list of probabilities), or None where
+    :meth:`OnnxPredictor.predict` must be used: for a null, for a number that does not fit ``number`` (float32 or float64, as the graph
+    takes it), and while another thread uses the buffers.
     """
 
     def __init__(self, session: Any, output: str, *, inputs: int, classes: int, number: Any) -> None:
@@ -199,6 +188,7 @@ class OneRow:
         self._lock = threading.Lock()
 
     def __call__(self, values: Sequence[Any]) -> float | list[float] | None:
+        # The buffers hold one row. Waiting for them would take longer than the general path, so a busy scorer declines.
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -218,7 +208,7 @@ _NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.i
 
 
 def _runtime() -> Any:
-    """ONNX Runtime without its telemetry: from 1.31 on it would start a collector at import unless told not to."""
+    """ONNX Runtime without its telemetry: from 1.31 on it starts a collector at import unless this variable is set."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
@@ -242,10 +232,10 @@ def _session(data: bytes) -> Any:
 
 
 def _score_output(session: Any, task: Task) -> str:
-    """The output that holds probabilities (the last float one), or the regression value (the only one)."""
+    """The name of the output with the probabilities (the last of floats), or with a regression's answer (the only one)."""
     floating = [o.name for o in session.get_outputs() if o.type in _TYPES.values()]
     if not floating or (task is Task.REGRESSION and len(floating) != 1):
-        found = {o.name: o.type for o in session.get_outputs()}
-        raise InvalidInput("the ONNX outputs do not fit the signature", value=found, place="model.onnx")
+        outputs = {o.name: o.type for o in session.get_outputs()}
+        raise InvalidInput("the ONNX outputs do not fit the signature", value=outputs, place="model.onnx")
     name: str = floating[-1]
     return name

@@ -1,8 +1,8 @@
-"""How many nodes of its trees a row can visit, at most: what a tree ensemble costs depends on where the row turns.
+"""Bounds how many nodes of a tree ensemble a row can visit; the cost of a prediction depends on the path that the row takes.
 
-ONNX Runtime accepts trees whose branches lead back, so that some rows never arrive, and chains of thousands of nodes that the
-sample leaves at the first one. So the ensembles are followed here: every node has at most one branch leading to it, each is reached
-from a root, and the longest way is counted.
+ONNX Runtime accepts trees with cycles, in which some rows never reach a leaf, and chains of thousands of nodes that the rows of the
+sample leave at the first. So the paths are followed here: each node must have at most one branch that leads to it and be reached from
+a root, and the longest path is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Bytes: TypeAlias = "memoryview | bytes"
 _MEMBER = 6
 _MAX_BYTES = 64 << 20
 _MAX_DEPTH = 256 << 10
-"""Nodes on one way: more than ONNX Runtime can load."""
+"""Nodes on one path: more than ONNX Runtime can load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """How an attribute is read: its whole numbers, whether each of its strings is ``LEAF``, the raw bytes of its tensor."""
+    """Readers of an attribute: its integers; of each of its strings whether it is ``LEAF``; type and raw bytes of its tensor."""
 
     ints: Callable[[memoryview], Any]
     leaves: Callable[[memoryview], Any]
@@ -36,17 +36,23 @@ class Read:
 
 
 def tree_steps(attributes: Mapping[str, memoryview], read: Read) -> Steps | None:
-    """The longest ways through an ensemble; None if they are not known: not trees, or written in a way that is not read here."""
+    """The longest paths through an ensemble; None if they are not known: not trees, or encoded in a way that is not read here."""
     if sum(map(len, attributes.values())) > _MAX_BYTES:
         return None
     try:
-        found = _indexed(attributes, read) if "tree_roots" in attributes else _named(attributes, read)
+        ensemble = (
+            _read_indexed(attributes, read) if "tree_roots" in attributes else _read_named(attributes, read)
+        )
     except (KeyError, ValueError, IndexError):
         return None
-    return None if found is None else _longest(*found)
+    return None if ensemble is None else _measure_paths(*ensemble)
 
 
-def _indexed(attributes: Mapping[str, memoryview], read: Read) -> tuple[Any, Any, Any, Any] | None:
+_Ensemble: TypeAlias = "tuple[Any, Any, Any, Any]"
+"""Arrays: (parent, child) of each branch to a node, the weight of each node in steps, the positions of the roots."""
+
+
+def _read_indexed(attributes: Mapping[str, memoryview], read: Read) -> _Ensemble | None:
     """``TreeEnsemble`` of opset 5: branches are positions of nodes or of leaves."""
     import numpy as np
 
@@ -64,14 +70,15 @@ def _indexed(attributes: Mapping[str, memoryview], read: Read) -> tuple[Any, Any
         sets = np.flatnonzero(modes == _MEMBER)
         if kind not in (1, 11) or len(ends) != len(sets):
             return None
-        weights[sets] = np.diff(ends, prepend=-1)  # ONNX Runtime makes a chain of a set
+        # ONNX Runtime expands a set into a chain of nodes, one for each member.
+        weights[sets] = np.diff(ends, prepend=-1)
     nodes = np.arange(count)
     parents = np.concatenate([nodes[true_leaf == 0], nodes[false_leaf == 0]])
     children = np.concatenate([true[true_leaf == 0], false[false_leaf == 0]])
     return parents, children, weights, read.ints(attributes["tree_roots"])
 
 
-def _named(attributes: Mapping[str, memoryview], read: Read) -> tuple[Any, Any, Any, Any] | None:
+def _read_named(attributes: Mapping[str, memoryview], read: Read) -> _Ensemble | None:
     """``TreeEnsembleClassifier`` and ``Regressor``: nodes have an id within their tree."""
     import numpy as np
 
@@ -101,8 +108,8 @@ def _named(attributes: Mapping[str, memoryview], read: Read) -> tuple[Any, Any, 
     return np.concatenate([places, places]), children, np.ones(count, dtype=np.int64), roots
 
 
-def _longest(parents: Any, children: Any, weights: Any, roots: Any) -> Steps | None:
-    """Level by level from the roots; None unless each node is met once."""
+def _measure_paths(parents: Any, children: Any, weights: Any, roots: Any) -> Steps | None:
+    """Follow all trees level by level from their roots; None unless each node is reached exactly once."""
     import numpy as np
 
     count = len(weights)
@@ -117,7 +124,7 @@ def _longest(parents: Any, children: Any, weights: Any, roots: Any) -> Steps | N
     first = np.searchsorted(parents[order], np.arange(count + 1))
     owner, reach = np.zeros(count, dtype=np.int64), weights.copy()
     owner[starts] = np.arange(len(starts))
-    level, met, depth = starts, len(starts), 0
+    level, reached, depth = starts, len(starts), 0
     while len(level) and depth < _MAX_DEPTH:
         depth += 1
         begins, many = first[level], first[level + 1] - first[level]
@@ -127,24 +134,24 @@ def _longest(parents: Any, children: Any, weights: Any, roots: Any) -> Steps | N
         owner[below] = owner[above]
         reach[below] += reach[above]
         level = below
-        met += len(below)
-    if met != count:
-        return None  # the rest leads round in circles
+        reached += len(below)
+    if reached != count:
+        return None  # the other nodes are in cycles
     longest = np.zeros(len(starts), dtype=np.int64)
     np.maximum.at(longest, owner, reach)
     return Steps(per_row=int(longest.sum()), deepest=int(longest.max(initial=0)))
 
 
 def varints(data: Bytes) -> Any:
-    """The numbers of a run of protobuf varints, as int64."""
+    """The numbers in ``data``, protobuf varints one after the other, as int64. All are decoded at once, byte place by byte place."""
     import numpy as np
 
     octets = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(octets < 0x80)
     starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
-    found = np.zeros(len(ends), dtype=np.uint64)
+    values = np.zeros(len(ends), dtype=np.uint64)
     for place in range(int((ends - starts).max(initial=-1)) + 1):
         longer = ends - starts >= place
         part = (octets[starts[longer] + place] & 0x7F).astype(np.uint64)
-        found[longer] |= part << np.uint64(7 * place)
-    return found.view(np.int64)
+        values[longer] |= part << np.uint64(7 * place)
+    return values.view(np.int64)

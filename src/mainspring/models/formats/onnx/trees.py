@@ -1,8 +1,8 @@
 """Tree ensembles of scikit-learn as ``TreeEnsemble`` of ai.onnx.ml, opset 5, with float64 thresholds and leaf weights.
 
-Written from the estimators' own arrays, so nothing is rounded. Forests, trees and gradient boosting cast their inputs to
-float32 first and compare those with float64 thresholds; histogram boosting does not. Each adds up its trees in order, and so
-does ONNX Runtime. A leaf of the operator has one target: with ``k`` classes each tree is written ``k`` times.
+Written from the estimators' own arrays, so nothing is rounded. Forests, trees and gradient boosting cast their inputs to float32 first
+and compare those with float64 thresholds; histogram boosting does not. scikit-learn adds up the
+trees in their order, and so does ONNX Runtime. A leaf of the operator has one target: with ``k`` classes each tree is written ``k`` times.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Trees:
         """
         left, right = np.asarray(left, dtype=np.int64), np.asarray(right, dtype=np.int64)
         inner = np.flatnonzero(left >= 0)
-        if not len(inner):  # the operator wants a root that splits
+        if not len(inner):  # the operator needs a root that splits: both leaves get the one value
             weight = float(np.asarray(value)[0])
             left, right = np.array([1, -1, -1]), np.array([2, -1, -1])
             feature, threshold = np.zeros(3, dtype=np.int64), np.zeros(3)
@@ -73,7 +73,7 @@ class Trees:
         for node in sorted(members or {}):
             modes[node] = _MEMBER
             self._members += [float(v) for v in (members or {})[node]] + [float("nan")]
-        put = {
+        arrays = {
             "featureids": np.asarray(feature)[inner],
             "splits": np.asarray(threshold, dtype=np.float64)[inner],
             "modes": modes[inner],
@@ -85,16 +85,16 @@ class Trees:
             "weights": np.asarray(value, dtype=np.float64)[leaves],
             "targetids": np.full(len(leaves), target),
         }
-        for name, values in put.items():
+        for name, values in arrays.items():
             self._parts[name].append(values)
         self._roots.append(self._nodes)
         self._nodes += len(inner)
         self._leaves += len(leaves)
 
     def refuse_infinite(self, features: int, *, nan: bool) -> None:
-        """A tree that answers 0, and NaN where a feature is infinite (``nan``: or NaN): there scikit-learn raises."""
+        """Add a tree that adds 0, and NaN to rows with an infinite feature (``nan``: or a NaN), on which scikit-learn raises."""
         count = 2 * features
-        nodes = count + 2  # then the leaf that is right and the leaf that is not
+        nodes = count + 2  # two nodes for each feature, then the leaf of good rows and that of bad ones
         left, right = np.full(nodes, -1), np.full(nodes, -1)
         good, bad = count, count + 1
         feature, threshold = np.zeros(nodes, dtype=np.int64), np.zeros(nodes)
@@ -107,12 +107,13 @@ class Trees:
             threshold[upper], threshold[lower] = _FLOAT32_MAX, -1.5 * _FLOAT32_MAX
             missing[upper], missing[lower] = not nan, False
         for target in range(self._targets):
-            # Each use of the bad leaf is a leaf of its own: the operator takes trees, not graphs.
-            self._chain(left, right, feature, threshold, missing, bad, target)
+            # Each branch to the bad leaf gets a leaf of its own: the operator takes trees, and a node has one parent.
+            self._add_chain(left, right, feature, threshold, missing, bad, target)
 
-    def _chain(
+    def _add_chain(
         self, left: Any, right: Any, feature: Any, threshold: Any, missing: Any, bad: int, target: int
     ) -> None:
+        """Add a chain in which several branches lead to leaf ``bad``, after copying that leaf for each."""
         lefts, rights = left.copy(), right.copy()
         extra = 0
         for side in (lefts, rights):
@@ -133,7 +134,7 @@ class Trees:
         )
 
     def write(self, graph: Graph, x: str) -> str:
-        """The sums ``[n, targets]`` for features ``x``."""
+        """Append the ensemble to ``graph``; returns the sums ``[n, targets]`` for features ``x``."""
         from onnx import numpy_helper
 
         parts = {name: np.concatenate(values) for name, values in self._parts.items()}
@@ -148,11 +149,11 @@ class Trees:
             post_transform=0,
             n_targets=self._targets,
             tree_roots=self._roots,
-            leaf_targetids=_ints(parts["targetids"]),
+            leaf_targetids=_as_ints(parts["targetids"]),
             leaf_weights=numpy_helper.from_array(parts["weights"]),
             nodes_splits=numpy_helper.from_array(parts["splits"]),
             nodes_modes=numpy_helper.from_array(parts["modes"]),
-            **{f"nodes_{name}": _ints(parts[name]) for name in _NODE if name not in ("splits", "modes")},
+            **{f"nodes_{name}": _as_ints(parts[name]) for name in _NODE if name not in ("splits", "modes")},
             **extra,
         )
 
@@ -164,13 +165,13 @@ _NODE = [
 _LEAF = ["weights", "targetids"]
 
 
-def _ints(values: Any) -> list[int]:
+def _as_ints(values: Any) -> list[int]:
     listed: list[int] = np.asarray(values, dtype=np.int64).tolist()
     return listed
 
 
 def as_float32(graph: Graph, x: str) -> str:
-    """What scikit-learn's trees see: rounded to float32. Beyond it becomes infinite."""
+    """Features as scikit-learn's trees see them: rounded to float32, infinite beyond its range."""
     return graph.cast(graph.cast(x, "FLOAT"))
 
 
@@ -211,7 +212,7 @@ def gradient_boosting(graph: Graph, estimator: Any, x: str) -> str:
         "DummyRegressor",
     ):
         raise Unsupported(f"gradient boosting that starts from a {type(init).__name__}")
-    start = np.asarray(estimator._raw_predict_init(np.zeros((1, features), dtype=np.float32)))[0]  # noqa: SLF001 - the constant it starts from
+    start = np.asarray(estimator._raw_predict_init(np.zeros((1, features), dtype=np.float32)))[0]  # noqa: SLF001 - the constant that boosting starts from
     trees = Trees(stages.shape[1])
     for target, value in enumerate(start):
         trees.constant(float(value), target)
@@ -224,11 +225,11 @@ def gradient_boosting(graph: Graph, estimator: Any, x: str) -> str:
 
 def hist_gradient_boosting(graph: Graph, estimator: Any, x: str) -> str:
     """Raw predictions ``[n, trees per iteration]`` of HistGradientBoosting*; categories already encoded as 0, 1, ..."""
-    start = np.asarray(estimator._baseline_prediction, dtype=np.float64).ravel()  # noqa: SLF001 - as above
+    start = np.asarray(estimator._baseline_prediction, dtype=np.float64).ravel()  # noqa: SLF001 - public attributes do not have it
     trees = Trees(estimator.n_trees_per_iteration_)
     for target in range(estimator.n_trees_per_iteration_):
         trees.constant(float(start[target]), target)
-    for stage in estimator._predictors:  # noqa: SLF001 - as above
+    for stage in estimator._predictors:  # noqa: SLF001 - public attributes do not have it
         for target, predictor in enumerate(stage):
             _add_hist(trees, predictor, target)
     return trees.write(graph, x)
@@ -240,13 +241,13 @@ def _add_hist(trees: Trees, predictor: Any, target: int) -> None:
     members = {}
     for node in np.flatnonzero((nodes["is_categorical"] != 0) & ~leaf):
         words = predictor.raw_left_cat_bitsets[nodes["bitset_idx"][node]]
-        # An empty set sends only missing values left; the operator wants a member, and no category is -1.
+        # An empty set sends only missing values left; the operator needs a member, and no category is -1.
         members[int(node)] = [v for v in range(256) if int(words[v // 32]) >> (v % 32) & 1] or [-1]
     trees.add(
         left=np.where(leaf, -1, nodes["left"].astype(np.int64)),
         right=np.where(leaf, -1, nodes["right"].astype(np.int64)),
         feature=nodes["feature_idx"].astype(np.int64),
-        threshold=np.where(members_mask(nodes, members), 0.0, nodes["num_threshold"]),
+        threshold=np.where(_mask_members(nodes, members), 0.0, nodes["num_threshold"]),
         missing_left=nodes["missing_go_to_left"] != 0,
         value=nodes["value"],
         target=target,
@@ -254,7 +255,7 @@ def _add_hist(trees: Trees, predictor: Any, target: int) -> None:
     )
 
 
-def members_mask(nodes: Any, members: dict[int, Any]) -> Any:
+def _mask_members(nodes: Any, members: dict[int, Any]) -> Any:
     mask = np.zeros(len(nodes), dtype=bool)
     mask[list(members)] = True
     return mask

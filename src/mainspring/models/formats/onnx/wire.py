@@ -1,11 +1,12 @@
-"""A look at an ONNX file's structure before ONNX Runtime sees it, without the onnx library.
+"""Checks the structure of an ONNX file before ONNX Runtime reads it, without the onnx library.
 
-Reads the protobuf wire format (protobuf.dev, "Encoding") against the whole of onnx.proto (IR version 13, ``SCHEMA``), and refuses
-every byte that two readers could understand differently: a tag or a number longer than it needs to be, a field that onnx.proto
-does not have, a single field given twice, two members of a oneof, groups, names that are no UTF-8. What is left means to ONNX Runtime what it means
-here, and of that is refused what could reach outside the file or run something other than a standard operator: external tensor data,
-operators of another domain, model-local functions, training graphs, ``Loop`` (may never end), a tensor
-as large as a value of the request says (``cost``), ONNX Runtime's own flatbuffer format, a session configuration in the metadata. ``tests/abuse/test_x_onnx.py`` compares with the onnx library's parser on mutated bytes.
+Reads the protobuf wire format (protobuf.dev, "Encoding") against the whole of onnx.proto (IR version 13, ``SCHEMA``), and refuses every
+byte that two readers could understand differently: a tag or a number longer than necessary, a field that onnx.proto does not define, a
+single field that occurs twice, two members of a oneof, groups, names that are not UTF-8. So the rest means to ONNX Runtime what it
+means here. Of that, everything is refused that could reach outside the file or run something other than a standard operator: external
+tensor data, operators of another domain, model-local functions, training graphs, ``Loop`` (may never end), a tensor as large as a value
+of the request says (``cost``), ONNX Runtime's own flatbuffer format, a session configuration in the metadata.
+``tests/abuse/test_x_onnx.py`` compares this reader with the onnx library's parser on mutated bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ SCHEMA: Mapping[str, Mapping[int, str]] = {
     "SequenceType": {1: "Type"},
     "MapType": {1: "int32", 2: "Type"},
 }  # fmt: skip
-"""Message → field number → kind, ``*`` when repeated. ``Refused``: defined in onnx.proto, and never loaded here."""
+"""Message → field number → kind, with ``*`` if repeated. ``Refused``: defined in onnx.proto, and never loaded here."""
 
 _ONE_OF = {"Type": frozenset({1, 4, 5, 7, 8, 9}), "Dimension": frozenset({1, 2})}
 _WHY_REFUSED = {
@@ -90,9 +91,9 @@ _RUN = re.compile(
 
 
 def check_onnx(data: bytes) -> Graph:
-    """The structure of a self-contained model of standard operators.
+    """Check a self-contained model of standard operators; returns its structure.
 
-    Raises :class:`~mainspring.errors.UnsafeFormat` for anything else, and for what protobuf readers might read differently.
+    Raises :class:`~mainspring.errors.UnsafeFormat` for anything else, and for bytes that protobuf readers may read differently.
     """
     if data[4:8] == b"ORTM":
         raise _refuse("this is an ONNX Runtime flatbuffer, not ONNX")
@@ -100,14 +101,14 @@ def check_onnx(data: bytes) -> Graph:
     operator_sets = False
     for number, value in _fields("Model", memoryview(data)):
         if number == 7:
-            graph = _graph(_bytes(value), 0)
+            graph = _read_graph(_bytes(value), 0)
         elif number == 8:
             operator_sets = True
             for inner, name in _fields("OperatorSet", _bytes(value)):
                 if inner == 1:
-                    _domain(_text(name))
+                    _check_domain(_text(name))
         elif number == 14:
-            _metadata(_bytes(value))
+            _check_metadata(_bytes(value))
     if graph is None or not operator_sets:
         raise _refuse("not an ONNX model: it has no graph or names no operator set")
     if (why := examine(graph).by_values) is not None:
@@ -115,34 +116,34 @@ def check_onnx(data: bytes) -> Graph:
     return graph
 
 
-def _metadata(data: memoryview) -> None:
+def _check_metadata(data: memoryview) -> None:
     for number, value in _fields("Entry", data):
         if number == 1 and _text(value).startswith(("ort_config", "session.")):
             raise _refuse("the model carries a session configuration")
 
 
-def _graph(data: memoryview, depth: int) -> Graph:
+def _read_graph(data: memoryview, depth: int) -> Graph:
     if depth > _MAX_DEPTH:
         raise _refuse("graphs are nested too deeply")
     graph = Graph()
     for number, value in _fields("Graph", data):
         if number == 1:
-            graph.nodes.append(_node(_bytes(value), depth))
+            graph.nodes.append(_read_node(_bytes(value), depth))
         elif number in (5, 15):
-            name = (_tensor if number == 5 else _sparse)(_bytes(value))
+            name = (_check_tensor if number == 5 else _check_sparse)(_bytes(value))
             if name in graph.constants:
                 raise _refuse("two initializers have one name")
             graph.constants.add(name)
         elif number in (11, 12, 13):
-            name = _value_info(_bytes(value))
+            name = _check_value_info(_bytes(value))
             if number == 11:
                 graph.inputs.add(name)
         elif number in (14, 16):
-            _rest("Annotation" if number == 14 else "Entry", _bytes(value))
+            _check_message("Annotation" if number == 14 else "Entry", _bytes(value))
     return graph
 
 
-def _node(data: memoryview, depth: int) -> Node:
+def _read_node(data: memoryview, depth: int) -> Node:
     node = Node()
     attributes: dict[str, memoryview] = {}
     for number, value in _fields("Node", data):
@@ -155,46 +156,50 @@ def _node(data: memoryview, depth: int) -> Node:
             if node.op in _FORBIDDEN_OPS:
                 raise _refuse(f"operator {node.op!r} may run without end")
         elif number == 5:
-            name = _attribute(_bytes(value), depth, node.graphs)
+            name = _check_attribute(_bytes(value), depth, node.graphs)
             if name in node.attributes:
                 raise _refuse(f"an attribute is there twice: {name[:100]!r}")
             node.attributes.add(name)
             attributes[name] = _bytes(value)
         elif number == 7:
-            _domain(_text(value))
+            _check_domain(_text(value))
         elif number == 9:
-            _rest("Entry", _bytes(value))
+            _check_message("Entry", _bytes(value))
     if node.op in TREES:
-        node.steps = tree_steps(attributes, Read(ints=_ints, leaves=_leaves, tensor=_raw_tensor))
+        node.steps = tree_steps(
+            attributes, Read(ints=_read_ints, leaves=_read_leaves, tensor=_read_raw_tensor)
+        )
     return node
 
 
-def _ints(attribute: memoryview) -> Any:
-    """The whole numbers of an attribute that was checked."""
+def _read_ints(attribute: memoryview) -> Any:
+    """The integers of an attribute that was checked."""
     import numpy as np
 
     parts = [
-        varints(_bytes(value)) if number == 8 else varints(_bytes(value))[1::2]  # a run: each after its tag
+        varints(_bytes(value))
+        if number == 8
+        else varints(_bytes(value))[1::2]  # a run of fields: each value follows its tag
         for number, value in _fields("Attribute", attribute, _INTS)
         if number in (0, 8)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
-def _leaves(attribute: memoryview) -> Any:
+def _read_leaves(attribute: memoryview) -> Any:
     """Which of the strings of an attribute that was checked are ``LEAF``."""
     import numpy as np
 
-    found = [
+    are_leaves = [
         text == b"\x04LEAF"
         for number, value in _fields("Attribute", attribute, _MODES)
         if number in (0, 9)
         for text in (_MODE.findall(_bytes(value)) if number == 0 else [b"\x04" + bytes(_bytes(value))])
     ]
-    return np.array(found, dtype=bool)
+    return np.array(are_leaves, dtype=bool)
 
 
-def _raw_tensor(attribute: memoryview) -> tuple[int, memoryview]:
+def _read_raw_tensor(attribute: memoryview) -> tuple[int, memoryview]:
     """Type and bytes of the tensor of an attribute that was checked; ValueError if its values are not raw bytes."""
     for number, value in _fields("Attribute", attribute):
         if number == 5:
@@ -209,33 +214,33 @@ def _raw_tensor(attribute: memoryview) -> tuple[int, memoryview]:
     raise ValueError
 
 
-def _attribute(data: memoryview, depth: int, graphs: list[Graph]) -> str:
+def _check_attribute(data: memoryview, depth: int, graphs: list[Graph]) -> str:
     name = ""
     for number, value in _fields("Attribute", data, _RUN):
         if number == 1:
             name = _text(value)
         elif number in (5, 10):
-            _tensor(_bytes(value))
+            _check_tensor(_bytes(value))
         elif number in (6, 11):
-            graphs.append(_graph(_bytes(value), depth + 1))
+            graphs.append(_read_graph(_bytes(value), depth + 1))
         elif number in (22, 23):
-            _sparse(_bytes(value))
+            _check_sparse(_bytes(value))
         elif number in (14, 15):
-            _rest("Type", _bytes(value))
+            _check_message("Type", _bytes(value))
     return name
 
 
-def _sparse(data: memoryview) -> str:
+def _check_sparse(data: memoryview) -> str:
     """The name of a sparse tensor: that of its values."""
     name = ""
     for number, value in _fields("Sparse", data):
         if number in (1, 2):
-            inner = _tensor(_bytes(value))
+            inner = _check_tensor(_bytes(value))
             name = inner if number == 1 else name
     return name
 
 
-def _tensor(data: memoryview) -> str:
+def _check_tensor(data: memoryview) -> str:
     name = ""
     for number, value in _fields("Tensor", data):
         if number == 8:
@@ -243,31 +248,31 @@ def _tensor(data: memoryview) -> str:
         elif number == 14 and value != 0:
             raise _refuse("a tensor lives outside the file (external_data)")
         elif number == 16:
-            _rest("Entry", _bytes(value))
+            _check_message("Entry", _bytes(value))
     return name
 
 
-def _value_info(data: memoryview) -> str:
+def _check_value_info(data: memoryview) -> str:
     name = ""
     for number, value in _fields("ValueInfo", data):
         if number == 1:
             name = _text(value)
         elif number in (2, 4):
-            _rest("Type" if number == 2 else "Entry", _bytes(value))
+            _check_message("Type" if number == 2 else "Entry", _bytes(value))
     return name
 
 
-def _rest(message: str, data: memoryview, depth: int = 0) -> None:
-    """Messages of which nothing is needed but that they can be read in one way only."""
+def _check_message(message: str, data: memoryview, depth: int = 0) -> None:
+    """Check a message whose content is not needed: it must be readable in one way only."""
     if depth > _MAX_TYPE_DEPTH:
         raise _refuse("types are nested too deeply")
     for number, value in _fields(message, data):
         inner = SCHEMA[message][number].rstrip("*")
         if inner in SCHEMA:
-            _rest(inner, _bytes(value), depth + 1)
+            _check_message(inner, _bytes(value), depth + 1)
 
 
-def _domain(name: str) -> None:
+def _check_domain(name: str) -> None:
     if name not in DOMAINS:
         raise _refuse(f"operators of domain {name[:200]!r} are not loaded; only ai.onnx and ai.onnx.ml are")
 
@@ -275,7 +280,7 @@ def _domain(name: str) -> None:
 def _fields(
     message: str, data: memoryview, run: re.Pattern[bytes] | None = None
 ) -> Iterator[tuple[int, _Value]]:
-    """The fields of one message, in order, each as the schema has it. What ``run`` matches, whole fields, comes as field 0."""
+    """The fields of one message in order, as (number, value), checked against the schema. Whole fields that ``run`` matches come as field 0."""
     schema, one_of = SCHEMA[message], _ONE_OF.get(message, frozenset())
     seen: set[int] = set()
     position, end = 0, len(data)
@@ -284,7 +289,7 @@ def _fields(
             yield 0, data[position : match.end()]
             position = match.end()
             continue
-        key, position = _varint(data, position)
+        key, position = _read_varint(data, position)
         number, wire = key >> 3, key & 7
         kind = schema.get(number) if key < 1 << 32 else None
         if kind is None:
@@ -298,15 +303,15 @@ def _fields(
             if number in seen or (number in one_of and seen & one_of):
                 raise _refuse(f"a field that may be there once is there twice: {message} {number}")
             seen.add(number)
-        value, position = _one(data, position, kind, wire, packed=repeated)
+        value, position = _read_value(data, position, kind, wire, packed=repeated)
         yield number, value
 
 
-def _one(data: memoryview, position: int, kind: str, wire: int, *, packed: bool) -> tuple[_Value, int]:
-    """The value at ``position`` and where it ends. Numbers with a fraction are skipped: they come out as 0."""
+def _read_value(data: memoryview, position: int, kind: str, wire: int, *, packed: bool) -> tuple[_Value, int]:
+    """The value at ``position`` and the position after it. Floats are skipped, and returned as 0."""
     expected = _WIRE.get(kind, 2)
     if wire == 2 and (expected == 2 or packed):
-        size, position = _varint(data, position)
+        size, position = _read_varint(data, position)
         if size > len(data) - position:
             raise _refuse("a field runs past the end of the file")
         value = data[position : position + size]
@@ -318,14 +323,14 @@ def _one(data: memoryview, position: int, kind: str, wire: int, *, packed: bool)
     if wire != expected:
         raise _refuse("a field is encoded in a way that its type does not have")
     if wire == 0:
-        value_, position = _varint(data, position)
-        if kind == "int32" and (1 << 31) <= value_ < (1 << 64) - (1 << 31):
+        integer, position = _read_varint(data, position)
+        if kind == "int32" and (1 << 31) <= integer < (1 << 64) - (1 << 31):
             raise _refuse("a number is larger than its field")
-        if kind == "enum" and value_ > _LAST_ATTRIBUTE_TYPE:
+        if kind == "enum" and integer > _LAST_ATTRIBUTE_TYPE:
             raise _refuse(
                 "an attribute of a type that onnx.proto does not define"
             )  # readers keep it as an unknown field
-        return value_, position
+        return integer, position
     position += _WIDTH[kind]
     if position > len(data):
         raise _refuse("a field runs past the end of the file")
@@ -342,8 +347,8 @@ def _check_packed(value: memoryview, kind: str) -> None:
         raise _refuse("a list of numbers is not well formed")
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    """A number in its shortest form, below 2**64: readers differ in what they make of others."""
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    """A number in its shortest form, below 2**64: readers differ on others."""
     value = shift = 0
     while position < len(data) and shift < 70:
         byte = data[position]

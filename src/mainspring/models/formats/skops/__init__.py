@@ -14,7 +14,7 @@ _FILE = "model.skops"
 
 
 class Skops(ModelFormat):
-    """Entry of the table."""
+    """The entry ``skops`` of the table of formats."""
 
     name = "skops"
     payloads = (_FILE,)
@@ -27,7 +27,7 @@ class Skops(ModelFormat):
         'Save it with format="auto", or use classes that are on the loader\'s list (TrustPolicy.skops_types).'
     )
 
-    def check(self, package: Package, payloads: Payloads, *, trust: TrustPolicy) -> None:  # noqa: ARG002 - the file says it all
+    def check(self, package: Package, payloads: Payloads, *, trust: TrustPolicy) -> None:  # noqa: ARG002 - the file is enough
         """See :meth:`ModelFormat.check`."""
         check_skops(payloads[_FILE], trust=trust)
 
@@ -37,8 +37,8 @@ class Skops(ModelFormat):
 
         return SkopsPredictor(package, payloads[_FILE], trust=trust)
 
-    def forms(self, estimator: Any, signature: Signature) -> list[Form]:  # noqa: ARG002 - the estimator answers as it did
-        """One; what skops or our list of types does not take is refused when it is made or checked."""
+    def forms(self, estimator: Any, signature: Signature) -> list[Form]:  # noqa: ARG002 - the estimator itself is stored
+        """One form; an estimator that skops cannot write, or whose types are not trusted, is refused when it is made or checked."""
         from mainspring.models.formats.skops.predictor import dump
 
         return [Form("skops", lambda: {_FILE: dump(estimator)})]

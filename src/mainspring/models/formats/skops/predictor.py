@@ -1,16 +1,16 @@
-"""skops: the estimator itself, rebuilt from plain data through our allow-list. Needs scikit-learn."""
+"""Prediction from skops: the estimator itself, rebuilt from plain data of trusted types. Needs scikit-learn."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mainspring.errors import InvalidInput, UnsafeFormat
-from mainspring.models.formats.columns import Known
 from mainspring.models.formats.estimators import estimator_scores
+from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.models.formats.skops.schema import check_skops
 from mainspring.models.formats.trust import TrustPolicy
-from mainspring.records.models import Package, Signature, Task
+from mainspring.records.models import Package, Task
 
 
 def dump(estimator: Any) -> bytes:
@@ -26,12 +26,14 @@ def dump(estimator: Any) -> bytes:
     return data
 
 
-class SkopsPredictor:
-    """A rebuilt scikit-learn estimator behind the same contract as every other format."""
+class SkopsPredictor(PackagedPredictor):
+    """A scikit-learn estimator, rebuilt from its payload. Safe to call from many threads, as scikit-learn's ``predict`` is."""
 
     def __init__(self, package: Package, data: bytes, *, trust: TrustPolicy) -> None:
         from skops import io
 
+        super().__init__(package)
+        # Checked here too, not by check_payload alone: skops must never see bytes that this check has not.
         trusted = check_skops(data, trust=trust)
         try:
             estimator = io.loads(data, trusted=trusted)
@@ -42,20 +44,7 @@ class SkopsPredictor:
             raise InvalidInput(
                 f"the model has no {method}", value=type(estimator).__name__, place="model.skops"
             )
-        self._package = package
         self._estimator = estimator
-        self._known = Known(package.known)
 
-    @property
-    def package(self) -> Package:
-        return self._package
-
-    @property
-    def signature(self) -> Signature:
-        return self._package.signature
-
-    def predict(self, columns: Columns) -> Scores:
-        """See :meth:`Predictor.predict`."""
-        if self._known:
-            self._known.check(columns)
+    def _score(self, columns: Columns) -> Scores:
         return estimator_scores(self._estimator, columns, self._package.signature, self._package.null_text)

@@ -1,8 +1,8 @@
-"""A look at a skops file before skops sees it: a zip of one JSON schema and of plain arrays, naming only trusted types.
+"""Checks a skops file before skops reads it: it must be a zip of one JSON schema and plain arrays that names only trusted types.
 
-Our own walk decides, with our own list; skops' defaults are not consulted (its audit and its loader have disagreed
-before: CVE-2025-54412, -54413, -54886). Nodes that call something (methods, partials, operators, reduce) are not in the table; a
-function may be named only if it is on our list.
+This module's own walk and list decide; skops' defaults are not used (its audit and its loader have disagreed before:
+CVE-2025-54412, -54413, -54886). Nodes that call something (methods, partials, operators, reduce) are not in the table; a function may
+be named only if it is on the list.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ LOADERS: dict[str, frozenset[str] | None] = {
     "SparseMatrixNode": frozenset(
         f"scipy.sparse._{k}.{k}_{s}" for k in ("csr", "csc") for s in ("matrix", "array")
     ),
-    "FunctionNode": FUNCTIONS,  # a reference by name; nothing is called in rebuilding
-    "CachedNode": None,  # a back reference: nothing of its own
+    "FunctionNode": FUNCTIONS,  # a reference by name; rebuilding calls nothing
+    "CachedNode": None,  # a reference to another node, with no content of its own
     "ObjectNode": frozenset(),  # the trust policy's list
     "TreeNode": frozenset(),
     "LossNode": frozenset(),
@@ -44,7 +44,7 @@ LOADERS: dict[str, frozenset[str] | None] = {
 """Node kinds that are rebuilt, and the types each may name; an empty set means the trust policy's."""
 
 READERS = frozenset(f"sklearn.feature_extraction.text.{n}Vectorizer" for n in ("Count", "Hashing", "Tfidf"))
-"""Types that can be told to take a text for the name of a file, and to open it: they must be told not to."""
+"""Types that, by their parameter ``input``, may take a text for the name of a file and open it: it must be ``content``."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
@@ -56,7 +56,7 @@ def check_skops(data: bytes, *, trust: TrustPolicy = DEFAULT) -> list[str]:
     """Refuse anything but trusted, plain data; returns the type names the file uses (all of them trusted)."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _check(archive, trust)
+            return _check_archive(archive, trust)
     except (
         zipfile.BadZipFile,
         json.JSONDecodeError,
@@ -70,7 +70,7 @@ def check_skops(data: bytes, *, trust: TrustPolicy = DEFAULT) -> list[str]:
         raise _refuse(f"these bytes are not a skops file: {str(error)[:200]}") from None
 
 
-def _check(archive: zipfile.ZipFile, trust: TrustPolicy) -> list[str]:
+def _check_archive(archive: zipfile.ZipFile, trust: TrustPolicy) -> list[str]:
     entries = archive.infolist()
     names = [entry.filename for entry in entries]
     if len(set(names)) != len(names) or "schema.json" not in names:
@@ -89,8 +89,9 @@ def _check(archive: zipfile.ZipFile, trust: TrustPolicy) -> list[str]:
     if archive.getinfo("schema.json").file_size > _MAX_SCHEMA:
         raise _refuse("the schema is too large")
     raw = archive.read("schema.json")
-    # Before anything is built of it: twenty million empty lists are sixty kilobytes packed, and gigabytes in memory.
-    if _marks(raw) > _MAX_NODES and _marks(_STRING.sub(b"", raw)) > _MAX_NODES:
+    # Counted before parsing: twenty million empty lists are sixty kilobytes in the zip, and gigabytes in memory. First with the texts,
+    # which is fast and counts too many, then without them.
+    if _count_marks(raw) > _MAX_NODES and _count_marks(_STRING.sub(b"", raw)) > _MAX_NODES:
         raise _refuse("the schema holds too many nodes")
     schema = json.loads(raw)
     types = _walk(schema, trust)
@@ -100,13 +101,13 @@ def _check(archive: zipfile.ZipFile, trust: TrustPolicy) -> list[str]:
     return sorted(types)
 
 
-def _marks(text: bytes) -> int:
-    """How many values a JSON document holds, at most."""
+def _count_marks(text: bytes) -> int:
+    """An upper bound of how many values a JSON document holds."""
     return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
 def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
-    """Every node of the schema: its loader is in the table and its type is trusted for that loader."""
+    """Check that each node's loader is in the table and its type trusted for that loader; returns the types."""
     if not isinstance(schema, dict) or "__loader__" not in schema:
         raise _refuse("the schema describes no object")
     types: set[str] = set()
@@ -119,7 +120,7 @@ def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
             raise _refuse("the schema is nested too deeply or holds too many nodes")
         if isinstance(value, dict):
             if "__loader__" in value or "__class__" in value or "__module__" in value:
-                types.update(_node(value, trust))
+                types.update(_check_node(value, trust))
             stack.extend((child, depth + 1) for child in value.values())
         elif isinstance(value, list):
             stack.extend((child, depth + 1) for child in value)
@@ -127,12 +128,12 @@ def _walk(schema: Any, trust: TrustPolicy) -> set[str]:
 
 
 def _reads_no_files(schema: Any) -> bool:
-    """Whether ``input='content'`` stands in the state of every vectorizer, in the plain form that skops writes.
+    """Whether the state of every vectorizer has ``input='content'``, in the plain form that skops writes.
 
-    skops builds a node whose id it has met no second time, whatever stands in it. So what was looked at must be what every node with
-    that id says.
+    skops builds only the first node with an id; for a later one with the same id it returns that object, whatever the later node
+    says. So every node with an id that was checked here must pass the same check.
     """
-    nodes = list(_nodes(schema))
+    nodes = list(_list_nodes(schema))
     states, inputs = set(), set()
     for node in nodes:
         if f"{node.get('__module__')}.{node.get('__class__')}" in READERS:
@@ -166,7 +167,7 @@ def _is_content(node: Any) -> bool:
     )
 
 
-def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
+def _list_nodes(schema: Any) -> Iterator[dict[str, Any]]:
     stack = [schema]
     while stack:
         value = stack.pop()
@@ -180,7 +181,7 @@ def _nodes(schema: Any) -> Iterator[dict[str, Any]]:
             stack.extend(value)
 
 
-def _node(node: dict[str, Any], trust: TrustPolicy) -> set[str]:
+def _check_node(node: dict[str, Any], trust: TrustPolicy) -> set[str]:
     loader, name = node.get("__loader__"), f"{node.get('__module__')}.{node.get('__class__')}"
     if not isinstance(loader, str) or loader not in LOADERS:
         raise _refuse(f"a node of kind {loader!r} ({name}) could run code", value=name)
@@ -195,6 +196,7 @@ def _node(node: dict[str, Any], trust: TrustPolicy) -> set[str]:
 
 
 def _check_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Refuse an array of objects, which is a pickle, or one whose header claims more bytes than the entry has."""
     import numpy as np
 
     with archive.open(entry) as file:
@@ -228,7 +230,7 @@ INSTEAD = {
     "sklearn.svm._classes.NuSVR": "Use KernelRidge, or Nystroem with Ridge.",
     "scipy.interpolate._bsplines.BSpline": "Use KBinsDiscretizer or PolynomialFeatures.",
 }
-"""What to fit instead of what is left out on purpose."""
+"""What to fit instead of the types that are left out on purpose."""
 
 
 def _refuse(why: str, *, value: object = None) -> UnsafeFormat:
