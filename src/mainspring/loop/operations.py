@@ -54,11 +54,8 @@ class Loop:
         self._base = base
         self._rooms = rooms
         self._config = config
-        self._spawn: Callable[[str], None] | None = None
-
-    def _on_job(self, spawn: Callable[[str], None]) -> None:
-        """Who starts the worker process for a queued job (the server or the command line; not an operation)."""
-        self._spawn = spawn
+        self.start_worker: Callable[[str], None] | None = None
+        """Starts a worker process for a queued job, by its id. A server sets it; without it a job waits for a worker."""
 
     # --- the clock -----------------------------------------------------------------------------------------------------
 
@@ -136,9 +133,9 @@ class Loop:
             taken += new
             if not new:
                 break
-        if self._spawn is not None:
+        if self.start_worker is not None:
             for job in self._queued(deployment):
-                self._spawn(job)
+                self.start_worker(job)
 
     @operation(role=Role.OPERATOR, changes=True)
     def request_retrain(self, deployment: str, *, reason: str, params: dict[str, Any] | None = None) -> Job:
@@ -162,8 +159,8 @@ class Loop:
                 {"reason": reason, "job": ident, "trigger": "manual"},
             )
             job = d.done(rows.job(d.tx, self._base.project, ident))
-        if self._spawn is not None:
-            self._spawn(job.id)
+        if self.start_worker is not None:
+            self.start_worker(job.id)
         return job
 
     @operation(role=Role.OPERATOR, changes=True)
