@@ -454,7 +454,7 @@ def error_response(error: MainspringError) -> Response:
     for field in (
         "place",
         "value",
-    ):  # clients must not learn paths of this machine: only the last part is sent
+    ):  # clients must not learn paths of this machine: only the last part is sent (SAFETY L01)
         text = fields.get(field)
         if isinstance(text, str) and text.startswith("/") and (field == "place" or error.status >= 500):
             log.warning("%s: %s", error.code, error)
