@@ -244,9 +244,8 @@ def from_dict(payload: dict[str, Any]) -> MainspringError:
         place=payload.get("place"),
         next_step=payload.get("next_step"),
     )
-    if kind is MainspringError and isinstance(
-        code, str
-    ):  # its class is not loaded here, or is of a newer version
+    # Its class is not loaded here, or is of a newer version
+    if kind is MainspringError and isinstance(code, str):
         error.code = code
         error.status = status if type(status) is int and 400 <= status <= 599 else error.status
     error.value = payload.get("value")

@@ -342,9 +342,8 @@ def _check_marker(home: Path, settings: Settings) -> dict[str, Any]:
                 place=str(path),
                 next_step=f"It was made with {marker.get(key)!r}; use that, or another home.",
             )
-    if (
-        "project" not in marker
-    ):  # written by 0.1, which did not record the project whose files are in the home itself
+    # Written by 0.1, which did not record the project whose files are in the home itself
+    if "project" not in marker:
         marker["project"] = _project_of_bundle(home) or settings.config.project.name
         _write_marker(path, marker)
     return marker

@@ -257,10 +257,11 @@ class Story:
         if any(
             r.state.value == "running" for r in workspace.loop.list_rollouts(deployment=DEPLOYMENT, limit=1)
         ):
+            # A rollout is running: try again the next day
             self._operator[day + timedelta(days=1)] = (
                 params,
                 reason,
-            )  # a rollout is running: try again the next day
+            )
             return
         job = workspace.loop.request_retrain(deployment=DEPLOYMENT, reason=reason, params=params)
         self._progress.event(day, "asked", reason)

@@ -26,9 +26,8 @@ def decode_object(body: bytes) -> dict[str, Any]:
     all.
     """
     try:
-        msgspec.json.decode(
-            body, type=dict[str, msgspec.Raw]
-        )  # cheap: refuses most malformed documents before any value is built
+        # Cheap: refuses most malformed documents before any value is built
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         if _count_values(body) > _MAX_VALUES:
             raise Malformed("too many values", value=f"more than {_MAX_VALUES}")
         value = json.loads(body, object_pairs_hook=_build_object, parse_int=_parse_integer)

@@ -190,9 +190,8 @@ class OperationRoute:
             bound.ledger.settle(
                 key=key, operation=self.operation.id, arguments=named, answer=answer, settlement=settlement
             )
-        except (
-            KeyTaken
-        ):  # another process has used the key meanwhile, so this call's transaction was rolled back
+        except KeyTaken:
+            # Another process has used the key meanwhile, so this call's transaction was rolled back
             stored = bound.ledger.replay(key=key, operation=self.operation.id, arguments=named)
             if stored is None:
                 raise
@@ -451,10 +450,11 @@ def error_response(error: MainspringError) -> Response:
     """The error as JSON with its HTTP status; 503 asks the client to retry after a second."""
     headers = {"retry-after": "1"} if error.status == 503 else None
     fields = error.to_dict()
+    # Clients must not learn paths of this machine: only the last part is sent (SAFETY L01)
     for field in (
         "place",
         "value",
-    ):  # clients must not learn paths of this machine: only the last part is sent (SAFETY L01)
+    ):
         text = fields.get(field)
         if isinstance(text, str) and text.startswith("/") and (field == "place" or error.status >= 500):
             log.warning("%s: %s", error.code, error)

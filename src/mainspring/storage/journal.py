@@ -109,9 +109,8 @@ class JournalWriter:
         Raises as :meth:`append` does; after a failed fsync the kernel may have dropped the bytes, and a second
         fsync would succeed without writing them: the segment is abandoned and the next append starts a new one.
         """
-        with (
-            self._syncing
-        ):  # taken before the lock, and never inside it: one fsync at a time, appends do not wait for it
+        # Taken before the lock, and never inside it: one fsync at a time, appends do not wait for it
+        with self._syncing:
             with self._lock:
                 if self._fd < 0 or self._pid != os.getpid():
                     return
@@ -163,9 +162,8 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
         if self._sync_fd >= 0:
-            os.close(
-                self._sync_fd
-            )  # an open copy would hold the file lock, which shows the parent's writer as alive
+            # An open copy would hold the file lock, which shows the parent's writer as alive
+            os.close(self._sync_fd)
             self._sync_fd = -1
 
     def _open_segment(self) -> None:
@@ -173,9 +171,8 @@ class JournalWriter:
             raise Unavailable("this journal is closed", place=str(self._folder))
         if self._pid != os.getpid():
             if self._fd >= 0:
-                os.close(
-                    self._fd
-                )  # closes this process's copy of the descriptor only; the parent's stays open
+                # Closes this process's copy of the descriptor only; the parent's stays open
+                os.close(self._fd)
             self._start_writer()
         path = self._folder / f"{self._prefix}-{self.writer}-{self._number:08d}.open"
         try:
@@ -317,9 +314,8 @@ class JournalReader:
                     and parts[2].isdigit()
                 ):
                     key = (parts[1], int(parts[2]))
-                    if (
-                        key not in by_key or suffix == "seg"
-                    ):  # a listing during the rename may show both names
+                    # A listing during the rename may show both names
+                    if key not in by_key or suffix == "seg":
                         by_key[key] = Segment(
                             path=self._folder / name, writer=parts[1], number=key[1], closed=suffix == "seg"
                         )

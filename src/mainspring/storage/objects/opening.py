@@ -63,9 +63,8 @@ def open_objects(
             pins = PostgresPins(leases.store.engine, key=zlib.crc32(form.id.encode()))
     if isinstance(store, Sweepable):
         store.sweep(older_than_s=SWEEP_AFTER_S)
-        if (
-            leases is not None
-        ):  # gc writes a new index before it removes anything, so that much must be reserved
+        # gc writes a new index before it removes anything, so that much must be reserved
+        if leases is not None:
             leases.store.engine.keep_back(sum(size for _, size in store.list("index/")))
     return Objects(
         store,

@@ -98,9 +98,8 @@ def form_of(store: ByteStore) -> RepositoryFormat:
             with contextlib.suppress(NotFound):
                 return RepositoryFormat.load(store.get(FORMAT_KEY))
             raise _lost_form() from None
-        with contextlib.suppress(
-            Conflict
-        ):  # another process has created it at the same moment: its format is used
+        # Another process has created it at the same moment: its format is used
+        with contextlib.suppress(Conflict):
             store.put(FORMAT_KEY, RepositoryFormat.fresh().dump())
         return RepositoryFormat.load(store.get(FORMAT_KEY))
 
@@ -221,9 +220,8 @@ def _check_references(database: _Store, store: ByteStore) -> None:
         )
     try:
         index = load_index(store, Index())
-    except (
-        Corrupt
-    ):  # without the index nothing can be compared, and fsck --repair must be able to open the store
+    except Corrupt:
+        # Without the index nothing can be compared, and fsck --repair must be able to open the store
         return
     present = sum(index.find(bytes.fromhex(digest)) is not None for digest in referred)
     if 2 * present < len(referred):

@@ -309,9 +309,8 @@ class Objects:
         with self._lock:
             self._index = self._index.extended([], damaged=self._index.damaged | {raw})
         if self._pins is not None:
-            with contextlib.suppress(
-                MainspringError
-            ):  # the mark is for other processes; this one has it in memory
+            # The mark is for other processes; this one has it in memory
+            with contextlib.suppress(MainspringError):
                 self.store.put(mark_key(raw), b"")
 
     def locate(self, raw: bytes) -> Entry:

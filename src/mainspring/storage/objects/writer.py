@@ -212,9 +212,8 @@ class ObjectWriter:
 
     def _find(self, raw: bytes) -> Entry | None:
         entry = self._pending.get(raw)
-        if (
-            entry is None and raw not in self._objects.index.damaged
-        ):  # a damaged blob has a row but no intact bytes: it is stored again
+        # A damaged blob has a row but no intact bytes: it is stored again
+        if entry is None and raw not in self._objects.index.damaged:
             entry = self._objects.index.find(raw)
         failpoint("objects.add.looked_up")
         return entry

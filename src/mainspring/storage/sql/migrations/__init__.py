@@ -36,9 +36,8 @@ def migrate(engine: Engine, lost: Lost = lambda: None) -> int:
         return before
     evidence = None if before else lost()
     with engine.migrating() as session:
-        version = _version(
-            session, engine.name
-        )  # read again inside the exclusive transaction: another process may have migrated meanwhile
+        # Read again inside the exclusive transaction: another process may have migrated meanwhile
+        version = _version(session, engine.name)
         if not version and engine.name == "sqlite" and table_names(session, engine.name):
             raise not_ours("meta.db")
         if not version and evidence is not None:
