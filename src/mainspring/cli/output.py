@@ -185,7 +185,7 @@ def format_cell(value: Any) -> str:
 def shorten_value(value: Any) -> Any:
     """A whole digest as its start, a long fraction to four digits; anything else as it is.
 
-    >>> brief("ab" * 32), brief(0.5505757331848145), brief("flights")
+    >>> shorten_value("ab" * 32), shorten_value(0.5505757331848145), shorten_value("flights")
     ('abababababab', '0.5506', 'flights')
     """
     if isinstance(value, float):
@@ -203,7 +203,7 @@ def shorten_id(ident: str) -> str:
 def format_size(count: int) -> str:
     """Bytes with a binary unit.
 
-    >>> size(1536)
+    >>> format_size(1536)
     '1.5 KiB'
     """
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]

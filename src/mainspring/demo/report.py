@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SERIES = ("loop", "frozen", "monthly")
 _DAY_US = 86_400_000_000
 
+# Every join is on a whole primary key, so it yields at most one row; the inner joins keep the rows that all three models scored.
 _ROWS = """
 SELECT p.event_us, l.value, p.score AS loop, f.score AS frozen, m.score AS monthly
 FROM predictions p
@@ -74,7 +75,10 @@ def score_by_month(rows: Scores) -> list[dict[str, Any]]:
 
 
 def compare_losses(rows: Scores, other: str) -> dict[str, Any]:
-    """Mean per-row log-loss of the loop minus another's, with a 95 % interval clustered by day."""
+    """Mean per-row log-loss of the loop minus another's, with a 95 % interval clustered by day.
+
+    Flights of one day share weather and traffic, so their losses are not independent.
+    """
     from mainspring.metrics.compare import compare
 
     if not len(rows.truth):
@@ -116,6 +120,7 @@ def trace_prediction(workspace: Workspace, *, seed: int) -> dict[str, Any]:
 
     with workspace.base.store.read() as tx:
         count = tx.scalar("SELECT count(*) AS n FROM predictions WHERE project = ?", workspace.project)
+        # Ordered by the primary key, so that the same seed picks the same prediction on every engine.
         number = random.Random(seed).randrange(count)  # noqa: S311 - a draw for a demonstration
         row = tx.one(
             "SELECT request FROM predictions WHERE project = ? ORDER BY request LIMIT 1 OFFSET ?",

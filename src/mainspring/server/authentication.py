@@ -143,6 +143,7 @@ class Sessions:
             return None
         value, now = secrets.token_urlsafe(32), self._now_us()
         with self._store.write() as tx:
+            # Expired sessions are deleted here and not at every request: logins are rare, so the table stays small at no cost.
             tx.execute("DELETE FROM sessions WHERE expires_us < ?", now)
             tx.execute(
                 "INSERT INTO sessions (id, token, principal, created_us, seen_us, expires_us) VALUES (?, ?, ?, ?, ?, ?)",

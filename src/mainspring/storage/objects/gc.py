@@ -174,6 +174,7 @@ def _apply(
     try:
         blocked = _rewrite_packs(objects, plan.move, rows, sizes, corrupt)
         failpoint("objects.gc.packs")
+        # Checked before each step that others see: without the exclusive hold, writers may rely on what would be removed.
         check()
         if rows:
             store.put(f"index/{new_index_name()}", dump_index(rows, sizes))

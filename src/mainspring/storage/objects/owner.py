@@ -200,6 +200,7 @@ def _record_identity(database: _Store, created_us: int) -> _Recorded:
 def _record(database: _Store, values: dict[str, str]) -> None:
     """Write the settings unless another process was first: several first starts at the same time result in one id."""
     with database.write() as tx:
+        # The check keeps values of one process together; ON CONFLICT covers PostgreSQL, where two writers may pass it at once.
         if tx.first("SELECT value FROM settings WHERE project = '' AND name = ?", next(iter(values))):
             return
         tx.many(
