@@ -242,12 +242,12 @@ def test_settings_that_cannot_be_meant() -> None:
 
 def test_the_names_known_to_policy_are_those_of_the_registry() -> None:
     """policy.METRICS is a copy, since the registry loads NumPy."""
-    found: dict[str, policy.Known] = {}
+    found: dict[str, policy.MetricFacts] = {}
     for of_task in METRICS.values():
         for name, metric in of_task.items():
-            before = found.get(name, policy.Known(frozenset(), metric.low, metric.high))
+            before = found.get(name, policy.MetricFacts(frozenset(), metric.low, metric.high))
             assert (before.low, before.high) == (metric.low, metric.high), name
-            found[name] = policy.Known(before.tasks | metric.tasks, metric.low, metric.high)
+            found[name] = policy.MetricFacts(before.tasks | metric.tasks, metric.low, metric.high)
     assert found == policy.METRICS
 
 

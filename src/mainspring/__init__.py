@@ -1,6 +1,6 @@
 """Mainspring: the machine-learning lifecycle as one mechanism.
 
-Everything a user may rely on stands in ``__all__``; it loads when first used, so that importing this package costs
+The public names are those in ``__all__``. Each loads at its first use, so that importing this package takes
 milliseconds (``tests/test_imports.py``).
 """
 

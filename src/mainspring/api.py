@@ -1,4 +1,4 @@
-"""``mainspring.open`` and ``mainspring.start_run``: where a user's code begins."""
+"""``mainspring.open`` and ``mainspring.start_run``: the entry points of a user's code."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def read_dataset(name: str, version: str = "latest") -> Any:
     import tempfile
 
     with open() as workspace:
-        found = workspace.data.get_version(name, version)
-        if found.kind == "table":
-            return workspace.data.read(name, found.id)
+        record = workspace.data.get_version(name, version)
+        if record.kind == "table":
+            return workspace.data.read(name, record.id)
         folder = Path(tempfile.mkdtemp(prefix="mainspring-dataset-")) / name
-        workspace.data.checkout(name, found.id, folder)
+        workspace.data.checkout(name, record.id, folder)
         return folder

@@ -1,4 +1,4 @@
-"""Policy time is injected; latency is not.
+"""Policy time comes from an injected clock; latency does not.
 
 *Policy* (windows, cooldowns, label delay, schedules) reads a :class:`Clock`, so the loop can be replayed
 deterministically. Latency, deadlines and lease expiry use the machine's own monotonic clock.
@@ -16,7 +16,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Clock(Protocol):
-    """Says what time it is for policy."""
+    """The source of policy time."""
 
     def now(self) -> datetime:
         """The current policy time, timezone-aware, UTC."""
@@ -31,7 +31,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that moves only when told to, and never backwards.
+    """A clock that moves only when it is set, and never backwards.
 
     >>> clock = ManualClock(datetime(2013, 1, 1, tzinfo=UTC))
     >>> clock.advance(timedelta(days=1)).isoformat()
@@ -46,7 +46,7 @@ class ManualClock:
         return self._now
 
     def set(self, moment: datetime) -> datetime:
-        """Move to ``moment``; an earlier one is ignored. Returns the time it is now."""
+        """Move to ``moment``; an earlier one is ignored. Returns the current time."""
         with self._lock:
             self._now = max(self._now, _aware(moment))
             return self._now

@@ -1,7 +1,7 @@
 """Configuration: `mainspring.toml` (policy) and settings, in one order: argument, environment, file, default.
 
-This is the one module that reads the environment. Policy is one file, reviewed like code; secrets never stand in it,
-only references (``{ env = "NAME" }``).
+This is the only module that reads the environment. Policy is one file, reviewed like code; it never holds secrets, only
+references to them (``{ env = "NAME" }``).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Secret(Record, frozen=True):
 class S3Section(Record, frozen=True):
     """``[storage.s3]``: how to reach the object store, when ``objects`` is ``s3://...``.
 
-    Where no key is named, the usual ``AWS_*`` variables and the machine's role count.
+    Without a key, the usual ``AWS_*`` variables and the machine's role are used.
     """
 
     endpoint: str | None = None
@@ -65,7 +65,7 @@ class StorageSection(Record, frozen=True):
     objects: str = "local"
     s3: S3Section = S3Section()
     clock: str = "system"
-    """``system``, or ``manual``: policy time moves only when told to (simulations, replays)."""
+    """``system``, or ``manual``: policy time moves only when it is set (simulations, replays)."""
 
 
 class ServerSection(Record, frozen=True):
@@ -116,12 +116,12 @@ class Config(Record, frozen=True):
     deploy: dict[str, DeployPolicy] = {}
     monitor: dict[str, MonitorPolicy] = {}
     retrain: dict[str, RetrainPolicy] = {}
-    """Filled from ``[monitor.<deployment>]``: what follows from a fact stands beside the fact in the file."""
+    """Filled from ``[monitor.<deployment>]``: the file declares reactions in the same section as monitoring."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where we are: the project directory, its private home, the connection to a server if one is named."""
+    """The settings of a process: the project directory, its private home, and a server's address if one is named."""
 
     root: Path
     home: Path
@@ -137,12 +137,12 @@ class Settings:
 def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
     """Read the project at ``root`` (default: the nearest directory upwards with a ``mainspring.toml``, else here)."""
     origins: dict[str, str] = {}
-    place = _root(root, origins)
+    place = _find_root(root, origins)
     file = place / FILE
     config = parse(file.read_bytes(), place=str(file)) if file.exists() else Config()
     if file.exists():
         origins["config"] = "file"
-    config = msgspec.structs.replace(config, storage=_storage(config.storage, origins))
+    config = msgspec.structs.replace(config, storage=_override_storage(config.storage, origins))
     home = os.environ.get("MAINSPRING_HOME")
     if home:
         origins["home"] = "environment"
@@ -165,7 +165,7 @@ def served(settings: Settings) -> list[Settings]:
 
     Raises :class:`ConfigError` for a directory without a policy, a project named twice, and storage that is not this workspace's.
     """
-    found: list[Settings] = []
+    others: list[Settings] = []
     names = {settings.config.project.name}
     for written in settings.config.server.projects:
         root = (settings.root / written).resolve()
@@ -173,7 +173,7 @@ def served(settings: Settings) -> list[Settings]:
         if not (root / FILE).is_file():
             raise ConfigError(f"there is no {FILE}", value=str(root), place=place)
         config = parse((root / FILE).read_bytes(), place=str(root / FILE))
-        config = msgspec.structs.replace(config, storage=_storage(config.storage, {}))
+        config = msgspec.structs.replace(config, storage=_override_storage(config.storage, {}))
         if config.project.name in names:
             raise ConfigError("two directories have one project", value=config.project.name, place=place)
         if config.storage != settings.config.storage:
@@ -184,8 +184,8 @@ def served(settings: Settings) -> list[Settings]:
                 next_step="Write the same [storage] there as here: one server serves the projects of one workspace.",
             )
         names.add(config.project.name)
-        found.append(Settings(root=root, home=settings.home, config=config, origins={"config": "file"}))
-    return found
+        others.append(Settings(root=root, home=settings.home, config=config, origins={"config": "file"}))
+    return others
 
 
 def without_policy(settings: Settings, project: str) -> Settings:
@@ -197,7 +197,7 @@ def without_policy(settings: Settings, project: str) -> Settings:
 def object_options(settings: Settings) -> dict[str, str]:
     """How to reach the object store: what ``open_objects`` takes as ``options``, with secrets resolved.
 
-    Raises :class:`ConfigError` for a secret that is not in the environment, and for ``http://`` that nobody allowed.
+    Raises :class:`ConfigError` for a secret that is not in the environment, and for ``http://`` without ``allow_http``.
     """
     if not settings.config.storage.objects.startswith("s3://"):
         return {}
@@ -207,10 +207,10 @@ def object_options(settings: Settings) -> dict[str, str]:
             raise ConfigError("not an endpoint", value=s3.endpoint, place="[storage.s3] endpoint")
         if not s3.allow_http:
             raise ConfigError(
-                "objects would travel unencrypted",
+                "objects would be sent unencrypted",
                 value=s3.endpoint,
                 place="[storage.s3] endpoint",
-                next_step="Use https://, or say allow_http = true (MAINSPRING_S3_ALLOW_HTTP=true).",
+                next_step="Use https://, or write allow_http = true (MAINSPRING_S3_ALLOW_HTTP=true).",
             )
     options = {
         "path_style": "true" if s3.path_style else "false",
@@ -220,14 +220,14 @@ def object_options(settings: Settings) -> dict[str, str]:
     for name in _SECRETS:
         reference: Secret | None = getattr(s3, name)
         if reference is not None:
-            options[name] = _resolved(reference, place=f"[storage.s3] {name}")
+            options[name] = _resolve_secret(reference, place=f"[storage.s3] {name}")
     return options
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """The environment of a process that we start for this project: ours, with the place named and the token left out."""
-    kept = {k: v for k, v in os.environ.items() if k != "MAINSPRING_TOKEN"}
-    return kept | {"MAINSPRING_HOME": str(settings.home)}
+    """The environment of a child process for this project: that of this process without the token, and MAINSPRING_HOME."""
+    inherited = {k: v for k, v in os.environ.items() if k != "MAINSPRING_TOKEN"}
+    return inherited | {"MAINSPRING_HOME": str(settings.home)}
 
 
 def parse(text: bytes, *, place: str = FILE) -> Config:
@@ -269,23 +269,23 @@ def digest(value: object) -> str:
     return blake3.blake3(to_json(value)).hexdigest()
 
 
-def _root(root: Path | str | None, origins: dict[str, str]) -> Path:
+def _find_root(root: Path | str | None, origins: dict[str, str]) -> Path:
     if root is not None:
         origins["root"] = "argument"
         place = Path(root).absolute()
         if not place.is_dir():
             raise NotFound("no such project directory", value=str(place))
         return place
-    given = os.environ.get("MAINSPRING_ROOT")
-    if given:
+    variable = os.environ.get("MAINSPRING_ROOT")
+    if variable:
         origins["root"] = "environment"
-        return Path(given).absolute()
+        return Path(variable).absolute()
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p / FILE).exists()), here)
 
 
-def _storage(storage: StorageSection, origins: dict[str, str]) -> StorageSection:
-    """The section with what the environment says over it."""
+def _override_storage(storage: StorageSection, origins: dict[str, str]) -> StorageSection:
+    """The section, with the values that the environment overrides."""
     changes: dict[str, Any] = {}
     for name in ("database", "objects"):
         if value := os.environ.get(f"MAINSPRING_{name.upper()}"):
@@ -298,14 +298,14 @@ def _storage(storage: StorageSection, origins: dict[str, str]) -> StorageSection
         variable = f"MAINSPRING_S3_{name.upper()}"
         if value := os.environ.get(variable):
             if value not in {"true", "false"}:
-                raise ConfigError("say true or false", value=value, place=variable)
+                raise ConfigError("write true or false", value=value, place=variable)
             s3[name], origins[f"storage.s3.{name}"] = value == "true", "environment"
     if s3:
         changes["s3"] = msgspec.structs.replace(storage.s3, **s3)
     return msgspec.structs.replace(storage, **changes) if changes else storage
 
 
-def _resolved(reference: Secret, *, place: str) -> str:
+def _resolve_secret(reference: Secret, *, place: str) -> str:
     value = os.environ.get(reference.env)
     if not value:
         raise ConfigError(
@@ -329,14 +329,14 @@ def _check_secrets(raw: dict[str, Any], place: str) -> None:
     for name in _SECRETS:
         if isinstance(s3, dict) and isinstance(s3.get(name), str):
             raise ConfigError(
-                "a secret stands in the file",
+                "the file contains a secret",
                 place=f"{place}, [storage.s3] {name}",
                 next_step=f'Write {name} = {{ env = "NAME" }} and set that variable; make a new key, this one is known.',
             )
     database = storage.get("database")
     if isinstance(database, str) and _has_password(database):
         raise ConfigError(
-            "a password stands in the file",
+            "the file contains a password",
             place=f"{place}, [storage] database",
             next_step="Leave it out and set PGPASSWORD (or PGPASSFILE), or set MAINSPRING_DATABASE; change the password.",
         )
@@ -348,12 +348,12 @@ def _has_password(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.password is not None or any(k == "password" for k, _ in parse_qsl(parts.query))
-    except ValueError:  # not a URL at all: whoever opens it says so
+    except ValueError:  # not a URL: opening the database reports it
         return "@" in url
 
 
 def _split_monitor(raw: dict[str, Any], place: str) -> None:
-    """``[monitor.x]`` holds facts and reactions; each type takes its own keys."""
+    """Split ``[monitor.x]`` into monitoring and reactions; each record takes its own keys."""
     if "retrain" in raw:
         raise ConfigError(
             "there is no section [retrain]",
@@ -396,13 +396,13 @@ def _check_settings(config: Config, place: str) -> None:
             )
 
 
-def _said(path: str) -> str:
-    """A path as it stands in the file: reactions are written beside the facts."""
+def _path_in_file(path: str) -> str:
+    """A path as it is written in the file: reactions are in the section ``[monitor]``."""
     return f"monitor.{path.removeprefix('retrain.')}" if path.startswith("retrain.") else path
 
 
 def _check_value(value: Any, kind: Any, path: str, place: str) -> None:
-    """A single value: words out of a few and lengths of time with near ones, others by their type."""
+    """Check a single value: for one of a few words the error names near ones; durations are parsed; others by type."""
     import types
     import typing
 
@@ -423,13 +423,13 @@ def _check_value(value: Any, kind: Any, path: str, place: str) -> None:
 
 
 def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
-    """Unknown keys, with the nearest known one: msgspec's own message does not say which were possible."""
+    """Refuse unknown keys and name the nearest known one, which msgspec's own message does not."""
     import types
     import typing
 
     if typing.get_origin(kind) in {typing.Union, types.UnionType} and isinstance(value, dict):
         tagged = [a for a in typing.get_args(kind) if isinstance(a, type) and issubclass(a, Record)]
-        _check_keys(value, _tagged(value, tagged, path, place), path, place)
+        _check_keys(value, _choose_record(value, tagged, path, place), path, place)
     elif typing.get_origin(kind) is dict and isinstance(value, dict):
         for key, item in value.items():
             _check_keys(item, typing.get_args(kind)[1], f"{path}.{key}" if path else key, place)
@@ -448,34 +448,36 @@ def _check_keys(value: Any, kind: Any, path: str, place: str) -> None:
                 raise ConfigError(
                     "unknown key",
                     value=key,
-                    place=f"{place}, [{_said(path)}]" if path else place,
+                    place=f"{place}, [{_path_in_file(path)}]" if path else place,
                     next_step=near(key, shown, what="key"),
                 )
             _check_keys(item, hints.get(key), f"{path}.{key}" if path else key, place)
         missing = [f.name for f in msgspec.structs.fields(kind) if f.required and f.name not in value]
         if missing:
             raise ConfigError(
-                f"{missing[0]!r} is missing", place=f"{place}, {_said(path)}", next_step="Add it."
+                f"{missing[0]!r} is missing", place=f"{place}, {_path_in_file(path)}", next_step="Add it."
             )
     elif kind is not None:
-        _check_value(value, kind, _said(path), place)
+        _check_value(value, kind, _path_in_file(path), place)
 
 
-def _tagged(value: dict[str, Any], kinds: list[type[Record]], path: str, place: str) -> type[Record] | None:
-    """Which of several records a table is, by its tag; a misspelt tag is answered with near ones."""
+def _choose_record(
+    value: dict[str, Any], kinds: list[type[Record]], path: str, place: str
+) -> type[Record] | None:
+    """The record type of a table among several, by its tag; for a misspelt tag the error names near ones."""
     tags = {str(k.__struct_config__.tag): k for k in kinds if k.__struct_config__.tag is not None}
     field = next((k.__struct_config__.tag_field for k in kinds), None)
     if not tags or field is None:
         return kinds[0] if len(kinds) == 1 else None
-    given = value.get(field)
-    if given not in tags:
+    tag = value.get(field)
+    if tag not in tags:
         raise ConfigError(
-            f"unknown {field}" if given is not None else f"{field!r} is missing",
-            value=given,
+            f"unknown {field}" if tag is not None else f"{field!r} is missing",
+            value=tag,
             place=f"{place}, [{path}]",
-            next_step=near(str(given or ""), tags, what=field),
+            next_step=near(str(tag or ""), tags, what=field),
         )
-    return tags[str(given)]
+    return tags[str(tag)]
 
 
 def _check_names(config: Config, place: str) -> None:

@@ -1,7 +1,7 @@
-"""Files that survive a power cut: written beside their name and synced, then renamed, then the folder synced.
+"""Files that survive a power cut: written under a temporary name and synced, then renamed, then the folder synced.
 
-A rename alone keeps readers from half a file, but after a power cut the new name may hold no bytes: the bytes are synced
-before the rename, and the folder after it, since the name itself lives in the folder.
+After a rename alone readers never see half a file, but a power cut may leave the new name without its bytes. So the bytes are
+synced before the rename, and the folder after it, since the folder holds the name.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 
 def replace(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Have ``data`` in ``path``, whole or as it was before; durable when this returns. Raises :class:`OSError`."""
+    """Replace the content of ``path`` by ``data``, as a whole or not at all; durable when this returns. Raises :class:`OSError`."""
     stage(path, data, mode=mode).replace(path)
     sync_folder(path.parent)
 
 
 def stage(path: Path, data: bytes, *, mode: int = 0o600) -> Path:
-    """Write ``data``, synced, beside ``path`` and return where; the caller renames it. Raises :class:`OSError`."""
+    """Write ``data``, synced, to a temporary file beside ``path`` and return its path; the caller renames it. Raises :class:`OSError`."""
     staged = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:  # noqa: PTH123 - with a mode

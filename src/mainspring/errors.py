@@ -33,8 +33,8 @@ The same code appears in Python (``error.code``), in HTTP (``{"error": {"code": 
     ├── StorageFull             507
     └── MissingExtra            501  an optional library is not installed
 
-A code names one class: a second class with the same code is refused where it is defined. Rooms define further ones beside what
-raises them; on another machine an error whose class is not loaded keeps its code and status.
+A code names one class: defining a second class with the same code raises. Rooms define further classes in the modules that
+raise them; on a machine where such a class is not loaded, the error keeps its code and status.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BY_CODE: dict[str, type[MainspringError]] = {}
 class MainspringError(Exception):
     """Base of all our errors.
 
-    ``value`` is what was wrong, ``place`` where it stood (file, field, table), ``next_step`` what to do now.
+    ``value`` is the wrong value, ``place`` where it was (file, field, table), ``next_step`` what to do now.
     """
 
     code: str = "error"
@@ -63,7 +63,7 @@ class MainspringError(Exception):
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
                 msg = f"the error code {cls.code!r} is {other.__module__}.{other.__qualname__}'s; {cls.__qualname__} needs one of its own"
                 raise TypeError(msg)
-            _BY_CODE[cls.code] = cls  # a module that was loaded again
+            _BY_CODE[cls.code] = cls  # the module was loaded a second time
 
     def __init__(
         self, message: str, *, value: object = None, place: str | None = None, next_step: str | None = None
@@ -222,7 +222,7 @@ class MissingExtra(MainspringError):
 
     @classmethod
     def for_library(cls, library: str, *, extra: str) -> MissingExtra:
-        """The error for an import that failed: says which extra brings it."""
+        """The error for an import that failed; names the extra that installs the library."""
         return cls(
             f"{library} is not installed",
             value=library,
@@ -244,9 +244,8 @@ def from_dict(payload: dict[str, Any]) -> MainspringError:
         place=payload.get("place"),
         next_step=payload.get("next_step"),
     )
-    if kind is MainspringError and isinstance(
-        code, str
-    ):  # of a class that is not loaded here, or of a newer version
+    # Its class is not loaded here, or is of a newer version
+    if kind is MainspringError and isinstance(code, str):
         error.code = code
         error.status = status if type(status) is int and 400 <= status <= 599 else error.status
     error.value = payload.get("value")

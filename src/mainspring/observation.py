@@ -1,4 +1,5 @@
-"""Who is told what decisions came to: a running step is, so that its effects on other rooms are known with its result.
+"""Observers of decisions: a running step records the decisions it makes, so that its effects on other rooms are stored with its
+result.
 
 Standard library only: the process of every step loads it.
 """
@@ -11,26 +12,26 @@ from contextvars import ContextVar
 from typing import Any
 
 Observer = Callable[[str, dict[str, Any], object], None]
-"""Told of a decision that ends with a result: the operation, its arguments, the result."""
+"""Called after a decision that succeeded, with the operation's id, its arguments and its result."""
 
 _observing: ContextVar[Observer | None] = ContextVar("mainspring_observing", default=None)
 _process: list[Observer] = []
 
 
 def observer() -> Observer | None:
-    """Who is to be told of a decision made here."""
+    """The observer of decisions made here; None if there is none."""
     return _observing.get() or (_process[-1] if _process else None)
 
 
 @contextlib.contextmanager
-def observing(told: Observer, *, process: bool = False) -> Iterator[None]:
-    """Tell ``told`` of the decisions made in this context; with ``process`` in every thread of this process."""
-    token = _observing.set(told)
+def observing(notify: Observer, *, process: bool = False) -> Iterator[None]:
+    """Call ``notify`` for the decisions made in this context; with ``process`` for those of every thread of this process."""
+    token = _observing.set(notify)
     if process:
-        _process.append(told)
+        _process.append(notify)
     try:
         yield
     finally:
         if process:
-            _process.remove(told)
+            _process.remove(notify)
         _observing.reset(token)

@@ -14,7 +14,7 @@ Parameters can be passed by name and are typed with what msgspec can convert; re
 project never appears as a parameter: a room object is bound to one project, and every query carries it.
 
 **Authority is checked here and nowhere else** (docs/design/authority.md): each call asks whether the principal that acts
-has the declared role in the project of the room object. Edges (HTTP, pages, command line, loop) only say who acts.
+has the declared role in the project of the room object. The callers (HTTP, pages, command line, loop) only name who acts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Kind(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """What the one gate needs to know of an operation before it runs."""
+    """The declared properties of an operation, which are checked or used before it runs."""
 
     role: Role
     changes: bool
@@ -70,7 +70,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Operation:
-    """A declared operation: where it lives, what it takes and gives, and its policy."""
+    """A declared operation: its room and name, its parameters and result, and its policy."""
 
     room: str
     name: str
@@ -88,7 +88,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Download:
-    """A stream of bytes with what a receiver needs to store it."""
+    """A stream of bytes, with its media type, and its name and size where known."""
 
     chunks: Iterator[bytes]
     media_type: str = "application/octet-stream"
@@ -108,10 +108,10 @@ EVERY_PROJECT = "*"
 
 @dataclass(frozen=True)
 class Principal:
-    """Who acts, as an edge has authenticated them, with a role by project (``*``: in every project).
+    """Who acts, as authenticated by the server, with a role by project (``*``: in every project).
 
     ``user``: a person or program with a token. ``service``: a part of the product, such as the loop. ``local``: whoever runs
-    this process on a workspace of their own. ``anonymous``: nobody has proven anything.
+    this process on a workspace of their own. ``anonymous``: nobody is authenticated.
     """
 
     name: str
@@ -119,12 +119,12 @@ class Principal:
     kind: Literal["user", "service", "local", "anonymous"] = "user"
 
     def role_in(self, project: str) -> Role | None:
-        """The highest role in ``project``; None: no part of it."""
+        """The highest role in ``project``; None without a role."""
         return max((r for p, r in self.roles.items() if p in {project, EVERY_PROJECT}), default=None)
 
 
 LOCAL = Principal("local", {EVERY_PROJECT: Role.ADMIN}, kind="local")
-"""Acts where nobody is named: the files of an embedded workspace are the caller's own anyway. Never in a server."""
+"""Acts where nobody is named, since the files of an embedded workspace belong to the caller anyway. Never in a server."""
 
 ANONYMOUS = Principal("anonymous", {}, kind="anonymous")
 
@@ -150,6 +150,7 @@ _current: ContextVar[Invocation | None] = ContextVar("mainspring_invocation", de
 
 
 def current() -> Invocation | None:
+    """The operation that runs in this context; None outside of operations."""
     return _current.get()
 
 
@@ -157,8 +158,8 @@ def current() -> Invocation | None:
 def acting(who: Principal | str, *, role: Role | None = None, key: str | None = None) -> Iterator[Settlement]:
     """Run what follows as ``who``: the server does so per request, the loop per round.
 
-    A name with a ``role`` is a service of this process. Yields what a decision stored under ``key``; whoever passed the key
-    stores the answer if no decision did.
+    A name with a ``role`` is a service of this process. Yields the answer that a decision stored under ``key``; if none
+    did, the caller who passed the key stores it.
     """
     if isinstance(who, str):
         who = Principal(who, {EVERY_PROJECT: role} if role else {}, kind="service")
@@ -175,9 +176,9 @@ _servers = 0
 
 @contextlib.contextmanager
 def named_only() -> Iterator[None]:
-    """While this holds, nothing in this process acts as :data:`LOCAL`: an operation that nobody is named for is refused.
+    """In this block nothing in this process acts as :data:`LOCAL`: an operation for which nobody is named is refused.
 
-    For the whole process, not for a thread: what a server forgets to name must be refused wherever it runs.
+    For the whole process, not for a thread: a call for which a server names nobody must be refused in every thread.
     """
     global _servers  # noqa: PLW0603 - a property of the process
     _servers += 1
@@ -198,8 +199,8 @@ def acts() -> Principal:
 def authorise(room: object, operation_id: str, role: Role) -> Principal:
     """Who acts, if they have ``role`` in the project that ``room`` is bound to.
 
-    Raises :class:`Unauthenticated` for nobody, :class:`NotFound` without any role in the project (whether it exists is not
-    told), :class:`PermissionDenied` for too low a role. A room that is bound to no project needs the role in all of them.
+    Raises :class:`Unauthenticated` for nobody, :class:`NotFound` without any role in the project (with the same message whether it exists or
+    not), :class:`PermissionDenied` for too low a role. A room that is bound to no project needs the role in all of them.
     """
     who = acts()
     project = getattr(getattr(room, "_base", None), "project", EVERY_PROJECT)
@@ -223,7 +224,7 @@ def authorise(room: object, operation_id: str, role: Role) -> Principal:
 
 
 def no_project(project: str) -> NotFound:
-    """The one answer for a project that is not there and for one that the caller has no part in."""
+    """The same error for a project that does not exist and for one in which the caller has no role."""
     return NotFound(
         "no such project",
         value=project,
@@ -243,8 +244,8 @@ def operation(
     """Declare a room's method as an operation with its policy.
 
     ``changes`` says whether it may change state (it then travels by POST and writes audit events); ``max_body`` is in
-    bytes, checked before anything is buffered. ``keyed`` is False where the same call again does and answers the same by
-    itself: its idempotency key is not looked at, and nothing is kept for it.
+    bytes, checked before anything is buffered. ``keyed`` is False for operations that are idempotent by
+    themselves: their idempotency key is ignored, and nothing is stored for it.
     """
     policy = Policy(
         role=role, changes=changes, kind=kind, max_body=max_body, deadline_s=deadline_s, keyed=keyed
@@ -260,13 +261,13 @@ def operation(
             who = authorise(room, name, role)
             outer = _current.get() or Invocation(principal=who)
             if outer.operation:
-                # Called by another operation, as a part of it: its result is not the answer to the caller's key. It acts
-                # with the caller's authority and not with that of the operation around it, so nothing is lent.
+                # Called by another operation, as a part of it: its result is not the answer to the caller's key. Its role is
+                # checked for the caller, so that an operation never lends its own authority.
                 inner = replace(outer, key=None)
             else:
-                given = dict(zip(names, args[1:], strict=False)) | kwargs
-                given.pop("body", None)
-                inner = replace(outer, operation=name, arguments=given)
+                arguments = dict(zip(names, args[1:], strict=False)) | kwargs
+                arguments.pop("body", None)
+                inner = replace(outer, operation=name, arguments=arguments)
             token = _current.set(inner)
             try:
                 return function(*args, **kwargs)
@@ -283,7 +284,7 @@ def delegating(room: type[R]) -> type[R]:
     """The base of a room's client: a class with the room's operations, each answered by ``self.operations``.
 
     ``operations`` is the room itself or its remote counterpart. To a type checker the base is the room (see its users), so that a
-    call of the client is checked as a call of the operation is; here it knows nothing of the room but its operations.
+    call of the client is checked as a call of the operation is; at run time it has only the operations of the room.
     """
 
     def method(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -293,12 +294,12 @@ def delegating(room: type[R]) -> type[R]:
 
         return call
 
-    found = {
+    methods = {
         n: method(n, f)
         for n, f in inspect.getmembers(room, inspect.isfunction)
         if isinstance(getattr(f, "__policy__", None), Policy)
     }
-    return typing.cast("type[R]", type(f"{room.__name__}Client", (), found))
+    return typing.cast("type[R]", type(f"{room.__name__}Client", (), methods))
 
 
 def operations_of(room: type) -> dict[str, Operation]:
@@ -307,7 +308,7 @@ def operations_of(room: type) -> dict[str, Operation]:
     Raises :class:`TypeError` if a public method carries no policy, or a parameter is untyped or cannot be passed by name:
     the server calls this for every room before it binds a port, so an undeclared operation stops start-up.
     """
-    found: dict[str, Operation] = {}
+    operations: dict[str, Operation] = {}
     name = getattr(room, "room", None)
     if not isinstance(name, str):
         msg = f"{room.__qualname__} names no room; add: room = '...'"
@@ -319,12 +320,12 @@ def operations_of(room: type) -> dict[str, Operation]:
         if not isinstance(policy, Policy):
             msg = f"{room.__qualname__}.{attribute} is public but declares no policy; add @operation(role=...) or a leading '_'"
             raise TypeError(msg)
-        found[attribute] = _describe(name, attribute, member, policy)
-    return found
+        operations[attribute] = _describe(name, attribute, member, policy)
+    return operations
 
 
 _NAMED = {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-"""What says which thing is meant (``dataset``, ``selector``) may go without its name; what says how is keyword-only."""
+"""Parameters that identify the thing (``dataset``, ``selector``) may be positional; those that modify the call are keyword-only."""
 
 
 def _describe(room: str, name: str, member: Callable[..., Any], policy: Policy) -> Operation:

@@ -1,7 +1,7 @@
-"""What a policy may say: every value of ``mainspring.toml`` is checked when the file is read.
+"""Checks of the policy: every value of ``mainspring.toml`` is checked when the file is read.
 
-A gate that can never pass, a rollback rule that can never fire and a stage that ends at once are mistakes that show
-months later, when they should have held. So each is refused here, with its value, its place in the file and what to write.
+A gate that can never pass, a rollback rule that can never apply and a stage that ends at once are mistakes that would be noticed
+only months later, when they are needed. So each is refused here, with its value, its place in the file and what to write.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from mainspring.records.models import Task
 from mainspring.records.monitoring import MonitorPolicy
 
 _LONGEST_S = 100 * 365 * 86_400.0
-_MOST = 1e12
-"""Rows, requests or windows that anybody could wait for."""
+_LARGEST = 1e12
+"""The largest number of rows, requests or windows that makes sense to wait for."""
 
 
-class Known(NamedTuple):
-    """What is known of a metric without computing it: its tasks, and the least and the largest value it can have."""
+class MetricFacts(NamedTuple):
+    """The facts about a metric that need no computation: its tasks, and the smallest and the largest value it can have."""
 
     tasks: frozenset[Task]
     low: float = -math.inf
@@ -42,42 +42,45 @@ class Known(NamedTuple):
 _CLASSES = frozenset({Task.BINARY, Task.MULTICLASS})
 _BINARY, _MULTICLASS, _REGRESSION = (frozenset({task}) for task in Task)
 
-METRICS: dict[str, Known] = {
-    "log_loss": Known(_CLASSES, 0.0),
-    "brier": Known(_CLASSES, 0.0, 2.0),
-    "calibration_error": Known(_CLASSES, 0.0, 1.0),
-    "accuracy": Known(_CLASSES, 0.0, 1.0),
-    "precision": Known(_CLASSES, 0.0, 1.0),
-    "recall": Known(_CLASSES, 0.0, 1.0),
-    "f1": Known(_CLASSES, 0.0, 1.0),
-    "balanced_accuracy": Known(_CLASSES, 0.0, 1.0),
-    "mcc": Known(_CLASSES, -1.0, 1.0),
-    "auc": Known(_CLASSES, 0.0, 1.0),
-    "pr_auc": Known(_BINARY, 0.0, 1.0),
-    "auc_weighted": Known(_MULTICLASS, 0.0, 1.0),
-    "mae": Known(_REGRESSION, 0.0),
-    "mse": Known(_REGRESSION, 0.0),
-    "rmse": Known(_REGRESSION, 0.0),
-    "bias": Known(_REGRESSION, 0.0),
-    "median_absolute_error": Known(_REGRESSION, 0.0),
-    "mape": Known(_REGRESSION, 0.0),
-    "smape": Known(_REGRESSION, 0.0, 2.0),
-    "pinball": Known(_REGRESSION, 0.0),
-    "r2": Known(_REGRESSION, high=1.0),
+METRICS: dict[str, MetricFacts] = {
+    "log_loss": MetricFacts(_CLASSES, 0.0),
+    "brier": MetricFacts(_CLASSES, 0.0, 2.0),
+    "calibration_error": MetricFacts(_CLASSES, 0.0, 1.0),
+    "accuracy": MetricFacts(_CLASSES, 0.0, 1.0),
+    "precision": MetricFacts(_CLASSES, 0.0, 1.0),
+    "recall": MetricFacts(_CLASSES, 0.0, 1.0),
+    "f1": MetricFacts(_CLASSES, 0.0, 1.0),
+    "balanced_accuracy": MetricFacts(_CLASSES, 0.0, 1.0),
+    "mcc": MetricFacts(_CLASSES, -1.0, 1.0),
+    "auc": MetricFacts(_CLASSES, 0.0, 1.0),
+    "pr_auc": MetricFacts(_BINARY, 0.0, 1.0),
+    "auc_weighted": MetricFacts(_MULTICLASS, 0.0, 1.0),
+    "mae": MetricFacts(_REGRESSION, 0.0),
+    "mse": MetricFacts(_REGRESSION, 0.0),
+    "rmse": MetricFacts(_REGRESSION, 0.0),
+    "bias": MetricFacts(_REGRESSION, 0.0),
+    "median_absolute_error": MetricFacts(_REGRESSION, 0.0),
+    "mape": MetricFacts(_REGRESSION, 0.0),
+    "smape": MetricFacts(_REGRESSION, 0.0, 2.0),
+    "pinball": MetricFacts(_REGRESSION, 0.0),
+    "r2": MetricFacts(_REGRESSION, high=1.0),
 }
 """The metrics of :mod:`mainspring.metrics`, computed on a hold-out and followed over windows. A copy, since the registry loads
-NumPy and this is read at every start; a test holds the two together (tests/test_policy.py)."""
+NumPy and this module is loaded at every start; a test keeps the two equal (tests/test_policy.py)."""
 
 _QUANTILE = re.compile(r"pinball_0\.(?!0+$)\d{1,4}", re.ASCII)
 
-LATENCY = {"latency_p99_ms": Known(frozenset(Task), 0.0)}
-"""What a gate measures beside them."""
+LATENCY = {"latency_p99_ms": MetricFacts(frozenset(Task), 0.0)}
+"""Metrics of a gate beside those of :data:`METRICS`."""
 
-TRAFFIC = {"error_rate": Known(frozenset(Task), 0.0, 1.0), "score_shift": Known(frozenset(Task), 0.0)}
-"""What a rollback rule limits without labels."""
+TRAFFIC = {
+    "error_rate": MetricFacts(frozenset(Task), 0.0, 1.0),
+    "score_shift": MetricFacts(frozenset(Task), 0.0),
+}
+"""Metrics that a rollback rule limits without labels."""
 
-PAIRED = {"log_loss": METRICS["log_loss"], "squared_error": Known(_REGRESSION, 0.0)}
-"""The losses that candidate and champion are compared by while traffic runs."""
+PAIRED = {"log_loss": METRICS["log_loss"], "squared_error": MetricFacts(_REGRESSION, 0.0)}
+"""The losses by which candidate and champion are compared during a rollout."""
 
 
 def check(
@@ -89,7 +92,7 @@ def check(
     rules: Mapping[str, list[Rule]],
     place: str,
 ) -> None:
-    """Refuse what cannot be meant. Raises :class:`ConfigError`."""
+    """Refuse values that cannot be intended. Raises :class:`ConfigError` for the first one."""
     for name, data in rules.items():
         for number, rule in enumerate(data):
             check_rule(rule, _Place(place, f"data.{name}.checks[{number}]"))
@@ -105,7 +108,7 @@ def check(
 
 
 class _Place:
-    """Where in which file; says no with it."""
+    """A place in a file; checks values there and makes the errors that name it."""
 
     def __init__(self, file: str, path: str) -> None:
         self.file, self.path = file, path
@@ -113,10 +116,10 @@ class _Place:
     def __truediv__(self, field: str) -> _Place:
         return _Place(self.file, f"{self.path}.{field}" if not field.startswith("[") else self.path + field)
 
-    def no(self, message: str, value: object, next_step: str) -> ConfigError:
+    def error(self, message: str, value: object, next_step: str) -> ConfigError:
         return ConfigError(message, value=value, place=f"{self.file}, {self.path}", next_step=next_step)
 
-    def number(
+    def check_number(
         self,
         value: float | None,
         low: float = -math.inf,
@@ -125,34 +128,36 @@ class _Place:
         above: bool = False,
         below: bool = False,
     ) -> None:
-        """A finite number in ``[low, high]``; ``above``/``below``: the ends themselves are out."""
+        """A finite number in ``[low, high]``; ``above``/``below`` exclude the ends."""
         if value is None:
             return
         inside = math.isfinite(value) and low <= value <= high
         if not inside or (above and value == low) or (below and value == high):
-            raise self.no(
-                "the number is out of range", value, f"Write {_range(low, high, above=above, below=below)}."
+            raise self.error(
+                "the number is out of range",
+                value,
+                f"Write {_describe_range(low, high, above=above, below=below)}.",
             )
 
-    def duration(self, value: str | None, *, zero: bool = False) -> None:
+    def check_duration(self, value: str | None, *, zero: bool = False) -> None:
         if value is None:
             return
         length = seconds(value)
         if not length and not zero:
-            raise self.no("a length of time of nothing", value, "Write a longer one, e.g. '1h' or '14d'.")
+            raise self.error("a duration of zero", value, "Write a longer one, e.g. '1h' or '14d'.")
         if length > _LONGEST_S:
-            raise self.no("a length of time beyond 100 years", value, "Write a shorter one, e.g. '365d'.")
+            raise self.error("a duration beyond 100 years", value, "Write a shorter one, e.g. '365d'.")
 
-    def ordered(self, low: float | None, high: float | None, names: str) -> None:
+    def check_ordered(self, low: float | None, high: float | None, names: str) -> None:
         if low is not None and high is not None and low > high:
-            raise self.no(
-                f"{names}: the first is larger than the second, so nothing lies between",
+            raise self.error(
+                f"{names}: the first is larger than the second, so no value lies between",
                 [low, high],
                 "Exchange them.",
             )
 
 
-def _range(low: float, high: float, *, above: bool, below: bool) -> str:
+def _describe_range(low: float, high: float, *, above: bool, below: bool) -> str:
     floor = f"{'above' if above else 'at least'} {low:g}" if math.isfinite(low) else ""
     ceiling = f"{'below' if below else 'at most'} {high:g}" if math.isfinite(high) else ""
     return "a number " + (" and ".join(p for p in (floor, ceiling) if p) or "that is finite")
@@ -162,7 +167,7 @@ def _range(low: float, high: float, *, above: bool, below: bool) -> str:
 
 
 def _check_model(model: ModelPolicy, here: _Place) -> None:
-    (here / "label_delay").duration(model.label_delay, zero=True)
+    (here / "label_delay").check_duration(model.label_delay, zero=True)
     limits: dict[str, tuple[float, float]] = {}
     for number, rule in enumerate(model.gate):
         _check_gate(rule, here / f"gate[{number}]")
@@ -171,68 +176,76 @@ def _check_model(model: ModelPolicy, here: _Place) -> None:
             low = max(low, -math.inf if rule.min is None else rule.min)
             high = min(high, math.inf if rule.max is None else rule.max)
             limits[rule.metric] = low, high
-            (here / f"gate[{number}]").ordered(
+            (here / f"gate[{number}]").check_ordered(
                 low, high, f"{rule.metric}, with the rules before: min and max"
             )
 
 
-def _find(name: str, known: Mapping[str, Known]) -> Known | None:
+def _find_metric(name: str, known: Mapping[str, MetricFacts]) -> MetricFacts | None:
     """A metric of the table; ``pinball_0.9`` and the like are that of another quantile."""
     return known.get("pinball" if _QUANTILE.fullmatch(name) else name)
 
 
-def _metric(name: str, known: Mapping[str, Known], here: _Place, what: str) -> Known:
-    found = _find(name, known)
-    if found is None:
-        raise (here / "metric").no(f"no metric of this name {what}", name, near(name, known, what="metric"))
-    return found
+def _require_metric(name: str, known: Mapping[str, MetricFacts], here: _Place, what: str) -> MetricFacts:
+    metric = _find_metric(name, known)
+    if metric is None:
+        raise (here / "metric").error(
+            f"no metric of this name {what}", name, near(name, known, what="metric")
+        )
+    return metric
 
 
 def _check_gate(rule: GateRule, here: _Place) -> None:
-    known = _metric(rule.metric, METRICS | LATENCY, here, "is computed in a gate")
-    _confidence(rule.confidence, here)
+    known = _require_metric(rule.metric, METRICS | LATENCY, here, "is computed in a gate")
+    _check_confidence(rule.confidence, here)
     if rule.versus is None:
         if rule.max_worse is not None:
-            raise here.no("max_worse compares with nobody", rule.max_worse, 'Add versus = "champion".')
-        if rule.test == "paired":
-            raise here.no(
-                "a paired test compares with nobody", rule.test, 'Add versus = "champion" and max_worse.'
+            raise here.error(
+                "max_worse needs something to compare with", rule.max_worse, 'Add versus = "champion".'
             )
-        _limits(rule.metric, rule.min, rule.max, known, here)
+        if rule.test == "paired":
+            raise here.error(
+                "a paired test needs something to compare with",
+                rule.test,
+                'Add versus = "champion" and max_worse.',
+            )
+        _check_limits(rule.metric, rule.min, rule.max, known, here)
         return
     if rule.metric in LATENCY:
-        raise here.no(
+        raise here.error(
             "a latency is not compared with the champion's", rule.metric, "Leave versus out and write max."
         )
     if rule.min is not None or rule.max is not None:
-        raise here.no("one rule holds either limits or a comparison", rule.metric, "Write two rules.")
-    _max_worse(rule.max_worse, known, here)
+        raise here.error("one rule holds either limits or a comparison", rule.metric, "Write two rules.")
+    _check_max_worse(rule.max_worse, known, here)
 
 
-def _max_worse(value: float | None, known: Known, here: _Place) -> None:
-    """Nobody can be worse by more than the whole range of the metric."""
-    (here / "max_worse").number(value, 0.0, known.high - known.low)
+def _check_max_worse(value: float | None, known: MetricFacts, here: _Place) -> None:
+    """No model can be worse by more than the whole range of the metric."""
+    (here / "max_worse").check_number(value, 0.0, known.high - known.low)
 
 
-def _limits(metric: str, low: float | None, high: float | None, known: Known, here: _Place) -> None:
+def _check_limits(
+    metric: str, low: float | None, high: float | None, known: MetricFacts, here: _Place
+) -> None:
     if low is None and high is None:
-        raise here.no("the rule sets no limit", metric, "Write min, max, or versus with max_worse.")
-    (here / "min").number(low, known.low, known.high)
-    (here / "max").number(high, known.low, known.high)
-    here.ordered(low, high, "min and max")
+        raise here.error("the rule sets no limit", metric, "Write min, max, or versus with max_worse.")
+    (here / "min").check_number(low, known.low, known.high)
+    (here / "max").check_number(high, known.low, known.high)
+    here.check_ordered(low, high, "min and max")
 
 
-def _confidence(value: float, here: _Place) -> None:
-    (here / "confidence").number(value, 0.5, 1.0, below=True)
+def _check_confidence(value: float, here: _Place) -> None:
+    (here / "confidence").check_number(value, 0.5, 1.0, below=True)
 
 
 # --- the rollout -----------------------------------------------------------------------------------------------------
 
 
 def _check_deployment(deploy: DeployPolicy, here: _Place) -> None:
-    (here / "freeze").duration(deploy.freeze, zero=True)
+    (here / "freeze").check_duration(deploy.freeze, zero=True)
     if not deploy.stages:
-        raise (here / "stages").no(
+        raise (here / "stages").error(
             "a rollout without stages", [], "Write at least { full = true }, or leave stages out."
         )
     last = len(deploy.stages) - 1
@@ -245,49 +258,55 @@ def _check_deployment(deploy: DeployPolicy, here: _Place) -> None:
 def _check_stage(stage: Stage, here: _Place, *, last: bool) -> None:
     kinds = [stage.shadow, stage.canary is not None, stage.full]
     if sum(kinds) != 1:
-        said = "more than one kind of stage at once" if sum(kinds) else "a stage that says nothing"
-        raise here.no(said, _written(stage), "Write one of shadow = true, canary = 0.1 or full = true.")
-    (here / "canary").number(stage.canary, 0.0, 1.0, above=True, below=True)
-    (here / "min_requests").number(stage.min_requests, 0, _MOST)
-    (here / "min_labels").number(stage.min_labels, 0, _MOST)
-    (here / "max_for").duration(stage.max_for)
+        message = "more than one kind of stage at once" if sum(kinds) else "a stage without a kind"
+        raise here.error(
+            message, _format_table(stage), "Write one of shadow = true, canary = 0.1 or full = true."
+        )
+    (here / "canary").check_number(stage.canary, 0.0, 1.0, above=True, below=True)
+    (here / "min_requests").check_number(stage.min_requests, 0, _LARGEST)
+    (here / "min_labels").check_number(stage.min_labels, 0, _LARGEST)
+    (here / "max_for").check_duration(stage.max_for)
     if stage.full:
         if not last:
-            raise here.no(
-                "stages after the full one are never reached", _written(stage), "Put the full stage last."
+            raise here.error(
+                "stages after the full one are never reached",
+                _format_table(stage),
+                "Put the full stage last.",
             )
         if stage.min_requests or stage.min_labels or stage.max_for is not None:
-            raise here.no(
+            raise here.error(
                 "a full stage waits for nothing",
-                _written(stage),
+                _format_table(stage),
                 "Leave min_requests, min_labels and max_for out.",
             )
     elif not stage.min_requests and not stage.min_labels:
-        raise here.no(
-            "a stage that ends at once, without evidence", _written(stage), "Add min_requests or min_labels."
+        raise here.error(
+            "a stage that ends at once, without evidence",
+            _format_table(stage),
+            "Add min_requests or min_labels.",
         )
 
 
 def _check_rollback(rule: RollbackRule, here: _Place) -> None:
-    known = _metric(rule.metric, TRAFFIC | PAIRED, here, "is compared during a rollout")
-    (here / "min_rows").number(rule.min_rows, 1, _MOST)
-    _confidence(rule.confidence, here)
+    known = _require_metric(rule.metric, TRAFFIC | PAIRED, here, "is compared during a rollout")
+    (here / "min_rows").check_number(rule.min_rows, 1, _LARGEST)
+    _check_confidence(rule.confidence, here)
     if rule.metric in TRAFFIC:
         if rule.versus is not None or rule.max_worse is not None:
-            raise here.no("this metric has a limit, not a comparison", rule.metric, "Write max alone.")
+            raise here.error("this metric has a limit, not a comparison", rule.metric, "Write max alone.")
         if rule.max is None:
-            raise here.no("the rule sets no limit", rule.metric, "Write max.")
-        (here / "max").number(rule.max, known.low, known.high)
+            raise here.error("the rule sets no limit", rule.metric, "Write max.")
+        (here / "max").check_number(rule.max, known.low, known.high)
         return
     if rule.max is not None:
-        raise here.no(
+        raise here.error(
             "this metric is compared with the champion's",
             rule.metric,
             'Write versus = "champion" and max_worse.',
         )
     if rule.versus is None or rule.max_worse is None:
-        raise here.no("the rule sets no limit", rule.metric, 'Write versus = "champion" and max_worse.')
-    _max_worse(rule.max_worse, known, here)
+        raise here.error("the rule sets no limit", rule.metric, 'Write versus = "champion" and max_worse.')
+    _check_max_worse(rule.max_worse, known, here)
 
 
 # --- monitoring and retraining ---------------------------------------------------------------------------------------
@@ -295,47 +314,49 @@ def _check_rollback(rule: RollbackRule, here: _Place) -> None:
 
 def _check_monitor(policy: MonitorPolicy, here: _Place) -> None:
     if policy.metric is not None:
-        _metric(policy.metric, METRICS, here, "is followed over windows")
+        _require_metric(policy.metric, METRICS, here, "is followed over windows")
     for name in ("window", "lookback", "label_horizon"):
-        (here / name).duration(getattr(policy, name))
+        (here / name).check_duration(getattr(policy, name))
     for name in ("grace", "label_delay"):
-        (here / name).duration(getattr(policy, name), zero=True)
+        (here / name).check_duration(getattr(policy, name), zero=True)
     if policy.lookback is not None and seconds(policy.lookback) < seconds(policy.window):
-        raise (here / "lookback").no(
+        raise (here / "lookback").error(
             "shorter than one window", policy.lookback, f"Write at least {policy.window!r}."
         )
     if seconds(policy.label_horizon) < seconds(policy.label_delay):
-        raise (here / "label_horizon").no(
-            "labels would be given up before they are due",
+        raise (here / "label_horizon").error(
+            "labels would be dropped before they are due",
             policy.label_horizon,
             f"Write more than {policy.label_delay!r}.",
         )
     for name in ("null_share", "invalid_share", "unseen_share", "outside_share", "error_rate"):
-        (here / name).number(getattr(policy, name), 0.0, 1.0)
+        (here / name).check_number(getattr(policy, name), 0.0, 1.0)
     for name in ("min_rows", "min_labels", "confirm", "clear"):
-        (here / name).number(getattr(policy, name), 1, _MOST)
-    (here / "alpha").number(policy.alpha, 0.0, 1.0, above=True, below=True)
-    (here / "bins").number(policy.bins, 2, 100)
-    (here / "psi").number(policy.psi, 0.0)
-    (here / "tolerance").number(policy.tolerance, 0.0)
-    known = _find(policy.metric or "", METRICS) or Known(frozenset())
-    (here / "reference").number(policy.reference, known.low, known.high)
+        (here / name).check_number(getattr(policy, name), 1, _LARGEST)
+    (here / "alpha").check_number(policy.alpha, 0.0, 1.0, above=True, below=True)
+    (here / "bins").check_number(policy.bins, 2, 100)
+    (here / "psi").check_number(policy.psi, 0.0)
+    (here / "tolerance").check_number(policy.tolerance, 0.0)
+    known = _find_metric(policy.metric or "", METRICS) or MetricFacts(frozenset())
+    (here / "reference").check_number(policy.reference, known.low, known.high)
     for name, limit in policy.columns.items():
-        (here / f"columns.{name}").number(limit, 0.0)
+        (here / f"columns.{name}").check_number(limit, 0.0)
 
 
 def check_retrain(policy: RetrainPolicy, *, place: str, path: str) -> None:
-    """Refuse a reaction policy that cannot be meant. Raises :class:`ConfigError`."""
+    """Refuse a reaction policy that cannot be intended. Raises :class:`ConfigError`."""
     here = _Place(place, path)
-    (here / "cooldown").duration(policy.cooldown, zero=True)
-    (here / "every").duration(policy.every)
-    (here / "budget_window").duration(policy.budget_window)
-    (here / "budget").number(policy.budget, 1)
-    (here / "max_failures").number(policy.max_failures, 0, 30)
+    (here / "cooldown").check_duration(policy.cooldown, zero=True)
+    (here / "every").check_duration(policy.every)
+    (here / "budget_window").check_duration(policy.budget_window)
+    (here / "budget").check_number(policy.budget, 1)
+    (here / "max_failures").check_number(policy.max_failures, 0, 30)
     if "schedule" in policy.retrain_on and policy.every is None:
-        raise here.no("a schedule without its interval", policy.retrain_on, "Add every, e.g. every = '30d'.")
+        raise here.error(
+            "a schedule without its interval", policy.retrain_on, "Add every, e.g. every = '30d'."
+        )
     if policy.every is not None and "schedule" not in policy.retrain_on:
-        raise (here / "every").no(
+        raise (here / "every").error(
             "an interval without a schedule", policy.every, 'Add "schedule" to retrain_on.'
         )
 
@@ -347,20 +368,20 @@ def check_rule(rule: Rule, here: _Place) -> None:
     """A data check that no table could pass, or that checks nothing."""
     match rule:
         case RangeRule(min=low, max=high) | RowCountRule(min=low, max=high):
-            (here / "min").number(low)
-            (here / "max").number(high)
-            here.ordered(low, high, "min and max")
+            (here / "min").check_number(low)
+            (here / "max").check_number(high)
+            here.check_ordered(low, high, "min and max")
             if low is None and high is None:
-                raise here.no("the rule sets no limit", _written(rule), "Write min, max or both.")
+                raise here.error("the rule sets no limit", _format_table(rule), "Write min, max or both.")
         case LabelRateRule():
-            (here / "low").number(rule.low, 0.0, 1.0)
-            (here / "high").number(rule.high, 0.0, 1.0)
-            (here / "min_rows").number(rule.min_rows, 1)
-            here.ordered(rule.low, rule.high, "low and high")
+            (here / "low").check_number(rule.low, 0.0, 1.0)
+            (here / "high").check_number(rule.high, 0.0, 1.0)
+            (here / "min_rows").check_number(rule.min_rows, 1)
+            here.check_ordered(rule.low, rule.high, "low and high")
         case NotNullRule():
-            (here / "max_null_share").number(rule.max_null_share, 0.0, 1.0, below=True)
+            (here / "max_null_share").check_number(rule.max_null_share, 0.0, 1.0, below=True)
         case SetRule(allowed=[]) | UniqueRule(columns=[]):
-            raise here.no("the list is empty", [], "Name at least one.")
+            raise here.error("the list is empty", [], "Name at least one.")
         case _:
             pass
 
@@ -374,29 +395,29 @@ def _check_tasks(
     monitors: Mapping[str, MonitorPolicy],
     place: str,
 ) -> None:
-    """All metrics that are asked of one model must fit one task: an AUC and a squared error never do."""
+    """All metrics named for one model must fit one task: an AUC and a squared error cannot both."""
     for name, model in models.items():
-        asked: list[tuple[str, str, Known | None]] = [
-            (f"model.{name}.gate[{n}].metric", r.metric, _find(r.metric, METRICS | LATENCY))
+        named: list[tuple[str, str, MetricFacts | None]] = [
+            (f"model.{name}.gate[{n}].metric", r.metric, _find_metric(r.metric, METRICS | LATENCY))
             for n, r in enumerate(model.gate)
         ]
         for target, deploy in deployments.items():
             if deploy.model != name:
                 continue
-            asked += [
-                (f"deploy.{target}.rollback[{n}].metric", r.metric, _find(r.metric, TRAFFIC | PAIRED))
+            named += [
+                (f"deploy.{target}.rollback[{n}].metric", r.metric, _find_metric(r.metric, TRAFFIC | PAIRED))
                 for n, r in enumerate(deploy.rollback)
             ]
             metric = monitors[target].metric if target in monitors else None
             if metric is not None:
-                asked.append((f"monitor.{target}.metric", metric, _find(metric, METRICS)))
+                named.append((f"monitor.{target}.metric", metric, _find_metric(metric, METRICS)))
         tasks: Collection[Task] = frozenset(Task)
-        for path, metric, known in asked:
+        for path, metric, known in named:
             if known is None:  # the rules themselves were checked before
                 continue
             if not known.tasks & set(tasks):
                 kinds = " or ".join(sorted(t.value for t in tasks))
-                raise _Place(place, path).no(
+                raise _Place(place, path).error(
                     f"a metric of {' and '.join(sorted(t.value for t in known.tasks))} models, where the others are of {kinds} ones",
                     metric,
                     f"Metrics of {kinds} models: {', '.join(n for n, k in METRICS.items() if k.tasks & set(tasks))}.",
@@ -404,8 +425,8 @@ def _check_tasks(
             tasks = known.tasks & set(tasks)
 
 
-def _written(record: Record) -> str:
-    """A table as it stands in the file: what differs from the defaults."""
+def _format_table(record: Record) -> str:
+    """A table as it is written in the file: the fields that differ from the defaults."""
     fields: list[str] = []
     for field in record.__struct_fields__:
         value = getattr(record, field)

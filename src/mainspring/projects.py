@@ -9,7 +9,7 @@ from pathlib import Path
 
 def copy_template(template: str, directory: Path, *, name: str) -> list[str]:
     """Copy a template's files into ``directory``; the project's name is filled in. Returns the paths written."""
-    made: list[str] = []
+    written: list[str] = []
     with as_file(files("mainspring") / "templates" / template) as source:
         for path in sorted(source.rglob("*")):
             relative = path.relative_to(source)
@@ -18,8 +18,8 @@ def copy_template(template: str, directory: Path, *, name: str) -> list[str]:
             target = directory / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-            made.append(str(relative))
+            written.append(str(relative))
     policy = directory / "mainspring.toml"
     text = policy.read_text()
     policy.write_text(text.replace(f'name = "{template}"', f'name = "{name}"', 1))
-    return made
+    return written

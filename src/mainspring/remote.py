@@ -44,7 +44,7 @@ class Connection:
         timeout_s: float = 60.0,
         observed: bool = False,
     ) -> None:
-        """``observed``: who observes this process (a running step) is told of the decisions made through the connection."""
+        """``observed``: the observer of this process (a running step) is called for the decisions made through the connection."""
         import httpx2
 
         self.url = url.rstrip("/")
@@ -59,7 +59,7 @@ class Connection:
         )
 
     def call(self, operation: Operation, arguments: dict[str, Any]) -> Any:
-        """Run an operation there; returns its decoded result or raises the error it raised."""
+        """Run an operation on the server; returns its decoded result or raises the error that it raised there."""
         path = f"/api/v1/{quote(self.project, safe='')}/{operation.room}/{operation.name}"
         kind = operation.policy.kind
         if kind is Kind.DOWNLOAD:
@@ -69,7 +69,7 @@ class Connection:
             response = self._send(
                 "POST",
                 path,
-                params=_query(operation, arguments),
+                params=_encode_query(operation, arguments),
                 content=iter(body),
                 headers={"content-type": "application/octet-stream"},
                 timeout=self._timeout(operation),
@@ -85,7 +85,7 @@ class Connection:
             )
         else:
             response = self._retried(
-                "GET", path, params=_query(operation, arguments), timeout=self._timeout(operation)
+                "GET", path, params=_encode_query(operation, arguments), timeout=self._timeout(operation)
             )
         try:
             result = msgspec.json.decode(response.content, type=operation.returns)
@@ -95,20 +95,20 @@ class Connection:
                 place=f"{self.url}, {operation.id}",
                 next_step="Use the same version of mainspring here and there.",
             ) from None
-        told = observer() if self._observed and operation.policy.changes else None
-        if told is not None:
-            told(operation.id, arguments, result)
+        notify = observer() if self._observed and operation.policy.changes else None
+        if notify is not None:
+            notify(operation.id, arguments, result)
         return result
 
     def projects(self) -> list[Project]:
-        """The projects in which the caller has a part, whichever this connection is for."""
+        """The projects in which the caller has a role, whatever project this connection is for."""
         return msgspec.json.decode(self._retried("GET", "/api/v1/projects").content, type=list[Project])
 
     def close(self) -> None:
         self._client.close()
 
     def _timeout(self, operation: Operation) -> httpx2.Timeout:
-        """No shorter than the operation may take there: giving up earlier would only send it again."""
+        """Longer than the operation's deadline on the server: a shorter timeout would send the call a second time."""
         import httpx2
 
         return httpx2.Timeout(self._timeout_s, read=max(self._timeout_s, operation.policy.deadline_s + 5))
@@ -135,31 +135,31 @@ class Connection:
                 next_step="Check the address and that 'mainspring up' runs there.",
             ) from error
         if response.status_code >= 400:
-            raise _error(response.content, response.status_code)
+            raise _decode_error(response.content, response.status_code)
         return response
 
     def _download(self, path: str, operation: Operation, arguments: dict[str, Any]) -> Download:
         import httpx2
 
-        request = self._client.build_request("GET", path, params=_query(operation, arguments))
+        request = self._client.build_request("GET", path, params=_encode_query(operation, arguments))
         try:
             response = self._client.send(request, stream=True)
             if response.status_code >= 400:
                 body = response.read()
                 response.close()
-                raise _error(body, response.status_code)
+                raise _decode_error(body, response.status_code)
         except httpx2.TransportError as error:
             raise Unavailable(f"no answer: {error}", place=self.url) from error
         size = response.headers.get("content-length")
         return Download(
-            chunks=_closing(response),
+            chunks=_stream_and_close(response),
             media_type=response.headers.get("content-type", "application/octet-stream"),
             size=int(size) if size is not None else None,
         )
 
 
 def remote_room(room: type[T], connection: Connection) -> T:
-    """An object with the operations of ``room``, each run at the other end of ``connection``."""
+    """An object with the operations of ``room``, each run by the server of ``connection``."""
 
     def method(operation: Operation) -> Any:
         def call(_self: object, *args: Any, **arguments: Any) -> Any:
@@ -175,7 +175,7 @@ def remote_room(room: type[T], connection: Connection) -> T:
     return cast("T", type(f"Remote{room.__name__}", (), namespace | {"room": getattr(room, "room", "")})())
 
 
-def _query(operation: Operation, arguments: dict[str, Any]) -> dict[str, str]:
+def _encode_query(operation: Operation, arguments: dict[str, Any]) -> dict[str, str]:
     """Arguments as query parameters; must agree with ``server.routes.query_arguments``."""
     query = {}
     for name, value in arguments.items():
@@ -186,7 +186,7 @@ def _query(operation: Operation, arguments: dict[str, Any]) -> dict[str, str]:
     return query
 
 
-def _closing(response: httpx2.Response) -> Iterator[bytes]:
+def _stream_and_close(response: httpx2.Response) -> Iterator[bytes]:
     import httpx2
 
     try:
@@ -199,11 +199,11 @@ def _closing(response: httpx2.Response) -> Iterator[bytes]:
         response.close()
 
 
-def _error(body: bytes, status: int) -> MainspringError:
+def _decode_error(body: bytes, status: int) -> MainspringError:
     try:
         return from_dict(msgspec.json.decode(body)["error"])
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        # A proxy before the server speaks for it in its own words.
+        # The answer of a proxy in front of the server is not in our format.
         kind = Unavailable if status in {502, 503, 504} else MainspringError
         return kind(
             f"the server answered {status} without an explanation",
@@ -211,7 +211,7 @@ def _error(body: bytes, status: int) -> MainspringError:
         )
 
 
-def _spool_of(url: str, project: str) -> Path:
+def _spool_folder(url: str, project: str) -> Path:
     name = hashlib.sha256(f"{url}\n{project}".encode()).hexdigest()[:16]
     return Path.home() / ".cache" / "mainspring" / "spool" / name
 
@@ -220,7 +220,7 @@ class RemoteWorkspace(Namespaces):
     """A project at the other end of a connection. Offers what :class:`mainspring.workspace.Workspace` offers.
 
     ``spool`` keeps what runs log until it is shipped; by default a folder of this server and project in the user's cache,
-    so that what a dead process left is shipped to where it belongs and nowhere else.
+    so that what an ended process left is shipped to the server and project it belongs to.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class RemoteWorkspace(Namespaces):
     ) -> None:
         self.project = project
         self.connection = Connection(url, token=token, project=project, observed=observed)
-        self.spool = spool or _spool_of(self.connection.url, project)
+        self.spool = spool or _spool_folder(self.connection.url, project)
         self._rooms: dict[str, Any] = {}
 
     def room(self, name: str) -> Any:
@@ -256,7 +256,7 @@ class RemoteWorkspace(Namespaces):
 
 
 def open_served(*, url: str, token_file: str, project: str) -> RemoteWorkspace:
-    """The workspace of a step that runs away from it (``pipelines.worker``): what the step decides there is noted as its effects."""
+    """The workspace of a step that runs on another machine (``pipelines.worker``): decisions of the step are recorded as its effects."""
     try:
         token = Path(token_file).read_text().strip()
     except OSError as error:

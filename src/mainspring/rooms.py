@@ -1,7 +1,7 @@
 """The rooms of a workspace by name, and the namespaces a user types. Local and remote workspaces share this.
 
 A *room* (``workspace.room("models")``) offers the declared operations. A *namespace* (``workspace.models``) is what a
-person uses: the same operations, and beside them what cannot travel (frames, paths, context managers).
+person uses: the same operations, and methods whose arguments cannot be sent (frames, paths, context managers).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def room_class(name: str) -> type:
 
 
 class Namespaces:
-    """What a workspace offers, whether its rooms are here or at the other end of a connection."""
+    """The namespaces of a workspace, whether its rooms are in this process or at the other end of a connection."""
 
     project: str
     spool: Path | None = None

@@ -1,6 +1,6 @@
-"""Everything that led to a thing, read again: bytes against digests, edges against the chain, and who decided.
+"""Verifies what led to a thing: bytes against digests, edges against the chain; and lists who decided.
 
-Calls operations only, so a workspace at the other end of a connection is verified by the bytes that arrive here.
+Calls operations only, so the workspace of a server is verified by the bytes that arrive here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Outcome = Literal["as recorded", "DIFFERS", "gone", "deleted", "before version 2
 
 
 class Checked(Record, frozen=True):
-    """Something whose bytes were read again. ``detail`` says how many of what, or what is wrong."""
+    """A thing whose bytes were read again. ``detail`` is how many objects or rows, or what is wrong."""
 
     ref: str
     what: str
@@ -39,7 +39,7 @@ class Checked(Record, frozen=True):
 
 
 class Decided(Record, frozen=True):
-    """Somebody decided about a model version: a gate, an approver, whoever moved an alias."""
+    """A decision about a model version: of a gate, of an approver, or of the person who moved an alias."""
 
     ref: str
     what: str
@@ -49,7 +49,7 @@ class Decided(Record, frozen=True):
 
 
 class Verification(Record, frozen=True):
-    """What reading everything again came to."""
+    """The result of :func:`verify`."""
 
     checked: list[Checked]
     decided: list[Decided]
@@ -77,7 +77,7 @@ def verify(workspace: Namespaces, graph: Graph) -> Verification:
         try:
             checked += check(workspace, ident) if check is not None else ()
         except NotFound as error:
-            # Version 1 named the code of a step by a digest of which it kept no bytes.
+            # Version 1 named the code of a step by a digest and stored no bytes for it.
             known = kind == "code" and node.ref in old
             checked.append(
                 Checked(
@@ -88,15 +88,15 @@ def verify(workspace: Namespaces, graph: Graph) -> Verification:
                 )
             )
         if kind == "model_version":
-            decided += _decisions(workspace, ident)
+            decided += _list_decisions(workspace, ident)
     return Verification(checked=checked, decided=decided, edges=edges)
 
 
 # --- bytes -------------------------------------------------------------------------------------------------------------
 
 
-class _Bytes:
-    """Objects read again, counted, with what is wrong with them."""
+class _ObjectCheck:
+    """Reads objects and compares them with their digests; counts them and collects what is wrong."""
 
     def __init__(self, workspace: Namespaces) -> None:
         self._objects = workspace.objects
@@ -105,20 +105,20 @@ class _Bytes:
 
     def read(self, digest: str, name: str, *, keep: bool = False) -> bytes:
         """Hash an object's bytes as they arrive; with ``keep`` return them."""
-        hasher, kept = blake3.blake3(), []
+        hasher, pieces = blake3.blake3(), []
         self.count += 1
         try:
             for piece in self._objects.get(digest=digest).chunks:
                 hasher.update(piece)
                 if keep:
-                    kept.append(piece)
+                    pieces.append(piece)
         except (Corrupt, NotFound) as error:
             self.wrong.append(f"{name}: {error.message}")
             return b""
         if hasher.hexdigest() != digest:
             self.wrong.append(f"{name}: the bytes are not what the digest says")
             return b""
-        return b"".join(kept)
+        return b"".join(pieces)
 
     def tree(self, digest: str, name: str) -> None:
         """A tree object, and every file that it names."""
@@ -127,7 +127,8 @@ class _Bytes:
         for path, entry in sorted(files.items()):
             self.read(entry.digest, path)
 
-    def told(self, ref: str, what: str, unit: str = "object") -> Checked:
+    def report(self, ref: str, what: str, unit: str = "object") -> Checked:
+        """The result for ``ref`` after all its objects were read."""
         if self.wrong:
             return Checked(ref=ref, what=what, outcome="DIFFERS", detail="; ".join(self.wrong[:5]))
         return Checked(
@@ -138,22 +139,22 @@ class _Bytes:
         )
 
 
-def _dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
+def _check_dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
     ref = f"dataset_version:{ident}"
     try:
         version = workspace.data.get_version_by_id(ident)
     except NotFound:
-        yield _deleted(workspace, ref)
+        yield _check_deleted(workspace, ref)
         return
     what = f"{version.dataset} version {version.number}"
-    otherwise = _said_otherwise(workspace, version)
-    if otherwise:
-        yield Checked(ref=ref, what=what, outcome="DIFFERS", detail=otherwise)
+    difference = _compare_with_event(workspace, version)
+    if difference:
+        yield Checked(ref=ref, what=what, outcome="DIFFERS", detail=difference)
         return
     if version.kind != "table":
-        read = _Bytes(workspace)
-        read.tree(ident, "the list of files")
-        yield read.told(ref, what)
+        reread = _ObjectCheck(workspace)
+        reread.tree(ident, "the list of files")
+        yield reread.report(ref, what)
         return
     from mainspring.data.tables import content_digest
 
@@ -167,8 +168,11 @@ def _dataset(workspace: Namespaces, ident: str) -> Iterator[Checked]:
     )
 
 
-def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
-    """What of a version's row no event of its commit says: rows of the table are not on the chain, events are."""
+def _compare_with_event(workspace: Namespaces, version: DatasetVersion) -> str:
+    """How a version's row differs from the event of its commit; empty if it does not.
+
+    Rows of the table are not protected by the chain, events are.
+    """
     row = {
         "dataset": version.dataset, "number": version.number, "kind": version.kind, "message": version.message,
         "rows": version.rows, "by": version.created_by,
@@ -177,8 +181,8 @@ def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
     for event in workspace.lineage.list_events(
         subject=f"dataset_version:{version.id}", kind=EventKind.DATASET_COMMITTED, limit=100
     ).items:
-        said = {**event.data, "by": event.actor}
-        differing.append({k: said[k] for k, v in row.items() if k in said and said[k] != v})
+        recorded = {**event.data, "by": event.actor}
+        differing.append({k: recorded[k] for k, v in row.items() if k in recorded and recorded[k] != v})
         if not differing[-1]:
             return ""
     if not differing:
@@ -189,101 +193,103 @@ def _said_otherwise(workspace: Namespaces, version: DatasetVersion) -> str:
     )
 
 
-def _deleted(workspace: Namespaces, ref: str) -> Checked:
-    found = workspace.lineage.list_events(subject=ref, kind=EventKind.DATASET_DELETED, limit=1).items
+def _check_deleted(workspace: Namespaces, ref: str) -> Checked:
+    events = workspace.lineage.list_events(subject=ref, kind=EventKind.DATASET_DELETED, limit=1).items
     what = f"dataset version {ref.partition(':')[2][:12]}"
-    if not found:
+    if not events:
         return Checked(ref=ref, what=what, outcome="gone", detail="and no event says that it was deleted")
-    told = found[0]
+    event = events[0]
     return Checked(
         ref=ref,
-        what=f"{told.data.get('dataset')} version {told.data.get('number')}",
+        what=f"{event.data.get('dataset')} version {event.data.get('number')}",
         outcome="deleted",
-        detail=f"{told.at:%Y-%m-%d} by {told.actor}: {told.data.get('reason')}",
+        detail=f"{event.at:%Y-%m-%d} by {event.actor}: {event.data.get('reason')}",
     )
 
 
-def _model(workspace: Namespaces, ident: str) -> Iterator[Checked]:
+def _check_model(workspace: Namespaces, ident: str) -> Iterator[Checked]:
     model, _, number = ident.rpartition("@")
     version = workspace.models.get_version(model=model, selector=number)
-    read = _Bytes(workspace)
-    read.tree(version.package, "the list of files")
-    yield read.told(f"model_version:{ident}", f"package of {ident}")
+    reread = _ObjectCheck(workspace)
+    reread.tree(version.package, "the list of files")
+    yield reread.report(f"model_version:{ident}", f"package of {ident}")
     if version.profile is not None:
-        read = _Bytes(workspace)
-        read.read(version.profile, "profile")
-        yield read.told(f"object:{version.profile}", f"training profile of {ident}")
+        reread = _ObjectCheck(workspace)
+        reread.read(version.profile, "profile")
+        yield reread.report(f"object:{version.profile}", f"training profile of {ident}")
 
 
-def _code(workspace: Namespaces, ident: str) -> Iterator[Checked]:
-    workspace.objects.get(digest=ident)  # NotFound here means that the record itself was never kept
-    read = _Bytes(workspace)
-    record = read.read(ident, "the record", keep=True)
+def _check_code(workspace: Namespaces, ident: str) -> Iterator[Checked]:
+    workspace.objects.get(digest=ident)  # raises NotFound if the record itself was never stored
+    reread = _ObjectCheck(workspace)
+    record = reread.read(ident, "the record", keep=True)
     try:
         state = from_json(record, CodeState) if record else CodeState()
-    except InvalidInput:  # the definitions that a step is made of: text and digests, nothing behind them
-        yield read.told(f"code:{ident}", f"definitions {ident[:12]}")
+    except InvalidInput:  # the definitions of a step: text and digests, no files
+        yield reread.report(f"code:{ident}", f"definitions {ident[:12]}")
         return
     for file in state.files:
         if file.digest is not None:
-            read.read(file.digest, file.path)
-    yield read.told(f"code:{ident}", f"code {ident[:12]}, record and source files")
+            reread.read(file.digest, file.path)
+    yield reread.report(f"code:{ident}", f"code {ident[:12]}, record and source files")
 
 
-def _plain(kind: str, workspace: Namespaces, ident: str) -> Iterator[Checked]:
-    read = _Bytes(workspace)
-    read.read(ident, kind)
-    yield read.told(f"{kind}:{ident}", f"{kind} {ident[:12]}")
+def _check_object(kind: str, workspace: Namespaces, ident: str) -> Iterator[Checked]:
+    reread = _ObjectCheck(workspace)
+    reread.read(ident, kind)
+    yield reread.report(f"{kind}:{ident}", f"{kind} {ident[:12]}")
 
 
 _CHECKS: dict[str, Callable[[Namespaces, str], Iterator[Checked]]] = {
-    "dataset_version": _dataset,
-    "model_version": _model,
-    "code": _code,
-    "environment": lambda w, i: _plain("environment", w, i),
-    "object": lambda w, i: _plain("object", w, i),
+    "dataset_version": _check_dataset,
+    "model_version": _check_model,
+    "code": _check_code,
+    "environment": lambda w, i: _check_object("environment", w, i),
+    "object": lambda w, i: _check_object("object", w, i),
 }
 
 
 # --- who decided -------------------------------------------------------------------------------------------------------
 
 
-def _decisions(workspace: Namespaces, ident: str) -> list[Decided]:
+def _list_decisions(workspace: Namespaces, ident: str) -> list[Decided]:
     """Verdicts, approvals and moves of aliases to the version, oldest first."""
     model, _, text = ident.rpartition("@")
     ref, number = f"model_version:{ident}", int(text)
-    found: list[Decided] = []
-    for given in _events(workspace, ref):
-        verdict = given.data.get("verdict")
-        stopped = given.kind == EventKind.GATE_STOPPED
-        why = "; ".join(map(str, given.data.get("failed") or [])) if stopped else ""
+    decisions: list[Decided] = []
+    for event in _list_gate_events(workspace, ref):
+        verdict = event.data.get("verdict")
+        stopped = event.kind == EventKind.GATE_STOPPED
+        why = "; ".join(map(str, event.data.get("failed") or [])) if stopped else ""
         try:
             workspace.loop.get_verdict(verdict=str(verdict))
         except MainspringError as error:
             why = f"BUT the verdict cannot be trusted: {error.message}"
         what = "gate stopped it" if stopped else "gate passed"
-        found.append(
+        decisions.append(
             Decided(
-                ref=ref, what=what, at=given.at, by=given.actor, detail=f"verdict {verdict} {why}".strip()
+                ref=ref, what=what, at=event.at, by=event.actor, detail=f"verdict {verdict} {why}".strip()
             )
         )
     try:
-        for said in workspace.models.list_approvals(model=model, version=number):
-            what = "approved" if said.approved else "refused"
-            found.append(Decided(ref=ref, what=what, at=said.at, by=said.actor, detail=said.reason))
+        for approval in workspace.models.list_approvals(model=model, version=number):
+            what = "approved" if approval.approved else "refused"
+            decisions.append(
+                Decided(ref=ref, what=what, at=approval.at, by=approval.actor, detail=approval.reason)
+            )
         for move in workspace.models.list_alias_moves(model=model):
             if move.version == number:
                 against = f" (OVERRIDE of: {'; '.join(move.overridden)})" if move.overridden else ""
-                found.append(
+                decisions.append(
                     Decided(ref=ref, what=move.alias, at=move.at, by=move.actor, detail=move.reason + against)
                 )
     except Corrupt as error:
         now = datetime.now().astimezone()
-        found.append(Decided(ref=ref, what="CORRUPT", at=now, by="", detail=error.message))
+        decisions.append(Decided(ref=ref, what="CORRUPT", at=now, by="", detail=error.message))
     except NotFound:  # the graph names a version that is not registered
         pass
-    return sorted(found, key=lambda d: d.at)
+    return sorted(decisions, key=lambda d: d.at)
 
 
-def _events(workspace: Namespaces, ref: str) -> list[Event]:
+def _list_gate_events(workspace: Namespaces, ref: str) -> list[Event]:
     return workspace.lineage.list_events(subject=ref, kind="gate.", limit=100, newest_first=False).items

@@ -1,4 +1,4 @@
-"""The local composition root: opens storage, builds the rooms and introduces them to one another."""
+"""The local composition root: opens storage, builds the rooms and connects them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MARKER = "workspace.json"
 
 
 class StoredClock:
-    """A policy clock that stands still until somebody moves it; kept in the database, so every process reads the same."""
+    """A policy clock that moves only when it is set; stored in the database, so that every process reads the same time."""
 
     def __init__(self, store: Store, project: str) -> None:
         self._store = store
@@ -51,7 +51,7 @@ class StoredClock:
 class Workspace(Namespaces):
     """One project in one workspace, on this machine. Close it, or use it as a context manager.
 
-    A project that is opened for the first time exists from then on: whoever opens its files is its administrator.
+    Opening a project for the first time creates it: the user who can open its files is its administrator.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Workspace(Namespaces):
         """``beside``: the foundation of another project of the same workspace, whose database and objects are used and not closed."""
         self.settings = settings
         self.project = project or settings.config.project.name
-        self.base = _beside(beside, settings) if beside else _open(settings, self.project, clock)
+        self.base = (
+            _share_foundation(beside, settings) if beside else _open_foundation(settings, self.project, clock)
+        )
         self._owns_store = beside is None
         self._rooms: dict[str, Any] = {}
         self._lock = threading.RLock()
@@ -73,7 +75,9 @@ class Workspace(Namespaces):
     def room(self, name: str) -> Any:
         with self._lock:
             if name not in self._rooms:
-                self._rooms[name] = _BUILDERS[name](self) if name in _BUILDERS else _plain(name, self.base)
+                self._rooms[name] = (
+                    _BUILDERS[name](self) if name in _BUILDERS else _build_room(name, self.base)
+                )
             return self._rooms[name]
 
     @cached_property
@@ -91,10 +95,6 @@ class Workspace(Namespaces):
 
     def close(self) -> None:
         """Release files and connections. Idempotent."""
-        for room in self._rooms.values():
-            closing = getattr(room, "_close", None)
-            if closing is not None:
-                closing()
         self._rooms.clear()
         if self._owns_store:
             self.base.store.close()
@@ -118,33 +118,33 @@ def open_workspace(
 # --- rooms that need more than the foundation --------------------------------------------------------------------------
 
 
-def _plain(name: str, base: Foundation) -> Any:
+def _build_room(name: str, base: Foundation) -> Any:
     from mainspring.rooms import room_class
 
     return room_class(name)(base)
 
 
-def _lineage(workspace: Workspace) -> Lineage:
+def _build_lineage(workspace: Workspace) -> Lineage:
     from mainspring.introductions import graph_sources
 
     return Lineage(workspace.base, graph_sources(workspace.base, workspace.room))
 
 
-def _deploy(workspace: Workspace) -> Any:
+def _build_deploy(workspace: Workspace) -> Any:
     from mainspring.deploy import Deploy
     from mainspring.deploy.trial import try_package
 
     return Deploy(workspace.base, workspace.room("models"), trial=try_package)
 
 
-def _monitoring(workspace: Workspace) -> Any:
+def _build_monitoring(workspace: Workspace) -> Any:
     from mainspring.monitoring import Monitoring
 
     kind = Monitoring if workspace.settings.policy else _without_policy(Monitoring)
     return kind(workspace.base, policies=workspace.settings.config.monitor)
 
 
-def _loop(workspace: Workspace) -> Any:
+def _build_loop(workspace: Workspace) -> Any:
     from mainspring.loop import Loop, LoopRooms
 
     rooms = LoopRooms(
@@ -158,12 +158,12 @@ def _loop(workspace: Workspace) -> Any:
 
 
 _NEED_POLICY = frozenset({"monitoring.get_policy", "loop.replay", "loop.simulate_policy"})
-"""Operations that change nothing and yet say what follows from the policy."""
+"""Operations that change nothing but depend on the policy."""
 
 
 def _without_policy(room: type[T]) -> type[T]:
-    """``room`` for a project whose policy this process does not have: what would follow the policy is refused, and not done by
-    defaults that nobody has chosen."""
+    """``room`` for a project whose policy this process does not have: operations that depend on the policy are refused, since
+    defaults would decide in its place."""
 
     def refusing(name: str, role: Role) -> Any:
         def refuse(self: Any, **_arguments: Any) -> Any:
@@ -186,10 +186,10 @@ def _without_policy(room: type[T]) -> type[T]:
 
 
 _BUILDERS: dict[str, Callable[[Workspace], Any]] = {
-    "lineage": _lineage,
-    "deploy": _deploy,
-    "monitoring": _monitoring,
-    "loop": _loop,
+    "lineage": _build_lineage,
+    "deploy": _build_deploy,
+    "monitoring": _build_monitoring,
+    "loop": _build_loop,
 }
 
 
@@ -197,20 +197,20 @@ _BUILDERS: dict[str, Callable[[Workspace], Any]] = {
 
 
 def repair(settings: Settings) -> list[str]:
-    """Write again what the object store has lost and the database still knows; returns the names of the files."""
+    """Write files that the object store has lost from their copies in the database; returns the names of the files."""
     from mainspring.storage.objects.owner import restore
 
     if not (settings.home / _MARKER).exists():
         return []
-    store = _open_database(settings, _mark(settings.home, settings))
+    store = _open_database(settings, _check_marker(settings.home, settings))
     try:
-        return restore(store, _bytes_of(settings))
+        return restore(store, _open_bytes(settings))
     finally:
         store.close()
 
 
 def start_anew(settings: Settings) -> list[str]:
-    """Begin a new database beside objects whose own is lost. The old files are set aside; returns their new names.
+    """Create a new database beside objects whose own is lost. The old files are renamed; returns their new names.
 
     Raises :class:`Conflict` if the workspace opens as it is.
     """
@@ -229,16 +229,18 @@ def start_anew(settings: Settings) -> list[str]:
             aside.append(f"{file.name}.lost-{to_us(SystemClock().now())}")
             file.rename(home / aside[-1])
     (home / _MARKER).unlink(missing_ok=True)
-    _open(settings, settings.config.project.name, None, anew=True).store.close()
+    _open_foundation(settings, settings.config.project.name, None, anew=True).store.close()
     return aside
 
 
-def _open(settings: Settings, project: str, clock: Clock | None, *, anew: bool = False) -> Foundation:
+def _open_foundation(
+    settings: Settings, project: str, clock: Clock | None, *, anew: bool = False
+) -> Foundation:
     from mainspring.storage.objects import open_objects
 
     home, storage = settings.home, settings.config.storage
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    marked = _mark(home, settings)
+    marked = _check_marker(home, settings)
     store = _open_database(settings, marked, anew=anew)
     try:
         if clock is None:
@@ -251,7 +253,7 @@ def _open(settings: Settings, project: str, clock: Clock | None, *, anew: bool =
             options=configuration.object_options(settings),
             anew=anew,
         )
-        _sign(home, marked, database=str(objects.owner))
+        _record_database(home, marked, database=str(objects.owner))
         projects.ensure(store, project)
         return Foundation(
             project=project,
@@ -268,8 +270,8 @@ def _open(settings: Settings, project: str, clock: Clock | None, *, anew: bool =
         raise
 
 
-def _beside(base: Foundation, settings: Settings) -> Foundation:
-    """Another project on the same database and objects."""
+def _share_foundation(base: Foundation, settings: Settings) -> Foundation:
+    """The foundation of another project on the same database and objects."""
     project = settings.config.project.name
     clock = StoredClock(base.store, project) if settings.config.storage.clock == "manual" else SystemClock()
     return dataclasses.replace(
@@ -277,7 +279,7 @@ def _beside(base: Foundation, settings: Settings) -> Foundation:
         project=project,
         clock=clock,
         ledger=Ledger(base.store, project=project, clock=clock),
-        apart=_mark(settings.home, settings)["project"] != project,
+        apart=_check_marker(settings.home, settings)["project"] != project,
     )
 
 
@@ -287,14 +289,14 @@ def _open_database(settings: Settings, marked: dict[str, Any], *, anew: bool = F
 
         if marked.get("id"):
             return f"{_MARKER} names it: {marked['id']}"
-        store = _bytes_of(settings)
+        store = _open_bytes(settings)
         return "there are objects" if has_packs(store) or owner_of(store) is not None else None
 
     url = settings.config.storage.database
     return open_store(url, home=settings.home) if anew else open_store(url, home=settings.home, lost=lost)
 
 
-def _bytes_of(settings: Settings) -> ByteStore:
+def _open_bytes(settings: Settings) -> ByteStore:
     from mainspring.storage.objects.opening import open_bytes
 
     return open_bytes(
@@ -302,49 +304,50 @@ def _bytes_of(settings: Settings) -> ByteStore:
     )
 
 
-def _mark(home: Path, settings: Settings) -> dict[str, Any]:
-    """Write or check the marker that says what this directory is and where its database and objects are."""
+def _check_marker(home: Path, settings: Settings) -> dict[str, Any]:
+    """Write or check the marker file, which names the format of this directory and where its database and objects are."""
     path = home / _MARKER
-    wanted: dict[str, Any] = {
+    expected: dict[str, Any] = {
         "format": FORMAT,
         "database": "sqlite" if settings.config.storage.database == "sqlite" else "postgresql",
         "objects": settings.config.storage.objects,
     }
     try:
-        found = json.loads(path.read_text())
+        marker = json.loads(path.read_text())
     except FileNotFoundError:
-        wanted["project"] = settings.config.project.name
-        _write_marker(path, wanted)
-        return wanted
+        expected["project"] = settings.config.project.name
+        _write_marker(path, expected)
+        return expected
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+        marker = None
+    if not isinstance(marker, dict) or not isinstance(marker.get("format"), int):
         raise Corrupt(
             "this is not a mainspring workspace, or its marker is damaged",
             place=str(path),
             next_step="Restore the file from a backup, or remove it: it is written again.",
         )
-    if found["format"] > FORMAT:
+    if marker["format"] > FORMAT:
         raise Conflict(
-            f"the workspace has format {found['format']}, this program knows {FORMAT}",
+            f"the workspace has format {marker['format']}, this program knows {FORMAT}",
             place=str(home),
             next_step="Upgrade mainspring.",
         )
     for key in ("database", "objects"):
-        if found.get(key) != wanted[key]:
+        if marker.get(key) != expected[key]:
             raise InvalidInput(
                 f"this workspace keeps its {key} elsewhere",
-                value=str(wanted[key]),
+                value=str(expected[key]),
                 place=str(path),
-                next_step=f"It was made with {found.get(key)!r}; use that, or another home.",
+                next_step=f"It was made with {marker.get(key)!r}; use that, or another home.",
             )
-    if "project" not in found:  # made by 0.1, which did not note whose files lie in the home itself
-        found["project"] = _served_until_now(home) or settings.config.project.name
-        _write_marker(path, found)
-    return found
+    # Written by 0.1, which did not record the project whose files are in the home itself
+    if "project" not in marker:
+        marker["project"] = _project_of_bundle(home) or settings.config.project.name
+        _write_marker(path, marker)
+    return marker
 
 
-def _served_until_now(home: Path) -> str | None:
+def _project_of_bundle(home: Path) -> str | None:
     """The project whose routes are in the home's bundle."""
     try:
         return (home / "bundle" / ".lock").read_text() or None
@@ -352,8 +355,8 @@ def _served_until_now(home: Path) -> str | None:
         return None
 
 
-def _sign(home: Path, marked: dict[str, Any], *, database: str) -> None:
-    """Note in the marker which database this workspace has: an empty one beside it is refused from now on."""
+def _record_database(home: Path, marked: dict[str, Any], *, database: str) -> None:
+    """Record the id of the database in the marker, so that an empty database in its place is refused from now on."""
     if marked.get("id") == database:
         return
     if marked.get("id"):

@@ -12,13 +12,13 @@ import pytest
 
 from mainspring.config import load
 from mainspring.demo.story import Choices, Story, make_project
-from mainspring.demo.tell import Teller
+from mainspring.demo.progress import Progress
 
 
 def test_seven_weeks(tmp_path: Path) -> None:
     place = tmp_path / "flights"
     place.mkdir()
-    found = Story(Choices(directory=place, until=date(2013, 3, 20), port=0), Teller(quiet=True)).run()
+    found = Story(Choices(directory=place, until=date(2013, 3, 20), port=0), Progress(quiet=True)).run()
 
     assert found["failed_requests"] == 0, found["errors"]
     assert found["problems"] == []

@@ -20,7 +20,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from mainspring.demo.ending import metrics_requests
+from mainspring.demo.ending import count_metrics_requests
 from mainspring.demo.traffic import Pool, Traffic
 from mainspring.demo.world import NUMBERS, TEXTS, World
 from mainspring.models import formats
@@ -147,13 +147,13 @@ def _length(head: bytes) -> int:
 
 def test_a_lost_answer_is_asked_for_again_and_the_request_counts_once(server: str, world: World) -> None:
     """Seen red without the idempotency key: the server counted twice what was sent once."""
-    before = metrics_requests(server)
+    before = count_metrics_requests(server)
     lossy = Lossy(server)
     with Pool(lossy.url, pauses_s=[0.0, 0.0]) as pool:
         result = Traffic(world, pool, Book(), labelled=3).day(date(2013, 2, 9))
     lossy.close()
     assert result.failed == 0
-    assert metrics_requests(server) - before == result.sent
+    assert count_metrics_requests(server) - before == result.sent
 
 
 def test_a_refused_request_is_counted_and_shown(server: str) -> None:

@@ -408,7 +408,7 @@ def stocked(reopen: Callable[[], Objects]) -> dict[str, str]:
 def test_o05_damage_is_detected_by_every_read_and_listed_exactly(
     home: Path, reopen: Callable[[], Objects], stocked: dict[str, str], damage: str, victim: str
 ) -> None:
-    """Seen red with the digest check removed from ``_verified`` (plain, chunk, tree) and from ``Recipe.load`` (recipe)."""
+    """Seen red with the digest check removed from ``_verify`` (plain, chunk, tree) and from ``Recipe.load`` (recipe)."""
     objects = reopen()
     name = {"chunk": "chunked", "recipe": "chunked"}.get(victim, victim)
     raw = bytes.fromhex(stocked[name])
@@ -443,7 +443,7 @@ def _read_is_corrupt(objects: Objects, digest: str) -> None:
 
 @pytest.mark.parametrize("how", ["truncate", "empty", "extend", "delete", "swap"])
 def test_o05_packs_of_the_wrong_length_or_place(home: Path, reopen: Callable[[], Objects], how: str) -> None:
-    """Seen red with the size comparison removed from ``fsck`` (extend) and without ``_verified`` (the others)."""
+    """Seen red with the size comparison removed from ``fsck`` (extend) and without ``_verify`` (the others)."""
     digests = []
     for seed in (1, 2):
         with reopen().writing() as w:

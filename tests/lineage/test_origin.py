@@ -307,11 +307,11 @@ def test_the_gate_cannot_be_passed_by_without_a_word(workspace: Workspace, root:
     assert "OVERRIDE of: the gate stopped it" in said
     assert "gate stopped it" in said
     assert f"verdict {verdict}" in said
-    from mainspring.server.pages.describe import tell
+    from mainspring.server.pages.describe import describe_event
 
     event = workspace.lineage.list_events(kind="model.alias_set", limit=1).items[0]
-    assert tell(event).tone == "warn"
-    assert "in spite of: the gate stopped it" in tell(event).detail
+    assert describe_event(event).tone == "warn"
+    assert "in spite of: the gate stopped it" in describe_event(event).detail
     # Back is always possible.
     assert workspace.models.rollback(model="twice", alias="champion", reason="worse").version == 1
 

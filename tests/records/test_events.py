@@ -19,7 +19,7 @@ from mainspring.records.events import THINGS, EventKind, describe
 from mainspring.records.lineage import Event
 from mainspring.records.loop import LoopDecision
 from mainspring.records.pipelines import RunState
-from mainspring.server.pages.describe import tell
+from mainspring.server.pages.describe import describe_event
 from mainspring.tracking import operations as tracking
 
 SOURCE = Path(mainspring.__file__).parent
@@ -140,5 +140,5 @@ def test_an_event_of_a_newer_program_can_be_read() -> None:
         seq=9, id="x", at=now, wall=now, kind="invoice.sent_out", subject="invoice:1", actor="ann", operation="", data={"reason": "due"},
         prev="", hash="",
     )  # fmt: skip
-    told = tell(newer)
+    told = describe_event(newer)
     assert (told.words, told.tone, told.detail) == ("Invoice: sent out", "idle", "due")

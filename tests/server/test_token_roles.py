@@ -87,4 +87,4 @@ def test_a06_a_role_that_means_nothing_gives_no_token(
     """A06. Seen red with the second role of a project put in the place of the first."""
     with pytest.raises((InvalidInput, NotFound), match=message):
         command(workspace.settings.root, "add", "eve", *(f"--role={r}" for r in roles))
-    assert Tokens(workspace.settings.home).listed() == []
+    assert Tokens(workspace.settings.home).list_tokens() == []

@@ -96,7 +96,7 @@ def test_t07_a_write_begins_immediate_and_under_the_lock(tmp_path: Path) -> None
 
 
 def test_t07_two_engines_never_hold_the_lock_at_once(tmp_path: Path) -> None:
-    """Also when one of them comes back within its turn. Seen red with ``_try`` answering yes."""
+    """Also when one of them comes back within its turn. Seen red with ``_try_lock`` answering yes."""
     engines = [SqliteEngine(tmp_path / "meta.db", lock=tmp_path / "write.lock") for _ in range(3)]
     inside, most, rounds = [0], [0], [0]
     guard = threading.Lock()

@@ -312,7 +312,7 @@ def test_t17_the_database_server_restarts(
     machine: Callable[[str], Workspace],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Seen red with ``PostgresEngine._begun`` not replacing the connection."""
+    """Seen red with ``PostgresEngine._begin_transaction`` not replacing the connection."""
     url, restart = own_server
     monkeypatch.setenv("MAINSPRING_DATABASE", url)
     workspace = machine("one")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mainspring.cli.output import (
-    emit,
-    facts,
+    format_size,
     json_option,
     local_settings,
-    say,
-    short,
-    size,
-    table,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    shorten_id,
     with_workspace,
 )
 
@@ -94,8 +94,8 @@ def commit(
 ) -> None:
     """Make a version of DATASET from SOURCE: a CSV or Parquet file (a table), or any file or directory.
 
-    How a CSV is read stands in [data.DATASET.reading] of mainspring.toml, and the options here go before it. What nobody
-    declared is decided from the whole file; how, is printed for each column.
+    How a CSV is read is declared in [data.DATASET.reading] of mainspring.toml; the options here take precedence. What is
+    not declared is decided from the whole file, and the decision for each column is printed.
     """
     rules = [] if no_checks or as_files else _rules(dataset)
     version = workspace.data.commit(
@@ -108,18 +108,18 @@ def commit(
         reading=_reading(dataset, declared),
     )
     if as_json:
-        emit(version)
+        print_json(version)
         return
     if version.reading is not None:
         _show_reading(version.reading)
-    facts(
+    print_facts(
         [
             ("dataset", dataset),
             ("version", version.number),
             ("id", version.id),
             ("rows", version.rows),
             ("files", version.files),
-            ("size", size(version.bytes)),
+            ("size", format_size(version.bytes)),
             ("checks", f"{len(rules)} held" if rules else "none declared" if not no_checks else "skipped"),
         ]
     )
@@ -130,12 +130,12 @@ def commit(
 @with_workspace
 def list_(workspace: Namespaces, as_json: bool) -> None:
     """All datasets."""
-    found = workspace.data.list_datasets()
+    datasets = workspace.data.list_datasets()
     if as_json:
-        emit(found)
+        print_json(datasets)
         return
-    rows = [(d.name, d.versions, d.latest, d.rows, size(d.bytes), d.updated_at) for d in found]
-    table(
+    rows = [(d.name, d.versions, d.latest, d.rows, format_size(d.bytes), d.updated_at) for d in datasets]
+    print_table(
         ("dataset", "versions", "latest", "rows", "size", "updated"),
         rows,
         empty="no dataset yet: mainspring data commit NAME FILE",
@@ -149,24 +149,24 @@ def list_(workspace: Namespaces, as_json: bool) -> None:
 @with_workspace
 def log(workspace: Namespaces, dataset: str, limit: int, as_json: bool) -> None:
     """Versions of DATASET, newest first."""
-    found = workspace.data.list_versions(dataset, limit=limit).items
+    versions = workspace.data.list_versions(dataset, limit=limit).items
     if as_json:
-        emit(found)
+        print_json(versions)
         return
     rows = [
         (
             v.number,
-            short(v.id),
+            shorten_id(v.id),
             v.rows,
-            size(v.bytes),
+            format_size(v.bytes),
             v.created_at,
             v.created_by,
             ",".join(v.tags),
             v.message,
         )
-        for v in found
+        for v in versions
     ]
-    table(("version", "id", "rows", "size", "created", "by", "tags", "message"), rows)
+    print_table(("version", "id", "rows", "size", "created", "by", "tags", "message"), rows)
 
 
 @data.command()
@@ -180,28 +180,32 @@ def diff(
     workspace: Namespaces, dataset: str, before: str, after: str, key: tuple[str, ...], as_json: bool
 ) -> None:
     """What changed in DATASET from version BEFORE to version AFTER (number, id, tag or latest)."""
-    found = workspace.data.diff(dataset, before, after, key=list(key))
+    difference = workspace.data.diff(dataset, before, after, key=list(key))
     if as_json:
-        emit(found)
+        print_json(difference)
         return
-    if found.same:
-        say("the same content")
+    if difference.same:
+        print_note("the same content")
         return
-    for change in found.columns:
+    for change in difference.columns:
         click.echo(f"column {change.name}: {change.before or '(absent)'} -> {change.after or '(absent)'}")
-    if found.rows is not None:
-        r = found.rows
-        facts(
+    if difference.rows is not None:
+        counts = difference.rows
+        print_facts(
             [
-                ("rows added", r.added),
-                ("rows removed", r.removed),
-                ("rows changed", r.changed if key else None),
-                ("rows unchanged", r.unchanged),
+                ("rows added", counts.added),
+                ("rows removed", counts.removed),
+                ("rows changed", counts.changed if key else None),
+                ("rows unchanged", counts.unchanged),
             ]
         )
-        for changed in r.changed_sample:
+        for changed in counts.changed_sample:
             click.echo(f"  {changed.key}: {changed.before} -> {changed.after}")
-    for mark, paths in (("+", found.files.added), ("-", found.files.removed), ("~", found.files.changed)):
+    for mark, paths in (
+        ("+", difference.files.added),
+        ("-", difference.files.removed),
+        ("~", difference.files.changed),
+    ):
         for path in paths:
             click.echo(f"{mark} {path}")
 
@@ -216,7 +220,7 @@ def checkout(workspace: Namespaces, dataset: str, selector: str, to: str, as_jso
     """Write version SELECTOR of DATASET into the directory TO, verified."""
     written = workspace.data.checkout(dataset, selector, to)
     if as_json:
-        emit([str(p) for p in written])
+        print_json([str(p) for p in written])
         return
     for path in written:
         click.echo(str(path))
@@ -232,9 +236,9 @@ def check(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> 
     rules = _rules(dataset)
     report = workspace.data.check(dataset, rules, selector)
     if as_json:
-        emit(report)
+        print_json(report)
     elif not rules:
-        say(
+        print_note(
             f"no rules are declared for {dataset}: write checks = [...] into [data.{dataset}] of mainspring.toml"
         )
     else:
@@ -249,21 +253,21 @@ def check(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> 
 @with_workspace
 def profile(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -> None:
     """What the columns of a version look like."""
-    found = workspace.data.get_profile(dataset, selector)
+    summary = workspace.data.get_profile(dataset, selector)
     if as_json:
-        emit(found)
+        print_json(summary)
         return
-    say(f"{found.rows} rows")
+    print_note(f"{summary.rows} rows")
     rows = []
-    for c in found.columns:
+    for c in summary.columns:
         frequent = ", ".join(f"{k} {n}" for k, n in sorted(c.counts.items(), key=lambda item: -item[1])[:3])
         shown = [_moment(v) if c.type == "timestamp" else v for v in (c.low, c.mean, c.high)]
         rows.append((c.name, c.type, c.nulls, *shown, frequent or None))
-    table(("column", "type", "nulls", "low", "mean", "high", "most frequent"), rows)
+    print_table(("column", "type", "nulls", "low", "mean", "high", "most frequent"), rows)
 
 
 def _moment(seconds: float | None) -> datetime | float | None:
-    """What a profile keeps of a time, seconds since 1970, as a time; beyond the years 1 to 9999 as it is."""
+    """A profile keeps a time as seconds since 1970; this is the time, or the number itself beyond the years 1 to 9999."""
     try:
         return None if seconds is None else datetime(1970, 1, 1) + timedelta(seconds=seconds)  # noqa: DTZ001
     except OverflowError:
@@ -271,7 +275,7 @@ def _moment(seconds: float | None) -> datetime | float | None:
 
 
 def _reading(dataset: str, options: dict[str, Any]) -> Reading:
-    """What the options declare, over what the policy file says of the dataset."""
+    """How to read a CSV: the options of the command, and the policy file's entry of the dataset where there is no option."""
     from msgspec.structs import replace
 
     from mainspring.errors import InvalidInput
@@ -279,50 +283,50 @@ def _reading(dataset: str, options: dict[str, Any]) -> Reading:
 
     policy = local_settings().config.data.get(dataset)
     base = policy.reading if policy is not None else Reading()
-    said: dict[str, Any] = {k: v for k, v in options.items() if v is not None and v != ()}
-    if said.get("delimiter") == "\\t":
-        said["delimiter"] = "\t"
-    if "columns" in said:
-        said["columns"] = said["columns"].split(",")
-    if "types" in said:
-        pairs = [item.rpartition("=") for item in said["types"]]
+    declared: dict[str, Any] = {k: v for k, v in options.items() if v is not None and v != ()}
+    if declared.get("delimiter") == "\\t":
+        declared["delimiter"] = "\t"
+    if "columns" in declared:
+        declared["columns"] = declared["columns"].split(",")
+    if "types" in declared:
+        pairs = [item.rpartition("=") for item in declared["types"]]
         wrong = next(
-            (item for item, (name, _, _) in zip(said["types"], pairs, strict=True) if not name), None
+            (item for item, (name, _, _) in zip(declared["types"], pairs, strict=True) if not name), None
         )
         if wrong is not None:
             raise InvalidInput(
                 "not COLUMN=TYPE", value=wrong, place="--type", next_step="For example --type zip=string."
             )
-        said["types"] = base.types | {name: kind for name, _, kind in pairs}
-    return replace(base, **{k: list(v) if isinstance(v, tuple) else v for k, v in said.items()})
+        declared["types"] = base.types | {name: kind for name, _, kind in pairs}
+    return replace(base, **{k: list(v) if isinstance(v, tuple) else v for k, v in declared.items()})
 
 
 def _show_reading(report: ReadReport) -> None:
-    """How the source was read, to stderr: every column of a narrow CSV, else those with something to say."""
+    """How the source was read, to stderr: every column of a narrow CSV, else those with notes or losses."""
     if report.source == "csv":
         mark = {"\t": "tab"}.get(report.delimiter or "", repr(report.delimiter))
-        say(
+        print_note(
             f"read as {report.encoding}, fields separated by {mark}"
             + ("" if report.header else ", without a header")
         )
     for note in report.notes:
-        say(f"  {note}")
+        print_note(f"  {note}")
     wide = len(report.columns) > _MAX_SHOWN
     shown = [c for c in report.columns if not wide or c.notes or c.lost][:_MAX_SHOWN]
     for column in shown:
         words = ", ".join(f"{w!r} ({n})" for w, n in column.null_words.items())
         parts = [column.format or "", f"null: {words}" if words else "", *column.notes]
         how = " (declared)" if column.how == "declared" else ""
-        said = "; ".join(p for p in parts if p)
-        say(f"  {column.name}: {column.type}{how}" + (f"; {said}" if said else ""))
+        details = "; ".join(p for p in parts if p)
+        print_note(f"  {column.name}: {column.type}{how}" + (f"; {details}" if details else ""))
     if len(report.columns) > len(shown):
-        say(f"  and {len(report.columns) - len(shown)} more columns (--json shows all)")
+        print_note(f"  and {len(report.columns) - len(shown)} more columns (--json shows all)")
     if report.lost:
-        say(f"  {report.lost} cells could not be kept")
+        print_note(f"  {report.lost} cells could not be kept")
 
 
 def _rules(dataset: str) -> list[CheckRule]:
-    """From the policy file here: also for a server's dataset, the rules are those of this checkout."""
+    """The checks of the policy file here. Also for a server's dataset, the rules are those of this checkout."""
     policy = local_settings().config.data.get(dataset)
     return list(policy.checks) if policy is not None else []
 
@@ -337,6 +341,6 @@ def _show_report(report: CheckReport) -> None:
         click.echo(f"{mark} {rule['check']} {where}  {finding.reason}".rstrip())
         for row in finding.sample[:5]:
             click.echo(f"       row {row.row}: {row.values}")
-    say(
+    print_note(
         f"{sum(f.passed for f in report.findings)} of {len(report.findings)} rules hold on {report.rows} rows"
     )

@@ -39,8 +39,8 @@ def demo(
     once: bool, directory: Path | None, as_json: bool, seed: int, without: str | None, port: int | None
 ) -> None:
     """A year of real flights through the whole loop: collect, check, train, gate, serve, monitor, retrain, roll back."""
+    from mainspring.demo.progress import Progress
     from mainspring.demo.story import Choices, Story, as_line
-    from mainspring.demo.tell import Teller
     from mainspring.errors import Conflict
 
     place = (directory or Path(tempfile.mkdtemp(prefix="mainspring-demo-")) / "flights").absolute()
@@ -51,16 +51,16 @@ def demo(
             next_step="Name a new one with --dir; nothing was written.",
         )
     place.mkdir(parents=True, exist_ok=True)
-    with _ending_in_order():
+    with _exit_on_signals():
         choices = Choices(directory=place, seed=seed, without=without, once=once, port=port)
-        found = Story(choices, Teller()).run()
+        result = Story(choices, Progress()).run()
     if as_json:
-        click.echo(as_line(found))
+        click.echo(as_line(result))
 
 
 @contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that the servers and clients of the demo end with it."""
+def _exit_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise, as Ctrl-C does, so that the ``finally`` blocks end the servers and clients of the demo."""
 
     def end(number: int, _frame: object) -> None:
         sys.exit(128 + number)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+from mainspring.cli.output import (
+    json_option,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.records.tracking import Experiment
@@ -19,7 +26,7 @@ def experiments() -> None:
     """Experiments: list, show, create, rename, delete, restore."""
 
 
-def _one(command: Callable[..., Any]) -> Callable[..., Any]:
+def _name_or_id(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the argument NAME and the option ``--id``: an experiment is named by one of them."""
     command = click.option("--id", "ident", metavar="ID", help="Name the experiment by its id.")(command)
     return click.argument("name", required=False)(command)
@@ -41,18 +48,18 @@ def list_(workspace: Namespaces, view: Any, limit: int, after: str | None, as_js
     """Experiments by name, with how many runs each holds."""
     page = workspace.tracking.list_experiments(view=view, limit=limit, after=after)
     if as_json:
-        emit(page)
+        print_json(page)
         return
-    table(
+    print_table(
         ("name", "id", "state", "runs", "created"),
         [(e.name, e.id, _state(e), e.runs, e.created_at) for e in page.items],
     )
     if page.next:
-        say(f"more: --after {page.next}")
+        print_note(f"more: --after {page.next}")
 
 
 @experiments.command()
-@_one
+@_name_or_id
 @json_option
 @with_workspace
 def show(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
@@ -77,44 +84,44 @@ def create(workspace: Namespaces, name: str, tags: tuple[str, ...], as_json: boo
 
 
 @experiments.command()
-@_one
+@_name_or_id
 @click.option("--to", "new", required=True, metavar="NAME", help="The new name.")
 @json_option
 @with_workspace
 def rename(workspace: Namespaces, name: str | None, ident: str | None, new: str, as_json: bool) -> None:
     """Give the experiment NAME another name; its runs follow by themselves."""
     operations = workspace.tracking.operations
-    found = operations.get_experiment(name=name, id=ident)
-    _show(operations.rename_experiment(id=found.id, name=new), as_json)
+    experiment = operations.get_experiment(name=name, id=ident)
+    _show(operations.rename_experiment(id=experiment.id, name=new), as_json)
 
 
 @experiments.command()
-@_one
+@_name_or_id
 @json_option
 @with_workspace
 def delete(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
     """Hide the experiment NAME and its runs. Nothing is lost: 'restore' brings them back."""
     operations = workspace.tracking.operations
-    found = operations.get_experiment(name=name, id=ident)
-    _show(operations.delete_experiment(id=found.id), as_json)
+    experiment = operations.get_experiment(name=name, id=ident)
+    _show(operations.delete_experiment(id=experiment.id), as_json)
 
 
 @experiments.command()
-@_one
+@_name_or_id
 @json_option
 @with_workspace
 def restore(workspace: Namespaces, name: str | None, ident: str | None, as_json: bool) -> None:
     """Bring the deleted experiment NAME back, with its runs."""
     operations = workspace.tracking.operations
-    found = operations.get_experiment(name=name, id=ident)
-    _show(operations.restore_experiment(id=found.id), as_json)
+    experiment = operations.get_experiment(name=name, id=ident)
+    _show(operations.restore_experiment(id=experiment.id), as_json)
 
 
 def _show(experiment: Experiment, as_json: bool) -> None:
     if as_json:
-        emit(experiment)
+        print_json(experiment)
         return
-    facts(
+    print_facts(
         [
             ("name", experiment.name),
             ("id", experiment.id),

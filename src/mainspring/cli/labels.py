@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, with_workspace
+from mainspring.cli.output import json_option, print_facts, print_json, with_workspace
 
 if TYPE_CHECKING:
     from mainspring.records.labels import LabelValue
@@ -57,9 +57,9 @@ def label(
         counts = workspace.labels.record_feedback(items=items[start : start + _BATCH])
         total = FeedbackCounts(**{k: getattr(total, k) + getattr(counts, k) for k in _COUNTS})
     if as_json:
-        emit(total)
+        print_json(total)
         return
-    facts((k, getattr(total, k)) for k in _COUNTS)
+    print_facts((k, getattr(total, k)) for k in _COUNTS)
 
 
 def _value(text: str) -> LabelValue:

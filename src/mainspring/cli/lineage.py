@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import brief, emit, facts, json_option, say, table, with_workspace
+from mainspring.cli.output import (
+    json_option,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    shorten_value,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.records.lineage import Graph, Node
@@ -29,52 +37,52 @@ def explain_origin(workspace: Namespaces, ref: str, depth: int, verify: bool, as
     """Everything that led to REF (a prediction id, or kind:id such as model_version:delay@3), and who decided about it."""
     graph = workspace.lineage.get_origin(ref=_ref(ref), depth=depth)
     if not verify:
-        emit({"graph": graph}) if as_json else _show(graph, forward=False)
+        print_json({"graph": graph}) if as_json else _show(graph, forward=False)
         return 0
     from mainspring.verification import verify as read_again
 
-    found = read_again(workspace, graph)
+    verification = read_again(workspace, graph)
     if as_json:
-        emit(
+        print_json(
             {
                 "graph": graph,
-                "verified": {c.what: c.ok for c in found.checked},
-                "checked": found.checked,
-                "decided": found.decided,
-                "edges": found.edges,
-                "ok": found.ok,
+                "verified": {c.what: c.ok for c in verification.checked},
+                "checked": verification.checked,
+                "decided": verification.decided,
+                "edges": verification.edges,
+                "ok": verification.ok,
             }
         )
     else:
         _show(graph, forward=False)
-        _show_verification(found)
-    return 0 if found.ok else 1
+        _show_verification(verification)
+    return 0 if verification.ok else 1
 
 
-def _show_verification(found: Verification) -> None:
-    if found.decided:
+def _show_verification(verification: Verification) -> None:
+    if verification.decided:
         click.echo()
-        table(
+        print_table(
             ("decided about", "what", "at", "by", "why"),
-            [(d.ref.partition(":")[2], d.what, d.at, d.by, d.detail) for d in found.decided],
+            [(d.ref.partition(":")[2], d.what, d.at, d.by, d.detail) for d in verification.decided],
         )
     click.echo()
-    for c in found.checked:
+    for c in verification.checked:
         detail = f" ({c.detail})" if c.detail else ""
         read = "bytes read again, digest " if c.outcome in {"as recorded", "DIFFERS"} else ""
         click.echo(f"{c.what}: {read}{c.outcome}{detail}")
-    for title, edges in (("FORGED", found.edges.forged), ("MISSING", found.edges.missing)):
+    for title, edges in (("FORGED", verification.edges.forged), ("MISSING", verification.edges.missing)):
         for e in edges:
-            said = (
+            reason = (
                 "no event of the chain recorded it" if title == "FORGED" else "recorded, but taken away since"
             )
-            click.echo(f"edge {e.source} → {e.target} ({e.kind}): {title}, {said}")
-    for problem in found.edges.problems:
+            click.echo(f"edge {e.source} → {e.target} ({e.kind}): {title}, {reason}")
+    for problem in verification.edges.problems:
         click.echo(f"edges: {problem}")
-    old = len(found.edges.before_version_2)
+    old = len(verification.edges.before_version_2)
     if old:
         click.echo(f"edges: {old} recorded before version 2, outside the chain")
-    if not (found.edges.forged or found.edges.missing or found.edges.problems):
+    if not (verification.edges.forged or verification.edges.missing or verification.edges.problems):
         click.echo("edges: as the chain recorded them")
 
 
@@ -92,13 +100,13 @@ def blast_radius(workspace: Namespaces, ref: str, depth: int, as_json: bool) -> 
             model, _, number = node.ref.partition(":")[2].rpartition("@")
             counts[node.ref] = workspace.monitoring.get_blast_radius(model=model, version=int(number))
     if as_json:
-        emit({"graph": graph, "predictions": counts})
+        print_json({"graph": graph, "predictions": counts})
         return
     _show(graph, forward=True)
     rows = [(name, c.predictions, c.shadow_predictions, c.first, c.last) for name, c in counts.items()]
     if rows:
         click.echo()
-        table(("answered by", "predictions", "as shadow", "first", "last"), rows)
+        print_table(("answered by", "predictions", "as shadow", "first", "last"), rows)
 
 
 @click.group()
@@ -113,13 +121,13 @@ def audit() -> None:
 @json_option
 @with_workspace
 def verify(workspace: Namespaces, anchor: str | None, as_json: bool) -> int:
-    """Walk the whole chain, with the edges, verdicts, aliases and approvals that hang on it; exits 1 and names all that does
-    not fit."""
+    """Verify the whole chain, with the edges, verdicts, aliases and approvals that it recorded; exits 1 and names each that
+    differs."""
     report = workspace.lineage.verify(anchor=anchor)
     if as_json:
-        emit(report)
+        print_json(report)
     else:
-        facts(
+        print_facts(
             [
                 ("chain", "intact" if report.ok else "BROKEN"),
                 ("events", report.events),
@@ -147,9 +155,9 @@ _SHOWN = 5
 
 
 def _show_tree(node: Node, children: dict[str, list[Node]], roles: dict[str, str], level: int) -> None:
-    told = "  ".join(f"{k}={brief(v)}" for k, v in node.facts.items() if v is not None)
+    facts = "  ".join(f"{k}={shorten_value(v)}" for k, v in node.facts.items() if v is not None)
     role = click.style(roles[node.ref], dim=True) if node.ref in roles else ""
-    click.echo("  ".join(part for part in (f"{'  ' * level}{node.ref}", role, told) if part))
+    click.echo("  ".join(part for part in (f"{'  ' * level}{node.ref}", role, facts) if part))
     left_out = 0
     shown: Counter[str] = Counter()
     for child in children.get(node.ref, []):
@@ -163,7 +171,7 @@ def _show_tree(node: Node, children: dict[str, list[Node]], roles: dict[str, str
 
 
 def _ref(text: str) -> str:
-    """A reference as it is; of what has no kind, ``delay@3`` is a model version, the rest a prediction."""
+    """The reference that TEXT means. Without a kind, ``delay@3`` is a model version and anything else a prediction."""
     if ":" in text:
         return text
     return f"model_version:{text}" if "@" in text else f"prediction:{text}"
@@ -183,4 +191,4 @@ def _show(graph: Graph, *, forward: bool) -> None:
             children.setdefault(parents[node.ref], []).append(node)
     _show_tree(root, children, roles, 0)
     if graph.truncated:
-        say("cut off; ask about one of the last things, or give --depth")
+        print_note("cut off; ask about one of the last things, or give --depth")

@@ -1,4 +1,4 @@
-"""``mainspring loop``: look at it, nudge it, replay it."""
+"""``mainspring loop``: run a round, ask for a retraining or a rollback, replay and simulate decisions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mainspring.cli.output import (
-    emit,
-    facts,
     json_option,
     local_settings,
-    say,
-    table,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
     with_local_workspace,
     with_workspace,
 )
@@ -35,12 +35,14 @@ def tick(workspace: Namespaces, as_json: bool) -> int:
     """One round: take in what happened, decide what is due, do it; exits 1 if a part of it failed."""
     result = workspace.loop.tick()
     if as_json:
-        emit(result)
+        print_json(result)
     else:
-        say(f"policy time {result.now.isoformat()}")
-        table(("decision", "why"), [(d.action, d.reason) for d in result.decisions], empty="nothing was due")
+        print_note(f"policy time {result.now.isoformat()}")
+        print_table(
+            ("decision", "why"), [(d.action, d.reason) for d in result.decisions], empty="nothing was due"
+        )
         for problem in result.problems:
-            say(f"{click.style('problem', fg='red')} {problem} (left for the next round)")
+            print_note(f"{click.style('problem', fg='red')} {problem} (left for the next round)")
     return 1 if result.problems else 0
 
 
@@ -53,10 +55,10 @@ def retrain(workspace: Namespaces, deployment: str, reason: str, as_json: bool) 
     """Ask for a retraining of DEPLOYMENT's model; gate and rollout follow as always."""
     job = workspace.loop.request_retrain(deployment=deployment, reason=reason)
     if as_json:
-        emit(job)
+        print_json(job)
         return
-    facts([("job", job.id), ("state", job.state.value), ("data until", job.cutoff)])
-    say(f"A running server works on it; without one: mainspring loop work {job.id}")
+    print_facts([("job", job.id), ("state", job.state.value), ("data until", job.cutoff)])
+    print_note(f"A running server works on it; without one: mainspring loop work {job.id}")
 
 
 @loop.command()
@@ -68,9 +70,9 @@ def rollback(workspace: Namespaces, deployment: str, reason: str, as_json: bool)
     """Withdraw DEPLOYMENT's candidate; without one, put the previous champion back."""
     decision = workspace.loop.rollback(deployment=deployment, reason=reason)
     if as_json:
-        emit(decision)
+        print_json(decision)
         return
-    facts(
+    print_facts(
         [
             ("rolled back", deployment),
             ("from version", decision.details.get("version")),
@@ -85,15 +87,15 @@ def rollback(workspace: Namespaces, deployment: str, reason: str, as_json: bool)
 @with_workspace
 def jobs(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
     """Retraining jobs, newest first."""
-    found = workspace.loop.list_jobs(deployment=deployment)
+    newest = workspace.loop.list_jobs(deployment=deployment)
     if as_json:
-        emit(found)
+        print_json(newest)
         return
     rows = [
         (j.id, j.deployment, j.state.value, j.requested_at, j.version, j.trigger, j.error or j.reason)
-        for j in found
+        for j in newest
     ]
-    table(("job", "deployment", "state", "requested", "version", "trigger", "why"), rows)
+    print_table(("job", "deployment", "state", "requested", "version", "trigger", "why"), rows)
 
 
 @loop.command()
@@ -102,15 +104,15 @@ def jobs(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
 @with_workspace
 def rollouts(workspace: Namespaces, deployment: str | None, as_json: bool) -> None:
     """Rollouts, newest first."""
-    found = workspace.loop.list_rollouts(deployment=deployment)
+    newest = workspace.loop.list_rollouts(deployment=deployment)
     if as_json:
-        emit(found)
+        print_json(newest)
         return
     rows = [
         (r.id, r.deployment, r.version, r.champion, r.state.value, r.started_at, r.ended_at, r.reason)
-        for r in found
+        for r in newest
     ]
-    table(("rollout", "deployment", "version", "champion", "state", "started", "ended", "why"), rows)
+    print_table(("rollout", "deployment", "version", "champion", "state", "started", "ended", "why"), rows)
 
 
 @loop.command()
@@ -120,9 +122,11 @@ def replay(workspace: Namespaces, as_json: bool) -> int:
     """Decide all recorded facts again; exits 1 if any decision would differ."""
     report = workspace.loop.replay()
     if as_json:
-        emit(report)
+        print_json(report)
     else:
-        facts([("ticks", report.ticks), ("decisions", report.decisions), ("same decisions", report.same)])
+        print_facts(
+            [("ticks", report.ticks), ("decisions", report.decisions), ("same decisions", report.same)]
+        )
         _differences(report.differences)
     return 0 if report.same else 1
 
@@ -140,9 +144,9 @@ def what_if(workspace: Namespaces, deployment: str, settings: tuple[str, ...], a
 
     from mainspring.errors import InvalidInput
 
-    # The policy in force, with the changes over it.
-    found = local_settings().config.retrain.get(deployment)
-    policy: dict[str, Any] = msgspec.to_builtins(found) if found is not None else {}
+    # The policy in force, with the changes applied to it.
+    current = local_settings().config.retrain.get(deployment)
+    policy: dict[str, Any] = msgspec.to_builtins(current) if current is not None else {}
     for item in settings:
         name, equals, value = item.partition("=")
         if not equals:
@@ -150,9 +154,11 @@ def what_if(workspace: Namespaces, deployment: str, settings: tuple[str, ...], a
         policy[name] = _value(value)
     report = workspace.loop.simulate_policy(deployment=deployment, policy=policy)
     if as_json:
-        emit(report)
+        print_json(report)
         return
-    facts([("ticks", report.ticks), ("decisions then", report.decisions), ("same decisions", report.same)])
+    print_facts(
+        [("ticks", report.ticks), ("decisions then", report.decisions), ("same decisions", report.same)]
+    )
     _differences(report.differences)
 
 
@@ -162,16 +168,16 @@ def follow(workspace: Workspace) -> None:
     """Do jobs whose ids come on stdin, one a line, until it ends: a worker that stays warm between jobs."""
     from mainspring.errors import MainspringError
     from mainspring.execution import worker_runner
-    from mainspring.loop.worker import work as do
+    from mainspring.loop.worker import work as work_on
 
     run = worker_runner(workspace.execution)
     for line in sys.stdin:
         job = line.strip()
         try:
-            ended = do(workspace, workspace.settings.config, job, run)
-            say(f"job {job}: {ended.state.value}{': ' + ended.error if ended.error else ''}")
-        except MainspringError as error:  # taken or finished by another worker: theirs now
-            say(f"job {job}: {error}")
+            ended = work_on(workspace, workspace.settings.config, job, run)
+            print_note(f"job {job}: {ended.state.value}{': ' + ended.error if ended.error else ''}")
+        except MainspringError as error:  # another worker has taken or finished it
+            print_note(f"job {job}: {error}")
 
 
 @loop.command(hidden=True)
@@ -181,13 +187,13 @@ def follow(workspace: Workspace) -> None:
 def work(workspace: Workspace, job: str, as_json: bool) -> int:
     """Do a queued retraining job in this process."""
     from mainspring.execution import worker_runner
-    from mainspring.loop.worker import work as do
+    from mainspring.loop.worker import work as work_on
 
-    ended = do(workspace, workspace.settings.config, job, worker_runner(workspace.execution))
+    ended = work_on(workspace, workspace.settings.config, job, worker_runner(workspace.execution))
     if as_json:
-        emit(ended)
+        print_json(ended)
     else:
-        facts(
+        print_facts(
             [
                 ("job", ended.id),
                 ("state", ended.state.value),
@@ -204,7 +210,7 @@ def _differences(differences: list[dict[str, Any]]) -> None:
             (d["tick"], "; ".join(d["recorded"]) or "nothing", "; ".join(d["replayed"]) or "nothing")
             for d in differences
         ]
-        table(("tick", "recorded", "now"), rows)
+        print_table(("tick", "recorded", "now"), rows)
 
 
 def _value(text: str) -> Any:

@@ -115,9 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
 def program() -> None:
     """The command line as a process of its own, which ends here.
 
-    Arrow's thread pools may abort in their destructors when a process ends shortly after a read (apache/arrow#34314): what was
-    done is done, and the shell is told that it failed. So a process that has loaded it ends as Python does (threads joined, exit
-    functions run, output flushed), but without C++'s destructors.
+    Arrow's thread pools may abort in their destructors when a process ends shortly after a read (apache/arrow#34314): the
+    command has done its work, but the shell sees a failure. So a process that has loaded Arrow ends as Python does (threads
+    joined, exit functions run, output flushed), but without C++'s destructors.
     """
     code: Any = 0
     try:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
+from mainspring.cli.output import (
+    json_option,
+    local_settings,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.records.models import ModelInfo
@@ -24,14 +32,17 @@ def models() -> None:
 @with_workspace
 def list_(workspace: Namespaces, as_json: bool) -> None:
     """All models with their aliases."""
-    found = workspace.models.list_models()
+    registered = workspace.models.list_models()
     if as_json:
-        emit(found)
+        print_json(registered)
         return
     rows = [
-        (m.name, m.versions, ", ".join(_alias(m, a) for a in sorted(m.aliases)), m.created_at) for m in found
+        (m.name, m.versions, ", ".join(_alias(m, a) for a in sorted(m.aliases)), m.created_at)
+        for m in registered
     ]
-    table(("model", "versions", "aliases", "created"), rows, empty="no model yet: mainspring run PIPELINE")
+    print_table(
+        ("model", "versions", "aliases", "created"), rows, empty="no model yet: mainspring run PIPELINE"
+    )
 
 
 def _alias(model: ModelInfo, alias: str) -> str:
@@ -45,9 +56,9 @@ def _alias(model: ModelInfo, alias: str) -> str:
 @with_workspace
 def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> None:
     """Versions of MODEL, newest first."""
-    found = workspace.models.list_versions(model=model, limit=limit).items
+    newest = workspace.models.list_versions(model=model, limit=limit).items
     if as_json:
-        emit(found)
+        print_json(newest)
         return
     rows = [
         (
@@ -57,9 +68,9 @@ def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> No
             v.run,
             "  ".join(f"{k}={m:.4g}" for k, m in v.metrics.items()),
         )
-        for v in found
+        for v in newest
     ]
-    table(("version", "format", "created", "run", "metrics"), rows)
+    print_table(("version", "format", "created", "run", "metrics"), rows)
 
 
 @models.command()
@@ -69,29 +80,29 @@ def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> No
 @with_workspace
 def show(workspace: Namespaces, model: str, version: str, as_json: bool) -> None:
     """One VERSION of MODEL (number, alias or latest)."""
-    found = workspace.models.get_version(model=model, selector=version)
+    record = workspace.models.get_version(model=model, selector=version)
     if as_json:
-        emit(found)
+        print_json(record)
         return
-    facts(
+    print_facts(
         [
-            ("model", f"{found.model} version {found.version}"),
-            ("format", found.format),
-            ("created", found.created_at),
-            ("by", found.created_by),
-            ("run", found.run),
-            ("trained on", found.dataset_version),
-            ("hold-out", found.holdout),
-            ("package", found.package),
-            ("task", found.signature.task.value),
+            ("model", f"{record.model} version {record.version}"),
+            ("format", record.format),
+            ("created", record.created_at),
+            ("by", record.created_by),
+            ("run", record.run),
+            ("trained on", record.dataset_version),
+            ("hold-out", record.holdout),
+            ("package", record.package),
+            ("task", record.signature.task.value),
             (
                 "inputs",
-                ", ".join(f"{c.name} {c.type}{'?' if c.nullable else ''}" for c in found.signature.inputs),
+                ", ".join(f"{c.name} {c.type}{'?' if c.nullable else ''}" for c in record.signature.inputs),
             ),
         ]
     )
-    if found.metrics:
-        facts((f"  {k}", v) for k, v in found.metrics.items())
+    if record.metrics:
+        print_facts((f"  {k}", v) for k, v in record.metrics.items())
 
 
 @models.command()
@@ -101,13 +112,13 @@ def show(workspace: Namespaces, model: str, version: str, as_json: bool) -> None
 @with_workspace
 def history(workspace: Namespaces, model: str, alias: str | None, as_json: bool) -> None:
     """Which version held which alias, since when, and why."""
-    found = workspace.models.list_alias_moves(model=model, alias=alias)
+    moves = workspace.models.list_alias_moves(model=model, alias=alias)
     if as_json:
-        emit(found)
+        print_json(moves)
         return
-    table(
+    print_table(
         ("at", "alias", "from", "to", "by", "why", "in spite of"),
-        [(e.at, e.alias, e.previous, e.version, e.actor, e.reason, "; ".join(e.overridden)) for e in found],
+        [(e.at, e.alias, e.previous, e.version, e.actor, e.reason, "; ".join(e.overridden)) for e in moves],
     )
 
 
@@ -120,11 +131,11 @@ def history(workspace: Namespaces, model: str, alias: str | None, as_json: bool)
 def card(workspace: Namespaces, model: str, version: str, html: bool, as_json: bool) -> None:
     """The model card of VERSION, generated from what is recorded."""
     number = workspace.models.get_version(model=model, selector=version).version
-    found = workspace.models.get_card(model=model, version=number)
+    document = workspace.models.get_card(model=model, version=number)
     if as_json:
-        emit(found)
+        print_json(document)
         return
-    click.echo(found.html if html else found.markdown)
+    click.echo(document.html if html else document.markdown)
 
 
 @models.command()
@@ -148,9 +159,9 @@ def promote(
     )
     names = _deploy_everywhere(workspace, model, number, reason)
     if as_json:
-        emit({"alias": moved, "deployments": names})
+        print_json({"alias": moved, "deployments": names})
         return
-    facts(
+    print_facts(
         [
             ("champion", f"{model} version {number}"),
             ("before", moved.previous),
@@ -159,7 +170,7 @@ def promote(
         ]
     )
     if moved.previous is not None:
-        say(f"undo: mainspring models rollback {model} --reason ...")
+        print_note(f"undo: mainspring models rollback {model} --reason ...")
 
 
 @models.command()
@@ -175,9 +186,9 @@ def rollback(workspace: Namespaces, model: str, alias: str, reason: str, as_json
     if alias == "champion" and moved.version is not None:
         names = _deploy_everywhere(workspace, model, moved.version, reason)
     if as_json:
-        emit({"alias": moved, "deployments": names})
+        print_json({"alias": moved, "deployments": names})
         return
-    facts(
+    print_facts(
         [
             (alias, f"{model} version {moved.version}"),
             ("before", moved.previous),
@@ -194,11 +205,11 @@ def rollback(workspace: Namespaces, model: str, alias: str, reason: str, as_json
 @with_workspace
 def package(workspace: Namespaces, model: str, version: str, to: Path, as_json: bool) -> None:
     """Write the package of VERSION into the directory TO, verified."""
-    found = workspace.models.download_package(model, version, to)
+    manifest = workspace.models.download_package(model, version, to)
     if as_json:
-        emit(found)
+        print_json(manifest)
         return
-    facts([("package", to), ("format", found.format), ("files", len(found.files) + 1)])
+    print_facts([("package", to), ("format", manifest.format), ("files", len(manifest.files) + 1)])
 
 
 def _deploy_everywhere(workspace: Namespaces, model: str, version: int, reason: str) -> list[str]:

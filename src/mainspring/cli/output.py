@@ -1,4 +1,4 @@
-"""Data to stdout, talk to stderr: tables for people, ``--json`` for programs."""
+"""What commands print: data to stdout (tables for people, ``--json`` for programs), notes to stderr."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def with_workspace(command: Callable[Concatenate[Namespaces, P], R]) -> Callable
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _opened() as workspace:
+        with _open_workspace() as workspace:
             return command(workspace, *args, **kwargs)
 
     return run
@@ -44,7 +44,7 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
         from mainspring.errors import InvalidInput
         from mainspring.workspace import Workspace
 
-        settings = workspace_itself()
+        settings = local_workspace_settings()
         if chosen_project(settings) != settings.config.project.name:
             raise InvalidInput(
                 "this command works on the project of a directory",
@@ -52,7 +52,7 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
                 place="--project",
                 next_step="Name its directory: mainspring -C DIR ...",
             )
-        with _opened() as workspace:
+        with _open_workspace() as workspace:
             assert isinstance(workspace, Workspace)  # noqa: S101 - there is no address of a server
             return command(workspace, *args, **kwargs)
 
@@ -60,11 +60,11 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
 
 
 @contextlib.contextmanager
-def _opened() -> Iterator[Namespaces]:
+def _open_workspace() -> Iterator[Namespaces]:
     import mainspring
 
     settings = local_settings()
-    where = _place()
+    where = _global_options()
     own, other, remote = settings.config.project.name, where.get("project"), _is_remote(settings)
     if not remote:
         check_project(settings)
@@ -75,7 +75,7 @@ def _opened() -> Iterator[Namespaces]:
 
 
 def _other_project(workspace: Any, project: str) -> Workspace:
-    """Another project of the same workspace. It must exist: a slip of the pen makes none."""
+    """Another project of the same workspace. It must exist: a misspelt name must not create one."""
     from mainspring.config import served
     from mainspring.server.hosted import Hosted
 
@@ -86,11 +86,11 @@ def local_settings() -> Settings:
     """The settings that the options and this directory give, whether the workspace is here or on a server."""
     from mainspring import config
 
-    return config.load(_place().get("root"), url=_place().get("url"))
+    return config.load(_global_options().get("root"), url=_global_options().get("url"))
 
 
-def workspace_itself() -> Settings:
-    """The settings of the workspace on this machine, for what a server does not do for others."""
+def local_workspace_settings() -> Settings:
+    """The settings of the workspace on this machine, for commands that no server offers; refuses ``--url``."""
     from mainspring.errors import InvalidInput
 
     settings = local_settings()
@@ -105,21 +105,21 @@ def workspace_itself() -> Settings:
 
 def chosen_project(settings: Settings) -> str:
     """The project that ``--project`` names, else the one of this directory."""
-    return _place().get("project") or settings.config.project.name
+    return _global_options().get("project") or settings.config.project.name
 
 
 def _is_remote(settings: Settings) -> bool:
     """Whether a server is meant: ``--url`` goes before ``-C``, and that before ``MAINSPRING_URL``."""
-    where = _place()
+    where = _global_options()
     return where.get("url") is not None or (settings.url is not None and where.get("root") is None)
 
 
-def _place() -> dict[str, str | None]:
+def _global_options() -> dict[str, str | None]:
     return click.get_current_context().find_root().obj or {}
 
 
 def check_project(settings: Settings) -> None:
-    """A command typed in any other directory must not turn it into a workspace."""
+    """Refuses a directory that holds no project: a command typed there must not turn it into a workspace."""
     from mainspring.config import FILE
     from mainspring.errors import NotFound
 
@@ -131,23 +131,23 @@ def check_project(settings: Settings) -> None:
         )
 
 
-def emit(value: object) -> None:
+def print_json(value: object) -> None:
     """One JSON document on one line."""
     from mainspring.records.base import to_json
 
     click.echo(to_json(value).decode())
 
 
-def say(text: str) -> None:
-    """Talk: goes to stderr."""
+def print_note(text: str) -> None:
+    """One line for the person at the terminal; goes to stderr, so that stdout holds data only."""
     click.echo(text, err=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing yet") -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str = "nothing yet") -> None:
     """Aligned columns; numbers to the right. Cuts nothing: a terminal wraps, a file keeps all."""
-    lines = [[cell(v) for v in row] for row in rows]
+    lines = [[format_cell(v) for v in row] for row in rows]
     if not lines:
-        say(empty)
+        print_note(empty)
         return
     numeric = [all(_is_number(row[i]) for row in lines) for i in range(len(columns))]
     widths = [max(len(c), *(len(row[i]) for row in lines)) for i, c in enumerate(columns)]
@@ -160,16 +160,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str =
         )
 
 
-def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+def print_facts(pairs: Iterable[tuple[str, Any]]) -> None:
     """Names and values, one a line."""
-    shown = [(name, cell(value)) for name, value in pairs if value is not None]
+    shown = [(name, format_cell(value)) for name, value in pairs if value is not None]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         click.echo(f"{name.ljust(width)}  {value}")
 
 
-def cell(value: Any) -> str:
-    """A value as people read it: at most four significant digits, times to the second, nothing for None."""
+def format_cell(value: Any) -> str:
+    """A value as a table shows it: at most four significant digits, times to the second, nothing for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -182,28 +182,28 @@ def cell(value: Any) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def brief(value: Any) -> Any:
+def shorten_value(value: Any) -> Any:
     """A whole digest as its start, a long fraction to four digits; anything else as it is.
 
-    >>> brief("ab" * 32), brief(0.5505757331848145), brief("flights")
+    >>> shorten_value("ab" * 32), shorten_value(0.5505757331848145), shorten_value("flights")
     ('abababababab', '0.5506', 'flights')
     """
     if isinstance(value, float):
-        return cell(value)
+        return format_cell(value)
     if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
-        return short(value)
+        return shorten_id(value)
     return value
 
 
-def short(ident: str) -> str:
+def shorten_id(ident: str) -> str:
     """The start of an id or digest, enough to recognise it."""
     return ident[:12]
 
 
-def size(count: int) -> str:
+def format_size(count: int) -> str:
     """Bytes with a binary unit.
 
-    >>> size(1536)
+    >>> format_size(1536)
     '1.5 KiB'
     """
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, local_settings, say, table, with_workspace
+from mainspring.cli.output import (
+    json_option,
+    local_settings,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    with_workspace,
+)
 from mainspring.records.events import describe
 
 if TYPE_CHECKING:
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 @with_workspace
 def status(workspace: Namespaces, as_json: bool) -> None:
     """One line per deployment: champion, traffic, alerts, what is under way."""
-    found = []
+    lines = []
     for deployment in workspace.deploy.list_deployments():
         counts = _counts(workspace, deployment.name)
         jobs = workspace.loop.list_jobs(deployment=deployment.name, limit=1)
@@ -32,7 +40,7 @@ def status(workspace: Namespaces, as_json: bool) -> None:
             if r.state.value == "running"
         ]
         champion = next((t for t in deployment.targets if t.role == "champion"), None)
-        found.append(
+        lines.append(
             {
                 "deployment": deployment.name,
                 "champion": f"{champion.model} version {champion.version}" if champion else None,
@@ -47,12 +55,12 @@ def status(workspace: Namespaces, as_json: bool) -> None:
             }
         )
     if as_json:
-        emit({"now": workspace.loop.get_clock(), "deployments": found})
+        print_json({"now": workspace.loop.get_clock(), "deployments": lines})
         return
-    say(f"policy time {workspace.loop.get_clock().isoformat()}")
-    table(
-        tuple(found[0]) if found else (),
-        [tuple(f.values()) for f in found],
+    print_note(f"policy time {workspace.loop.get_clock().isoformat()}")
+    print_table(
+        tuple(lines[0]) if lines else (),
+        [tuple(f.values()) for f in lines],
         empty="nothing is deployed yet: mainspring run PIPELINE, then mainspring models promote",
     )
 
@@ -74,12 +82,12 @@ def _counts(workspace: Namespaces, deployment: str) -> MonitorCounts | None:
 @with_workspace
 def monitor(workspace: Namespaces, deployment: str, count: int, as_json: bool) -> None:
     """Windows, drift and alerts of DEPLOYMENT."""
-    workspace.deploy.get_deployment(name=deployment)  # a misspelt name is no quiet deployment
+    workspace.deploy.get_deployment(name=deployment)  # refuses a misspelt name, which would show no windows
     windows = workspace.monitoring.list_windows(deployment=deployment, limit=count)
     items = list(getattr(windows, "items", windows))
     alerts = workspace.monitoring.list_alerts(deployment=deployment, state="open")
     if as_json:
-        emit({"windows": items, "alerts": alerts})
+        print_json({"windows": items, "alerts": alerts})
         return
     rows: list[tuple[Any, ...]] = []
     for w in items:
@@ -97,7 +105,7 @@ def monitor(workspace: Namespaces, deployment: str, count: int, as_json: bool) -
                 f"{decay.metric} {decay.value:.4f}" if decay and decay.value is not None else None,
             )
         )
-    table(("window", "requests", "failed", "labelled", "drift", "largest effect", "performance"), rows)
+    print_table(("window", "requests", "failed", "labelled", "drift", "largest effect", "performance"), rows)
     for alert in alerts:
         click.echo(
             f"{click.style('alert', fg='yellow')} {alert.kind} of {alert.subject} since {alert.opened_at:%Y-%m-%d}: {alert.detail}"
@@ -114,15 +122,15 @@ def timeline(workspace: Namespaces, kind: str | None, subject: str | None, limit
     """What happened, newest first."""
     page = workspace.lineage.list_events(kind=kind, subject=subject, limit=limit)
     if as_json:
-        emit(page)
+        print_json(page)
         return
     rows = [(e.at, e.kind, e.subject, e.actor, _in_words(e)) for e in page.items]
-    table(("policy time", "event", "about", "by", "what happened"), rows)
+    print_table(("policy time", "event", "about", "by", "what happened"), rows)
 
 
 def _in_words(event: Event) -> str:
-    said = describe(event.kind, event.data)
-    return f"{said.words}: {said.detail}" if said.detail else said.words
+    description = describe(event.kind, event.data)
+    return f"{description.words}: {description.detail}" if description.detail else description.words
 
 
 @click.command()
@@ -141,17 +149,17 @@ def env(with_token: bool, as_export: bool, as_json: bool) -> None:
     if as_export:
         click.echo(f"export MAINSPRING_URL={address}\nexport MAINSPRING_TOKEN={token}")
         return
-    known = _known(settings, address)
+    rows = _list_settings(settings, address)
     if as_json:
-        emit({"settings": {k: {"value": v, "origin": o} for k, v, o in known}, "token": token})
+        print_json({"settings": {k: {"value": v, "origin": o} for k, v, o in rows}, "token": token})
         return
-    table(("setting", "value", "from"), known)
+    print_table(("setting", "value", "from"), rows)
     if token:
         click.echo()
-        facts([("token", token)])
+        print_facts([("token", token)])
 
 
-def _known(settings: Settings, address: str) -> list[tuple[str, Any, str]]:
+def _list_settings(settings: Settings, address: str) -> list[tuple[str, Any, str]]:
     """Every setting with its value and where that comes from; of the policy sections, what the file says."""
     import tomllib
 
@@ -161,26 +169,26 @@ def _known(settings: Settings, address: str) -> list[tuple[str, Any, str]]:
 
     file = settings.root / FILE
     raw = tomllib.loads(file.read_text()) if file.exists() else {}
-    written = dict(_leaves(raw))
-    found: list[tuple[str, Any, str]] = [
+    written = dict(_flatten(raw))
+    rows: list[tuple[str, Any, str]] = [
         ("root", str(settings.root), settings.origins.get("root", "nearest upwards")),
         ("home", str(settings.home), settings.origins.get("home", "default")),
         ("url", address, settings.origins.get("url", "default")),
     ]
     for section in ("project", "storage", "server", "serving"):
-        for key, value in _leaves(msgspec.to_builtins(getattr(settings.config, section)), f"{section}."):
+        for key, value in _flatten(msgspec.to_builtins(getattr(settings.config, section)), f"{section}."):
             origin = settings.origins.get(key) or (FILE if key in written else "default")
             shown = _without_password(value) if key == "storage.database" else value
-            found.append((key, shown if shown != [] else "-", origin))
+            rows.append((key, shown if shown != [] else "-", origin))
     sections = ("project.", "storage.", "server.", "serving.")
-    found += [(key, value, FILE) for key, value in written.items() if not key.startswith(sections)]
-    return found
+    rows += [(key, value, FILE) for key, value in written.items() if not key.startswith(sections)]
+    return rows
 
 
-def _leaves(table_: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(table_: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in table_.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             yield f"{prefix}{key}", f"{len(value)} rules"
         else:
@@ -188,7 +196,7 @@ def _leaves(table_: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _without_password(url: str) -> str:
-    """A database's address as it may be shown."""
+    """A database's address with its password replaced by ``***``."""
     scheme, separator, rest = url.partition("://")
     credentials, at, place = rest.rpartition("@")
     if not at:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, table, with_local_workspace, with_workspace
+from mainspring.cli.output import (
+    json_option,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    with_local_workspace,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.execution import OnEvent
@@ -26,8 +34,8 @@ _params = click.option(
 @with_local_workspace
 def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
     """Run PIPELINE: a model's name from mainspring.toml, or file.py:function."""
-    source, given = _resolve(workspace, pipeline, params)
-    _show(workspace.execution.run(source, given, on_event=_progress(), check=True), as_json)
+    source, arguments = _resolve(workspace, pipeline, params)
+    _show(workspace.execution.run(source, arguments, on_event=_progress_printer(), check=True), as_json)
 
 
 @click.command()
@@ -37,12 +45,12 @@ def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: b
 @with_local_workspace
 def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
     """Show what a run of PIPELINE would take from the cache and what it would do. Nothing runs."""
-    source, given = _resolve(workspace, pipeline, params)
-    found = workspace.execution.plan(source, given)
+    source, arguments = _resolve(workspace, pipeline, params)
+    decisions = workspace.execution.plan(source, arguments)
     if as_json:
-        emit(found)
+        print_json(decisions)
         return
-    table(("step", "cached", "why"), [(w.step, _hit(w), w.reason) for w in found])
+    print_table(("step", "cached", "why"), [(w.step, _format_hit(w), w.reason) for w in decisions])
 
 
 @click.command()
@@ -52,21 +60,22 @@ def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: 
 @with_workspace
 def why(workspace: Namespaces, run_id: str, step: str, as_json: bool) -> None:
     """Explain why STEP of RUN was cached or ran."""
-    found = workspace.pipelines.explain_step(run=run_id, step=step)
+    explanation = workspace.pipelines.explain_step(run=run_id, step=step)
     if as_json:
-        emit(found)
+        print_json(explanation)
         return
-    facts(
+    print_facts(
         [
-            ("step", found.step),
-            ("cached", _hit(found)),
-            ("why", found.reason),
-            ("compared to", found.compared_to),
+            ("step", explanation.step),
+            ("cached", _format_hit(explanation)),
+            ("why", explanation.reason),
+            ("compared to", explanation.compared_to),
         ]
     )
-    if found.changes:
-        table(
-            ("what", "name", "before", "after"), [(c.what, c.name, c.before, c.after) for c in found.changes]
+    if explanation.changes:
+        print_table(
+            ("what", "name", "before", "after"),
+            [(c.what, c.name, c.before, c.after) for c in explanation.changes],
         )
 
 
@@ -76,21 +85,21 @@ def why(workspace: Namespaces, run_id: str, step: str, as_json: bool) -> None:
 @with_local_workspace
 def resume(workspace: Workspace, run_id: str, as_json: bool) -> None:
     """Go on with RUN, which was interrupted or failed. Finished steps are not run again."""
-    _show(workspace.execution.resume(run_id, on_event=_progress()), as_json)
+    _show(workspace.execution.resume(run_id, on_event=_progress_printer()), as_json)
 
 
 def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     from mainspring.errors import InvalidInput
 
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for item in params:
         name, equals, value = item.partition("=")
         if not equals or not name:
             raise InvalidInput("a parameter is NAME=VALUE", value=item, place="--param")
-        given[name] = value
+        arguments[name] = value
     policy = workspace.settings.config.model.get(pipeline)
     if policy is not None:
-        return policy.pipeline, {**policy.params, **given}
+        return policy.pipeline, {**policy.params, **arguments}
     if ":" not in pipeline:
         from mainspring.errors import near
 
@@ -100,30 +109,30 @@ def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tu
             value=pipeline,
             next_step=near(pipeline, known, what="[model.*]"),
         )
-    return pipeline, given
+    return pipeline, arguments
 
 
-def _progress() -> OnEvent:
+def _progress_printer() -> OnEvent:
     marks = {"cached": "=", "waiting": ".", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
 
-    def tell(event: PipelineEvent) -> None:
+    def show(event: PipelineEvent) -> None:
         if event.kind == "started":
-            say(f"run {event.run}")
+            print_note(f"run {event.run}")
         elif event.step and event.kind in marks:
             took = f" {event.seconds:.1f} s" if event.seconds is not None else ""
-            say(f"  {marks[event.kind]} {event.step}{took} {event.detail}".rstrip())
+            print_note(f"  {marks[event.kind]} {event.step}{took} {event.detail}".rstrip())
 
-    return tell
+    return show
 
 
 def _show(ended: PipelineRun, as_json: bool) -> None:
     if as_json:
-        emit(ended)
+        print_json(ended)
         return
     took = (ended.ended - ended.started).total_seconds() if ended.ended else None
-    facts([("run", ended.id), ("pipeline", ended.pipeline), ("state", ended.state), ("seconds", took)])
-    say(f"next: mainspring runs steps {ended.id}")
+    print_facts([("run", ended.id), ("pipeline", ended.pipeline), ("state", ended.state), ("seconds", took)])
+    print_note(f"next: mainspring runs steps {ended.id}")
 
 
-def _hit(found: Why) -> str:
-    return {True: "yes", False: "no", None: "unknown yet"}[found.hit]
+def _format_hit(decision: Why) -> str:
+    return {True: "yes", False: "no", None: "unknown yet"}[decision.hit]

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import emit, facts, json_option, say, table, with_workspace
+from mainspring.cli.output import (
+    json_option,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.rooms import Namespaces
@@ -37,13 +44,13 @@ def init(directory: Path, template: str, as_json: bool) -> None:
             value=str(directory),
             next_step="Name a new one; nothing was written.",
         )
-    made = copy_template(template, directory, name=name)
+    written = copy_template(template, directory, name=name)
     if as_json:
-        emit({"directory": str(directory), "files": made})
+        print_json({"directory": str(directory), "files": written})
         return
-    for path in made:
+    for path in written:
         click.echo(path)
-    say(f"next: cd {directory}, then {NEXT[template]}")
+    print_note(f"next: cd {directory}, then {NEXT[template]}")
 
 
 @click.group()
@@ -58,14 +65,16 @@ def list_(workspace: Namespaces, as_json: bool) -> None:
     """The projects in which you have a role, by name."""
     from mainspring.remote import RemoteWorkspace
 
-    if isinstance(workspace, RemoteWorkspace):  # which need not be the one that this directory names
-        found = workspace.connection.projects()
+    if isinstance(workspace, RemoteWorkspace):  # a server need not have the project of this directory
+        visible = workspace.connection.projects()
     else:
-        found = workspace.projects.list_projects()
+        visible = workspace.projects.list_projects()
     if as_json:
-        emit(found)
+        print_json(visible)
         return
-    table(("project", "role", "created", "by"), [(p.name, p.role, p.created_at, p.created_by) for p in found])
+    print_table(
+        ("project", "role", "created", "by"), [(p.name, p.role, p.created_at, p.created_by) for p in visible]
+    )
 
 
 @projects.command()
@@ -76,13 +85,13 @@ def create(workspace: Namespaces, name: str, as_json: bool) -> None:
     """Make the project NAME in this workspace. Needs the role admin in every project."""
     from mainspring.remote import RemoteWorkspace
 
-    if isinstance(workspace, RemoteWorkspace):  # a call goes through a project that is there
+    if isinstance(workspace, RemoteWorkspace):  # a call is made in a project, which must exist
         visible = [p.name for p in workspace.connection.projects()]
         if visible and workspace.project not in visible:
             workspace.connection.project = visible[0]
-    made = workspace.projects.create_project(name=name)
+    project = workspace.projects.create_project(name=name)
     if as_json:
-        emit(made)
+        print_json(project)
         return
-    facts([("project", made.name), ("created by", made.created_by)])
-    say(f"next: mainspring --project {made.name} status")
+    print_facts([("project", project.name), ("created by", project.created_by)])
+    print_note(f"next: mainspring --project {project.name} status")

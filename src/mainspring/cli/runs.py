@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import cell, emit, facts, json_option, say, short, table, with_workspace
+from mainspring.cli.output import (
+    format_cell,
+    json_option,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+    shorten_id,
+    with_workspace,
+)
 
 if TYPE_CHECKING:
     from mainspring.rooms import Namespaces
@@ -50,7 +59,7 @@ def list_(
     as_json: bool,
 ) -> None:
     """Runs, newest first, or by --sort."""
-    _take_in(workspace)
+    _recover_spools(workspace)
     options: dict[str, Any] = {"filter": filter_, "limit": limit, "after": after}
     if experiment:
         options["experiments"] = list(experiment)
@@ -58,15 +67,15 @@ def list_(
         options["order_by"] = list(order_by)
     page = workspace.tracking.search_runs(**options)
     if as_json:
-        emit(page)
+        print_json(page)
         return
     rows = []
     for r in page.items:
-        shown = "  ".join(f"{k}={cell(m.value)}" for k, m in list(r.metrics.items())[:3])
+        shown = "  ".join(f"{k}={format_cell(m.value)}" for k, m in list(r.metrics.items())[:3])
         rows.append((r.id, r.experiment, r.name, r.status.value, r.started_at, shown))
-    table(("run", "experiment", "name", "status", "started", "metrics"), rows)
+    print_table(("run", "experiment", "name", "status", "started", "metrics"), rows)
     if page.next:
-        say(f"more: --after {page.next}")
+        print_note(f"more: --after {page.next}")
 
 
 @runs.command()
@@ -75,32 +84,32 @@ def list_(
 @with_workspace
 def show(workspace: Namespaces, run: str, as_json: bool) -> None:
     """Everything recorded of RUN."""
-    _take_in(workspace)
-    found = workspace.tracking.get_run(run=run)
+    _recover_spools(workspace)
+    record = workspace.tracking.get_run(run=run)
     if as_json:
-        emit(found)
+        print_json(record)
         return
-    facts(
+    print_facts(
         [
-            ("run", found.id),
-            ("experiment", found.experiment),
-            ("name", found.name),
-            ("status", found.status.value),
-            ("started", found.started_at),
-            ("ended", found.ended_at),
-            ("by", found.created_by),
-            ("code", found.code and short(found.code)),
-            ("environment", found.environment and short(found.environment)),
+            ("run", record.id),
+            ("experiment", record.experiment),
+            ("name", record.name),
+            ("status", record.status.value),
+            ("started", record.started_at),
+            ("ended", record.ended_at),
+            ("by", record.created_by),
+            ("code", record.code and shorten_id(record.code)),
+            ("environment", record.environment and shorten_id(record.environment)),
         ]
     )
     for title, pairs in (
-        ("params", found.params),
-        ("tags", found.tags),
-        ("metrics", {k: m.value for k, m in found.metrics.items()}),
+        ("params", record.params),
+        ("tags", record.tags),
+        ("metrics", {k: m.value for k, m in record.metrics.items()}),
     ):
         if pairs:
             click.echo(f"\n{title}")
-            facts((f"  {k}", v) for k, v in sorted(pairs.items()))
+            print_facts((f"  {k}", v) for k, v in sorted(pairs.items()))
 
 
 @runs.command()
@@ -109,27 +118,27 @@ def show(workspace: Namespaces, run: str, as_json: bool) -> None:
 @with_workspace
 def compare(workspace: Namespaces, run: tuple[str, ...], as_json: bool) -> None:
     """Params and metrics of several runs side by side; what is equal everywhere is left out."""
-    _take_in(workspace)
-    found = [workspace.tracking.get_run(run=r) for r in run]
+    _recover_spools(workspace)
+    compared = [workspace.tracking.get_run(run=r) for r in run]
     values = [
         {
             **{f"param {k}": v for k, v in r.params.items()},
             **{f"metric {k}": m.value for k, m in r.metrics.items()},
         }
-        for r in found
+        for r in compared
     ]
     names = sorted({k for v in values for k in v})
     differing = [n for n in names if len({str(v.get(n)) for v in values}) > 1]
     if as_json:
-        emit(
+        print_json(
             [
                 {"run": r.id, "values": {n: v.get(n) for n in differing}}
-                for r, v in zip(found, values, strict=True)
+                for r, v in zip(compared, values, strict=True)
             ]
         )
         return
-    table(
-        ("", *(short(r.id) for r in found)),
+    print_table(
+        ("", *(shorten_id(r.id) for r in compared)),
         [(n, *(v.get(n) for v in values)) for n in differing],
         empty="nothing differs",
     )
@@ -146,28 +155,28 @@ def compare(workspace: Namespaces, run: tuple[str, ...], as_json: bool) -> None:
 def code(workspace: Namespaces, run: str, path: str | None, to: Path | None, as_json: bool) -> None:
     """The source files that RUN was made of, kept with it; with PATH the text of one."""
     tracking = workspace.tracking.operations
-    _take_in(workspace)
+    _recover_spools(workspace)
     if path is not None:
         for chunk in tracking.download_code(run=run, path=path).chunks:
             sys.stdout.buffer.write(chunk)
         return
-    found = tracking.get_code(run=run)
+    captured = tracking.get_code(run=run)
     if to is not None:
-        _write_files(workspace, run, [f.path for f in found.files if f.digest], to)
+        _write_files(workspace, run, [f.path for f in captured.files if f.digest], to)
     if as_json:
-        emit(found)
+        print_json(captured)
         return
-    facts(
+    print_facts(
         [
-            ("commit", found.commit or "none"),
-            ("dirty", found.dirty if found.commit else None),
+            ("commit", captured.commit or "none"),
+            ("dirty", captured.dirty if captured.commit else None),
             ("written to", to),
-            ("not captured", "; ".join(found.missing) or None),
+            ("not captured", "; ".join(captured.missing) or None),
         ]
     )
-    table(
+    print_table(
         ("file", "bytes", "digest"),
-        [(f.path, f.size, f.skipped or short(f.digest or "")) for f in found.files],
+        [(f.path, f.size, f.skipped or shorten_id(f.digest or "")) for f in captured.files],
     )
 
 
@@ -188,12 +197,12 @@ def _write_files(workspace: Namespaces, run: str, paths: list[str], to: Path) ->
 def log(workspace: Namespaces, run: str, step: str) -> None:
     """What STEP of the pipeline run RUN printed."""
     out = sys.stdout.buffer
-    told = False
+    printed = False
     for piece in workspace.pipelines.download_log(run=run, step=step).chunks:
         out.write(piece)
-        told = told or bool(piece)
-    if not told:
-        say(f"{step} printed nothing")
+        printed = printed or bool(piece)
+    if not printed:
+        print_note(f"{step} printed nothing")
 
 
 @runs.command()
@@ -202,9 +211,9 @@ def log(workspace: Namespaces, run: str, step: str) -> None:
 @with_workspace
 def steps(workspace: Namespaces, run: str, as_json: bool) -> None:
     """Steps of the pipeline run RUN."""
-    found = workspace.pipelines.list_steps(run=run)
+    records = workspace.pipelines.list_steps(run=run)
     if as_json:
-        emit(found)
+        print_json(records)
         return
     rows = [
         (
@@ -214,22 +223,22 @@ def steps(workspace: Namespaces, run: str, as_json: bool) -> None:
             (s.ended - s.started).total_seconds() if s.ended else None,
             s.error.message if s.error else (s.why.reason if s.why else ""),
         )
-        for s in found
+        for s in records
     ]
-    table(("step", "state", "attempt", "seconds", "why"), rows)
+    print_table(("step", "state", "attempt", "seconds", "why"), rows)
 
 
-def _take_in(workspace: Namespaces) -> None:
+def _recover_spools(workspace: Namespaces) -> None:
     """Ship what processes that died left in the spool, so that their runs show; says so when there was something."""
     from mainspring.errors import MainspringError
 
     try:
         shipped = workspace.tracking.recover()
     except MainspringError as error:  # it stays in the spool; what is stored can be shown all the same
-        say(f"some runs are still in the spool: {error}")
+        print_note(f"some runs are still in the spool: {error}")
         return
     for run, shipment in shipped.items():
         if shipment.reasons:
-            say(f"run {run}: kept in the spool: {shipment.reasons[-1]}")
+            print_note(f"run {run}: kept in the spool: {shipment.reasons[-1]}")
         else:
-            say(f"run {run}: took in what its process had left")
+            print_note(f"run {run}: took in what its process had left")

@@ -1,4 +1,4 @@
-"""``mainspring up | serve | predict``: processes that answer requests, and asking one."""
+"""``mainspring up | serve | predict``: start the servers, and ask one for predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import emit, json_option, local_settings, say, with_local_workspace
+from mainspring.cli.output import json_option, local_settings, print_json, print_note, with_local_workspace
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -95,7 +95,7 @@ def up(
                 poll_s,
             )
             child.append(process)
-        told = {
+        addresses = {
             "event": "ready",
             "url": url,
             "login": f"{url}/login#{ensure_token(workspace.settings.home)}",
@@ -103,12 +103,12 @@ def up(
             "pid": os.getpid(),
         }
         if as_json:
-            print(json.dumps(told), flush=True)
+            print(json.dumps(addresses), flush=True)
         else:
-            say(f"pages      {told['login']}")
-            say(f"api        {url}/api/v1/openapi.json")
-            say(f"inference  {inference or '(not started)'}")
-            say("Ctrl-C ends all.")
+            print_note(f"pages      {addresses['login']}")
+            print_note(f"api        {url}/api/v1/openapi.json")
+            print_note(f"inference  {inference or '(not started)'}")
+            print_note("Ctrl-C ends all.")
 
     if end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
@@ -190,7 +190,7 @@ def up(
     "--sandbox", type=click.Choice(["auto", "require", "off"]), help="Confine the worker (default: auto)."
 )
 @with_local_workspace
-def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | None, **given: Any) -> int:
+def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | None, **arguments: Any) -> int:
     """An inference server on its own, for what this workspace has deployed. DEPLOYMENT only checks that it is there."""
     if deployment is not None:
         workspace.deploy.get_deployment(name=deployment)
@@ -201,7 +201,7 @@ def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | N
     workspace.close()  # the inference plane needs no database
     from mainspring.serving.supervisor import serve as run
 
-    options = {name: value for name, value in given.items() if value not in (None, ())}
+    options = {name: value for name, value in arguments.items() if value not in (None, ())}
     if api_key_file is not None:
         options = {"auth": "key"} | options | {"api_key": Path(api_key_file).read_text().strip()}
     fixed: dict[str, Any] = {"host": config.host, "port": config.port}
@@ -226,10 +226,10 @@ def predict(
     """Ask DEPLOYMENT's inference server for predictions."""
     from mainspring.errors import InvalidInput
 
-    given = [_row(text) for text in rows]
+    inputs = [_parse_row(text) for text in rows]
     if file is not None:
-        given += _rows_of(file)
-    if not given:
+        inputs += _read_rows(file)
+    if not inputs:
         raise InvalidInput(
             "there is nothing to predict", next_step="Give --row '{\"column\": value}' or --file rows.csv."
         )
@@ -241,16 +241,16 @@ def predict(
             next_step="Name it with --at.",
         )
     config = settings.config.serving
-    answer = _ask(address or f"http://{config.host}:{config.port}", deployment, given)
+    answer = _request_predictions(address or f"http://{config.host}:{config.port}", deployment, inputs)
     if as_json:
-        emit(answer)
+        print_json(answer)
         return
-    say(f"prediction {answer['prediction_id']} by {answer['model']} version {answer['version']}")
+    print_note(f"prediction {answer['prediction_id']} by {answer['model']} version {answer['version']}")
     for number, predicted in enumerate(answer["predictions"]):
         click.echo(f"{number}  " + "  ".join(f"{k}={v}" for k, v in predicted.items()))
 
 
-def _row(text: str) -> dict[str, Any]:
+def _parse_row(text: str) -> dict[str, Any]:
     from mainspring.errors import InvalidInput
 
     try:
@@ -262,7 +262,7 @@ def _row(text: str) -> dict[str, Any]:
     return value
 
 
-def _rows_of(file: str) -> list[dict[str, Any]]:
+def _read_rows(file: str) -> list[dict[str, Any]]:
     """Rows of a CSV or Parquet file; empty cells are null."""
     import duckdb
 
@@ -270,7 +270,7 @@ def _rows_of(file: str) -> list[dict[str, Any]]:
     return list(relation.to_arrow_table().to_pylist())
 
 
-def _ask(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _request_predictions(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     import httpx2
 
     from mainspring.errors import MainspringError, Unavailable, from_dict
@@ -287,8 +287,8 @@ def _ask(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, An
         ) from None
     body = response.json()
     if response.status_code != 200:
-        found = body.get("error") if isinstance(body, dict) else None
-        raise from_dict(found) if isinstance(found, dict) else MainspringError(str(found or body))
+        problem = body.get("error") if isinstance(body, dict) else None
+        raise from_dict(problem) if isinstance(problem, dict) else MainspringError(str(problem or body))
     answer: dict[str, Any] = body
     return answer
 
@@ -309,7 +309,7 @@ def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[su
             str(port),
             "--poll",
             str(poll_s),
-            "--end-with-stdin",  # our end closes however we end, SIGKILL included
+            "--end-with-stdin",  # our end of the pipe closes however we end, SIGKILL included
         ),
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
@@ -317,20 +317,20 @@ def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[su
         cwd=isolation.NEUTRAL,
         env=isolation.environment(),
     )
-    assert process.stdout is not None  # noqa: S101 - asked for above
+    assert process.stdout is not None  # noqa: S101 - stdout=PIPE above
     line = process.stdout.readline()
     if not line:
         raise Unavailable(
             "the inference server did not start",
             value=f"exit {process.wait()}",
-            next_step="Its reason stands above.",
+            next_step="It has printed its reason above.",
         )
-    threading.Thread(target=_drain, args=(process,), daemon=True).start()
-    threading.Thread(target=_watch, args=(process,), daemon=True).start()
+    threading.Thread(target=_drain_output, args=(process,), daemon=True).start()
+    threading.Thread(target=_end_with_child, args=(process,), daemon=True).start()
     return process, str(json.loads(line)["url"])
 
 
-def _drain(process: subprocess.Popen[str]) -> None:
+def _drain_output(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None  # noqa: S101
     for _ in process.stdout:
         pass
@@ -342,8 +342,8 @@ def _end_with_stdin() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _watch(process: subprocess.Popen[str]) -> None:
+def _end_with_child(process: subprocess.Popen[str]) -> None:
     """One process group: when inference ends by itself, the rest ends too, so that a supervisor sees it."""
     if process.wait() not in {0, -signal.SIGTERM, -signal.SIGINT}:
-        say("the inference server ended; stopping")
+        print_note("the inference server ended; stopping")
         os.kill(os.getpid(), signal.SIGTERM)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mainspring.cli.output import chosen_project, emit, facts, json_option, local_settings, say, table
+from mainspring.cli.output import (
+    chosen_project,
+    json_option,
+    local_settings,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from mainspring.operations import Role
@@ -23,7 +31,7 @@ def token() -> None:
 
 _roles = click.option(
     "--role",
-    "given",
+    "assignments",
     multiple=True,
     required=True,
     metavar="[PROJECT=]ROLE",
@@ -36,40 +44,42 @@ _roles = click.option(
 @_roles
 @click.option("--days", type=float, default=90.0, show_default=True, help="For how long.")
 @json_option
-def add(name: str, given: tuple[str, ...], days: float, as_json: bool) -> None:
+def add(name: str, assignments: tuple[str, ...], days: float, as_json: bool) -> None:
     """Issue a token for NAME, a person or a program. It is shown once."""
-    roles = _roles_of(given)
-    secret = _tokens().issue(name, roles, days=days)
+    roles = _parse_roles(assignments)
+    secret = _open_tokens().issue(name, roles, days=days)
     if as_json:
-        emit({"name": name, "roles": {p: r.name.lower() for p, r in roles.items()}, "token": secret})
+        print_json({"name": name, "roles": {p: r.name.lower() for p, r in roles.items()}, "token": secret})
         return
-    facts([("name", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items()), ("token", secret)])
+    print_facts(
+        [("name", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items()), ("token", secret)]
+    )
     project = next((p for p in roles if p != "*"), local_settings().config.project.name)
-    say(f"next: {name} logs in to the pages with it, or sets MAINSPRING_TOKEN to it and types")
-    say(f"      mainspring --url URL --project {project} status")
+    print_note(f"next: {name} logs in to the pages with it, or sets MAINSPRING_TOKEN to it and types")
+    print_note(f"      mainspring --url URL --project {project} status")
 
 
 @token.command()
 @click.argument("name")
 @_roles
 @json_option
-def change(name: str, given: tuple[str, ...], as_json: bool) -> None:
+def change(name: str, assignments: tuple[str, ...], as_json: bool) -> None:
     """Give the token of NAME these roles instead of those it has. Sessions opened with it follow."""
-    roles = _roles_of(given)
-    _tokens().change(name, roles)
+    roles = _parse_roles(assignments)
+    _open_tokens().change(name, roles)
     if as_json:
-        emit({"changed": name, "roles": {p: r.name.lower() for p, r in roles.items()}})
+        print_json({"changed": name, "roles": {p: r.name.lower() for p, r in roles.items()}})
         return
-    facts([("changed", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items())])
+    print_facts([("changed", name), *((f"role in {p}", r.name.lower()) for p, r in roles.items())])
 
 
 @token.command(name="list")
 @json_option
 def list_(as_json: bool) -> None:
     """Every token: its name, roles and end. The tokens themselves are kept nowhere."""
-    found = _tokens().listed()
+    tokens = _open_tokens().list_tokens()
     if as_json:
-        emit(
+        print_json(
             [
                 {
                     "name": t.name,
@@ -77,11 +87,11 @@ def list_(as_json: bool) -> None:
                     "created": _day(t.created_us),
                     "expires": _day(t.expires_us),
                 }
-                for t in found
+                for t in tokens
             ]
         )
         return
-    table(
+    print_table(
         ("name", "roles", "created", "expires"),
         [
             (
@@ -90,7 +100,7 @@ def list_(as_json: bool) -> None:
                 _day(t.created_us),
                 _day(t.expires_us),
             )
-            for t in found
+            for t in tokens
         ],
     )
 
@@ -100,29 +110,29 @@ def list_(as_json: bool) -> None:
 @json_option
 def revoke(name: str, as_json: bool) -> None:
     """End the token of NAME, and every session that was opened with it."""
-    _tokens().revoke(name)
+    _open_tokens().revoke(name)
     if as_json:
-        emit({"revoked": name})
+        print_json({"revoked": name})
         return
-    facts([("revoked", name)])
+    print_facts([("revoked", name)])
 
 
-def _tokens() -> Tokens:
-    from mainspring.cli.output import check_project, workspace_itself
+def _open_tokens() -> Tokens:
+    from mainspring.cli.output import check_project, local_workspace_settings
     from mainspring.server.tokens import Tokens
 
-    settings = workspace_itself()
+    settings = local_workspace_settings()
     check_project(settings)
     return Tokens(settings.home)
 
 
-def _roles_of(given: tuple[str, ...]) -> dict[str, Role]:
-    """``viewer`` or ``flights=viewer``, each project once."""
+def _parse_roles(assignments: tuple[str, ...]) -> dict[str, Role]:
+    """Roles by project, from texts such as ``viewer`` (this directory's project) or ``flights=viewer``; each project once."""
     from mainspring.errors import InvalidInput, near
     from mainspring.operations import Role
 
     roles: dict[str, Role] = {}
-    for text in given:
+    for text in assignments:
         project, _, role = text.rpartition("=")
         project = project or chosen_project(local_settings())
         if role not in ROLES:
@@ -137,7 +147,7 @@ def _roles_of(given: tuple[str, ...]) -> dict[str, Role]:
 
 
 def _check_projects(named: set[str]) -> None:
-    """A role waits for no project that somebody may make one day: each must be there."""
+    """Refuses a role in a project that does not exist: it would apply to whatever project gets that name later."""
     from mainspring.operations import EVERY_PROJECT, no_project
 
     settings = local_settings()

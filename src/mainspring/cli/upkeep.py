@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import click
 
 from mainspring.cli.output import (
-    emit,
-    facts,
+    format_size,
     json_option,
-    say,
-    size,
-    table,
+    local_workspace_settings,
+    print_facts,
+    print_json,
+    print_note,
+    print_table,
     with_local_workspace,
-    workspace_itself,
 )
 
 if TYPE_CHECKING:
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 @click.command()
 @json_option
 def doctor(as_json: bool) -> int:
-    """Check this machine and this workspace; exits 1 if something stands in the way."""
+    """Check this machine and this workspace; exits 1 if a check fails."""
     from mainspring import config
 
     place = click.get_current_context().find_root().obj or {}
     settings = config.load(place.get("root"))
     checks = [
-        _python(),
-        _sqlite(),
-        _disk(settings.root),
-        _fsync(settings.root),
-        _landlock(),
-        _server(settings.home),
-        _workspace(settings),
-        _chromium(),
+        _check_python(),
+        _check_sqlite(),
+        _check_disk(settings.root),
+        _check_fsync(settings.root),
+        _check_landlock(),
+        _check_server(settings.home),
+        _check_workspace(settings),
+        _check_chromium(),
     ]
     if as_json:
-        emit([{"check": n, "ok": ok, "found": found} for n, ok, found in checks])
+        print_json([{"check": n, "ok": ok, "found": result} for n, ok, result in checks])
     else:
-        for name, ok, found in checks:
+        for name, ok, result in checks:
             mark = {
                 True: click.style("ok  ", fg="green"),
                 False: click.style("FAIL", fg="red"),
                 None: click.style("note", fg="yellow"),
             }[ok]
-            click.echo(f"{mark} {name}: {found}")
+            click.echo(f"{mark} {name}: {result}")
     return 1 if any(ok is False for _, ok, _ in checks) else 0
 
 
@@ -75,10 +75,10 @@ def fsck(read_data: bool, repair: bool, start_anew: bool, as_json: bool) -> int:
 
     mended: list[str] = []
     if start_anew:
-        aside = opening.start_anew(workspace_itself())
-        say(f"a new database was begun; set aside: {', '.join(aside) or 'nothing'}")
+        aside = opening.start_anew(local_workspace_settings())
+        print_note(f"a new database was begun; set aside: {', '.join(aside) or 'nothing'}")
     if repair:
-        mended = opening.repair(workspace_itself())
+        mended = opening.repair(local_workspace_settings())
     return int(_fsck(mended, read_data=read_data, repair=repair, as_json=as_json))
 
 
@@ -91,26 +91,31 @@ def _fsck(workspace: Workspace, mended: list[str], *, read_data: bool, repair: b
         mended = [*mended, *objects.repair()]
     report = msgspec.structs.replace(objects.fsck(read_data=read_data), repaired=tuple(mended))
     if as_json:
-        emit(report)
+        print_json(report)
         return 0 if report.ok else 1
     for key in mended:
-        say(f"repaired: {key}")
-    facts(
+        print_note(f"repaired: {key}")
+    print_facts(
         [
             ("objects", report.objects),
             ("packs", report.packs),
-            ("read", size(report.bytes_read) if read_data else "nothing: --read-data reads every byte"),
+            (
+                "read",
+                format_size(report.bytes_read) if read_data else "nothing: --read-data reads every byte",
+            ),
             ("orphaned packs", len(report.orphaned_packs)),
             ("left over", len(report.leftover_temp)),
         ]
     )
-    table(
+    print_table(
         ("problem", "subject", "place", "detail"),
         [(p.kind, p.subject, p.place, p.detail) for p in report.problems],
         empty="no problems",
     )
     if report.problems and not repair:
-        say("next: mainspring fsck --repair; what it cannot mend must come from a backup or another copy")
+        print_note(
+            "next: mainspring fsck --repair; what it cannot mend must come from a backup or another copy"
+        )
     return 0 if report.ok else 1
 
 
@@ -136,34 +141,34 @@ def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, a
     objects = workspace.base.objects
     report = objects.gc(dry_run=not yes, grace_s=grace_s, even_if_younger=even_if_younger)
     if as_json:
-        emit(report)
+        print_json(report)
         return
-    facts(
+    print_facts(
         [
             (
                 "removed" if yes else "would remove",
-                f"{report.objects_removed} objects, {size(report.bytes_removed)}",
+                f"{report.objects_removed} objects, {format_size(report.bytes_removed)}",
             ),
-            ("kept", f"{report.objects_kept} objects, {size(report.bytes_kept)}"),
+            ("kept", f"{report.objects_kept} objects, {format_size(report.bytes_kept)}"),
             ("packs removed", report.packs_removed),
             ("packs rewritten", report.packs_rewritten),
         ]
     )
-    for kind, found in (("missing", report.missing), ("corrupt", report.corrupt)):
-        if found:
-            say(f"{kind}: {len(found)} objects that are still referred to; see mainspring fsck")
+    for kind, digests in (("missing", report.missing), ("corrupt", report.corrupt)):
+        if digests:
+            print_note(f"{kind}: {len(digests)} objects that are still referred to; see mainspring fsck")
     if not yes:
-        say("nothing was removed; give --yes to do it")
+        print_note("nothing was removed; give --yes to do it")
 
 
 Check = tuple[str, bool | None, str]
 
 
-def _python() -> Check:
+def _check_python() -> Check:
     return "python", sys.version_info >= (3, 11), platform.python_version()
 
 
-def _sqlite() -> Check:
+def _check_sqlite() -> Check:
     import sqlite3
 
     safe = sqlite3.sqlite_version_info >= (3, 51, 3)
@@ -174,12 +179,12 @@ def _sqlite() -> Check:
     )
 
 
-def _disk(root: Path) -> Check:
+def _check_disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free
-    return "disk", free > 200 * 1024 * 1024, f"{size(free)} free"
+    return "disk", free > 200 * 1024 * 1024, f"{format_size(free)} free"
 
 
-def _fsync(root: Path) -> Check:
+def _check_fsync(root: Path) -> Check:
     try:
         with tempfile.NamedTemporaryFile(dir=root, prefix=".doctor-") as file:
             file.write(b"x" * 4096)
@@ -191,7 +196,7 @@ def _fsync(root: Path) -> Check:
         return "fsync", False, str(error)
 
 
-def _landlock() -> Check:
+def _check_landlock() -> Check:
     from mainspring.serving.sandbox import landlock_abi
 
     abi = landlock_abi()
@@ -202,13 +207,15 @@ def _landlock() -> Check:
     )
 
 
-def _server(home: Path) -> Check:
+def _check_server(home: Path) -> Check:
     import fcntl
 
     lock = home / "locks" / "server.lock"
     if not lock.exists():
         return "server", True, "none is running"
     with lock.open("r+") as file:
+        # A running server holds this lock for as long as it lives, so a failed attempt to take it shows that one runs; a
+        # pid alone could belong to another process by now.
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -216,8 +223,8 @@ def _server(home: Path) -> Check:
     return "server", True, "none is running"
 
 
-def _workspace(settings: Settings) -> Check:
-    """Whether database and objects are there and belong together. Makes none where there is none."""
+def _check_workspace(settings: Settings) -> Check:
+    """Whether database and objects exist and belong together. Creates no workspace where there is none."""
     from mainspring.errors import MainspringError
     from mainspring.workspace import Workspace
 
@@ -228,9 +235,9 @@ def _workspace(settings: Settings) -> Check:
             stats = workspace.base.objects.stats()
     except MainspringError as error:
         return "workspace", False, str(error)
-    return "workspace", True, f"{stats.objects} objects, {size(stats.stored_bytes)}"
+    return "workspace", True, f"{stats.objects} objects, {format_size(stats.stored_bytes)}"
 
 
-def _chromium() -> Check:
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    return "browser", True if found else None, found or "no Chromium: only the page tests need it"
+def _check_chromium() -> Check:
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    return "browser", True if path else None, path or "no Chromium: only the page tests need it"

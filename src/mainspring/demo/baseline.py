@@ -1,4 +1,4 @@
-"""What the loop is compared with: a plain refit every month, a process of its own.
+"""What the loop is compared with: a plain refit every month, in a process of its own.
 
 ``python -m mainspring.demo.baseline --control URL --token-file FILE --project DIR`` reads one moment per line (the start of
 a month), refits version 1's family and params on everything whose label had arrived in the feed by then, registers it as a
@@ -40,7 +40,7 @@ def refit(workspace: RemoteWorkspace, train: Any, until: str, feed: Path, *, see
 
 
 def main() -> None:
-    """The process; see the module's own words."""
+    """The process; the module's docstring describes its arguments."""
     from mainspring.pipelines.loading import load_module
     from mainspring.remote import RemoteWorkspace
 
@@ -49,12 +49,12 @@ def main() -> None:
     parser.add_argument("--token-file", type=Path, required=True)
     parser.add_argument("--project", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    token = given.token_file.read_text().strip()
-    train = load_module(given.project / "pipelines" / "train.py", root=given.project)
-    with RemoteWorkspace(given.control, token=token, project="flights") as workspace:
+    options = parser.parse_args()
+    token = options.token_file.read_text().strip()
+    train = load_module(options.project / "pipelines" / "train.py", root=options.project)
+    with RemoteWorkspace(options.control, token=token, project="flights") as workspace:
         for line in sys.stdin:
-            version = refit(workspace, train, line.strip(), given.project / "feed", seed=given.seed)
+            version = refit(workspace, train, line.strip(), options.project / "feed", seed=options.seed)
             print(json.dumps({"version": version}), flush=True)  # noqa: T201 - its answer
 
 

@@ -1,4 +1,4 @@
-"""The figures at the end: read from the workspace, held against what was sent and what ``/metrics`` counted."""
+"""The figures at the end: read from the workspace, compared with what was sent and with the counters of ``/metrics``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from mainspring.workspace import Workspace
 
 
-def figures(
+def collect_figures(
     directory: Path, inference: str, account: Account, *, seed: int, without: str | None
 ) -> dict[str, Any]:
-    """Everything the last line says, except time and memory."""
+    """All figures of the last line, except time and memory."""
     from mainspring.workspace import open_workspace
 
     with open_workspace(directory) as workspace:
-        rows = report.scores(workspace)
+        rows = report.read_scores(workspace)
         counts = workspace.monitoring.get_counts()
         replayed = workspace.loop.replay()
         audit = workspace.lineage.verify()
         retrains = [
-            e for e in report.happenings(workspace, EventKind.LOOP_RETRAIN) if e["reason"] != "first model"
+            e for e in report.list_events(workspace, EventKind.LOOP_RETRAIN) if e["reason"] != "first model"
         ]
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "without": without,
             "seed": seed,
             "requests": account.sent,
@@ -37,34 +37,34 @@ def figures(
             "problems": account.problems[:20],
             "label_rates": account.label_rates,
             "refused_batch": account.refused,
-            "drift_alerts": _opened(workspace, "drift"),
-            "performance_alerts": _opened(workspace, "performance"),
+            "drift_alerts": _list_opened_alerts(workspace, "drift"),
+            "performance_alerts": _list_opened_alerts(workspace, "performance"),
             "retrains": retrains,
-            "gate_stops": report.happenings(workspace, EventKind.LOOP_GATE_STOP),
-            "rollbacks": report.happenings(workspace, EventKind.LOOP_ROLLBACK),
-            "promotions": report.happenings(workspace, EventKind.LOOP_PROMOTE),
+            "gate_stops": report.list_events(workspace, EventKind.LOOP_GATE_STOP),
+            "rollbacks": report.list_events(workspace, EventKind.LOOP_ROLLBACK),
+            "promotions": report.list_events(workspace, EventKind.LOOP_PROMOTE),
             "versions": {
                 "model": len(workspace.models.list_versions(model="delay", limit=1000).items),
                 "dataset": len(account.versions),
-                "monthly_refits": _monthly_refits(workspace),
+                "monthly_refits": _count_monthly_refits(workspace),
             },
-            "monthly": report.monthly(rows),
-            "loop_minus_frozen": report.difference(rows, "frozen"),
-            "loop_minus_monthly": report.difference(rows, "monthly"),
-            "origin": report.origin(workspace, seed=seed),
+            "monthly": report.score_by_month(rows),
+            "loop_minus_frozen": report.compare_losses(rows, "frozen"),
+            "loop_minus_monthly": report.compare_losses(rows, "monthly"),
+            "origin": report.trace_prediction(workspace, seed=seed),
             "log_rows": counts.rows,
-            "metrics_requests": metrics_requests(inference),
+            "metrics_requests": count_metrics_requests(inference),
             "labels": account.labels,
             "audit_ok": audit.ok,
             "events": audit.events,
             "replay_same": replayed.same,
             "decisions": replayed.decisions,
         }
-    found["counts_agree"] = found["requests"] == found["log_rows"] == found["metrics_requests"]
-    return found
+    result["counts_agree"] = result["requests"] == result["log_rows"] == result["metrics_requests"]
+    return result
 
 
-def metrics_requests(inference: str) -> int:
+def count_metrics_requests(inference: str) -> int:
     """Requests to the deployment that ``/metrics`` counted, over all versions, roles that answer, and states."""
     import httpx2
 
@@ -75,11 +75,11 @@ def metrics_requests(inference: str) -> int:
     return int(sum(float(value) for labels, value in series if 'role="shadow' not in labels))
 
 
-def _opened(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
+def _list_opened_alerts(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
     """Events of alerts of one kind being opened."""
     of_kind = {f"alert:{a.id}" for a in workspace.monitoring.list_alerts(kind=kind, limit=1000)}
-    return [e for e in report.happenings(workspace, EventKind.ALERT_OPENED) if e["subject"] in of_kind]
+    return [e for e in report.list_events(workspace, EventKind.ALERT_OPENED) if e["subject"] in of_kind]
 
 
-def _monthly_refits(workspace: Workspace) -> int:
+def _count_monthly_refits(workspace: Workspace) -> int:
     return sum(m.versions for m in workspace.models.list_models() if m.name == "delay-monthly")

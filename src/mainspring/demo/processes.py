@@ -1,4 +1,4 @@
-"""The demo's processes: starting them, speaking with them line by line, weighing them, ending them."""
+"""The demo's processes: start them, exchange lines with them, measure their memory, end them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mainspring.errors import Unavailable
 
 
 class Process:
-    """A child that answers each line it is given with one line of JSON. Its stderr goes to a file."""
+    """A child process that answers each line of input with one line of JSON. Its stderr goes to a file."""
 
     def __init__(
         self, module: str, arguments: list[str], *, log: Path, cwd: Path | None = None, nice: int = 0
@@ -35,18 +35,18 @@ class Process:
                 preexec_fn=(lambda: os.nice(nice)) if nice else None,  # noqa: PLW1509 - no threads run at that moment that hold locks
             )
 
-    def ask(self, line: str) -> Any:
+    def request(self, line: str) -> Any:
         """Send a line and wait for the answer."""
-        self.tell(line)
-        return self.hear()
+        self.send(line)
+        return self.read_answer()
 
-    def tell(self, line: str) -> None:
-        assert self._child.stdin is not None  # noqa: S101 - asked for above
+    def send(self, line: str) -> None:
+        assert self._child.stdin is not None  # noqa: S101 - stdin=PIPE above
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(line + "\n")
             self._child.stdin.flush()
 
-    def hear(self) -> Any:
+    def read_answer(self) -> Any:
         """The next line it prints; raises :class:`Unavailable` with the end of its log if it died."""
         assert self._child.stdout is not None  # noqa: S101
         line = self._child.stdout.readline()
@@ -87,7 +87,7 @@ class Process:
         self.end()
 
 
-class Scale:
+class MemoryMeter:
     """The largest proportional set size of this process and all its descendants, in MB, sampled every half second."""
 
     def __init__(self) -> None:
@@ -105,11 +105,11 @@ class Scale:
 
     def _sample(self) -> None:
         while not self._stop.wait(0.5):
-            self.peak_mb = max(self.peak_mb, tree_pss_kb(os.getpid()) / 1024)
+            self.peak_mb = max(self.peak_mb, measure_tree_pss_kb(os.getpid()) / 1024)
 
 
-def tree_pss_kb(root: int) -> int:
-    """PSS of a process and its descendants, in KiB; processes that end meanwhile count nothing."""
+def measure_tree_pss_kb(root: int) -> int:
+    """PSS of a process and its descendants, in KiB; processes that end meanwhile count as zero."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""What the year came to, computed from the workspace: nothing here is remembered from the run."""
+"""The results of the year, computed from the workspace alone: nothing is taken from the process that ran it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SERIES = ("loop", "frozen", "monthly")
 _DAY_US = 86_400_000_000
 
+# Every join is on a whole primary key, so it yields at most one row; the inner joins keep the rows that all three models scored.
 _ROWS = """
 SELECT p.event_us, l.value, p.score AS loop, f.score AS frozen, m.score AS monthly
 FROM predictions p
@@ -39,7 +40,7 @@ class Scores:
     by: dict[str, NDArray[np.float64]]
 
 
-def scores(workspace: Workspace) -> Scores:
+def read_scores(workspace: Workspace) -> Scores:
     """Read the rows that all three scored."""
     import numpy as np
 
@@ -56,41 +57,50 @@ def scores(workspace: Workspace) -> Scores:
     )
 
 
-def monthly(found: Scores) -> list[dict[str, Any]]:
+def score_by_month(rows: Scores) -> list[dict[str, Any]]:
     """Log-loss and AUC by month, for the three."""
     from mainspring.metrics.registry import measure
 
     report = []
-    for month in sorted(set(found.month.tolist())):
-        mask = found.month == month
+    for month in sorted(set(rows.month.tolist())):
+        mask = rows.month == month
         line: dict[str, Any] = {"month": month, "n": int(mask.sum())}
         for name in SERIES:
-            got = measure(
-                found.truth[mask], found.by[name][mask], task=Task.BINARY, names=["log_loss", "auc"]
+            values = measure(
+                rows.truth[mask], rows.by[name][mask], task=Task.BINARY, names=["log_loss", "auc"]
             )
-            line[f"logloss_{name}"], line[f"auc_{name}"] = got["log_loss"], got["auc"]
+            line[f"logloss_{name}"], line[f"auc_{name}"] = values["log_loss"], values["auc"]
         report.append(line)
     return report
 
 
-def difference(found: Scores, other: str) -> dict[str, Any]:
-    """Mean per-row log-loss of the loop minus another's, with a 95 % interval clustered by day."""
+def compare_losses(rows: Scores, other: str) -> dict[str, Any]:
+    """Mean per-row log-loss of the loop minus another's, with a 95 % interval clustered by day.
+
+    Flights of one day share weather and traffic, so their losses are not independent.
+    """
     from mainspring.metrics.compare import compare
 
-    if not len(found.truth):
+    if not len(rows.truth):
         return {"mean": None, "low": None, "high": None, "n": 0}
-    got = compare(
-        found.truth, found.by["loop"], found.by[other], task=Task.BINARY, name="log_loss", blocks=found.day
+    estimate = compare(
+        rows.truth, rows.by["loop"], rows.by[other], task=Task.BINARY, name="log_loss", blocks=rows.day
     ).worse_by
-    return {"mean": got.value, "low": got.low, "high": got.high, "n": got.n, "days": got.blocks}
+    return {
+        "mean": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "days": estimate.blocks,
+    }
 
 
-def happenings(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
-    """All events of a kind, oldest first: id, when, what about, why."""
-    found, after = [], None
+def list_events(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
+    """All events of a kind, oldest first, each with id, date, subject and reason."""
+    events, after = [], None
     while True:
         page = workspace.lineage.list_events(kind=kind, after=after, limit=1000, newest_first=False)
-        found += [
+        events += [
             {
                 "event": e.id,
                 "at": e.at.date().isoformat(),
@@ -100,16 +110,17 @@ def happenings(workspace: Workspace, kind: str) -> list[dict[str, Any]]:
             for e in page.items
         ]
         if page.next is None:
-            return found
+            return events
         after = page.next
 
 
-def origin(workspace: Workspace, *, seed: int) -> dict[str, Any]:
-    """One random prediction, traced to the bytes of its training set, which are read and hashed again."""
+def trace_prediction(workspace: Workspace, *, seed: int) -> dict[str, Any]:
+    """One random prediction, traced to the bytes of its training data, which are read and hashed again."""
     from mainspring.data.tables import content_digest
 
     with workspace.base.store.read() as tx:
         count = tx.scalar("SELECT count(*) AS n FROM predictions WHERE project = ?", workspace.project)
+        # Ordered by the primary key, so that the same seed picks the same prediction on every engine.
         number = random.Random(seed).randrange(count)  # noqa: S311 - a draw for a demonstration
         row = tx.one(
             "SELECT request FROM predictions WHERE project = ? ORDER BY request LIMIT 1 OFFSET ?",
@@ -125,7 +136,7 @@ def origin(workspace: Workspace, *, seed: int) -> dict[str, Any]:
     model, _, number_text = version.rpartition("@")
     registered = workspace.models.get_version(model=model, selector=number_text)
     dataset = workspace.data.get_version_by_id(str(registered.dataset_version))
-    again = content_digest(workspace.data.read(dataset.dataset, dataset.id))
+    digest = content_digest(workspace.data.read(dataset.dataset, dataset.id))
     return {
         "prediction_id": row["request"],
         "model_version": version,
@@ -134,5 +145,5 @@ def origin(workspace: Workspace, *, seed: int) -> dict[str, Any]:
         "environment": next(iter(by_kind.get("environment", [])), None),
         "dataset_version": dataset.id,
         "dataset": f"{dataset.dataset} version {dataset.number}, {dataset.rows} rows",
-        "digest_ok": again == dataset.id,
+        "digest_ok": digest == dataset.id,
     }

@@ -1,8 +1,8 @@
-"""The story: a project is made, its servers run, a year passes day by day, and things go wrong on purpose, twice.
+"""The demo's year: a project is created, its servers run, a year passes day by day, and two mistakes are made on purpose.
 
-Everything happens through the product's own doors: the project is what ``mainspring init --template flights`` writes, the
-control plane and the inference server are ``mainspring up``, traffic and the comparison refits are processes that speak
-HTTP. This module only moves the policy clock, delivers the feed, waits for what the loop started, and tells.
+Everything goes through the product's public interfaces: the project is what ``mainspring init --template flights`` writes, the
+control plane and the inference server are ``mainspring up``, traffic and the comparison refits are processes that speak HTTP.
+This module only moves the policy clock, delivers the feed, waits for what the loop started, and prints.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mainspring.demo.processes import Process, Scale
-from mainspring.demo.tell import Teller
+from mainspring.demo.processes import MemoryMeter, Process
+from mainspring.demo.progress import Progress
 from mainspring.demo.world import FAULTS, OPERATOR, YEAR, Faults, World
 from mainspring.errors import CheckFailed, Unavailable
 from mainspring.records.base import to_json
@@ -36,7 +36,7 @@ _LAST = date(YEAR, 12, 31)
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user asked for."""
+    """The options of ``mainspring demo``."""
 
     directory: Path
     seed: int = 0
@@ -44,12 +44,12 @@ class Choices:
     once: bool = True
     until: date = _LAST
     port: int | None = None
-    """Of the pages; 0 for any free one, None for 8700 if nobody has it."""
+    """The port of the pages; 0 for any free one, None for 8700 if it is free."""
 
 
 @dataclass
 class Account:
-    """What the story itself counted, to be held against the workspace at the end."""
+    """The counts of this process, which are compared with the workspace at the end."""
 
     sent: int = 0
     failed: int = 0
@@ -64,9 +64,9 @@ class Account:
 class Story:
     """One run of the demo."""
 
-    def __init__(self, choices: Choices, teller: Teller) -> None:
+    def __init__(self, choices: Choices, progress: Progress) -> None:
         self._choices = choices
-        self._tell = teller
+        self._progress = progress
         self.account = Account()
         faults = Faults() if choices.without == "faults" else FAULTS
         self._operator = (
@@ -74,23 +74,23 @@ class Story:
         )
         self._world = World.load(faults=faults, seed=choices.seed)
         self._feed = choices.directory / "feed"
-        self._odd_days = 0
+        self._outlying_days = 0
 
     def run(self) -> dict[str, Any]:
-        """Tell the whole story; returns the figures of the last line."""
-        from mainspring.demo.ending import figures
+        """Run the whole year; returns the figures of the last line."""
+        from mainspring.demo.ending import collect_figures
 
         started = time.monotonic()
         place = self._choices.directory
         make_project(place, without=self._choices.without)
-        self._tell.chapter(f"A project in {place}")
+        self._progress.heading(f"A project in {place}")
         logs = place / "logs"
         logs.mkdir()
-        with Scale() as scale, self._servers(logs) as up:
-            ready = up.hear()
+        with MemoryMeter() as memory, self._servers(logs) as up:
+            ready = up.read_answer()
             token = place / ".mainspring" / "token"
-            self._tell.say(f"pages      {ready['login']}")
-            self._tell.say(f"inference  {ready['inference']}")
+            self._progress.line(f"pages      {ready['login']}")
+            self._progress.line(f"inference  {ready['inference']}")
             common = [
                 "--control",
                 ready["url"],
@@ -110,57 +110,59 @@ class Story:
                     "mainspring.demo.baseline", ["--project", str(place), *common], log=logs / "baseline.log"
                 ) as baseline,
             ):
-                self._year(workspace, traffic, baseline, ready["inference"])
-                found = figures(
+                self._run_year(workspace, traffic, baseline, ready["inference"])
+                result = collect_figures(
                     place,
                     ready["inference"],
                     self.account,
                     seed=self._choices.seed,
                     without=self._choices.without,
                 )
-            found |= {
+            result |= {
                 "workspace": str(place),
                 "seconds": round(time.monotonic() - started, 1),
-                "peak_pss_mb": round(scale.peak_mb, 1),
+                "peak_pss_mb": round(memory.peak_mb, 1),
             }
-            self._tell.ending(found)
+            self._progress.summary(result)
             if not self._choices.once:
-                self._tell.say(
+                self._progress.line(
                     f"\nThe pages stay up: {ready['login']}\nCtrl-C ends them; the workspace stays in {place}."
                 )
-                self._stay(up)
-        return found
+                self._wait_for_interrupt(up)
+        return result
 
     # --- the year ----------------------------------------------------------------------------------------------------
 
-    def _year(self, workspace: RemoteWorkspace, traffic: Process, baseline: Process, inference: str) -> None:
-        self._january(workspace)
-        self._corrupted(workspace)
-        self._first_model(workspace, inference)
-        self._tell.chapter("The year, on a policy clock")
+    def _run_year(
+        self, workspace: RemoteWorkspace, traffic: Process, baseline: Process, inference: str
+    ) -> None:
+        self._collect_january(workspace)
+        self._commit_corrupted(workspace)
+        self._train_first_model(workspace, inference)
+        self._progress.heading("The year, on a policy clock")
         for day in days(_FIRST, self._choices.until):
             if day != _FIRST:
                 self._world.deliver(day, self._feed)
             if day.day == 1 and day != _FIRST:
                 self._commit(workspace, day)
-                self._monthly(workspace, baseline, day, inference)
-            asked = self._operator.get(day)
-            if asked is not None:
-                self._ask(workspace, day, *asked)
-            self._send(traffic, day)
+                self._refit_monthly(workspace, baseline, day, inference)
+            wish = self._operator.get(day)
+            if wish is not None:
+                self._request_retrain(workspace, day, *wish)
+            self._send_day(traffic, day)
             self._move_clock(workspace, day + timedelta(days=1))
-            self._turn(workspace, inference, day)
-            self._tell.day(day, self.account.sent)
+            self._run_loop(workspace, inference, day)
+            self._progress.day(day, self.account.sent)
         last = self._choices.until + timedelta(days=1)
         self._world.deliver(last, self._feed)
-        result = traffic.ask("report")
+        result = traffic.request("report")
         self.account.labels += int(result["labels"])
         self._move_clock(workspace, last + timedelta(days=1))
-        self._turn(workspace, inference, self._choices.until)
+        self._run_loop(workspace, inference, self._choices.until)
         self._commit(workspace, last)
 
-    def _january(self, workspace: RemoteWorkspace) -> None:
-        self._tell.chapter("Collect, check, commit")
+    def _collect_january(self, workspace: RemoteWorkspace) -> None:
+        self._progress.heading("Collect, check, commit")
         for day in days(date(YEAR, 1, 2), _FIRST):
             self._world.deliver(day, self._feed)
         self._move_clock(workspace, _FIRST)
@@ -172,26 +174,26 @@ class Story:
             "flights", self._feed_rows(), message=f"feed of {day.isoformat()}", checks=self._checks()
         )
         self.account.versions.append(version.id)
-        self._tell.event(day, "commit", f"flights version {version.number}: {version.rows:,} rows")
-        self._label_rates(workspace, day, version.id)
+        self._progress.event(day, "commit", f"flights version {version.number}: {version.rows:,} rows")
+        self._report_label_rates(workspace, day, version.id)
 
-    def _label_rates(self, workspace: RemoteWorkspace, day: date, version: str) -> None:
-        """Days with an odd share of late flights are reported, not refused: told when there are more of them than before."""
+    def _report_label_rates(self, workspace: RemoteWorkspace, day: date, version: str) -> None:
+        """Days with an unusual share of late flights do not refuse a version; they are reported when there are more than before."""
         rates = [rule for rule in self._checks() if isinstance(rule, LabelRateRule)]
         for finding in workspace.data.check("flights", rates, version).findings:
-            odd = 0 if finding.passed else int(finding.reason.split()[0])
-            if odd > self._odd_days + 1:
+            outlying = 0 if finding.passed else int(finding.reason.split()[0])
+            if outlying > self._outlying_days + 1:
                 self.account.label_rates.append({"at": day.isoformat(), "reason": finding.reason})
-                told = finding.reason.replace("groups", "days")
-                self._tell.event(day, "label rate", f"late: {told} (reported, not refused)")
-            self._odd_days = odd
+                reason = finding.reason.replace("groups", "days")
+                self._progress.event(day, "label rate", f"late: {reason} (reported, not refused)")
+            self._outlying_days = outlying
 
-    def _corrupted(self, workspace: RemoteWorkspace) -> None:
-        """A batch in which a supplier mixed up columns: refused whole, nothing of it becomes visible."""
+    def _commit_corrupted(self, workspace: RemoteWorkspace) -> None:
+        """Commit a batch in which a supplier mixed up columns: it is refused as a whole, and none of it becomes visible."""
         before = len(workspace.data.list_versions("flights").items)
         try:
             workspace.data.commit(
-                "flights", corrupted(self._world.of_day(_FIRST)), message="a delivery", checks=self._checks()
+                "flights", corrupt(self._world.of_day(_FIRST)), message="a delivery", checks=self._checks()
             )
         except CheckFailed as error:
             report = workspace.data.list_refusals("flights", limit=1)[0]
@@ -201,91 +203,102 @@ class Story:
                 "rules": [_rule_name(f.rule) for f in broken],
                 "failing_rows": sum(f.failing for f in broken),
             }
-            self._tell.event(_FIRST, "refused", error.message.partition(":")[0])
+            self._progress.event(_FIRST, "refused", error.message.partition(":")[0])
             for finding in broken:
-                self._tell.detail(_example(finding))
+                self._progress.detail(_describe_finding(finding))
         if len(workspace.data.list_versions("flights").items) != before or self.account.refused is None:
             raise Unavailable(
                 "a corrupted batch became a version", next_step="This must not happen; please report it."
             )
 
-    def _first_model(self, workspace: RemoteWorkspace, inference: str) -> None:
-        self._tell.chapter("Train, gate, register, deploy")
+    def _train_first_model(self, workspace: RemoteWorkspace, inference: str) -> None:
+        self._progress.heading("Train, gate, register, deploy")
         job = workspace.loop.request_retrain(deployment=DEPLOYMENT, reason="first model")
-        self._finish(workspace, job.id)
-        self._turn(workspace, inference, _FIRST)
-        found = workspace.models.get_version(model=MODEL, selector="champion")
-        told = ", ".join(f"{k} {v:.3f}" for k, v in found.metrics.items() if "." not in k)
-        self._tell.event(
+        self._wait_for_job(workspace, job.id)
+        self._run_loop(workspace, inference, _FIRST)
+        version = workspace.models.get_version(model=MODEL, selector="champion")
+        metrics = ", ".join(f"{k} {v:.3f}" for k, v in version.metrics.items() if "." not in k)
+        self._progress.event(
             _FIRST,
             "champion",
-            f"version {found.version} ({found.tags.get('family', found.format)}) as {found.format}; hold-out {told}",
+            f"version {version.version} ({version.tags.get('family', version.format)}) as {version.format}; hold-out {metrics}",
         )
-        self._shadow(workspace, "frozen", MODEL, found.version, found.package, inference)
-        self._shadow(workspace, "monthly", MODEL, found.version, found.package, inference)
+        self._add_shadow(workspace, "frozen", MODEL, version.version, version.package, inference)
+        self._add_shadow(workspace, "monthly", MODEL, version.version, version.package, inference)
 
-    def _monthly(self, workspace: RemoteWorkspace, baseline: Process, day: date, inference: str) -> None:
-        number = baseline.ask(midnight(day).isoformat())["version"]
-        found = workspace.models.get_version(model="delay-monthly", selector=str(number))
-        self._shadow(workspace, "monthly", "delay-monthly", number, found.package, inference)
+    def _refit_monthly(
+        self, workspace: RemoteWorkspace, baseline: Process, day: date, inference: str
+    ) -> None:
+        number = baseline.request(midnight(day).isoformat())["version"]
+        version = workspace.models.get_version(model="delay-monthly", selector=str(number))
+        self._add_shadow(workspace, "monthly", "delay-monthly", number, version.package, inference)
 
-    def _shadow(
+    def _add_shadow(
         self, workspace: RemoteWorkspace, name: str, model: str, version: int, package: str, inference: str
     ) -> None:
-        """Let a model score every request without answering any; what else the deployment does stays."""
-        now = workspace.deploy.get_deployment(name=DEPLOYMENT)
-        kept = [s for s in now.shadows if s.name != name]
+        """Add a shadow, which scores every request and answers none; the other routes stay as they are."""
+        deployment = workspace.deploy.get_deployment(name=DEPLOYMENT)
+        others = [s for s in deployment.shadows if s.name != name]
         shadow = Shadow(model=model, version=version, package=package, name=name)
         workspace.deploy.set_routes(
-            deployment=DEPLOYMENT, targets=now.targets, shadows=[*kept, shadow], reason=f"comparison: {name}"
+            deployment=DEPLOYMENT,
+            targets=deployment.targets,
+            shadows=[*others, shadow],
+            reason=f"comparison: {name}",
         )
         self._wait_for_routes(workspace, inference)
 
-    def _ask(self, workspace: RemoteWorkspace, day: date, params: dict[str, Any], reason: str) -> None:
+    def _request_retrain(
+        self, workspace: RemoteWorkspace, day: date, params: dict[str, Any], reason: str
+    ) -> None:
         """Somebody changes the pipeline's params and asks for a retraining by hand; gate and rollout follow as always."""
         if self._choices.without == "retrain":
             return
         if any(
             r.state.value == "running" for r in workspace.loop.list_rollouts(deployment=DEPLOYMENT, limit=1)
         ):
-            self._operator[day + timedelta(days=1)] = (params, reason)  # not into a running rollout
+            # A rollout is running: try again the next day
+            self._operator[day + timedelta(days=1)] = (
+                params,
+                reason,
+            )
             return
         job = workspace.loop.request_retrain(deployment=DEPLOYMENT, reason=reason, params=params)
-        self._tell.event(day, "asked", reason)
-        self._finish(workspace, job.id)
+        self._progress.event(day, "asked", reason)
+        self._wait_for_job(workspace, job.id)
 
-    def _send(self, traffic: Process, day: date) -> None:
-        result = traffic.ask(day.isoformat())
+    def _send_day(self, traffic: Process, day: date) -> None:
+        result = traffic.request(day.isoformat())
         self.account.sent += int(result["sent"])
         self.account.failed += int(result["failed"])
         self.account.labels += int(result["labels"])
         self.account.errors += result["errors"]
 
-    def _turn(self, workspace: RemoteWorkspace, inference: str, day: date) -> None:
-        """Let the loop decide until nothing is due: a retraining takes no policy time."""
+    def _run_loop(self, workspace: RemoteWorkspace, inference: str, day: date) -> None:
+        """Run rounds of the loop until nothing is due, with its retrainings: the policy clock does not move meanwhile."""
         changed = False
         while True:
             result = workspace.loop.tick()
             for decision in result.decisions:
-                self._tell.event(day, decision.action, decision.reason)
+                self._progress.event(day, decision.action, decision.reason)
             for problem in result.problems:
                 self.account.problems.append(problem)
-                self._tell.detail(f"a part of the round failed: {problem}")
+                self._progress.detail(f"a part of the round failed: {problem}")
             changed = changed or bool(result.decisions)
             for job in result.jobs:
-                self._finish(workspace, job)
+                self._wait_for_job(workspace, job)
             if not result.jobs and not result.decisions:
                 break
         if changed:
             self._wait_for_routes(workspace, inference)
 
-    def _finish(self, workspace: RemoteWorkspace, ident: str) -> None:
+    def _wait_for_job(self, workspace: RemoteWorkspace, ident: str) -> None:
         deadline = time.monotonic() + _JOB_S
         while time.monotonic() < deadline:
             job = workspace.loop.get_job(job=ident)
             if job.state.value in {"finished", "failed"}:
                 if job.error is not None:
-                    self._tell.detail(f"the retraining failed: {job.error}")
+                    self._progress.detail(f"the retraining failed: {job.error}")
                 return
             time.sleep(0.05)
         raise Unavailable(
@@ -315,7 +328,7 @@ class Story:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        # A corrected delivery repeats flights; the newest word about each stands.
+        # A corrected delivery repeats flights; for each flight the newest row is used.
         rows = pa.concat_tables([pq.read_table(p) for p in sorted(self._feed.glob("*.parquet"))])
         newest = (
             rows.group_by("flight_id")
@@ -326,12 +339,12 @@ class Story:
         return joined.sort_by([("event_time", "ascending"), ("flight_id", "ascending")])
 
     def _checks(self) -> Any:
-        return policy(self._choices.directory).data["flights"].checks
+        return load_policy(self._choices.directory).data["flights"].checks
 
     def _servers(self, logs: Path) -> Process:
         port = self._choices.port
         if port is None:
-            port = 8700 if _free(8700) else 0
+            port = 8700 if _is_free(8700) else 0
         arguments = [
             "-C",
             str(self._choices.directory),
@@ -345,7 +358,7 @@ class Story:
             "0",
             "--poll",
             "0.05",
-            "--end-with-stdin",  # ours closes even if we are killed
+            "--end-with-stdin",  # our end of the pipe closes even if this process is killed
         ]
         return Process("mainspring.cli", arguments, log=logs / "servers.log")
 
@@ -354,15 +367,15 @@ class Story:
 
         return RemoteWorkspace(url, token=token.read_text().strip(), project=PROJECT)
 
-    def _stay(self, up: Process) -> None:
+    def _wait_for_interrupt(self, up: Process) -> None:
         try:
             up.wait()
         except KeyboardInterrupt:
-            self._tell.say("")
+            self._progress.line("")
 
 
 def make_project(directory: Path, *, without: str | None) -> None:
-    """What ``mainspring init --template flights`` writes, on a manual clock, with one part of the policy left out if asked."""
+    """Write what ``mainspring init --template flights`` writes, on a manual clock; ``without`` leaves one part of the policy out."""
     from mainspring.projects import copy_template
 
     copy_template("flights", directory, name=PROJECT)
@@ -394,13 +407,13 @@ def leave_out(file: Path, part: str) -> None:
     file.write_text(text)
 
 
-def policy(directory: Path) -> Config:
+def load_policy(directory: Path) -> Config:
     from mainspring.config import load
 
     return load(directory).config
 
 
-def corrupted(flights: Any) -> Any:
+def corrupt(flights: Any) -> Any:
     """A day's flights as a supplier once delivered them: a shifted column, a unit mixed up, some rows twice."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -436,18 +449,18 @@ def _rule_name(rule: Any) -> str:
     return f"{plain['check']} {plain.get('column') or ','.join(plain.get('columns', []))}".strip()
 
 
-def _example(finding: Any) -> str:
-    """A broken rule, how many rows break it, and one of them by what the rule looks at."""
+def _describe_finding(finding: Any) -> str:
+    """A broken rule, how many rows break it, and one of these rows with the value that the rule checks."""
     text = f"{_rule_name(finding.rule)}: {finding.failing} rows"
     if not finding.sample:
         return text
     row = finding.sample[0]
-    looked_at = [getattr(finding.rule, "column", None) or "flight_id"]
-    shown = ", ".join(f"{name} {row.values.get(name)!r}" for name in looked_at)
+    checked = [getattr(finding.rule, "column", None) or "flight_id"]
+    shown = ", ".join(f"{name} {row.values.get(name)!r}" for name in checked)
     return f"{text}, e.g. row {row.row} with {shown}"
 
 
-def _free(port: int) -> bool:
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -457,6 +470,6 @@ def _free(port: int) -> bool:
     return True
 
 
-def as_line(found: dict[str, Any]) -> str:
-    """The last line of ``--json``."""
-    return to_json(found).decode()
+def as_line(figures: dict[str, Any]) -> str:
+    """The figures as the one line that ``--json`` prints."""
+    return to_json(figures).decode()

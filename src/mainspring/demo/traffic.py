@@ -1,4 +1,4 @@
-"""The airline's side, a process of its own: sends each day's flights to the inference server, later says how they went.
+"""The airline's systems, as a process of their own: send each day's flights to the inference server, and labels a day later.
 
 ``python -m mainspring.demo.traffic --serving URL --control URL --token-file FILE`` reads one date per line on standard
 input. For each it first reports the arrivals of the day before to the control plane, then sends that day's requests in
@@ -32,13 +32,13 @@ PROJECT = "flights"
 DEPLOYMENT = "delay"
 _TIMEOUT_S = 60.0
 _PAUSES_S = (0.1, 0.3, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 30.0)
-_AGAIN = frozenset({0, 429, 503})
-"""No answer, or no room: what a client sends again."""
+_RETRIED = frozenset({0, 429, 503})
+"""Statuses after which a request is sent again: no answer (0), or the server has no capacity."""
 _MAX_ANSWER = 1 << 20
 
 
 class DayResult(msgspec.Struct, frozen=True):
-    """What a day came to: requests sent, those not answered with 200, and labels sent for the day before."""
+    """The result of a day: requests sent, those not answered with 200, and labels sent for the day before."""
 
     day: date
     sent: int
@@ -55,26 +55,26 @@ class Pool:
         if parts.scheme != "http" or parts.hostname is None:
             raise InvalidInput("not an address of a server", value=url, next_step="Use http://host:port.")
         self._address = (parts.hostname, parts.port or 80)
-        self._lines = [_Line(self._address) for _ in range(size)]
+        self._lines = [_Connection(self._address) for _ in range(size)]
         self._pauses_s = pauses_s
 
     def posts(self, path: str, bodies: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
         """Post the bodies in order, as many at once as there are connections; ``(status, body)`` for each, in order.
 
-        A request that got no answer (status 0: the connection broke, or nothing came in time) or whose server had no room
-        (429, 503) is sent again under the same idempotency key, so that it counts once however often it comes.
+        A request that got no answer (status 0: the connection broke, or nothing came in time) or whose server had no capacity
+        (429, 503) is sent again under the same idempotency key, so that it counts once.
         """
         for start in range(0, len(bodies), len(self._lines)):
             requests = [self._request(path, body) for body in bodies[start : start + len(self._lines)]]
-            found = self._round(requests)
+            answers = self._round(requests)
             for pause in self._pauses_s:
-                again = [i for i, (status, _) in enumerate(found) if status in _AGAIN]
-                if not again:
+                retried = [i for i, (status, _) in enumerate(answers) if status in _RETRIED]
+                if not retried:
                     break
                 time.sleep(pause)
-                for i, answer in zip(again, self._round([requests[i] for i in again]), strict=True):
-                    found[i] = answer
-            yield from found
+                for i, answer in zip(retried, self._round([requests[i] for i in retried]), strict=True):
+                    answers[i] = answer
+            yield from answers
 
     def _round(self, requests: Sequence[bytes]) -> list[tuple[int, bytes]]:
         used = self._lines[: len(requests)]
@@ -102,7 +102,7 @@ class Pool:
         self.close()
 
 
-class _Line:
+class _Connection:
     """One connection."""
 
     def __init__(self, address: tuple[str, int]) -> None:
@@ -131,11 +131,11 @@ class _Line:
     def _answer(self, connection: socket.socket) -> tuple[int, bytes]:
         data = self._rest
         while (end := data.find(b"\r\n\r\n")) < 0:
-            data += _more(connection, len(data))
-        status, length, closing = _head(data[:end])
+            data += _receive_more(connection, len(data))
+        status, length, closing = _parse_head(data[:end])
         body = data[end + 4 :]
         while len(body) < length:
-            body += _more(connection, len(body))
+            body += _receive_more(connection, len(body))
         self._rest = body[length:]
         if closing:
             self.close()
@@ -147,8 +147,8 @@ class _Line:
         self._socket, self._rest = None, b""
 
 
-def _more(connection: socket.socket, held: int) -> bytes:
-    if held > _MAX_ANSWER:
+def _receive_more(connection: socket.socket, received: int) -> bytes:
+    if received > _MAX_ANSWER:
         msg = "the answer is too long"
         raise ValueError(msg)
     piece = connection.recv(65536)
@@ -158,7 +158,7 @@ def _more(connection: socket.socket, held: int) -> bytes:
     return piece
 
 
-def _head(head: bytes) -> tuple[int, int, bool]:
+def _parse_head(head: bytes) -> tuple[int, int, bool]:
     """``(status, length of the body, whether the connection closes)``."""
     first, *fields = head.decode("latin-1").split("\r\n")
     named = {name.strip().lower(): value.strip() for name, _, value in (f.partition(":") for f in fields)}
@@ -185,7 +185,9 @@ class Traffic:
         labels = self._report()
         requests = self._world.requests(day, labelled=self._per_day)
         failed, errors = 0, []
-        answers = self._pool.posts(f"/v1/deployments/{DEPLOYMENT}/predict", [_body(r) for r in requests])
+        answers = self._pool.posts(
+            f"/v1/deployments/{DEPLOYMENT}/predict", [_encode_request(r) for r in requests]
+        )
         for request, (status, body) in zip(requests, answers, strict=True):
             if status != 200:
                 failed += 1
@@ -200,9 +202,9 @@ class Traffic:
         return DayResult(day=date.max, sent=0, failed=0, labels=self._report())
 
     def _report(self) -> int:
-        known, self._open = self._open, []
+        arrived, self._open = self._open, []
         items = [
-            Feedback(prediction_id=ident, value=late, at=at, source="arrivals") for ident, late, at in known
+            Feedback(prediction_id=ident, value=late, at=at, source="arrivals") for ident, late, at in arrived
         ]
         if items:
             counts = self._labels.record_feedback(items)
@@ -211,7 +213,7 @@ class Traffic:
         return len(items)
 
 
-def _body(request: Request) -> bytes:
+def _encode_request(request: Request) -> bytes:
     return msgspec.json.encode(
         {
             "rows": [request.inputs],
@@ -231,7 +233,7 @@ def run(traffic: Traffic, lines: Iterable[str], out: Any) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The process; see the module's own words."""
+    """The process; the module's docstring describes its arguments."""
     from mainspring.remote import RemoteWorkspace
 
     parser = argparse.ArgumentParser(prog="python -m mainspring.demo.traffic")
@@ -240,11 +242,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--token-file", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labelled", type=int, default=110)
-    given = parser.parse_args(arguments)
-    token = given.token_file.read_text().strip()
-    world = World.load(seed=given.seed)
-    with RemoteWorkspace(given.control, token=token, project=PROJECT) as remote, Pool(given.serving) as pool:
-        run(Traffic(world, pool, remote.labels, labelled=given.labelled), sys.stdin, sys.stdout)
+    options = parser.parse_args(arguments)
+    token = options.token_file.read_text().strip()
+    world = World.load(seed=options.seed)
+    with (
+        RemoteWorkspace(options.control, token=token, project=PROJECT) as remote,
+        Pool(options.serving) as pool,
+    ):
+        run(Traffic(world, pool, remote.labels, labelled=options.labelled), sys.stdin, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The world outside: flights happen, labels arrive a day later, and twice somebody makes a mistake.
+"""The outside world of the demo: flights take place, labels arrive a day later, and two mistakes are made.
 
-It alone knows the future. It writes the feed (one Parquet file per delivery, as the flights project reads it) and makes
-the requests that the airline's systems would send. Its two mistakes are ordinary: for a while the feed carries flipped
-labels until a corrected delivery arrives, and for a while the feed speaks of degrees Celsius while requests stay in
+Only this module knows the future. It writes the feed (one Parquet file per delivery, as the flights project reads it) and makes
+the requests that the airline's systems would send. Its two mistakes are ordinary ones: for some weeks the labels in the feed are
+flipped, until a corrected delivery arrives; and temperatures in the feed may be in degrees Celsius while requests stay in
 Fahrenheit.
 """
 
@@ -47,9 +47,9 @@ class Faults:
 
     flipped: tuple[date, date] | None = None
     corrected: date | None = None
-    """When the flipped days are delivered again, right."""
+    """The day on which the flipped days are delivered again with correct labels."""
     celsius: tuple[date, date] | None = None
-    """Deliveries on these days restate the whole feed in degrees Celsius; afterwards it speaks Fahrenheit again."""
+    """Deliveries on these days restate the whole feed in degrees Celsius; afterwards it is in Fahrenheit again."""
 
 
 FAULTS = Faults(
@@ -62,10 +62,10 @@ OPERATOR: list[tuple[date, dict[str, Any], str]] = [
     (
         date(YEAR, 8, 10),
         {"temp_unit": "C", "family": "curves"},
-        "smooth curves in degrees Celsius (nobody told the serving side, which sends Fahrenheit)",
+        "smooth curves in degrees Celsius (the serving side still sends Fahrenheit)",
     )
 ]
-"""Retrainings that somebody asks for by hand: when, with which params, and why."""
+"""Retrainings that a person requests: when, with which params, and why."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class World:
         return self.flights.slice(start, end - start)
 
     def deliver(self, day: date, feed: Path) -> list[Path]:
-        """Write what reaches the feed on ``day``: the flights of the day before, and now and then a correction."""
+        """Write what arrives in the feed on ``day``: the flights of the day before, and the faults that fall on it."""
         import pyarrow as pa
 
         faults = self.faults
@@ -117,10 +117,10 @@ class World:
             )
         if faults.corrected == day and faults.flipped is not None:
             start, end = faults.flipped
-            right = pa.concat_tables(
+            corrected = pa.concat_tables(
                 [self.of_day(start + timedelta(days=n)) for n in range((end - start).days + 1)]
             )
-            written.append(self._write(right, feed / f"{day.isoformat()}-corrected.parquet", arrived=day))
+            written.append(self._write(corrected, feed / f"{day.isoformat()}-corrected.parquet", arrived=day))
         if faults.celsius is not None and day == faults.celsius[0]:
             _restate(feed, to_celsius=True)
         elif faults.celsius is not None and day > faults.celsius[0] and day <= faults.celsius[1]:
@@ -223,7 +223,7 @@ def _convert(paths: list[Path], *, to_celsius: bool) -> None:
 
 
 def _replace(table: pa.Table, path: Path, pq: Any) -> None:
-    """Whole or not at all: a reader of the feed never sees half a file."""
+    """Write to a temporary file and rename it: a reader of the feed never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     pq.write_table(table, temporary)

@@ -1,4 +1,4 @@
-"""What stands at the door: the workspace's own token, for which hosts the server answers, and whom the gate asks who calls.
+"""What the gate checks against: the workspace's own token, the hosts that the server answers for, the authenticators.
 
 The token is random, made at the first start and kept in a private file; the server knows only its SHA-256.
 """
@@ -21,8 +21,8 @@ _FILE = "token"
 
 @dataclass(frozen=True)
 class Access:
-    """What the gate checks against. ``hosts`` are exact names or addresses, without port; ``tokens`` know who holds which token,
-    the first that knows a token decides."""
+    """What the gate checks against. ``hosts`` are exact names or addresses, without port. ``tokens`` are asked in order who holds
+    a token; the first that knows it decides. ``max_body`` is in bytes."""
 
     tokens: tuple[FixedTokens | IssuedTokens, ...] = ()
     hosts: frozenset[str] = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -34,7 +34,7 @@ def ensure_token(home: Path) -> str:
     """The workspace's token, made now if there is none (256 random bits, file mode 0600)."""
     path = home / _FILE
     try:
-        return _read(path)
+        return _read_token(path)
     except FileNotFoundError:
         pass
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -42,7 +42,7 @@ def ensure_token(home: Path) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:  # another process was first
-        return _read(path)
+        return _read_token(path)
     with os.fdopen(descriptor, "w") as file:
         file.write(token)
         file.flush()
@@ -53,8 +53,11 @@ def ensure_token(home: Path) -> str:
 def access_for(
     token: str, *, host: str, hosts: list[str], public_auth: str | None = None, issued: Tokens | None = None
 ) -> Access:
-    """What the gate checks: the workspace's token is the administrator's in every project, ``issued`` ones say themselves. A bind
-    beyond loopback must say how callers prove themselves, or nothing starts."""
+    """What the gate checks for a server that listens on ``host``.
+
+    The holder of the workspace's token is an administrator of every project; ``issued`` tokens carry their own roles. Raises
+    :class:`ConfigError` for an address beyond loopback without ``public_auth``, so that no open server starts by accident.
+    """
     if not is_loopback(host) and public_auth is None:
         raise ConfigError(
             "this address is reachable from other machines",
@@ -76,7 +79,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _read(path: Path) -> str:
+def _read_token(path: Path) -> str:
     token = path.read_text().strip()
     if len(token) < 32:
         raise ConfigError(

@@ -37,7 +37,10 @@ def build_app(
     *,
     pages: Callable[[Hosted, Sessions], list[BaseRoute]] | None = None,
 ) -> App:
-    """The whole application behind its gate, for the projects of one workspace. Raises TypeError if any public room method declares no policy."""
+    """The whole application behind its gate, for the projects of one workspace.
+
+    Raises TypeError if any public method of a room declares no policy.
+    """
     rooms = {name: room_class(name) for name in ROOMS}
     store = hosted.own.base.store
     sessions = Sessions(store, access.tokens)
@@ -55,9 +58,9 @@ def build_app(
         routes=routes,
         exception_handlers={
             HTTPException: _http_error,
-            MainspringError: _our_error,
-            ClientDisconnect: _gone,
-            Exception: _bug,
+            MainspringError: _known_error,
+            ClientDisconnect: _client_disconnected,
+            Exception: _unexpected_error,
         },
     )
     return Gate(starlette, access, [*access.tokens, sessions])
@@ -68,7 +71,7 @@ async def live(_request: Request) -> Response:
 
 
 async def ready(store: Store, limiter: anyio.CapacityLimiter, _request: Request) -> Response:
-    """Ready means that a read of the database works now. It reads in threads kept for this, beside whatever is busy."""
+    """Ready means that a read of the database works now. It has its own threads, so that busy operations do not fail it."""
 
     def read() -> None:
         with store.read() as tx:
@@ -83,13 +86,13 @@ async def ready(store: Store, limiter: anyio.CapacityLimiter, _request: Request)
 
 
 async def describe(rooms: dict[str, type], _request: Request) -> Response:
-    return JSONResponse(openapi.document(rooms, version=version("mainspring")))
+    return JSONResponse(openapi.build_document(rooms, version=version("mainspring")))
 
 
 async def list_projects(store: Store, _request: Request) -> Response:
-    """The projects in which the caller has a part: for whoever does not know yet which to name."""
-    found = await anyio.to_thread.run_sync(visible, store)
-    return Response(to_json(found), media_type="application/json")
+    """The projects in which the caller has a role. Belongs to no project, so that a client can ask before it knows a name."""
+    projects = await anyio.to_thread.run_sync(visible, store)
+    return Response(to_json(projects), media_type="application/json")
 
 
 async def about(_request: Request) -> Response:
@@ -107,14 +110,14 @@ def _http_error(_request: Request, error: Exception) -> Response:
     )
 
 
-def _our_error(_request: Request, error: Exception) -> Response:
+def _known_error(_request: Request, error: Exception) -> Response:
     return error_response(error if isinstance(error, MainspringError) else MainspringError("internal error"))
 
 
-def _gone(_request: Request, _error: Exception) -> Response:
-    """The client went away before its request was whole: nobody reads this answer, and nothing went wrong here."""
+def _client_disconnected(_request: Request, _error: Exception) -> Response:
+    """The client disconnected before its request was complete: nobody reads this answer, and it is no error of the server."""
     return Response(status_code=499)
 
 
-def _bug(_request: Request, _error: Exception) -> Response:
+def _unexpected_error(_request: Request, _error: Exception) -> Response:
     return error_response(MainspringError("internal error", next_step="The server's log has the details."))

@@ -1,4 +1,4 @@
-"""Charts as Vega-Lite specs, written as plain dicts; each also is a table, which is what a page shows without scripts.
+"""Charts as Vega-Lite specs, written as plain dicts. Each also holds its data as a table, which a page shows without scripts.
 
 Colours are CSS variables of the page, so one spec serves light and dark. The drawing bundle (vega-embed with Vega and
 Vega-Lite, 0.9 MB) is made from ``vl_convert`` by a process of its own: when a wheel is built, or once in a source checkout when
@@ -25,7 +25,7 @@ log = logging.getLogger("mainspring.server")
 BUNDLE = Path(__file__).parent / "static" / "vega-embed.js"
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _HEIGHT = 200
-_FONT = "system-ui, sans-serif"  # a real one: Vega measures text with it before it places labels
+_FONT = "system-ui, sans-serif"  # must be an installed font: Vega measures text with it to place labels
 
 Spec = dict[str, Any]
 
@@ -40,7 +40,7 @@ class Chart:
     rows: Sequence[Sequence[Any]]
     note: str = ""
     marks: Sequence[tuple[str, str]] = ()
-    """What the marks on the time axis mean: tone and word, each once."""
+    """The legend of the marks on the time axis: tone and word, each once."""
 
     @property
     def numbers(self) -> list[int]:
@@ -81,8 +81,8 @@ _SERIES = {"now": "var(--accent)", "other": "var(--second)", "shadow": "var(--qu
 _NAMES = {"now": "champion", "other": "canary", "shadow": "shadow"}
 
 
-def theme() -> Spec:
-    """The one look of all charts."""
+def build_theme() -> Spec:
+    """The style of all charts."""
     text = {"labelColor": "var(--quiet)", "titleColor": "var(--quiet)", "titleFontWeight": "normal"}
     sizes = {"labelFontSize": 12, "titleFontSize": 12, "labelFont": _FONT, "titleFont": _FONT}
     return {
@@ -104,22 +104,22 @@ def theme() -> Spec:
     }
 
 
-def _spec(layers: list[Spec], *, height: int = _HEIGHT, **more: Any) -> Spec:
+def _build_spec(layers: list[Spec], *, height: int = _HEIGHT, **more: Any) -> Spec:
     return {
         "$schema": SCHEMA,
         "width": "container",
         "height": height,
         "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": theme(),
+        "config": build_theme(),
         "layer": layers,
     } | more
 
 
-def _time(moment: datetime) -> str:
+def _format_time(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _x(**more: Any) -> Spec:
+def _time_axis(**more: Any) -> Spec:
     return {
         "field": "at",
         "type": "temporal",
@@ -131,7 +131,7 @@ def _x(**more: Any) -> Spec:
 _DATE = "%-d %b"
 
 
-def _series_color(present: Iterable[str]) -> Spec:
+def _color_by_series(present: Iterable[str]) -> Spec:
     names = [s for s in _SERIES if s in set(present)]
     return {
         "field": "series",
@@ -141,13 +141,13 @@ def _series_color(present: Iterable[str]) -> Spec:
     }
 
 
-def _marks(marks: Sequence[Mark]) -> list[Spec]:
-    """Decisions as lines with a triangle, alerts as a triangle alone; what matters most is drawn last, on top."""
+def _draw_marks(marks: Sequence[Mark]) -> list[Spec]:
+    """Decisions as lines with a triangle, alerts as a triangle alone; the most important are drawn last, on top."""
     if not marks:
         return []
     values = [
         {
-            "at": _time(m.at),
+            "at": _format_time(m.at),
             "what": m.what,
             "detail": m.detail,
             "color": _TONES.get(m.tone, "var(--quiet)"),
@@ -155,7 +155,7 @@ def _marks(marks: Sequence[Mark]) -> list[Spec]:
         }
         for m in sorted(marks, key=lambda m: list(_TONES).index(m.tone) if m.tone in _TONES else 0)
     ]
-    tooltip = [{"field": "what", "title": "event"}, {"field": "detail"}, _tip_time()]
+    tooltip = [{"field": "what", "title": "event"}, {"field": "detail"}, _time_tooltip()]
     color = {"field": "color", "type": "nominal", "scale": None}
     data = {"values": values}
     return [
@@ -163,25 +163,25 @@ def _marks(marks: Sequence[Mark]) -> list[Spec]:
             "data": data,
             "transform": [{"filter": "!datum.alert"}],
             "mark": {"type": "rule", "strokeDash": [2, 3], "opacity": 0.7},
-            "encoding": {"x": _x(), "color": color},
+            "encoding": {"x": _time_axis(), "color": color},
         },
         {
             "data": data,
             "mark": {"type": "point", "shape": "triangle-down", "size": 60, "filled": True, "opacity": 1},
-            "encoding": {"x": _x(), "y": {"value": 0}, "color": color, "tooltip": tooltip},
+            "encoding": {"x": _time_axis(), "y": {"value": 0}, "color": color, "tooltip": tooltip},
         },
     ]
 
 
-def _legend(marks: Sequence[Mark]) -> list[tuple[str, str]]:
+def _list_mark_meanings(marks: Sequence[Mark]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((m.tone, m.what.partition(":")[0]) for m in marks))[:6]
 
 
-def _tip_time(name: str = "at", title: str = "time") -> Spec:
+def _time_tooltip(name: str = "at", title: str = "time") -> Spec:
     return {"field": name, "type": "temporal", "timeUnit": "utcyearmonthdatehoursminutes", "title": title}
 
 
-def over_time(
+def draw_over_time(
     title: str,
     points: Sequence[Measured],
     *,
@@ -191,11 +191,11 @@ def over_time(
     zero: bool = False,
     note: str = "",
 ) -> Chart:
-    """A quantity over time with its 95 % interval, events on the time axis, and a quiet line for what to compare with."""
+    """A quantity over time with its 95 % interval, events on the time axis, and a dashed line at ``level`` to compare with."""
     known = [p for p in points if p.value is not None]
     values = [
         {
-            "at": _time(p.at),
+            "at": _format_time(p.at),
             "value": p.value,
             "low": p.low,
             "high": p.high,
@@ -205,10 +205,10 @@ def over_time(
         }
         for p in known
     ]
-    color = _series_color(p.series for p in known)
+    color = _color_by_series(p.series for p in known)
     y: Spec = {"type": "quantitative", "scale": {"zero": zero}, "axis": {"title": axis, "tickCount": 5}}
     tooltip = [
-        _tip_time(),
+        _time_tooltip(),
         {"field": "version"},
         {"field": "value", "format": ".4~g"},
         {"field": "low", "format": ".4~g"},
@@ -223,7 +223,12 @@ def over_time(
                 "data": data,
                 "transform": [{"filter": f"datum.series !== '{_NAMES['shadow']}' && isValid(datum.low)"}],
                 "mark": {"type": "area", "opacity": 0.18},
-                "encoding": {"x": _x(), "y": y | {"field": "low"}, "y2": {"field": "high"}, "color": color},
+                "encoding": {
+                    "x": _time_axis(),
+                    "y": y | {"field": "low"},
+                    "y2": {"field": "high"},
+                    "color": color,
+                },
             }
         )
     if level is not None:
@@ -237,28 +242,28 @@ def over_time(
                 },
             }
         )
-    layers += _marks(marks)
+    layers += _draw_marks(marks)
     layers += [
         {
             "data": data,
             "mark": {"type": "line", "interpolate": "monotone"},
-            "encoding": {"x": _x(), "y": y | {"field": "value"}, "color": color},
+            "encoding": {"x": _time_axis(), "y": y | {"field": "value"}, "color": color},
         },
         {
             "data": data,
             "mark": {"type": "point", "filled": True, "size": 30, "opacity": 1},
-            "encoding": {"x": _x(), "y": y | {"field": "value"}, "color": color, "tooltip": tooltip},
+            "encoding": {"x": _time_axis(), "y": y | {"field": "value"}, "color": color, "tooltip": tooltip},
         },
     ]
     rows: list[list[Any]] = [[p.at, p.label, p.value, p.low, p.high, p.n] for p in reversed(known)]
     columns = ["time", "version", "value", "low", "high", "rows"]
-    return Chart(title, _spec(layers), columns, rows, note, _legend(marks))
+    return Chart(title, _build_spec(layers), columns, rows, note, _list_mark_meanings(marks))
 
 
-def then_and_now(
+def draw_then_and_now(
     title: str, bins: Sequence[str], reference: Sequence[float], current: Sequence[float], *, note: str = ""
 ) -> Chart:
-    """A distribution then (quiet) and now, as shares of rows."""
+    """A distribution in training (pale) and now, as shares of rows."""
     values = [
         {"bin": b, "order": i, "share": share, "series": name}
         for i, (b, then, now) in enumerate(zip(bins, reference, current, strict=False))
@@ -296,13 +301,17 @@ def then_and_now(
     ]
     rows = [[b, then, now] for b, then, now in zip(bins, reference, current, strict=False)]
     return Chart(
-        title, _spec(layers, data={"values": values}, height=240), ["bin", "training", "now"], rows, note
+        title,
+        _build_spec(layers, data={"values": values}, height=240),
+        ["bin", "training", "now"],
+        rows,
+        note,
     )
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of time in a lane. ``end`` None: it still lasts."""
+    """A period in a lane. ``end`` None: it still lasts."""
 
     lane: str
     start: datetime
@@ -313,34 +322,34 @@ class Span:
     order: int = field(default=0)
 
 
-def spans(
+def draw_spans(
     title: str,
-    stretches: Sequence[Span],
+    periods: Sequence[Span],
     *,
     until: datetime,
     lane: str,
     marks: Sequence[Mark] = (),
     note: str = "",
 ) -> Chart:
-    """What held when, one lane per thing."""
-    lanes = list(dict.fromkeys(s.lane for s in stretches))
+    """Which state held when, one lane per thing."""
+    lanes = list(dict.fromkeys(s.lane for s in periods))
     values = [
         {
-            "at": _time(s.start),
-            "end": _time(s.end or until),
+            "at": _format_time(s.start),
+            "end": _format_time(s.end or until),
             "lane": s.lane,
             "what": s.what,
             "detail": s.detail,
             "color": _SERIES.get(s.tone) or _TONES.get(s.tone, "var(--accent)"),
         }
-        for s in stretches
+        for s in periods
     ]
     layers: list[Spec] = [
         {
             "data": {"values": values},
             "mark": {"type": "bar", "height": 14, "cornerRadius": 2},
             "encoding": {
-                "x": _x(),
+                "x": _time_axis(),
                 "x2": {"field": "end"},
                 "y": {
                     "field": "lane",
@@ -352,24 +361,26 @@ def spans(
                 "tooltip": [
                     {"field": "what"},
                     {"field": "detail"},
-                    _tip_time("at", "from"),
-                    _tip_time("end", "to"),
+                    _time_tooltip("at", "from"),
+                    _time_tooltip("end", "to"),
                 ],
             },
         },
-        *_marks(marks),
+        *_draw_marks(marks),
     ]
-    rows: list[list[Any]] = [[s.lane, s.what, s.start, s.end, s.detail] for s in stretches]
+    rows: list[list[Any]] = [[s.lane, s.what, s.start, s.end, s.detail] for s in periods]
     return Chart(
         title,
-        _spec(layers, height=max(60, 26 * len(lanes) + 12)),
+        _build_spec(layers, height=max(60, 26 * len(lanes) + 12)),
         [lane, "what", "from", "to", "why"],
         rows,
         note,
     )
 
 
-def by_step(title: str, series: dict[str, list[tuple[int, float]]], *, axis: str, note: str = "") -> Chart:
+def draw_by_step(
+    title: str, series: dict[str, list[tuple[int, float]]], *, axis: str, note: str = ""
+) -> Chart:
     """A metric of a run by training step."""
     values = [{"step": s, "value": v, "series": name} for name, points in series.items() for s, v in points]
     layers: list[Spec] = [
@@ -399,7 +410,7 @@ def by_step(title: str, series: dict[str, list[tuple[int, float]]], *, axis: str
         }
     ]
     rows = [[name, s, v] for name, points in series.items() for s, v in points]
-    return Chart(title, _spec(layers), ["metric", "step", "value"], rows, note)
+    return Chart(title, _build_spec(layers), ["metric", "step", "value"], rows, note)
 
 
 # --- the bundle that draws ---------------------------------------------------------------------------------------------

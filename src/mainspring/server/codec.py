@@ -11,7 +11,7 @@ import msgspec
 from mainspring.errors import InvalidInput, Malformed
 
 MAX_INT = (1 << 63) - 1
-_NO_TEXT = re.compile("[\\x00\\ud800-\\udfff]")
+_INVALID_TEXT = re.compile("[\\x00\\ud800-\\udfff]")
 _MAX_DEPTH = 64
 _MAX_KEYS = 100_000
 _MAX_VALUES = 1_000_000
@@ -26,13 +26,12 @@ def decode_object(body: bytes) -> dict[str, Any]:
     all.
     """
     try:
-        msgspec.json.decode(
-            body, type=dict[str, msgspec.Raw]
-        )  # cheap: refuses most garbage before anything is built
-        if _values(body) > _MAX_VALUES:
+        # Cheap: refuses most malformed documents before any value is built
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        if _count_values(body) > _MAX_VALUES:
             raise Malformed("too many values", value=f"more than {_MAX_VALUES}")
-        value = json.loads(body, object_pairs_hook=_pairs, parse_int=_integer)
-        _measure(value)
+        value = json.loads(body, object_pairs_hook=_build_object, parse_int=_parse_integer)
+        _check_limits(value)
     except InvalidInput:
         raise
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -43,36 +42,39 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return result
 
 
-def _values(body: bytes) -> int:
-    """How many values the document holds, at most; counted outside of texts where they might matter."""
-    found = _marks(body)
-    if found > _MAX_VALUES:
+def _count_values(body: bytes) -> int:
+    """An upper bound of the number of values in the document.
+
+    A value follows a comma or an opening bracket. Those inside strings are left out only if the simple count is too high.
+    """
+    count = _count_separators(body)
+    if count > _MAX_VALUES:
         plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-        found = sum(_marks(outside) for outside in plain.split(b'"')[::2])
-    return found
+        count = sum(_count_separators(outside) for outside in plain.split(b'"')[::2])
+    return count
 
 
-def _marks(text: bytes) -> int:
+def _count_separators(text: bytes) -> int:
     return text.count(b",") + text.count(b"[") + text.count(b"{")
 
 
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
         seen: set[str] = set()
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-        raise Malformed("a key stands twice in one object", value=twice)
-    return found
+        raise Malformed("a key occurs twice in one object", value=twice)
+    return members
 
 
-def _integer(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if len(text) > 20 or not -MAX_INT - 1 <= int(text) <= MAX_INT:
         raise Malformed("an integer does not fit 64 bits", value=text[:40])
     return int(text)
 
 
-def _measure(root: Any) -> None:
-    """Depth, number of keys, and text that is not text; iterative, so that hostile depth cannot exhaust the stack."""
+def _check_limits(root: Any) -> None:
+    """Checks depth, number of keys and every text; iterative, so that a deep document cannot exhaust the stack."""
     stack, keys = [(root, 1)], 0
     while stack:
         value, depth = stack.pop()
@@ -94,5 +96,5 @@ def _measure(root: Any) -> None:
 
 
 def _check_text(text: str) -> None:
-    if _NO_TEXT.search(text):
+    if _INVALID_TEXT.search(text):
         raise Malformed("text holds NUL or a lone surrogate", value=text[:40])

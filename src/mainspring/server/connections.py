@@ -1,4 +1,4 @@
-"""What the control plane's clients may cost before anybody knows who they are: the bounds of ``serving.connection``.
+"""Limits on the control plane's connections before a caller is authenticated: the bounds of ``serving.connection``.
 
 :func:`control_server` is the one way to run the application, in ``mainspring up`` and in tests.
 """
@@ -30,7 +30,7 @@ class Limits:
 
 
 class ControlServer(uvicorn.Server):
-    """uvicorn, with a sweep beside it that closes overdue connections."""
+    """uvicorn, with a task that closes overdue connections."""
 
     _sweeping: asyncio.Task[None] | None = None
 

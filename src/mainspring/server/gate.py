@@ -1,8 +1,8 @@
 """The one outermost layer: nothing is routed, read or logged before a request has passed it.
 
-Order: Host (parsed, exact) → headers that stand twice → Origin and Sec-Fetch-Site for anything that may change state →
-encoding and declared size → who it is, by the first authenticator that knows. It says *who* calls (``operations.acting``) for all that follows; *what* they may
-do is decided by the operation. Security headers go on every response, errors included.
+Order: Host (parsed, exact) → headers that are sent twice → Origin and Sec-Fetch-Site for anything that may change state →
+encoding and declared size → who calls, by the first authenticator that knows. The gate names *who* calls (``operations.acting``)
+for all that follows; *what* they may do is decided by the operation. Security headers go on every response, errors included.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 COOKIE = "mainspring-session"
-"""The session's cookie over plain HTTP on loopback. Over TLS it is ``__Host-mainspring-session``, which browsers take from
-this very host only, with Secure and without Domain; the plain name is then not looked at."""
+"""The session's cookie over plain HTTP on loopback. Over TLS it is ``__Host-mainspring-session``, which browsers accept
+only from this host, with Secure and without Domain; the plain name is then ignored."""
 
 ONCE = frozenset(
     {b"authorization", b"content-encoding", b"content-type", b"idempotency-key", b"origin", b"sec-fetch-site"}
 )
-"""Headers that mean nothing if they stand twice: two readers would believe different ones."""
+"""Headers that are refused if they are sent twice: two readers could each use a different one."""
 
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 METHODS = SAFE_METHODS | {"POST"}
 OPEN_PATHS = frozenset({"/live", "/ready", "/login"})
-"""Reachable without a token: liveness, readiness and the page that takes the token. Hashed assets are open too."""
+"""Reachable without a token: liveness, readiness and the login page. Static files are open too."""
 
 _CSP = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -62,7 +62,7 @@ HEADERS: list[tuple[bytes, bytes]] = [
 
 
 class Gate:
-    """ASGI middleware: see the module."""
+    """ASGI middleware that checks every request; the order of the checks is in the module's docstring."""
 
     def __init__(self, app: App, access: Access, authenticators: Sequence[Authenticator]) -> None:
         self._app = app
@@ -76,7 +76,7 @@ class Gate:
         if scope["type"] != "http":  # no WebSocket exists here
             await send({"type": "websocket.close", "code": 1008})
             return
-        guarded = _with_headers(send)
+        guarded = _add_security_headers(send)
         try:
             self._check(scope)
             principal = await self._identify(scope)
@@ -84,7 +84,7 @@ class Gate:
             await answer(guarded, error, scope)
             return
         with acting(principal):
-            await self._app(scope, _bounded(receive, self._access.max_body), guarded)
+            await self._app(scope, _limit_body(receive, self._access.max_body), guarded)
 
     def _check(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -101,7 +101,7 @@ class Gate:
         self._check_size(headers)
 
     async def _identify(self, scope: Scope) -> Principal:
-        """Who calls. Raises :class:`Unauthenticated` for nobody, where that is not enough."""
+        """Who calls. Raises :class:`Unauthenticated` for an unknown caller of a path that is not open."""
         path: str = scope["path"]
         if path in {"/live", "/ready"}:
             return ANONYMOUS
@@ -124,13 +124,13 @@ class Gate:
             )
 
     def _check_origin(self, headers: list[tuple[bytes, bytes]]) -> None:
-        found = {k: v.decode("latin-1") for k, v in headers if k in {b"origin", b"sec-fetch-site", b"host"}}
-        origin = found.get(b"origin")
+        sent = {k: v.decode("latin-1") for k, v in headers if k in {b"origin", b"sec-fetch-site", b"host"}}
+        origin = sent.get(b"origin")
         if origin is not None:
-            own = {f"{scheme}://{found.get(b'host', '').lower()}" for scheme in ("http", "https")}
+            own = {f"{scheme}://{sent.get(b'host', '').lower()}" for scheme in ("http", "https")}
             if origin.lower() not in own and origin not in self._access.origins:
                 raise PermissionDenied("requests from this origin are refused", value=origin)
-        site = found.get(b"sec-fetch-site")
+        site = sent.get(b"sec-fetch-site")
         if site is not None and site not in {"same-origin", "none"}:
             raise PermissionDenied("cross-site requests are refused", value=site)
 
@@ -143,21 +143,21 @@ class Gate:
 
     async def _principal(self, scope: Scope) -> Principal | None:
         headers = [v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"]
-        given = Credentials(authorization=headers[0] if headers else None, session=session_of(scope))
+        credentials = Credentials(authorization=headers[0] if headers else None, session=session_of(scope))
         for authenticator in self._authenticators:
-            principal = await authenticator.authenticate(given)
+            principal = await authenticator.authenticate(credentials)
             if principal is not None:
                 return principal
         return None
 
 
 def cookie_name(scope: Scope) -> str:
-    """The name of the session's cookie for a request over this scheme (a trusted proxy's word counts: uvicorn has set it)."""
+    """The name of the session's cookie for a request over this scheme (uvicorn has set it, also from a trusted proxy's headers)."""
     return f"__Host-{COOKIE}" if scope.get("scheme") == "https" else COOKIE
 
 
 def session_of(scope: Scope) -> str | None:
-    """What the session's cookie says, if there is one."""
+    """The value of the session's cookie, if there is one."""
     for value in (v.decode("latin-1") for k, v in scope["headers"] if k == b"cookie"):
         try:
             cookie = SimpleCookie(value).get(cookie_name(scope))
@@ -172,16 +172,16 @@ def _check_once(headers: list[tuple[bytes, bytes]]) -> None:
     seen: set[bytes] = set()
     for name, _ in headers:
         if name in ONCE and name in seen:
-            raise InvalidInput("a header stands twice", value=name.decode("latin-1"))
+            raise InvalidInput("a header is sent twice", value=name.decode("latin-1"))
         seen.add(name)
 
 
 def _check_encoding(headers: list[tuple[bytes, bytes]]) -> None:
-    """Nothing here is unpacked: a body that says it is packed would be read as something it is not."""
+    """Refuses compressed bodies. Nothing is decompressed here, so the compressed bytes would be stored as the content."""
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             raise UnsupportedMedia(
-                "bodies are taken as they are, not packed",
+                "compressed bodies are not accepted",
                 value=value.decode("latin-1"),
                 place="Content-Encoding",
                 next_step="Send the body without Content-Encoding.",
@@ -214,7 +214,7 @@ def host_of(value: bytes) -> str | None:
     return name
 
 
-def _with_headers(send: Send) -> Send:
+def _add_security_headers(send: Send) -> Send:
     async def guarded(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             present = {k for k, _ in message.get("headers", [])}
@@ -224,15 +224,15 @@ def _with_headers(send: Send) -> Send:
     return guarded
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """Counts what really arrives: a lying or missing Content-Length changes nothing."""
-    seen = 0
+def _limit_body(receive: Receive, limit: int) -> Receive:
+    """Limits the bytes that arrive, so that a false or missing Content-Length makes no difference."""
+    received = 0
 
     async def bounded() -> MutableMapping[str, Any]:
-        nonlocal seen
+        nonlocal received
         message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
+        received += len(message.get("body", b""))
+        if received > limit:
             raise TooLarge("the body is too large", value=f"more than {limit} bytes")
         return message
 

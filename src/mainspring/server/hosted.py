@@ -1,8 +1,8 @@
 """The projects that one server answers for: all of its workspace, over one database and one object store.
 
-The project of the server's own directory and those in ``[server] projects`` have their policy here. Others are opened when somebody asks
-for them, without a policy: their data, runs, models and lineage are there, and what follows a policy is refused. At most
-:data:`OPEN_AT_ONCE` of them are kept open; one that is let go costs a look into the database when it is asked for again.
+The project of the server's own directory and those in ``[server] projects`` have their policy here. Others are opened at their
+first request, without a policy: their data, runs, models and lineage are available, and operations that need a policy are
+refused. At most :data:`OPEN_AT_ONCE` of them stay open; the next request for a closed one costs one read of the database.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Bound(NamedTuple):
 
 
 class Hosted:
-    """Opens projects for whoever has a part in them. Safe to use from many threads."""
+    """Opens projects for callers who have a role in them. Safe to use from many threads."""
 
     def __init__(self, own: Workspace, served: Sequence[Settings] = (), *, limit: int = OPEN_AT_ONCE) -> None:
         self.own = own
@@ -45,29 +45,31 @@ class Hosted:
 
     @property
     def followed(self) -> list[Workspace]:
-        """The projects whose policy this process has."""
+        """The projects whose policy this process has, the server's own first."""
         return list(self._followed.values())
 
     def workspace(self, project: str) -> Workspace:
         """The project, opened if need be. Reads the database: call it from a thread.
 
-        Raises :class:`NotFound` for one that does not exist, in the words for one in which the caller has no part. The caller's part
-        comes first: what is not theirs is not even looked for, so that no answer takes longer for being about something.
+        Raises :class:`NotFound` for one that does not exist, with the same message as for one in which the caller has no role. The
+        role is checked first: without one the database is not read, so that the time of the answer does not reveal whether the
+        project exists.
         """
         if acts().role_in(project) is None:
             raise no_project(project)
-        found = self._opened(project)
-        if found is not None:
-            return found
+        workspace = self._get_open(project)
+        if workspace is not None:
+            return workspace
         if not projects.exists(self.own.base.store, project):
             raise no_project(project)
-        made = Workspace(without_policy(self.own.settings, project), beside=self.own.base)
-        with self._lock:  # somebody else may have opened it meanwhile: theirs is the one
-            found = self._others.setdefault(project, made)
+        opened = Workspace(without_policy(self.own.settings, project), beside=self.own.base)
+        # Opened outside the lock, so that other projects do not wait; if another thread was faster, its workspace is used.
+        with self._lock:
+            workspace = self._others.setdefault(project, opened)
             self._others.move_to_end(project)
             while len(self._others) > self._limit:
-                self._others.popitem(last=False)  # whoever uses it goes on with it
-        return found
+                self._others.popitem(last=False)  # requests that already use it keep their reference
+        return workspace
 
     async def room(self, project: str, name: str) -> Bound:
         """A room of the project."""
@@ -76,12 +78,12 @@ class Hosted:
             workspace = await anyio.to_thread.run_sync(self.workspace, project)
         return Bound(workspace.room(name), workspace.base.ledger)
 
-    def _opened(self, project: str) -> Workspace | None:
+    def _get_open(self, project: str) -> Workspace | None:
         followed = self._followed.get(project)
         if followed is not None:
             return followed
         with self._lock:
-            found = self._others.get(project)
-            if found is not None:
+            workspace = self._others.get(project)
+            if workspace is not None:
                 self._others.move_to_end(project)
-            return found
+            return workspace

@@ -23,15 +23,15 @@ _ERROR = {
 }
 
 
-def document(rooms: Mapping[str, type], *, version: str) -> dict[str, Any]:
+def build_document(rooms: Mapping[str, type], *, version: str) -> dict[str, Any]:
     """The whole API. Paths hold the project; errors share one shape."""
     operations = [op for room in rooms.values() for op in operations_of(room).values()]
-    kinds = [t for op in operations for t in _json_types(op)]
+    kinds = [t for op in operations for t in _list_json_types(op)]
     _, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     return {
         "openapi": "3.1.0",
         "info": {"title": "Mainspring", "version": version},
-        "paths": {f"{PREFIX}/{{project}}/{op.room}/{op.name}": _path(op) for op in operations},
+        "paths": {f"{PREFIX}/{{project}}/{op.room}/{op.name}": _describe_path(op) for op in operations},
         "components": {
             "schemas": components | {"Error": _ERROR},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -40,17 +40,17 @@ def document(rooms: Mapping[str, type], *, version: str) -> dict[str, Any]:
     }
 
 
-def _json_types(operation: Operation) -> list[Any]:
+def _list_json_types(operation: Operation) -> list[Any]:
     kinds = [operation.types[n] for n in operation.parameters if n != "body"]
     return kinds + ([operation.returns] if operation.policy.kind in {Kind.UNARY, Kind.UPLOAD} else [])
 
 
-def _schema(kind: Any) -> dict[str, Any]:
+def _schema_of(kind: Any) -> dict[str, Any]:
     (schema,), _ = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
     return schema
 
 
-def _path(operation: Operation) -> dict[str, Any]:
+def _describe_path(operation: Operation) -> dict[str, Any]:
     posts = operation.policy.changes or operation.policy.kind is Kind.UPLOAD
     named = [n for n in operation.parameters if n != "body"]
     required = [n for n in named if operation.parameters[n].default is operation.parameters[n].empty]
@@ -64,7 +64,7 @@ def _path(operation: Operation) -> dict[str, Any]:
         "x-role": operation.policy.role.name.lower(),
         "x-deadline-seconds": operation.policy.deadline_s,
         "responses": {
-            "200": _answer(operation),
+            "200": _describe_answer(operation),
             "default": {
                 "description": "error",
                 "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
@@ -74,7 +74,7 @@ def _path(operation: Operation) -> dict[str, Any]:
     if posts and operation.policy.kind is not Kind.UPLOAD:
         schema = {
             "type": "object",
-            "properties": {n: _schema(operation.types[n]) for n in named},
+            "properties": {n: _schema_of(operation.types[n]) for n in named},
             "required": required,
             "additionalProperties": False,
         }
@@ -85,7 +85,7 @@ def _path(operation: Operation) -> dict[str, Any]:
             )
     else:
         entry["parameters"] += [
-            {"name": n, "in": "query", "required": n in required, "schema": _schema(operation.types[n])}
+            {"name": n, "in": "query", "required": n in required, "schema": _schema_of(operation.types[n])}
             for n in named
         ]
         if operation.policy.kind is Kind.UPLOAD:
@@ -93,7 +93,10 @@ def _path(operation: Operation) -> dict[str, Any]:
     return {"post" if posts else "get": entry}
 
 
-def _answer(operation: Operation) -> dict[str, Any]:
+def _describe_answer(operation: Operation) -> dict[str, Any]:
     if operation.policy.kind is Kind.DOWNLOAD:
         return {"description": "bytes", "content": {"application/octet-stream": {}}}
-    return {"description": "result", "content": {"application/json": {"schema": _schema(operation.returns)}}}
+    return {
+        "description": "result",
+        "content": {"application/json": {"schema": _schema_of(operation.returns)}},
+    }

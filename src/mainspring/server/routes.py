@@ -51,30 +51,32 @@ PREFIX = "/api/v1"
 log = logging.getLogger("mainspring.server")
 
 RoomFinder = Callable[[str, str], Awaitable[Bound]]
-"""``(project, room name)`` to the room object; raises NotFound for a project that is not there for the caller."""
+"""``(project, room name)`` to the room object; raises NotFound for a project that does not exist or in which the caller has
+no role."""
 UPLOADS = 16
-"""Uploads that are stored at once; each holds a thread as long as its client sends."""
+"""Uploads that are stored at once; each occupies a thread for as long as its client sends."""
 IDLE_S = 60.0
-"""How long an upload may stand still."""
+"""Seconds that an upload may pause."""
 BODY_S = 120.0
-"""How long a JSON body may take to arrive."""
+"""Seconds that a JSON body may take to arrive."""
 LARGE = 1 * MIB
 """JSON bodies above this many bytes are decoded :data:`LARGE_AT_ONCE` at a time."""
 LARGE_AT_ONCE = 2
 
 
 class Keys:
-    """Calls with one idempotency key of a project go one after another, so that a retry meets the answer and not the work."""
+    """Runs the calls with one idempotency key of a project one after another, so that a retry finds the stored answer instead of
+    running beside the first call."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
 
     @contextlib.asynccontextmanager
-    async def hold(self, project: str, named: str | None) -> AsyncIterator[None]:
-        if named is None:
+    async def hold(self, project: str, name: str | None) -> AsyncIterator[None]:
+        if name is None:
             yield
             return
-        key = (project, named)
+        key = (project, name)
         lock, waiting = self._held.get(key, (asyncio.Lock(), 0))
         self._held[key] = (lock, waiting + 1)
         try:
@@ -119,24 +121,24 @@ class OperationRoute:
     async def _run(self, request: Request) -> Response:
         operation = self.operation
         bound = await self._find(request.path_params["project"], operation.room)
-        # Before anything of the request is read, and before a stored answer is repeated: the operation's own question.
+        # The role is checked before anything of the request is read, and before a stored answer is repeated.
         principal = authorise(bound.room, operation.id, operation.policy.role)
         twice = next(
             (n for n, v in request.query_params.items() if request.query_params.getlist(n) != [v]), None
         )
         if twice is not None:
-            raise InvalidInput("a query parameter stands twice", value=twice)
+            raise InvalidInput("a query parameter is sent twice", value=twice)
         key = _idempotency_key(request) if operation.policy.changes and operation.policy.keyed else None
         if operation.policy.kind is Kind.UPLOAD:
             return await self._upload(request, bound, principal, key)
         if operation.policy.changes:
             arguments = await self._arguments(await _json_body(request, operation.policy.max_body))
         else:
-            arguments = query_arguments(operation, _query_of(request))
+            arguments = query_arguments(operation, _read_query(request))
         return await self._within_deadline(bound, principal, arguments, key)
 
     async def _arguments(self, body: bytes) -> dict[str, Any]:
-        """The arguments in a body, decoded off the event loop; large ones a few at a time, since decoding multiplies their size."""
+        """The arguments in a body, decoded in a thread; large ones a few at a time, since decoded values take many times the bytes."""
 
         def convert() -> dict[str, Any]:
             return convert_arguments(self.operation, decode_object(body))
@@ -147,9 +149,9 @@ class OperationRoute:
     async def _within_deadline(
         self, bound: Bound, principal: Principal, arguments: dict[str, Any], key: str | None
     ) -> Response:
-        """The answer, or after the operation's deadline an error: its thread cannot be stopped, but nobody waits for it.
+        """The answer, or an error after the operation's deadline. Its thread cannot be stopped and goes on alone.
 
-        The key stays held until the thread is done, so a retry meets its result and does not run beside it.
+        The key stays locked until the thread is done, so that a retry waits for its result and does not run beside it.
         """
 
         async def run() -> Response:
@@ -160,7 +162,7 @@ class OperationRoute:
         working = asyncio.create_task(run())
         done, _ = await asyncio.wait({working}, timeout=limit)
         if not done:
-            working.add_done_callback(_late(self.operation.id))
+            working.add_done_callback(_log_late_failure(self.operation.id))
             raise DeadlineExceeded(
                 f"{self.operation.id} takes longer than {limit:g} s",
                 next_step="It may still be done: repeat the call with the same idempotency key."
@@ -176,23 +178,24 @@ class OperationRoute:
         if key is None:
             result = operation(**arguments)
             if isinstance(result, Download):
-                return _download(result)
+                return _download_response(result)
             return Response(to_json(result), media_type="application/json")
         named = {k: v for k, v in arguments.items() if k != "body"}
         stored = bound.ledger.replay(key=key, operation=self.operation.id, arguments=named)
         if stored is not None:
-            return _again(stored)
+            return _replay_response(stored)
         try:
             with acting(principal, key=key) as settlement:
                 answer = to_json(operation(**arguments))
             bound.ledger.settle(
                 key=key, operation=self.operation.id, arguments=named, answer=answer, settlement=settlement
             )
-        except KeyTaken:  # by another process: what this call did in that decision is undone
+        except KeyTaken:
+            # Another process has used the key meanwhile, so this call's transaction was rolled back
             stored = bound.ledger.replay(key=key, operation=self.operation.id, arguments=named)
             if stored is None:
                 raise
-            return _again(stored)
+            return _replay_response(stored)
         return Response(answer, media_type="application/json")
 
     async def _upload(
@@ -207,7 +210,7 @@ class OperationRoute:
                 value=request.headers["content-type"],
                 next_step="Send application/octet-stream.",
             )
-        arguments = query_arguments(self.operation, _query_of(request))
+        arguments = query_arguments(self.operation, _read_query(request))
         async with self._keys.hold(bound.ledger.project, key):
             pipe = _Pipe(self.operation.policy.max_body, deadline_s=self.operation.policy.deadline_s)
             feeder = asyncio.create_task(pipe.feed(request))
@@ -219,8 +222,8 @@ class OperationRoute:
                 feeder.cancel()
 
 
-def _late(operation: str) -> Callable[[asyncio.Task[Response]], None]:
-    """Takes note of how a call ended that nobody waits for any more."""
+def _log_late_failure(operation: str) -> Callable[[asyncio.Task[Response]], None]:
+    """A callback that logs the failure of a call whose deadline has passed: no client receives it."""
 
     def note(task: asyncio.Task[Response]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -232,7 +235,8 @@ def _late(operation: str) -> Callable[[asyncio.Task[Response]], None]:
 class _Pipe:
     """The bytes of a request, read by a thread while the event loop feeds them; holds at most eight pieces.
 
-    The feeding side takes no thread of its own: were it to wait for one while the readers held them all, nobody would go on.
+    The feeding side runs on the event loop and needs no thread: if readers held all threads while it waited for one, neither could
+    go on.
     """
 
     def __init__(self, limit: int, *, deadline_s: float, idle_s: float = IDLE_S) -> None:
@@ -244,12 +248,12 @@ class _Pipe:
         self._end = time.monotonic() + deadline_s
 
     async def feed(self, request: Request) -> None:
-        seen = 0
+        received = 0
         last: Exception | None = InvalidInput("the upload broke off")
         try:
             async for piece in request.stream():
-                seen += len(piece)
-                if seen > self._limit:
+                received += len(piece)
+                if received > self._limit:
                     raise TooLarge("the body is too large", value=f"more than {self._limit} bytes")
                 if piece:
                     await self._free.acquire()
@@ -260,7 +264,7 @@ class _Pipe:
         except ClientDisconnect:
             pass
         finally:
-            self._queue.put(last)  # whatever happened here, the reader does not wait for ever
+            self._queue.put(last)  # in every case the reader gets an end, so that it does not wait for ever
 
     def __iter__(self) -> Iterator[bytes]:
         while True:
@@ -295,8 +299,8 @@ def build_routes(rooms: Mapping[str, type], find: RoomFinder) -> list[Route]:
     return routes
 
 
-def _query_of(request: Request) -> Mapping[str, str]:
-    """The query; text that is no UTF-8 is refused here, where it would otherwise be replaced in silence."""
+def _read_query(request: Request) -> Mapping[str, str]:
+    """The query's parameters. Text that is not UTF-8 is refused; Starlette would replace it silently."""
     from urllib.parse import unquote_to_bytes
 
     try:
@@ -313,23 +317,23 @@ def query_arguments(operation: Operation, query: Mapping[str, str]) -> dict[str,
         if name not in operation.types or takes_text(operation.types[name]):
             raw[name] = value
         else:
-            raw[name] = _json_of(name, value)
+            raw[name] = _decode_parameter(name, value)
     return convert_arguments(operation, raw)
 
 
-def _json_of(name: str, value: str) -> Any:
+def _decode_parameter(name: str, value: str) -> Any:
     """One JSON value, by the same strict rules as a body."""
     try:
-        found = decode_object(b'{"value":' + value.encode() + b"}")
+        document = decode_object(b'{"value":' + value.encode() + b"}")
     except (InvalidInput, UnicodeEncodeError):
-        found = {}
-    if list(found) != ["value"]:
+        document = {}
+    if list(document) != ["value"]:
         raise InvalidInput("this query parameter must be JSON", value=value, place=name)
-    return found["value"]
+    return document["value"]
 
 
 def takes_text(kind: Any) -> bool:
-    """Whether an argument of this type travels as plain text in a query: ``str`` and what is made from one, possibly optional."""
+    """Whether an argument of this type is plain text in a query: ``str`` and types made from one string, possibly optional."""
     import types
     import typing
     from datetime import datetime
@@ -339,16 +343,15 @@ def takes_text(kind: Any) -> bool:
         return takes_text(typing.get_args(kind)[0])
     if origin in {typing.Union, types.UnionType}:
         members = set(typing.get_args(kind)) - {type(None)}
-        return all(takes_text(a) for a in members - {int}) and members != {
-            int
-        }  # a number may also be sent as text
+        # In a union with text, a number is sent as text too.
+        return all(takes_text(a) for a in members - {int}) and members != {int}
     if origin is typing.Literal:
         return all(isinstance(a, str) for a in typing.get_args(kind))
     return isinstance(kind, type) and issubclass(kind, (str, datetime))
 
 
 def convert_arguments(operation: Operation, raw: dict[str, Any]) -> dict[str, Any]:
-    """Check names and types; raises InvalidInput naming the argument."""
+    """The arguments in their declared types; raises InvalidInput that names the wrong one."""
     expected = {k for k in operation.parameters if k != "body"}
     for name in raw:
         if name not in expected:
@@ -386,12 +389,12 @@ async def _json_body(request: Request, limit: int) -> bytes:
         raise TooLarge(
             "the body is too large", value=f"{declared} bytes", next_step=f"At most {limit} bytes here."
         )
-    pieces, seen = [], 0
+    pieces, received = [], 0
     try:
         with anyio.fail_after(BODY_S):
             async for piece in request.stream():
-                seen += len(piece)
-                if seen > limit:
+                received += len(piece)
+                if received > limit:
                     raise TooLarge(
                         "the body is too large",
                         value=f"more than {limit} bytes",
@@ -410,12 +413,12 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-def _again(stored: bytes) -> Response:
+def _replay_response(stored: bytes) -> Response:
     return Response(stored, media_type="application/json", headers={"idempotent-replay": "true"})
 
 
-def _download(result: Download) -> Response:
-    """A streamed answer. Its first piece is read now, while an error can still be told as one."""
+def _download_response(result: Download) -> Response:
+    """A streamed answer. Its first piece is read before the status is sent, so that an error can still become an error response."""
     headers = {"content-disposition": "attachment"}
     if result.name is not None:
         from urllib.parse import quote
@@ -425,35 +428,39 @@ def _download(result: Download) -> Response:
         headers["content-length"] = str(result.size)
     chunks = iter(result.chunks)
     first = list(itertools.islice(chunks, 1))
-    return StreamingResponse(_threaded(first, chunks), media_type=result.media_type, headers=headers)
+    return StreamingResponse(
+        _stream_from_thread(first, chunks), media_type=result.media_type, headers=headers
+    )
 
 
-async def _threaded(first: list[bytes], chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def _stream_from_thread(first: list[bytes], chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     end = object()
     try:
         for piece in first:
             yield piece
         while (piece := await anyio.to_thread.run_sync(next, chunks, end)) is not end:  # type: ignore[arg-type]
             yield piece
-    finally:  # also when the client went away: files are closed now, not when somebody collects garbage
+    finally:  # also after a disconnect: files are closed now, not at the next garbage collection
         close = getattr(chunks, "close", None)
         if close is not None:
             close()
 
 
 def error_response(error: MainspringError) -> Response:
+    """The error as JSON with its HTTP status; 503 asks the client to retry after a second."""
     headers = {"retry-after": "1"} if error.status == 503 else None
-    told = error.to_dict()
+    fields = error.to_dict()
+    # Clients must not learn paths of this machine: only the last part is sent (SAFETY L01)
     for field in (
         "place",
         "value",
-    ):  # where things lie on this machine is nobody's business elsewhere (SAFETY L01)
-        text = told.get(field)
+    ):
+        text = fields.get(field)
         if isinstance(text, str) and text.startswith("/") and (field == "place" or error.status >= 500):
             log.warning("%s: %s", error.code, error)
-            told[field] = text.rpartition("/")[2]
+            fields[field] = text.rpartition("/")[2]
     return Response(
-        to_json({"error": told}),
+        to_json({"error": fields}),
         status_code=error.status,
         media_type="application/json",
         headers=headers,

@@ -58,7 +58,7 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
         hosted = Hosted(workspace, served(workspace.settings))
         app = build_app(hosted, access, pages=page_routes)
         listener = listen(options.host, options.port)
-        _die_on_lost_writes(workspace)
+        _exit_on_lost_writes(workspace)
         workers = [Workers(followed.settings) for followed in hosted.followed]
         for worker, followed in zip(workers, hosted.followed, strict=True):
             followed.room("loop").start_worker = worker.start
@@ -66,8 +66,10 @@ def serve(workspace: Workspace, options: Options, *, ready: Callable[[str], None
         ticker = threading.Thread(
             target=_tick, args=(hosted.followed, options.tick_s, stop), name="loop", daemon=True
         )
-        recovering = threading.Thread(target=_recover, args=(hosted.followed,), name="recover", daemon=True)
-        server = _Server(control_config(app), started=lambda: ready(_url(listener)))
+        recovering = threading.Thread(
+            target=_recover_spools, args=(hosted.followed,), name="recover", daemon=True
+        )
+        server = _Server(control_config(app), started=lambda: ready(_format_url(listener)))
         try:
             recovering.start()
             if options.tick_s is not None:
@@ -101,7 +103,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def server_lock(home: Path) -> Iterator[None]:
-    """Hold the workspace's server lock. It vanishes with the process, so a stale one never blocks."""
+    """Hold the workspace's server lock.
+
+    The kernel releases a file lock with its process, so a crashed server never blocks the next one. The file holds the pid only
+    for the error message.
+    """
     path = home / "locks" / "server.lock"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -126,34 +132,33 @@ def server_lock(home: Path) -> Iterator[None]:
 class Workers:
     """One worker process for retraining jobs: ``mainspring loop follow`` in its own session, fed with ids on its stdin.
 
-    It stays warm between jobs. User code runs there and in its children, never here. If it dies, its job falls silent, the
-    loop puts it back into the queue, and the next :meth:`start` makes a new worker.
+    It stays warm between jobs. User code runs there and in its children, never here. If it dies, the heartbeat of
+    its job stops, the loop puts the job back into the queue, and the next :meth:`start` starts a new worker.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._given: set[str] = set()
+        self._assigned: set[str] = set()
         self._lock = threading.Lock()
 
     def start(self, job: str) -> None:
-        """Hand the job to the worker, unless it has it already."""
+        """Send the job to the worker, unless it has been sent already."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self._begin()
-            if job in self._given:
+                self._start_process()
+            if job in self._assigned:
                 return
-            self._given.add(job)
-            assert self._process is not None  # noqa: S101 - begun above
+            self._assigned.add(job)
+            assert self._process is not None  # noqa: S101 - started above
             assert self._process.stdin is not None  # noqa: S101
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # it died just now: the job falls silent and comes back
+            # If the worker has just died, the loop puts the job back into the queue.
+            with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(f"{job}\n".encode())
                 self._process.stdin.flush()
 
-    def _begin(self) -> None:
-        self._given.clear()
+    def _start_process(self) -> None:
+        self._assigned.clear()
         folder = self._settings.home / "workers"
         folder.mkdir(exist_ok=True, mode=0o700)
         with (folder / f"{self._settings.config.project.name}.log").open("ab") as log_file:
@@ -177,7 +182,7 @@ class Workers:
             )
 
     def stop(self) -> None:
-        """End it; a job that was cut off is picked up again at the next start."""
+        """End the worker process; an interrupted job is resumed after the next start."""
         with self._lock:
             process = self._process
             if process is None:
@@ -195,8 +200,8 @@ class Workers:
             self._process = None
 
 
-def _recover(workspaces: Sequence[Workspace]) -> None:
-    """Take in what training processes that died had left in the spool; beside the requests, since it may be much."""
+def _recover_spools(workspaces: Sequence[Workspace]) -> None:
+    """Store what ended training processes left in the spool; in a thread of its own, since it may take long."""
     for workspace in workspaces:
         try:
             with acting(Principal("recovery", {workspace.project: Role.EDITOR}, kind="service")):
@@ -211,7 +216,7 @@ def _recover(workspaces: Sequence[Workspace]) -> None:
 
 
 def _tick(workspaces: Sequence[Workspace], every_s: float | None, stop: threading.Event) -> None:
-    """A round of the loop for each project; one that fails does not hold up the others."""
+    """Rounds of the loop for each project, until ``stop``; one that fails does not prevent the others."""
     while not stop.wait(every_s):
         for workspace in workspaces:
             try:
@@ -223,8 +228,9 @@ def _tick(workspaces: Sequence[Workspace], every_s: float | None, stop: threadin
                 log.exception("the loop of %s skipped a round", workspace.project)
 
 
-def _die_on_lost_writes(workspace: Workspace) -> None:
-    """After a failed fsync the outcome of a commit is unknown: only a restart tells. So no answer, and the process ends."""
+def _exit_on_lost_writes(workspace: Workspace) -> None:
+    """End the process after a failed fsync: the outcome of the commit is unknown until the database is opened again, so no answer
+    may be sent."""
     engine: Any = workspace.base.store.engine
     if hasattr(engine, "on_write_failure"):
 
@@ -236,21 +242,21 @@ def _die_on_lost_writes(workspace: Workspace) -> None:
         engine.on_write_failure = die
 
 
-def _url(listener: socket.socket) -> str:
+def _format_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server:
-    """uvicorn, telling when it answers."""
+    """uvicorn, with a callback at the moment it answers requests."""
 
     def __init__(self, config: Any, *, started: Callable[[], None]) -> None:
         from mainspring.server.connections import ControlServer
 
-        class Told(ControlServer):
+        class Announcing(ControlServer):
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
-                # uvicorn raises the signal again when it is done; here what follows (children, locks) has its own order.
+                # uvicorn raises the signal again when it is done. Here children and locks are released first, in their order.
                 before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
                 try:
                     yield
@@ -262,7 +268,7 @@ class _Server:
                 await super().startup(sockets)
                 started()
 
-        self._server = Told(config)
+        self._server = Announcing(config)
 
     def run(self, *, sockets: list[socket.socket]) -> None:
         self._server.run(sockets=sockets)

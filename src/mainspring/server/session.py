@@ -1,4 +1,4 @@
-"""Logging in and out: the token is exchanged for a session cookie, and logging out ends the session here, not only there."""
+"""Logging in and out: the token is exchanged for a session cookie. Logging out ends the session on the server too."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ FORM_S = 30.0
 """How long a form may take to arrive."""
 
 PAGE_HEADERS = {"cache-control": "no-store", "referrer-policy": "same-origin"}
-"""Under the gate's ``no-referrer`` a browser sends our own forms with ``Origin: null``, which the gate rightly refuses."""
+"""Under the gate's ``no-referrer`` a browser would send our own forms with ``Origin: null``, which the gate refuses."""
 
 
-async def form_of(request: Request) -> dict[str, str]:
+async def read_form(request: Request) -> dict[str, str]:
     """The fields of a small urlencoded form; the last value of a field counts."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/x-www-form-urlencoded":
-        raise UnsupportedMedia("this is where a page sends its form", value=kind or "(none)")
-    pieces, seen = [], 0
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise UnsupportedMedia("this is where a page sends its form", value=media_type or "(none)")
+    pieces, received = [], 0
     try:
         with anyio.fail_after(FORM_S):
             async for piece in request.stream():
-                seen += len(piece)
-                if seen > MAX_FORM:
+                received += len(piece)
+                if received > MAX_FORM:
                     raise TooLarge("the form is too large", value=f"more than {MAX_FORM} bytes")
                 pieces.append(piece)
     except TimeoutError:
@@ -53,14 +53,14 @@ def session_routes(sessions: Sessions) -> list[BaseRoute]:
     template = environment().get_template("login.html")
 
     def page(status: int, wrong: str = "") -> Response:
-        return _page(template.render(wrong=wrong), status)
+        return _page_response(template.render(wrong=wrong), status)
 
     async def show(_request: Request) -> Response:
         return page(200)
 
     async def login(request: Request) -> Response:
         try:
-            token = (await form_of(request)).get("token", "").strip()
+            token = (await read_form(request)).get("token", "").strip()
         except MainspringError as error:
             return page(error.status, f"That could not be read: {error.message}.")
         value = await anyio.to_thread.run_sync(sessions.open, token) if token else None
@@ -87,5 +87,5 @@ def session_routes(sessions: Sessions) -> list[BaseRoute]:
     ]
 
 
-def _page(text: str, status: int) -> Response:
+def _page_response(text: str, status: int) -> Response:
     return Response(text, status_code=status, media_type="text/html", headers=PAGE_HEADERS)

@@ -1,9 +1,9 @@
-"""Tokens for people and programs with less than everything: issued by whoever can write the workspace's folder, each with a role by
+"""Tokens for people and programs with limited roles: issued by whoever can write the workspace's folder, each with a role by
 project (``*``: in every one).
 
-Kept in a private file beside the administrator's token, as SHA-256 digests: whoever reads the file cannot use what is there. A server
-looks at the file again when it changes, so a revoked token ends with the next request, and a changed one is changed with it; the same holds
-for every session that was opened with it.
+Kept in a private file beside the administrator's token, as SHA-256 digests: reading the file does not reveal a token. A server reads
+the file again when it changes, so revoking a token or changing its roles applies from the next request on, also for every session
+that was opened with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mainspring.records.base import Record, check_name, from_json, to_json
 
 FILE = "tokens.json"
 RESERVED = frozenset({"token", "local", "anonymous", "loop", "recovery"})
-"""Names that events already use for somebody else."""
+"""Names that events already use for other actors."""
 
 
 class Issued(Record, frozen=True, kw_only=True):
@@ -62,9 +62,9 @@ class Tokens:
             )
         if not 0 < days <= 3660:
             raise InvalidInput("a token lives for up to ten years", value=days, place="--days")
-        kept = _kept(roles)
+        named_roles = _check_roles(roles)
         secret, now = f"msp_{secrets.token_urlsafe(32)}", int(self._now() * 1e6)
-        with self._changing() as known:
+        with self._edit_list() as known:
             if any(t.name == name for t in known):
                 raise Conflict(
                     "this name has a token",
@@ -74,7 +74,7 @@ class Tokens:
             known.append(
                 Issued(
                     name=name,
-                    roles=kept,
+                    roles=named_roles,
                     sha256=digest_of(secret),
                     created_us=now,
                     expires_us=now + int(days * 86_400e6),
@@ -84,18 +84,18 @@ class Tokens:
 
     def change(self, name: str, roles: Mapping[str, Role]) -> None:
         """Give a token these roles instead of those it has. Raises :class:`NotFound` if there is none of that name."""
-        kept = _kept(roles)
-        with self._changing() as known:
-            number = _number_of(name, known)
-            known[number] = msgspec.structs.replace(known[number], roles=kept)
+        named_roles = _check_roles(roles)
+        with self._edit_list() as known:
+            index = _index_of(name, known)
+            known[index] = msgspec.structs.replace(known[index], roles=named_roles)
 
     def revoke(self, name: str) -> None:
         """End a token. Raises :class:`NotFound` if there is none of that name."""
-        with self._changing() as known:
-            del known[_number_of(name, known)]
+        with self._edit_list() as known:
+            del known[_index_of(name, known)]
 
-    def listed(self) -> list[Issued]:
-        """All of them, expired ones too. Raises :class:`Unavailable` if the file is there and cannot be read."""
+    def list_tokens(self) -> list[Issued]:
+        """All issued tokens, expired ones too. Raises :class:`Unavailable` if the file exists and cannot be read."""
         with self._lock:
             try:
                 status = self._path.stat()
@@ -115,25 +115,28 @@ class Tokens:
             return list(self._known)
 
     def principals(self) -> Mapping[str, Principal]:
-        """Who holds which token now, by its SHA-256, with their roles. A role that this program does not know counts for nothing."""
+        """The holders of valid tokens, by SHA-256, with their roles. A role that this program does not know is ignored."""
         now = int(self._now() * 1e6)
         return {
             t.sha256: Principal(
                 t.name,
                 {p: Role[r.upper()] for p, r in t.roles.items() if r.upper() in Role.__members__},
             )
-            for t in self.listed()
+            for t in self.list_tokens()
             if now < t.expires_us
         }
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[list[Issued]]:
-        """The list, to be changed by one process at a time; written whole."""
+    def _edit_list(self) -> Iterator[list[Issued]]:
+        """The list, to be changed in place and then written whole.
+
+        The file lock spans reading and writing, so that two processes that change the list do not lose each other's change.
+        """
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            known = self.listed()
+            known = self.list_tokens()
             yield known
             durable.replace(self._path, to_json(known))
         finally:
@@ -141,11 +144,11 @@ class Tokens:
 
 
 def digest_of(secret: str) -> str:
-    """What is kept of a secret: its SHA-256."""
+    """The SHA-256 (hex) of a secret: what is stored instead of it."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _kept(roles: Mapping[str, Role]) -> dict[str, str]:
+def _check_roles(roles: Mapping[str, Role]) -> dict[str, str]:
     if not roles:
         raise InvalidInput("a token needs a role", next_step="Give --role viewer, or --role PROJECT=viewer.")
     for project in roles:
@@ -154,7 +157,7 @@ def _kept(roles: Mapping[str, Role]) -> dict[str, str]:
     return {project: role.name.lower() for project, role in roles.items()}
 
 
-def _number_of(name: str, known: list[Issued]) -> int:
+def _index_of(name: str, known: list[Issued]) -> int:
     for number, token in enumerate(known):
         if token.name == name:
             return number

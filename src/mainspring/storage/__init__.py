@@ -1,1 +1,1 @@
-"""Engines and what stands directly on them: SQL, objects, journal, leases, failpoints."""
+"""Storage engines and the layers directly above them: SQL, objects, journal, leases, failpoints."""

@@ -24,11 +24,12 @@ _lock = threading.Lock()
 
 
 def declare(*names: str) -> None:
-    """Make failpoints known, so that they can be listed and armed."""
+    """Register failpoints, so that they can be listed and armed."""
     _declared.update(names)
 
 
 def declared() -> frozenset[str]:
+    """The names of all failpoints of the modules imported so far."""
     return frozenset(_declared)
 
 

@@ -5,7 +5,7 @@ closed. A segment is a magic header and records: length and CRC-32 (little-endia
 bytes and the payload, so a run of zeros is never a record), then the payload. One ``write()`` per append survives
 kill -9 of the process; only :meth:`JournalWriter.sync` survives a power cut. A torn tail is dropped and counted.
 
-What a payload means is the reader's business: an unknown kind of record is skipped there, never here.
+The journal does not interpret payloads: a reader of records skips the kinds that it does not know.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class JournalWriter:
 
     ``prefix`` (letters, digits, ``_``) names the journal within the folder. A segment is closed at ``max_bytes``;
     with ``sync_bytes`` it is also fsynced each time that many bytes were appended. A writer used after a fork starts
-    segments of its own. Nothing is created before the first append.
+    its own segments. Nothing is created before the first append.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class JournalWriter:
         self._syncing = threading.Lock()
         self._sync_fd = -1
         self._closed = False
-        self._begin()
+        self._start_writer()
         _writers.add(self)
 
-    def _begin(self) -> None:
+    def _start_writer(self) -> None:
         self._pid = os.getpid()
         self.writer = f"{time.time_ns():016x}{os.urandom(4).hex()}"
         """This writer's id: time-ordered, unique."""
@@ -95,7 +95,7 @@ class JournalWriter:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - a short write is a full disk
             except OSError as error:
                 self._undo()
-                raise _failure(error, self._path) from error
+                raise _translate_error(error, self._path) from error
             self._size += written
             self._unsynced += written
             if self._sync_bytes is not None and self._unsynced >= self._sync_bytes:
@@ -106,15 +106,16 @@ class JournalWriter:
     def sync(self) -> None:
         """Make everything appended so far survive a power cut.
 
-        Raises as :meth:`append` does; after a failed fsync the kernel may have dropped the bytes, so a retry proves
-        nothing: the segment is given up and the next append begins a new one.
+        Raises as :meth:`append` does; after a failed fsync the kernel may have dropped the bytes, and a second
+        fsync would succeed without writing them: the segment is abandoned and the next append starts a new one.
         """
+        # Taken before the lock, and never inside it: one fsync at a time, appends do not wait for it
         with self._syncing:
             with self._lock:
                 if self._fd < 0 or self._pid != os.getpid():
                     return
-                # A descriptor of its own: appends go on during the fsync, and may even close the segment.
-                path, owed, self._sync_fd = self._path, self._unsynced, os.dup(self._fd)
+                # The fsync has its own descriptor and runs without the lock: appends go on meanwhile and may close the segment.
+                path, unsynced, self._sync_fd = self._path, self._unsynced, os.dup(self._fd)
             try:
                 failpoint("journal.sync")
                 os.fdatasync(self._sync_fd)
@@ -123,11 +124,11 @@ class JournalWriter:
                     if self._fd >= 0 and self._path == path:
                         os.close(self._fd)
                         self._fd = -1
-                raise _failure(error, path) from error
+                raise _translate_error(error, path) from error
             else:
                 with self._lock:
                     if self._path == path:
-                        self._unsynced = max(0, self._unsynced - owed)
+                        self._unsynced = max(0, self._unsynced - unsynced)
             finally:
                 fd, self._sync_fd = self._sync_fd, -1
                 os.close(fd)
@@ -156,23 +157,32 @@ class JournalWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def reset_after_fork(self) -> None:
+        """New locks in a forked child: another thread of the parent may have held them, and it does not exist in the child."""
+        self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        if self._sync_fd >= 0:
+            # An open copy would hold the file lock, which shows the parent's writer as alive
+            os.close(self._sync_fd)
+            self._sync_fd = -1
+
     def _open_segment(self) -> None:
         if self._closed:
             raise Unavailable("this journal is closed", place=str(self._folder))
         if self._pid != os.getpid():
             if self._fd >= 0:
-                os.close(self._fd)  # only this process's copy of the descriptor: the parent goes on
-            self._begin()
+                # Closes this process's copy of the descriptor only; the parent's stays open
+                os.close(self._fd)
+            self._start_writer()
         path = self._folder / f"{self._prefix}-{self.writer}-{self._number:08d}.open"
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _failure(error, path) from error
+            raise _translate_error(error, path) from error
         try:
-            fcntl.flock(
-                fd, fcntl.LOCK_EX
-            )  # says "alive" to readers; the kernel lets go when this process dies
+            # The lock shows readers that the writer is alive: the kernel releases it when this process dies.
+            fcntl.flock(fd, fcntl.LOCK_EX)
             if os.write(fd, MAGIC) != len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
             sync_folder(self._folder)
@@ -180,12 +190,12 @@ class JournalWriter:
             os.close(fd)
             with contextlib.suppress(OSError):
                 path.unlink()
-            raise _failure(error, path) from error
+            raise _translate_error(error, path) from error
         self._number += 1
         self._fd, self._path, self._size, self._unsynced = fd, path, len(MAGIC), 0
 
     def _undo(self) -> None:
-        """After a failed append: cut off what may have been written; give the segment up if that fails too."""
+        """After a failed append: cut off what may have been written; abandon the segment if that fails too."""
         try:
             os.ftruncate(self._fd, self._size)
         except OSError:
@@ -199,7 +209,7 @@ class JournalWriter:
         except OSError as error:
             os.close(self._fd)
             self._fd = -1
-            raise _failure(error, self._path) from error
+            raise _translate_error(error, self._path) from error
         self._unsynced = 0
 
     def _close_segment(self) -> None:
@@ -209,10 +219,10 @@ class JournalWriter:
             failpoint("journal.rename")
             self._path.rename(self._path.with_suffix(".seg"))
             sync_folder(self._folder)
-        except FileNotFoundError:  # a reader consumed and removed it: nothing is left to name
+        except FileNotFoundError:  # a reader has consumed and removed it
             pass
         except OSError as error:
-            raise _failure(error, self._path) from error
+            raise _translate_error(error, self._path) from error
         finally:
             os.close(fd)
 
@@ -221,13 +231,8 @@ _writers: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    """Another thread of the parent may have held a writer's lock at the fork; in the child nobody would ever let go."""
     for writer in _writers:
-        writer._lock = threading.Lock()  # noqa: SLF001 - same module
-        writer._syncing = threading.Lock()  # noqa: SLF001
-        if writer._sync_fd >= 0:  # noqa: SLF001
-            os.close(writer._sync_fd)  # noqa: SLF001 - it would keep the parent's segment "alive"
-            writer._sync_fd = -1  # noqa: SLF001
+        writer.reset_after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -263,12 +268,14 @@ class Segment:
 
 @dataclass
 class _Budget:
+    """How many records and bytes may still be read, and the payloads read so far."""
+
     records: int
     size: int
-    found: list[bytes] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
 
     def take(self, payload: bytes) -> None:
-        self.found.append(payload)
+        self.payloads.append(payload)
         self.records -= 1
         self.size -= len(payload)
 
@@ -281,7 +288,7 @@ class JournalReader:
     """Reads the records of all writers of one journal, in the order of each writer.
 
     The cursor is a plain string: the position in each writer's segments, ``writer/number:offset`` joined by commas.
-    Keep it where the records' effect is kept (one transaction): then a replay after a crash repeats nothing.
+    Store it in the transaction that stores the effect of the records: then reading again after a crash repeats nothing.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -294,7 +301,7 @@ class JournalReader:
 
     def segments(self) -> list[Segment]:
         """All segments, by writer and number. A stale ``.open`` of a dead writer is listed like any other."""
-        found: dict[tuple[str, int], Segment] = {}
+        by_key: dict[tuple[str, int], Segment] = {}
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._folder):  # noqa: PTH208 - names only: one call for thousands of files
                 stem, dot, suffix = name.rpartition(".")
@@ -307,25 +314,25 @@ class JournalReader:
                     and parts[2].isdigit()
                 ):
                     key = (parts[1], int(parts[2]))
-                    if key not in found or suffix == "seg":  # between listing and rename both names may show
-                        found[key] = Segment(
+                    # A listing during the rename may show both names
+                    if key not in by_key or suffix == "seg":
+                        by_key[key] = Segment(
                             path=self._folder / name, writer=parts[1], number=key[1], closed=suffix == "seg"
                         )
-        ordered = [found[key] for key in sorted(found)]
-        begun = {
-            (s.writer, s.number - 1) for s in ordered
-        }  # a writer has one segment open: the others are final
-        return [dataclasses.replace(s, closed=s.closed or (s.writer, s.number) in begun) for s in ordered]
+        ordered = [by_key[key] for key in sorted(by_key)]
+        # A writer has one open segment at a time, so those before it are final.
+        followed = {(s.writer, s.number - 1) for s in ordered}
+        return [dataclasses.replace(s, closed=s.closed or (s.writer, s.number) in followed) for s in ordered]
 
     def read(
         self, cursor: str = "", *, max_records: int = 10_000, max_bytes: int = 8 << 20
     ) -> tuple[list[bytes], str]:
-        """The next records after ``cursor`` and the cursor behind them; no records means: nothing new yet.
+        """The next records after ``cursor`` and the cursor behind them; without records there is nothing new yet.
 
         At most ``max_records`` records and about ``max_bytes`` bytes. An incomplete record at the end of a living
         writer's segment is left for later; of a dead or closed one it is dropped and counted.
         """
-        positions = _parse(cursor)
+        positions = _parse_cursor(cursor)
         budget = _Budget(max_records, max_bytes)
         segments = self.segments()
         for segment in segments:
@@ -338,33 +345,33 @@ class JournalReader:
             end = self._read_segment(segment, start, budget)
             positions[segment.writer] = (segment.number, end)
         present = {s.writer for s in segments}
-        return budget.found, _format({w: p for w, p in positions.items() if w in present})
+        return budget.payloads, _format_cursor({w: p for w, p in positions.items() if w in present})
 
     def records(
         self, segment: Segment, start: int = 0, *, max_bytes: int = 8 << 20
     ) -> tuple[list[tuple[int, bytes]], int]:
         """Records of one segment from offset ``start``, each with its offset, and the offset behind them.
 
-        For readers whose unit is not the record: an offset names the same record for ever.
+        For readers that keep offsets: an offset always names the same record.
         """
         budget = _Budget(sys.maxsize, max_bytes)
         end = self._read_segment(segment, start, budget)
-        at, found = start or len(MAGIC), []
-        for payload in budget.found:
-            found.append((at, payload))
-            at += _FRAME.size + len(payload)
-        return found, end
+        offset, records = start or len(MAGIC), []
+        for payload in budget.payloads:
+            records.append((offset, payload))
+            offset += _FRAME.size + len(payload)
+        return records, end
 
     def at_end(self, segment: Segment, offset: int) -> bool:
         """Whether ``offset`` is the end of the segment as it is now; a removed segment has ended."""
         try:
-            return offset >= _file_of(segment).stat().st_size
+            return offset >= _current_path(segment).stat().st_size
         except FileNotFoundError:
             return True
 
     def behind(self, cursor: str) -> list[Segment]:
         """Closed or abandoned segments that ``cursor`` has fully passed: no reader at ``cursor`` needs them again."""
-        positions = _parse(cursor)
+        positions = _parse_cursor(cursor)
         done = []
         for segment in self.segments():
             number, offset = positions.get(segment.writer, (-1, 0))
@@ -372,12 +379,12 @@ class JournalReader:
                 done.append(segment)
             elif segment.number == number and not segment.alive:
                 with contextlib.suppress(FileNotFoundError):
-                    if offset >= _file_of(segment).stat().st_size:
+                    if offset >= _current_path(segment).stat().st_size:
                         done.append(segment)
         return done
 
     def remove(self, segments: list[Segment]) -> None:
-        """Delete segments whose records are kept elsewhere by now, oldest first."""
+        """Delete segments whose records are stored elsewhere by now, oldest first."""
         for segment in segments:
             for suffix in (".seg", ".open"):
                 with contextlib.suppress(FileNotFoundError):
@@ -385,10 +392,10 @@ class JournalReader:
 
     def _read_segment(self, segment: Segment, start: int, budget: _Budget) -> int:
         """Read on from ``start`` into ``budget``; returns the offset reached."""
-        # Asked before reading: a writer that dies meanwhile is found dead next time, with nothing lost.
+        # Checked before reading: if the writer dies meanwhile, its tail is read as final the next time, and nothing is lost.
         final = not segment.alive
         try:
-            file = _file_of(segment).open("rb", buffering=_READ)
+            file = _current_path(segment).open("rb", buffering=_READ)
         except FileNotFoundError:  # removed by another reader
             return start
         with file:
@@ -402,7 +409,7 @@ class JournalReader:
             while not budget.spent:
                 frame = file.read(_FRAME.size)
                 payload = _payload(
-                    frame, file.read(_FRAME.unpack(frame)[0]) if _plausible(frame, size - start) else b""
+                    frame, file.read(_FRAME.unpack(frame)[0]) if _fits(frame, size - start) else b""
                 )
                 if payload is None:
                     return self._drop(start, size) if final and start < size else start
@@ -425,7 +432,7 @@ class JournalReader:
         return size
 
 
-def _plausible(frame: bytes, left: int) -> bool:
+def _fits(frame: bytes, left: int) -> bool:
     return len(frame) == _FRAME.size and _FRAME.unpack(frame)[0] <= min(MAX_RECORD, left - _FRAME.size)
 
 
@@ -438,14 +445,14 @@ def _payload(frame: bytes, payload: bytes) -> bytes | None:
     return payload
 
 
-def _file_of(segment: Segment) -> Path:
-    """Its path now: a writer may have closed and renamed it since the listing."""
+def _current_path(segment: Segment) -> Path:
+    """The current path: the writer may have closed and renamed the file since the listing."""
     if segment.path.suffix == ".open" and not segment.path.exists():
         return segment.path.with_suffix(".seg")
     return segment.path
 
 
-def _parse(cursor: str) -> dict[str, tuple[int, int]]:
+def _parse_cursor(cursor: str) -> dict[str, tuple[int, int]]:
     positions: dict[str, tuple[int, int]] = {}
     for part in filter(None, cursor.split(",")):
         writer, _, place = part.partition("/")
@@ -460,11 +467,11 @@ def _parse(cursor: str) -> dict[str, tuple[int, int]]:
     return positions
 
 
-def _format(positions: dict[str, tuple[int, int]]) -> str:
+def _format_cursor(positions: dict[str, tuple[int, int]]) -> str:
     return ",".join(f"{w}/{number}:{offset}" for w, (number, offset) in sorted(positions.items()))
 
 
-def _failure(error: OSError, path: Path) -> StorageFull | Unavailable:
+def _translate_error(error: OSError, path: Path) -> StorageFull | Unavailable:
     if error.errno in _FULL:
         return StorageFull(
             "no space left for the journal",

@@ -1,4 +1,4 @@
-"""Leases with fencing tokens: who may act, and a number that stops whoever no longer may.
+"""Leases with fencing tokens: who may act, and a number by which a holder that has lost its lease is refused.
 
 A lease can be lost without its holder noticing (a stopped process, a slow disk). So the token is checked again inside
 the transaction that commits the effect: :meth:`Leases.check` there raises :class:`Fenced` for a stale one.
@@ -15,6 +15,8 @@ from mainspring.storage.sql import Store, Writer
 
 @dataclass(frozen=True)
 class Lease:
+    """A lease as it was acquired; ``token`` grows with each holder, ``expires_us`` is microseconds since the epoch."""
+
     name: str
     holder: str
     token: int
@@ -37,7 +39,7 @@ class Leases:
         now = time.time_ns() // 1000
         expires = now + int(ttl_s * 1e6)
         with self._store.write() as tx:
-            # One statement, so that two takers cannot both win on any engine; the token grows with each new holder.
+            # One statement, so that of two concurrent callers only one gets the lease on every engine; the token grows with each holder.
             rows = tx.all(
                 "INSERT INTO leases (name, holder, token, expires_us) VALUES (?, ?, 1, ?) "
                 "ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, token = leases.token + 1, expires_us = excluded.expires_us "
@@ -53,7 +55,7 @@ class Leases:
             return Lease(name=name, holder=holder, token=int(rows[0]["token"]), expires_us=expires)
 
     def renew(self, lease: Lease, *, ttl_s: float) -> Lease:
-        """Prolong; raises :class:`Fenced` if somebody else took it meanwhile."""
+        """Extend the lease; raises :class:`Fenced` if another holder has taken it meanwhile."""
         expires = time.time_ns() // 1000 + int(ttl_s * 1e6)
         with self._store.write() as tx:
             if not tx.execute(
@@ -66,7 +68,7 @@ class Leases:
         return Lease(name=lease.name, holder=lease.holder, token=lease.token, expires_us=expires)
 
     def release(self, lease: Lease) -> None:
-        """Give it back; a lost lease is left alone."""
+        """Release the lease; does nothing for a lost one, which belongs to another holder now."""
         with self._store.write() as tx:
             tx.execute(
                 "UPDATE leases SET expires_us = 0 WHERE name = ? AND token = ?", lease.name, lease.token

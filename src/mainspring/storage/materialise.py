@@ -1,6 +1,6 @@
-"""Writing files whose names others chose: never outside the target, never through a link, never into a repository.
+"""Writes files whose names come from data: never outside the target, through a link, or into a repository's metadata.
 
-One writer for checkouts, pulls and packages (SAFETY P04). Directories below the target are opened with
+Used by checkouts, pulls and packages (SAFETY P04). Directories below the target are opened with
 ``openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)``, or component by component with ``O_NOFOLLOW`` where the kernel has no
 ``openat2``. Files get mode 0644: nothing that arrives as data is executable.
 """
@@ -25,7 +25,7 @@ from mainspring.storage.failpoints import declare, failpoint
 declare("materialise.file")
 
 PROTECTED = frozenset({".git", ".hg", ".svn", ".mainspring"})
-"""Names that tools act upon: a checkout must not plant hooks or metadata."""
+"""Directories that tools read hooks and metadata from: data must not be able to write there."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SYS_OPENAT2 = 437  # the same number on every Linux architecture
@@ -34,7 +34,7 @@ _OPEN_FOLDERS = 64
 
 
 def check_not_protected(path: str) -> None:
-    """Refuse a path with a protected segment at any depth, however it is disguised (case, ignorable characters, 8.3 names)."""
+    """Refuse a path with a protected segment at any depth, also in another spelling (case, invisible characters, 8.3 names)."""
     for segment in path.split("/"):
         plain = (
             segment
@@ -51,7 +51,7 @@ def check_not_protected(path: str) -> None:
 
 
 def check_target(target: Path) -> Path:
-    """A target that a user named: refused inside a repository's or our own metadata. Returns it resolved."""
+    """The resolved target; raises :class:`InvalidInput` inside a protected directory (a repository's metadata or our own)."""
     resolved = target.resolve()
     for part in resolved.parts:
         if part.casefold() in PROTECTED:
@@ -83,7 +83,7 @@ def _openat2(folder: int, path: str) -> int:
     return int(fd)
 
 
-def _walk(folder: int, path: str, *, create: bool) -> int:
+def _open_by_component(folder: int, path: str, *, create: bool) -> int:
     """Open ``path`` below ``folder`` one component at a time, following no link."""
     fd = os.dup(folder)
     try:
@@ -132,7 +132,7 @@ class SafeFolder:
         check_path(path)
         check_not_protected(path)
         folder, _, name = path.rpartition("/")
-        with self._translated(path):
+        with self._translate_errors(path):
             parent = self._folder(folder)
             if self._fresh:
                 self._write(parent, name, parts)
@@ -197,10 +197,10 @@ class SafeFolder:
                     errno.EAGAIN,
                 }:
                     raise
-        return _walk(self._fd, path, create=True)
+        return _open_by_component(self._fd, path, create=True)
 
     @contextlib.contextmanager
-    def _translated(self, path: str) -> Iterator[None]:
+    def _translate_errors(self, path: str) -> Iterator[None]:
         place = f"{self._root}/{path}"
         try:
             yield

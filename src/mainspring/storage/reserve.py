@@ -1,8 +1,8 @@
-"""Space kept back on a workspace's disk, so that what frees space can run when the disk is full.
+"""Reserved space on a workspace's disk, so that operations that free space can run when the disk is full.
 
 SQLite cannot even open a database on a full disk (it needs 32 KiB for its shared memory), deleting writes a log, and garbage
-collection writes a new index before it removes the old bytes. So a file of some megabytes is allocated while there is room, given up
-by whatever frees space, and allocated again afterwards.
+collection writes a new index before it removes the old bytes. So a file of some megabytes is allocated while there is room, removed
+by operations that free space, and allocated again afterwards.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _OPENING = 96 << 10
 
 
 class Reserve:
-    """The file ``path``. Every failure to keep space back is silent: it is a precaution, no promise."""
+    """The reserve file ``path``. A failure to allocate it is silent: it is a precaution, not a guarantee."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._extra = 0
 
     def make(self, extra: int | None = None) -> None:
-        """Allocate what is missing; ``extra`` bytes are kept back beside the usual ones from now on."""
+        """Allocate what is missing of the reserve; with ``extra`` it is that many bytes larger from now on."""
         if extra is not None:
             self._extra = extra
         with contextlib.suppress(OSError):
@@ -33,16 +33,15 @@ class Reserve:
                 return
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                parts = (
-                    wanted * part // 16 & ~0xFFF for part in range(16, 0, -1)
-                )  # on a full disk what there is
+                # If all of it does not fit: the largest part, in sixteenths, that does.
+                parts = (wanted * part // 16 & ~0xFFF for part in range(16, 0, -1))
                 if not any(size <= self._size() or _allocate(fd, size) for size in parts):
                     self.release()
             finally:
                 os.close(fd)
 
     def has_room(self) -> bool:
-        """Whether the disk could hold the reserve a second time. Tried, not asked: a quota is a full disk too."""
+        """Whether the disk could hold the reserve a second time. Found by allocating: statvfs does not know about quotas."""
         probe = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -55,12 +54,12 @@ class Reserve:
             probe.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Give all of it up."""
+        """Remove the reserve."""
         with contextlib.suppress(OSError):
             self._path.unlink()
 
     def lend(self) -> bool:
-        """Give up what opening a database needs; returns whether there was so much."""
+        """Shrink the reserve by what opening a database needs; returns whether there was a reserve."""
         with contextlib.suppress(OSError):
             size = self._size()
             if size:
@@ -70,7 +69,7 @@ class Reserve:
 
     @property
     def wanted(self) -> int:
-        """Bytes that are kept back while there is room: at most one part in twelve of a small disk."""
+        """Bytes to reserve while there is room: at most one twelfth of the disk."""
         disk = os.statvfs(self._path.parent)
         return min(BYTES + self._extra, disk.f_blocks * disk.f_frsize // _PART) & ~0xFFF
 

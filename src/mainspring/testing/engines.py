@@ -1,4 +1,4 @@
-"""What every table engine must do: read batches as often as it is asked, and answer as every other engine.
+"""What every table engine must do: read batches for every query anew, and answer as every other engine.
 
 Subclass in a test module and give the fixture; pytest collects the rest::
 
@@ -41,7 +41,7 @@ _BASE = 1_357_700_000
 Values = Callable[[random.Random], Any]
 
 
-def _one_of(*values: Any) -> Values:
+def _choose_from(*values: Any) -> Values:
     return lambda r: r.choice(values)
 
 
@@ -55,11 +55,11 @@ def _times(per_second: int) -> Values:
 KINDS: dict[str, tuple[pa.DataType, Values]] = {
     "bool": (pa.bool_(), lambda r: r.random() < 0.5),
     **{
-        f"int{bits}": (getattr(pa, f"int{bits}")(), _one_of(0, 1, 2, 5, -1, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
+        f"int{bits}": (getattr(pa, f"int{bits}")(), _choose_from(0, 1, 2, 5, -1, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1))
         for bits in (8, 16, 32, 64)
     },
     **{
-        f"uint{bits}": (getattr(pa, f"uint{bits}")(), _one_of(0, 1, 2, 5, 2**bits - 1, 2**bits - 2))
+        f"uint{bits}": (getattr(pa, f"uint{bits}")(), _choose_from(0, 1, 2, 5, 2**bits - 1, 2**bits - 2))
         for bits in (8, 16, 32, 64)
     },
     "float32": (pa.float32(), lambda r: r.choice([0.0, -0.0, 0.1, 1.0, 2.5, float("nan"), float("inf"), -float("inf"), 1e-40])),
@@ -145,8 +145,8 @@ def generated_rules(seed: int) -> list[CheckRule]:
     return rules
 
 
-def findings(engine: Any, seed: int) -> list[bytes]:
-    """What an engine finds in a generated table, as it would be stored."""
+def find_problems(engine: Any, seed: int) -> list[bytes]:
+    """The findings of an engine about a generated table, as they would be stored."""
     from mainspring.data.checks import run_checks
 
     return [
@@ -163,10 +163,10 @@ class TableEngineContract:
 
         frame = engine.frame(_stream({"c0": [1, 2, None]}))
         for _ in range(2):
-            found = engine.collect(
+            result = engine.collect(
                 frame.select(nw.col("c0").sum().cast(nw.Int64), nw.len().cast(nw.Int64).alias("n"))
             )
-            assert found.to_pylist() == [{"c0": 3, "n": 3}]
+            assert result.to_pylist() == [{"c0": 3, "n": 3}]
 
     def test_an_error_of_the_batches_is_raised_as_it_was(self, engine: Any) -> None:
         import narwhals as nw
@@ -192,40 +192,44 @@ class TableEngineContract:
         from mainspring.data.engines import open_engine
 
         with open_engine() as default:
-            wanted = findings(default, seed)
-        assert findings(engine, seed) == wanted
+            wanted = find_problems(default, seed)
+        assert find_problems(engine, seed) == wanted
 
     @pytest.mark.parametrize("seed", range(4))
     def test_rows_by_key_are_those_of_python(self, engine: Any, seed: int) -> None:
         r = random.Random(seed)
-        one, two = (
+        before, after = (
             {k: r.choice([None, 0.0, 1.5, float("nan")]) for k in r.sample([None, *range(30)], 20)}
             for _ in range(2)
         )
-        found = engine.keyed(_keyed(one), _keyed(two), key=["c0"], rest=["c1"], limit=5)
-        added, removed = ([n for n, k in enumerate(a) if k not in b] for a, b in ((two, one), (one, two)))
+        difference = engine.keyed(_keyed(before), _keyed(after), key=["c0"], rest=["c1"], limit=5)
+        added, removed = (
+            [n for n, k in enumerate(a) if k not in b] for a, b in ((after, before), (before, after))
+        )
         differ = [
-            (n, list(two).index(k)) for n, k in enumerate(one) if k in two and repr(one[k]) != repr(two[k])
+            (n, list(after).index(k))
+            for n, k in enumerate(before)
+            if k in after and repr(before[k]) != repr(after[k])
         ]
-        assert (found.added.count, found.added.first, found.removed.count, found.removed.first) == (len(added), added[:5], len(removed), removed[:5])  # fmt: skip
-        assert (found.matched, found.changed) == (len(one.keys() & two.keys()), len(differ))
-        assert list(found.changes) == differ[:5]
+        assert (difference.added.count, difference.added.first, difference.removed.count, difference.removed.first) == (len(added), added[:5], len(removed), removed[:5])  # fmt: skip
+        assert (difference.matched, difference.changed) == (len(before.keys() & after.keys()), len(differ))
+        assert list(difference.changes) == differ[:5]
 
     @pytest.mark.parametrize("seed", range(4))
     def test_bags_are_those_of_python(self, engine: Any, seed: int) -> None:
         r = random.Random(seed)
-        one, two = (
+        before, after = (
             [(r.choice([None, 1, 2]), r.choice([None, "a", "b"])) for _ in range(25)] for _ in range(2)
         )
-        added, removed = engine.bags(_rows(one), _rows(two), columns=["c0", "c1"], limit=5)
-        for found, mine, other in ((added, two, one), (removed, one, two)):
+        added, removed = engine.bags(_rows(before), _rows(after), columns=["c0", "c1"], limit=5)
+        for rows, mine, other in ((added, after, before), (removed, before, after)):
             left, only = Counter(other), []
             for number, row in enumerate(mine):
                 if left[row]:
                     left[row] -= 1
                 else:
                     only.append(number)
-            assert (found.count, found.first) == (len(only), only[:5])
+            assert (rows.count, rows.first) == (len(only), only[:5])
 
     @pytest.mark.parametrize("name", sorted(KINDS))
     def test_a_table_does_not_differ_from_itself(self, engine: Any, name: str) -> None:

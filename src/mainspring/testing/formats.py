@@ -39,7 +39,7 @@ TOLERANCE = 1e-5
 
 @contextmanager
 def registered(entry: ModelFormat) -> Iterator[None]:
-    """The table with one more entry, the last, in this process and those it forks. There is no such way outside of tests."""
+    """The table with one more entry, the last, in this process and those it forks. For tests only: the product cannot add a format."""
     assert entry.name not in table.names()
     table._ENTRIES[entry.name] = entry
     try:
@@ -200,10 +200,10 @@ class FormatContract:
 
     @staticmethod
     def _refused(package: Path, error: type[MainspringError], *, verify: bool = True) -> None:
-        looks: list[Callable[[Path], Any]] = [formats.load, *([formats.verify] if verify else [])]
-        for look in looks:
+        openers: list[Callable[[Path], Any]] = [formats.load, *([formats.verify] if verify else [])]
+        for open_package in openers:
             with pytest.raises(error):
-                look(package)
+                open_package(package)
 
     @staticmethod
     def _redescribe(package: Path, payload: Path) -> None:

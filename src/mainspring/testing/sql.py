@@ -51,7 +51,7 @@ def settings(store: Store) -> dict[str, str]:
         return {r["name"]: r["value"] for r in tx.all("SELECT name, value FROM settings ORDER BY name")}
 
 
-def together(*work: Callable[[], object]) -> None:
+def run_in_threads(*work: Callable[[], object]) -> None:
     """Run the callables in threads of their own and wait for all."""
     threads = [threading.Thread(target=action) for action in work]
     for thread in threads:
@@ -113,7 +113,7 @@ class SqlContract:
                 with store.write() as tx:
                     put(tx, f"{number}-{i}")
 
-        together(*(partial(work, n) for n in range(6)))
+        run_in_threads(*(partial(work, n) for n in range(6)))
         assert len(settings(store)) == 60
 
     def test_a_reader_sees_a_snapshot(self, store: Store) -> None:
@@ -124,7 +124,7 @@ class SqlContract:
                 with store.write() as other:
                     put(other, "a")
 
-            together(write)
+            run_in_threads(write)
             assert tx.scalar("SELECT count(*) AS n FROM settings") == before
         assert settings(store) == {"a": ""}
 
@@ -143,7 +143,7 @@ class SqlContract:
             while not stop.is_set():
                 seen.append(len(settings(store)))
 
-        together(write, read)
+        run_in_threads(write, read)
         assert not [n for n in seen if n % 2]
         assert len(settings(store)) == 40
 
@@ -327,5 +327,5 @@ class SqlContract:
                 return
             won.append(name)
 
-        together(*(partial(take, f"t{n}") for n in range(6)))
+        run_in_threads(*(partial(take, f"t{n}") for n in range(6)))
         assert len(won) == 1

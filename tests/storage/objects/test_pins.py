@@ -72,7 +72,7 @@ def test_o04_a_writer_waits_for_gc(pins: Callable[[], Pins]) -> None:
 def test_o04_a_lost_connection_is_noticed_before_anything_is_committed(
     postgres_url: str, tmp_path: Path
 ) -> None:
-    """Seen red with ``PostgresPins._ask`` not asking."""
+    """Seen red with ``PostgresPins._check_session`` not querying."""
     import psycopg
 
     store = open_store(postgres_url, home=tmp_path / "home")

@@ -1,4 +1,4 @@
-"""Pages for people: each renders what the operations say, as HTML or (``?format=json``) as the same record in JSON."""
+"""Pages for people: each renders the results of operations, as HTML or (``?format=json``) as the same record in JSON."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def page_routes(hosted: Hosted, sessions: Sessions) -> list[BaseRoute]:
         *session_routes(sessions),
         *(route for v in VIEWS for route in pages.view(v)),
         *(route for a in ACTIONS for route in pages.action(a)),
-        _Elsewhere("/{rest:path}", pages.missing, methods=["GET"]),
+        _AnyOtherPage("/{rest:path}", pages.missing, methods=["GET"]),
     ]
 
 
-class _Elsewhere(Route):
-    """Any other address a person may type; addresses of programs keep their own answers."""
+class _AnyOtherPage(Route):
+    """Any other address, answered by an error page; addresses below /api/ and /static/ keep their own errors."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http" and scope["path"].startswith(("/api/", "/static/")):

@@ -19,12 +19,18 @@ from mainspring.records.monitoring import (
     Window,
 )
 from mainspring.records.serving import RouteChange
-from mainspring.server.charts import Chart, Measured, over_time, then_and_now
-from mainspring.server.pages.describe import Told, tell
-from mainspring.server.pages.models import reason_of
-from mainspring.server.pages.overview import Standing, describe_stage, policy_of, running_rollout, standing_of
-from mainspring.server.pages.performance import Quality, marks_of, quality_chart, quality_of
-from mainspring.server.pages.rendering import Action, Ask, View
+from mainspring.server.charts import Chart, Measured, draw_over_time, draw_then_and_now
+from mainspring.server.pages.describe import EventText, describe_event
+from mainspring.server.pages.models import read_reason
+from mainspring.server.pages.overview import (
+    Standing,
+    describe_stage,
+    find_running_rollout,
+    get_monitor_policy,
+    get_standing,
+)
+from mainspring.server.pages.performance import Quality, draw_quality, get_quality, list_marks
+from mainspring.server.pages.rendering import Action, PageRequest, View
 from mainspring.workspace import Workspace
 
 
@@ -44,7 +50,7 @@ class DeploymentPage(Record, frozen=True):
     reactions: RetrainPolicy | None
     latency: Quality
     traffic: list[SeriesPoint]
-    events: list[Told]
+    events: list[EventText]
 
 
 class MonitoringPage(Record, frozen=True):
@@ -63,67 +69,70 @@ class MonitoringPage(Record, frozen=True):
     findings: list[Finding]
 
 
-def listing(workspace: Workspace, _ask: Ask) -> DeploymentList:
-    return DeploymentList(items=[standing_of(workspace, d) for d in workspace.deploy.list_deployments()])
+def gather_deployments(workspace: Workspace, _request: PageRequest) -> DeploymentList:
+    return DeploymentList(items=[get_standing(workspace, d) for d in workspace.deploy.list_deployments()])
 
 
-def gather(workspace: Workspace, ask: Ask) -> DeploymentPage:
-    name = ask.path["name"]
-    found = workspace.deploy.get_deployment(name=name)
-    seen = name in workspace.monitoring.list_deployments()
+def gather_deployment(workspace: Workspace, request: PageRequest) -> DeploymentPage:
+    name = request.path["name"]
+    deployment = workspace.deploy.get_deployment(name=name)
+    monitored = name in workspace.monitoring.list_deployments()
     config = workspace.settings.config
     return DeploymentPage(
-        standing=standing_of(workspace, found),
-        counts=workspace.monitoring.get_counts(deployment=name) if seen else None,
-        labels=workspace.labels.get_stats(deployment=name) if seen else None,
-        rollout=running_rollout(workspace, name),
+        standing=get_standing(workspace, deployment),
+        counts=workspace.monitoring.get_counts(deployment=name) if monitored else None,
+        labels=workspace.labels.get_stats(deployment=name) if monitored else None,
+        rollout=find_running_rollout(workspace, name),
         rollouts=workspace.loop.list_rollouts(deployment=name, limit=20),
         jobs=workspace.loop.list_jobs(deployment=name, limit=20),
         routes=workspace.deploy.list_changes(name=name, limit=20),
         policy=config.deploy.get(name),
         reactions=config.retrain.get(name),
-        latency=quality_of(workspace, name, "latency_p99_us"),
+        latency=get_quality(workspace, name, "latency_p99_us"),
         traffic=workspace.monitoring.get_series(deployment=name, metric="rows"),
-        events=[tell(e) for e in workspace.lineage.list_events(subject=f"deployment:{name}", limit=12).items],
+        events=[
+            describe_event(e)
+            for e in workspace.lineage.list_events(subject=f"deployment:{name}", limit=12).items
+        ],
     )
 
 
-def charts_of(page: DeploymentPage) -> dict[str, Chart]:
+def draw_deployment(page: DeploymentPage) -> dict[str, Chart]:
     drawn = {}
     if page.traffic:
         points = [Measured(p.start, p.value, n=p.n, label=p.scorer) for p in page.traffic]
-        drawn["traffic"] = over_time(
+        drawn["traffic"] = draw_over_time(
             "Rows answered",
             points,
             axis="rows per window",
-            marks=marks_of(page.latency, alerts=False),
+            marks=list_marks(page.latency, alerts=False),
             zero=True,
         )
     if page.latency.points:
-        drawn["latency"] = quality_chart(page.latency)
+        drawn["latency"] = draw_quality(page.latency)
     return drawn
 
 
-def monitoring(workspace: Workspace, ask: Ask) -> MonitoringPage:
-    name = ask.path["name"]
+def gather_monitoring(workspace: Workspace, request: PageRequest) -> MonitoringPage:
+    name = request.path["name"]
     workspace.deploy.get_deployment(name=name)
     windows = workspace.monitoring.list_windows(deployment=name, limit=60)
-    window = _window(workspace, name, windows, ask.text("window"))
+    window = _choose_window(workspace, name, windows, request.text("window"))
     report = window.report if window else None
     columns = [*(report.drift.columns if report and report.drift else [])]
     if report and report.prediction:
         columns.append(report.prediction)
-    column = _column(columns, ask.text("column"))
+    column = _choose_column(columns, request.text("column"))
     series = workspace.monitoring.get_series(deployment=name, metric=f"psi:{column.column}") if column else []
     return MonitoringPage(
         deployment=name,
-        policy=policy_of(workspace, name),
+        policy=get_monitor_policy(workspace, name),
         windows=windows,
         window=window,
         columns=columns,
         column=column,
         over_time=series,
-        quality=quality_of(workspace, name),
+        quality=get_quality(workspace, name),
         alerts=workspace.monitoring.list_alerts(deployment=name, limit=20),
         findings=workspace.monitoring.list_findings(deployment=name, window=window.id, limit=50)
         if window
@@ -131,17 +140,19 @@ def monitoring(workspace: Workspace, ask: Ask) -> MonitoringPage:
     )
 
 
-def _window(workspace: Workspace, name: str, windows: list[Window], chosen: str | None) -> Window | None:
+def _choose_window(
+    workspace: Workspace, name: str, windows: list[Window], chosen: str | None
+) -> Window | None:
     if chosen is None:
         closed = [w for w in windows if w.report is not None and w.report.drift is not None]
         return closed[0] if closed else (windows[0] if windows else None)
-    found = workspace.monitoring.get_window(id=chosen)
-    if found.deployment != name:
+    window = workspace.monitoring.get_window(id=chosen)
+    if window.deployment != name:
         raise NotFound("this window is of another deployment", value=chosen)
-    return found
+    return window
 
 
-def _column(columns: list[ColumnDrift], chosen: str | None) -> ColumnDrift | None:
+def _choose_column(columns: list[ColumnDrift], chosen: str | None) -> ColumnDrift | None:
     if chosen is None:
         return columns[0] if columns else None
     for column in columns:
@@ -156,24 +167,24 @@ def _column(columns: list[ColumnDrift], chosen: str | None) -> ColumnDrift | Non
     )
 
 
-def monitoring_charts(page: MonitoringPage) -> dict[str, Chart]:
+def draw_monitoring(page: MonitoringPage) -> dict[str, Chart]:
     drawn = {}
     if page.quality.points:
-        drawn["quality"] = quality_chart(page.quality)
+        drawn["quality"] = draw_quality(page.quality)
     column = page.column
     if column is not None and column.bins:
         rows = f"{column.n:,} rows now, {column.n_reference:,} then"
-        drawn["bins"] = then_and_now(
+        drawn["bins"] = draw_then_and_now(
             f"{column.column}: then and now", column.bins, column.reference, column.current, note=rows
         )
     if column is not None and page.over_time:
         points = [Measured(p.start, p.value, n=p.n, label=p.scorer) for p in page.over_time]
         level = ("limit", column.threshold) if column.threshold is not None else None
-        drawn["psi"] = over_time(
+        drawn["psi"] = draw_over_time(
             f"{column.column}: size of the drift",
             points,
             axis="PSI",
-            marks=marks_of(page.quality, alerts=False),
+            marks=list_marks(page.quality, alerts=False),
             level=level,
             zero=True,
             note="population stability index per window",
@@ -183,13 +194,13 @@ def monitoring_charts(page: MonitoringPage) -> dict[str, Chart]:
 
 def rollback(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     name = workspace.deploy.get_deployment(name=path["name"]).name
-    workspace.loop.rollback(deployment=name, reason=reason_of(fields))
+    workspace.loop.rollback(deployment=name, reason=read_reason(fields))
     return f"/deployments/{quote(name, safe='')}"
 
 
 def retrain(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     name = workspace.deploy.get_deployment(name=path["name"]).name
-    workspace.loop.request_retrain(deployment=name, reason=reason_of(fields))
+    workspace.loop.request_retrain(deployment=name, reason=read_reason(fields))
     return f"/deployments/{quote(name, safe='')}"
 
 
@@ -198,15 +209,15 @@ VIEWS = [
         "/deployments",
         "deployments.html",
         lambda _p: "Deployments",
-        listing,
+        gather_deployments,
         command=lambda _p: "mainspring status",
     ),
     View(
         "/deployments/{name}",
         "deployment.html",
         lambda p: p.standing.deployment.name,
-        gather,
-        charts_of,
+        gather_deployment,
+        draw_deployment,
         lambda p: f"mainspring loop rollouts --deployment {p.standing.deployment.name}",
         extras=lambda _p: {"describe_stage": describe_stage},
     ),
@@ -214,8 +225,8 @@ VIEWS = [
         "/deployments/{name}/monitoring",
         "monitoring.html",
         lambda p: f"Monitoring of {p.deployment}",
-        monitoring,
-        monitoring_charts,
+        gather_monitoring,
+        draw_monitoring,
         lambda p: f"mainspring monitor {p.deployment}",
     ),
 ]

@@ -7,7 +7,7 @@ from mainspring.records.events import Tone, describe
 from mainspring.records.lineage import Event
 
 
-class Told(Record, frozen=True):
+class EventText(Record, frozen=True):
     """An event as a person reads it; ``related`` are references that its data names."""
 
     event: Event
@@ -17,15 +17,17 @@ class Told(Record, frozen=True):
     related: list[str]
 
 
-def tell(event: Event) -> Told:
+def describe_event(event: Event) -> EventText:
     """An event in words."""
-    said = describe(event.kind, event.data)
-    return Told(event=event, words=said.words, tone=said.tone, detail=said.detail, related=_related(event))
+    text = describe(event.kind, event.data)
+    return EventText(
+        event=event, words=text.words, tone=text.tone, detail=text.detail, related=_list_related(event)
+    )
 
 
-def _related(event: Event) -> list[str]:
+def _list_related(event: Event) -> list[str]:
     data = event.data
-    found = [f"{kind}:{data[kind]}" for kind in ("run", "verdict") if isinstance(data.get(kind), str)]
+    references = [f"{kind}:{data[kind]}" for kind in ("run", "verdict") if isinstance(data.get(kind), str)]
     if isinstance(data.get("version"), int) and isinstance(data.get("model"), str):
-        found.insert(0, f"model_version:{data['model']}@{data['version']}")
-    return [r for r in found if r != event.subject]
+        references.insert(0, f"model_version:{data['model']}@{data['version']}")
+    return [r for r in references if r != event.subject]

@@ -13,10 +13,10 @@ from mainspring.records.base import Record
 from mainspring.records.loop import Verdict
 from mainspring.records.models import AliasEvent, Approval, Card, ModelInfo, ModelVersion
 from mainspring.records.monitoring import BlastRadius
-from mainspring.server.charts import Chart, Span, spans
-from mainspring.server.pages.describe import Told, tell
-from mainspring.server.pages.performance import Quality, quality_chart, quality_of
-from mainspring.server.pages.rendering import Action, Ask, View
+from mainspring.server.charts import Chart, Span, draw_spans
+from mainspring.server.pages.describe import EventText, describe_event
+from mainspring.server.pages.performance import Quality, draw_quality, get_quality
+from mainspring.server.pages.rendering import Action, PageRequest, View
 from mainspring.workspace import Workspace
 
 
@@ -41,7 +41,7 @@ class ModelPage(Record, frozen=True):
     """The newest verdict of each version shown."""
     metrics: list[str]
     quality: list[Quality]
-    events: list[Told]
+    events: list[EventText]
 
 
 class VersionPage(Record, frozen=True):
@@ -53,20 +53,20 @@ class VersionPage(Record, frozen=True):
     radius: BlastRadius
     deployments: list[str]
     objections: list[str]
-    events: list[Told]
+    events: list[EventText]
 
 
-def listing(workspace: Workspace, _ask: Ask) -> ModelList:
+def gather_models(workspace: Workspace, _request: PageRequest) -> ModelList:
     return ModelList(items=workspace.models.list_models())
 
 
-def gather(workspace: Workspace, ask: Ask) -> ModelPage:
-    ops, name = workspace.models, ask.path["model"]
-    versions = ops.list_versions(model=name, limit=50, after=ask.text("after"))
+def gather_model(workspace: Workspace, request: PageRequest) -> ModelPage:
+    ops, name = workspace.models, request.path["model"]
+    versions = ops.list_versions(model=name, limit=50, after=request.text("after"))
     info = next(m for m in ops.list_models() if m.name == name)
     number = info.aliases.get("champion")
     history = ops.list_alias_moves(model=name)
-    serving = deployments_of(workspace, name)
+    serving = list_deployments_of(workspace, name)
     verdicts: dict[str, Verdict] = {}
     for verdict in workspace.loop.list_verdicts(model=name, limit=200):
         verdicts.setdefault(str(verdict.version), verdict)
@@ -86,40 +86,42 @@ def gather(workspace: Workspace, ask: Ask) -> ModelPage:
         more=versions.next,
         verdicts=verdicts,
         metrics=shown[:4],
-        quality=[quality_of(workspace, d) for d in serving],
-        events=[tell(e) for e in workspace.lineage.list_events(subject=f"model:{name}", limit=10).items],
+        quality=[get_quality(workspace, d) for d in serving],
+        events=[
+            describe_event(e) for e in workspace.lineage.list_events(subject=f"model:{name}", limit=10).items
+        ],
     )
 
 
-def deployments_of(workspace: Workspace, model: str) -> list[str]:
+def list_deployments_of(workspace: Workspace, model: str) -> list[str]:
     """Deployments in which the model answers."""
     return [d.name for d in workspace.deploy.list_deployments() if any(t.model == model for t in d.targets)]
 
 
-def charts_of(page: ModelPage) -> dict[str, Chart]:
-    drawn = {f"quality-{i}": quality_chart(q) for i, q in enumerate(page.quality) if q.points}
+def draw_model(page: ModelPage) -> dict[str, Chart]:
+    drawn = {f"quality-{i}": draw_quality(q) for i, q in enumerate(page.quality) if q.points}
     if page.history:
-        drawn["aliases"] = spans(
-            "Which version held which alias", reigns(page.history), until=page.now, lane="alias"
+        drawn["aliases"] = draw_spans(
+            "Which version held which alias", build_spans(page.history), until=page.now, lane="alias"
         )
     return drawn
 
 
-def reigns(history: list[AliasEvent]) -> list[Span]:
-    """From moves of aliases to stretches in which each stood; the newest 60."""
-    held: list[Span] = []
-    open_: dict[str, AliasEvent] = {}
+def build_spans(history: list[AliasEvent]) -> list[Span]:
+    """The periods in which a version held an alias, from the alias moves, oldest first; the newest 60."""
+    past: list[Span] = []
+    current: dict[str, AliasEvent] = {}
     for event in [*history]:
-        before = open_.pop(event.alias, None)
-        if before is not None:
-            held.append(_span(before, event.at, len(held)))
+        ended = current.pop(event.alias, None)
+        if ended is not None:
+            past.append(_build_span(ended, event.at, len(past)))
         if event.version is not None:
-            open_[event.alias] = event
-    held += [_span(e, None, len(held)) for e in open_.values()]
-    return sorted(held, key=lambda s: (s.lane != "champion", s.lane, s.start))[-60:]
+            current[event.alias] = event
+    past += [_build_span(e, None, len(past)) for e in current.values()]
+    return sorted(past, key=lambda s: (s.lane != "champion", s.lane, s.start))[-60:]
 
 
-def _span(event: AliasEvent, end: datetime | None, order: int) -> Span:
+def _build_span(event: AliasEvent, end: datetime | None, order: int) -> Span:
     tones = ("now", "shadow")
     return Span(
         event.alias,
@@ -132,22 +134,22 @@ def _span(event: AliasEvent, end: datetime | None, order: int) -> Span:
     )
 
 
-def version(workspace: Workspace, ask: Ask) -> VersionPage:
-    ops, name = workspace.models, ask.path["model"]
-    found = ops.get_version(model=name, selector=ask.path["version"])
-    number = found.version
+def gather_version(workspace: Workspace, request: PageRequest) -> VersionPage:
+    ops, name = workspace.models, request.path["model"]
+    record = ops.get_version(model=name, selector=request.path["version"])
+    number = record.version
     info = next(m for m in ops.list_models() if m.name == name)
     return VersionPage(
-        version=found,
+        version=record,
         aliases=[a for a, v in info.aliases.items() if v == number],
         card=ops.get_card(model=name, version=number),
         approvals=ops.list_approvals(model=name, version=number),
         verdicts=workspace.loop.list_verdicts(model=name, version=number),
         radius=workspace.monitoring.get_blast_radius(model=name, version=number),
-        deployments=deployments_of(workspace, name),
+        deployments=list_deployments_of(workspace, name),
         objections=ops.list_objections(model=name, version=number),
         events=[
-            tell(e)
+            describe_event(e)
             for e in workspace.lineage.list_events(subject=f"model_version:{name}@{number}", limit=20).items
         ],
     )
@@ -157,19 +159,19 @@ class VerdictPage(Record, frozen=True):
     verdict: Verdict
 
 
-def verdict(workspace: Workspace, ask: Ask) -> VerdictPage:
-    return VerdictPage(verdict=workspace.loop.get_verdict(verdict=ask.path["verdict"]))
+def gather_verdict(workspace: Workspace, request: PageRequest) -> VerdictPage:
+    return VerdictPage(verdict=workspace.loop.get_verdict(verdict=request.path["verdict"]))
 
 
-def card_html(page: VersionPage) -> Markup:
-    """The card's HTML without its title, which the page has: the models room made it from escaped values."""
+def render_card(page: VersionPage) -> Markup:
+    """The card's HTML without its title, which the page shows itself. The models room has escaped all values in it."""
     html = re.sub(r"<h1[^>]*>.*?</h1>", "", page.card.html, count=1, flags=re.DOTALL)
     return Markup(html)  # noqa: S704 - Card.html is promised to be one escaped fragment; B04 tests it
 
 
 def promote(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
     """Make a version the champion and give it all traffic where the policy deploys its model: as ``mainspring models promote``."""
-    ops, name, reason = workspace.models, path["model"], reason_of(fields)
+    ops, name, reason = workspace.models, path["model"], read_reason(fields)
     number = ops.get_version(model=name, selector=path["version"]).version
     ops.set_alias(
         model=name,
@@ -178,12 +180,12 @@ def promote(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, 
         reason=reason,
         override=fields.get("override") == "yes",
     )
-    for deployment in governed(workspace, name):
+    for deployment in list_bound_deployments(workspace, name):
         workspace.deploy.deploy(deployment=deployment, model=name, version=number, reason=reason)
     return f"/models/{name}"
 
 
-def governed(workspace: Workspace, model: str) -> list[str]:
+def list_bound_deployments(workspace: Workspace, model: str) -> list[str]:
     """Deployments that the policy binds to a model."""
     return [n for n, p in workspace.settings.config.deploy.items() if p.model == model]
 
@@ -194,14 +196,14 @@ def approve(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, 
     workspace.models.approve(
         model=name,
         version=number,
-        reason=reason_of(fields),
+        reason=read_reason(fields),
         approved=fields.get("approved") == "yes",
     )
     return f"/models/{name}/versions/{number}"
 
 
-def reason_of(fields: Mapping[str, str]) -> str:
-    """The reason a form must give."""
+def read_reason(fields: Mapping[str, str]) -> str:
+    """The reason in a form; raises :class:`InvalidInput` without one or for more than 500 characters."""
     reason = fields.get("reason", "").strip()
     if not reason or len(reason) > 500:
         raise InvalidInput(
@@ -214,28 +216,34 @@ def reason_of(fields: Mapping[str, str]) -> str:
 
 
 VIEWS = [
-    View("/models", "models.html", lambda _p: "Models", listing, command=lambda _p: "mainspring models list"),
+    View(
+        "/models",
+        "models.html",
+        lambda _p: "Models",
+        gather_models,
+        command=lambda _p: "mainspring models list",
+    ),
     View(
         "/models/{model}",
         "model.html",
         lambda p: p.info.name,
-        gather,
-        charts_of,
+        gather_model,
+        draw_model,
         lambda p: f"mainspring models history {p.info.name}",
     ),
     View(
         "/models/{model}/versions/{version}",
         "version.html",
         lambda p: f"{p.version.model} version {p.version.version}",
-        version,
+        gather_version,
         command=lambda p: f"mainspring models card {p.version.model} {p.version.version}",
-        extras=lambda p: {"card": card_html(p)},
+        extras=lambda p: {"card": render_card(p)},
     ),
     View(
         "/verdicts/{verdict}",
         "verdict.html",
         lambda p: f"Gate of {p.verdict.model} version {p.verdict.version}",
-        verdict,
+        gather_verdict,
     ),
 ]
 ACTIONS = [

@@ -11,8 +11,8 @@ from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage
 from mainspring.records.models import ModelInfo, Task
 from mainspring.records.monitoring import Alert, MonitorPolicy, SeriesPoint, Verdict, Window
 from mainspring.records.serving import Deployment
-from mainspring.server.pages.describe import Told, tell
-from mainspring.server.pages.rendering import Ask, View
+from mainspring.server.pages.describe import EventText, describe_event
+from mainspring.server.pages.rendering import PageRequest, View
 from mainspring.server.pages.text import number
 from mainspring.workspace import Workspace
 
@@ -40,13 +40,13 @@ class Standing(Record, frozen=True):
     metric: str
     recent: list[SeriesPoint]
     """The metric of what answered, the newest 30 windows, oldest first."""
-    last: Told | None
+    last: EventText | None
     next: str
     next_tone: str
 
 
 class Need(Record, frozen=True):
-    """Something a person should look at. ``at`` is a page."""
+    """Something that needs a person's attention. ``at`` is the address of a page."""
 
     tone: str
     what: str
@@ -61,37 +61,37 @@ class Overview(Record, frozen=True):
     idle_models: list[ModelInfo]
     """Registered models that no deployment serves."""
     needs: list[Need]
-    recent: list[Told]
+    recent: list[EventText]
     followed: bool = True
     """Whether this server has the policy of the project, and so follows its deployments."""
 
 
-def gather(workspace: Workspace, _ask: Ask) -> Overview:
+def gather(workspace: Workspace, _request: PageRequest) -> Overview:
     followed = workspace.settings.policy
-    standings = [standing_of(workspace, d) for d in workspace.deploy.list_deployments()] if followed else []
+    standings = [get_standing(workspace, d) for d in workspace.deploy.list_deployments()] if followed else []
     served = {s.model for s in standings}
     return Overview(
         now=workspace.loop.get_clock(),
         standings=standings,
         idle_models=[m for m in workspace.models.list_models() if m.name not in served],
-        needs=_needs(workspace, standings),
-        recent=_recent(workspace),
+        needs=_list_needs(workspace, standings),
+        recent=_list_recent_events(workspace),
         followed=followed,
     )
 
 
-def _recent(workspace: Workspace) -> list[Told]:
+def _list_recent_events(workspace: Workspace) -> list[EventText]:
     """The newest events that somebody decided or that change what is served."""
     shown = [
         e
         for kind in ("loop.", "alert.", "model.", "deployment.", "dataset.")
         for e in workspace.lineage.list_events(kind=kind, limit=8).items
     ]
-    return [tell(e) for e in sorted(shown, key=lambda e: -e.seq)[:8]]
+    return [describe_event(e) for e in sorted(shown, key=lambda e: -e.seq)[:8]]
 
 
-def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
-    """How a deployment stands now."""
+def get_standing(workspace: Workspace, deployment: Deployment) -> Standing:
+    """The state of a deployment now: champion, traffic, health and next step."""
     name = deployment.name
     champion = next((t for t in deployment.targets if t.role == "champion"), deployment.targets[0])
     aliases = workspace.models.list_aliases(model=champion.model)
@@ -100,11 +100,11 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
     windows = workspace.monitoring.list_windows(deployment=name, limit=14)
     window = next((w for w in windows if w.requests), windows[0] if windows else None)
     alerts = workspace.monitoring.list_alerts(deployment=name, state="open")
-    metric = metric_of(policy_of(workspace, name), deployment.signature.task)
+    metric = choose_metric(get_monitor_policy(workspace, name), deployment.signature.task)
     points = workspace.monitoring.get_series(deployment=name, metric=metric)
     decisions = workspace.lineage.list_events(subject=f"deployment:{name}", kind="loop.", limit=1).items
-    last = tell(decisions[0]) if decisions else None
-    tone, step = next_step(workspace, name, last, alerts)
+    last = describe_event(decisions[0]) if decisions else None
+    tone, step = describe_next(workspace, name, last, alerts)
     return Standing(
         deployment=deployment,
         model=champion.model,
@@ -112,7 +112,7 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
         since=alias.at if alias else (history[0].at if history else None),
         requests=window.requests if window else 0,
         window=window,
-        health=health_of(alerts, window, windows),
+        health=assess_health(alerts, window, windows),
         metric=metric,
         recent=[p for p in points if not p.scorer.startswith("shadow:")][-30:],
         last=last,
@@ -121,20 +121,20 @@ def standing_of(workspace: Workspace, deployment: Deployment) -> Standing:
     )
 
 
-def policy_of(workspace: Workspace, deployment: str) -> MonitorPolicy | None:
-    """What a deployment is watched by; None if this server has no policy of the project, and so watches nothing."""
+def get_monitor_policy(workspace: Workspace, deployment: str) -> MonitorPolicy | None:
+    """The monitoring policy of a deployment; None if this server has no policy of the project and so does not monitor it."""
     return workspace.monitoring.get_policy(deployment=deployment) if workspace.settings.policy else None
 
 
-def metric_of(policy: MonitorPolicy | None, task: Task) -> str:
-    """The metric a deployment is watched by; without a policy, the usual loss of its task."""
+def choose_metric(policy: MonitorPolicy | None, task: Task) -> str:
+    """The metric by which a deployment is monitored; without a policy, the usual loss of its task."""
     return (policy.metric if policy else None) or {Task.REGRESSION: "rmse"}.get(task, "log_loss")
 
 
-def health_of(alerts: list[Alert], window: Window | None, windows: list[Window]) -> list[Health]:
-    """Data, drift and quality of predictions: open alerts first, else the newest window that says.
+def assess_health(alerts: list[Alert], window: Window | None, windows: list[Window]) -> list[Health]:
+    """Data, drift and quality of predictions: open alerts first, else the newest window with a verdict.
 
-    Quality may be of an earlier window than drift: labels come late.
+    Quality may be of an earlier window than drift, since labels arrive later.
     """
     report = window.report if window else None
     drift = report.drift.verdict if report and report.drift else None
@@ -151,10 +151,13 @@ def health_of(alerts: list[Alert], window: Window | None, windows: list[Window])
         ("drift", "drift", drift),
         ("quality", "performance", decay),
     ]
-    return [_health(aspect, [a for a in alerts if a.kind == kind], verdict) for aspect, kind, verdict in rows]
+    return [
+        _assess_aspect(aspect, [a for a in alerts if a.kind == kind], verdict)
+        for aspect, kind, verdict in rows
+    ]
 
 
-def _health(aspect: str, alerts: list[Alert], verdict: Verdict | None) -> Health:
+def _assess_aspect(aspect: str, alerts: list[Alert], verdict: Verdict | None) -> Health:
     if alerts:
         subjects = ", ".join(dict.fromkeys(a.subject for a in alerts))
         return Health(
@@ -172,14 +175,16 @@ def _health(aspect: str, alerts: list[Alert], verdict: Verdict | None) -> Health
     return Health(aspect=aspect, tone="idle", word="no data yet")
 
 
-def next_step(workspace: Workspace, name: str, last: Told | None, alerts: list[Alert]) -> tuple[str, str]:
+def describe_next(
+    workspace: Workspace, name: str, last: EventText | None, alerts: list[Alert]
+) -> tuple[str, str]:
     """What happens next with a deployment: ``(tone, words)``."""
     if last and last.event.kind == EventKind.LOOP_NEEDS_HUMAN:
         return "warn", f"needs you: {last.detail}"
-    rollout = running_rollout(workspace, name)
+    rollout = find_running_rollout(workspace, name)
     if rollout is not None:
-        return "busy", stage_words(rollout)
-    job = newest_job(workspace, name)
+        return "busy", describe_rollout(rollout)
+    job = find_newest_job(workspace, name)
     if job is not None and job.state in {JobState.QUEUED, JobState.RUNNING}:
         return "busy", f"retraining {job.state.value}: {job.reason}"
     if alerts:
@@ -187,8 +192,8 @@ def next_step(workspace: Workspace, name: str, last: Told | None, alerts: list[A
     return "good", "nothing to do"
 
 
-def running_rollout(workspace: Workspace, name: str) -> Rollout | None:
-    """The rollout on its way, if any."""
+def find_running_rollout(workspace: Workspace, name: str) -> Rollout | None:
+    """The rollout under way, if any."""
     return next(
         (
             r
@@ -199,13 +204,13 @@ def running_rollout(workspace: Workspace, name: str) -> Rollout | None:
     )
 
 
-def newest_job(workspace: Workspace, name: str) -> Job | None:
+def find_newest_job(workspace: Workspace, name: str) -> Job | None:
     """The newest retraining, if any."""
     return next(iter(workspace.loop.list_jobs(deployment=name, limit=1)), None)
 
 
-def stage_words(rollout: Rollout) -> str:
-    """Where a rollout stands."""
+def describe_rollout(rollout: Rollout) -> str:
+    """The stage that a rollout has reached, in words."""
     if rollout.stage >= len(rollout.stages):
         return f"version {rollout.version}: last stage"
     return f"version {rollout.version}: {describe_stage(rollout.stages[rollout.stage])}, stage {rollout.stage + 1} of {len(rollout.stages)}"
@@ -226,7 +231,7 @@ def describe_stage(stage: Stage) -> str:
     return kind + (f" until {' and '.join(needs)}" if needs else "")
 
 
-def _needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
+def _list_needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
     needs = []
     for s in standings:
         name = s.deployment.name
@@ -240,7 +245,7 @@ def _needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
                     when=s.last.event.at,
                 )
             )
-        job = newest_job(workspace, name)
+        job = find_newest_job(workspace, name)
         if job is not None and job.state is JobState.FAILED:
             at = f"/runs/{job.run}" if job.run else f"/deployments/{name}"
             needs.append(
@@ -264,11 +269,11 @@ def _needs(workspace: Workspace, standings: list[Standing]) -> list[Need]:
         )
         for a in workspace.monitoring.list_alerts(state="open", limit=10)
     ]
-    refused = [_newer_refusal(workspace, d) for d in workspace.data.operations.list_datasets()]
-    return needs + [_refused(r) for r in refused if r is not None]
+    refused = [_find_open_refusal(workspace, d) for d in workspace.data.operations.list_datasets()]
+    return needs + [_describe_refusal(r) for r in refused if r is not None]
 
 
-def _refused(report: CheckReport) -> Need:
+def _describe_refusal(report: CheckReport) -> Need:
     broken = [f for f in report.findings if not f.passed]
     return Need(
         tone="bad",
@@ -279,10 +284,10 @@ def _refused(report: CheckReport) -> Need:
     )
 
 
-def _newer_refusal(workspace: Workspace, dataset: DatasetInfo) -> CheckReport | None:
+def _find_open_refusal(workspace: Workspace, dataset: DatasetInfo) -> CheckReport | None:
     """The newest refusal, unless a good version has followed it."""
-    found = workspace.data.operations.list_refusals(dataset=dataset.name, limit=1)
-    return found[0] if found and found[0].at >= dataset.updated_at else None
+    refusals = workspace.data.operations.list_refusals(dataset=dataset.name, limit=1)
+    return refusals[0] if refusals and refusals[0].at >= dataset.updated_at else None
 
 
 _KINDS = {"drift": "Drift", "quality": "Data quality", "performance": "Quality"}

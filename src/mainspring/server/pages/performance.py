@@ -6,9 +6,9 @@ from mainspring.records.base import Record
 from mainspring.records.events import EventKind
 from mainspring.records.models import AliasEvent, ModelVersion
 from mainspring.records.monitoring import Alert, SeriesPoint
-from mainspring.server.charts import Chart, Mark, Measured, over_time
-from mainspring.server.pages.describe import Told, tell
-from mainspring.server.pages.overview import metric_of, policy_of
+from mainspring.server.charts import Chart, Mark, Measured, draw_over_time
+from mainspring.server.pages.describe import EventText, describe_event
+from mainspring.server.pages.overview import choose_metric, get_monitor_policy
 from mainspring.workspace import Workspace
 
 UNITS = {
@@ -30,40 +30,43 @@ _SHOWN: dict[str, str] = {
 
 
 class Quality(Record, frozen=True):
-    """A metric per window and scorer. ``roles`` tells for each point whether it was champion, canary or shadow."""
+    """A metric per window and scorer. ``roles`` holds for each point which series it belongs to: ``now`` (champion), ``other``
+    (canary) or ``shadow``."""
 
     deployment: str
     metric: str
     points: list[SeriesPoint]
     roles: list[str]
-    events: list[Told]
+    events: list[EventText]
     alerts: list[Alert]
     level: float | None = None
-    """What it is measured against: the policy's reference, or the figure recorded with the champion."""
+    """The value to compare with: the policy's reference, or the value recorded with the champion."""
 
 
-def quality_of(workspace: Workspace, deployment: str, metric: str | None = None) -> Quality:
+def get_quality(workspace: Workspace, deployment: str, metric: str | None = None) -> Quality:
     """The metric's history, at most 1,000 points, with decisions and alerts."""
-    found = workspace.deploy.get_deployment(name=deployment)
-    policy = policy_of(workspace, deployment)
-    name = metric or metric_of(policy, found.signature.task)
-    champion = next((t for t in found.targets if t.role == "champion"), found.targets[0])
+    record = workspace.deploy.get_deployment(name=deployment)
+    policy = get_monitor_policy(workspace, deployment)
+    name = metric or choose_metric(policy, record.signature.task)
+    champion = next((t for t in record.targets if t.role == "champion"), record.targets[0])
     points = workspace.monitoring.get_series(deployment=deployment, metric=name)
     history = workspace.models.list_alias_moves(model=champion.model, alias="champion")
     version = workspace.models.get_version(model=champion.model, selector=str(champion.version))
-    decided = workspace.lineage.list_events(subject=f"deployment:{deployment}", kind="loop.", limit=500).items
+    decisions = workspace.lineage.list_events(
+        subject=f"deployment:{deployment}", kind="loop.", limit=500
+    ).items
     return Quality(
         deployment=deployment,
         metric=name,
         points=points,
-        roles=[_role(p, history) for p in points],
-        events=[tell(e) for e in decided if e.kind in _SHOWN],
+        roles=[_role_of(p, history) for p in points],
+        events=[describe_event(e) for e in decisions if e.kind in _SHOWN],
         alerts=workspace.monitoring.list_alerts(deployment=deployment, limit=100),
-        level=_level(policy.reference if policy and name == policy.metric else None, version, name),
+        level=_reference_level(policy.reference if policy and name == policy.metric else None, version, name),
     )
 
 
-def _level(reference: float | None, version: ModelVersion, metric: str) -> float | None:
+def _reference_level(reference: float | None, version: ModelVersion, metric: str) -> float | None:
     if reference is not None:
         return reference
     return next(
@@ -72,7 +75,7 @@ def _level(reference: float | None, version: ModelVersion, metric: str) -> float
     )
 
 
-def _role(point: SeriesPoint, history: list[AliasEvent]) -> str:
+def _role_of(point: SeriesPoint, history: list[AliasEvent]) -> str:
     if point.scorer.startswith("shadow:"):
         return "shadow"
     if not point.scorer.isdigit():  # a quantity of the whole window
@@ -85,8 +88,8 @@ def _role(point: SeriesPoint, history: list[AliasEvent]) -> str:
     return "now" if champion is None or champion == int(point.scorer) else "other"
 
 
-def marks_of(quality: Quality, *, alerts: bool = True) -> list[Mark]:
-    """Decisions, and alerts of drift and performance (those of single columns' data quality would hide them), on the time axis."""
+def list_marks(quality: Quality, *, alerts: bool = True) -> list[Mark]:
+    """Decisions and alerts as marks on the time axis. Alerts of data quality are left out: there may be one per column."""
     marks = [Mark(t.event.at, t.words, t.detail, _SHOWN[t.event.kind]) for t in quality.events]
     if alerts:
         marks += [
@@ -97,7 +100,7 @@ def marks_of(quality: Quality, *, alerts: bool = True) -> list[Mark]:
     return marks
 
 
-def quality_chart(quality: Quality) -> Chart:
+def draw_quality(quality: Quality) -> Chart:
     """The metric over time."""
     unit = UNITS.get(quality.metric, quality.metric.replace("_", " "))
     points = [
@@ -115,11 +118,11 @@ def quality_chart(quality: Quality) -> Chart:
     level = (
         (f"recorded {quality.metric.replace('_', ' ')}", quality.level) if quality.level is not None else None
     )
-    return over_time(
+    return draw_over_time(
         f"{unit[:1].upper()}{unit[1:]} of {quality.deployment}",
         points,
         axis=unit,
-        marks=marks_of(quality),
+        marks=list_marks(quality),
         level=level,
         note="per window, with 95 % interval where labels allow"
         if any(p.low is not None for p in quality.points)

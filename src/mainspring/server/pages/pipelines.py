@@ -10,8 +10,8 @@ from mainspring.clock import SystemClock
 from mainspring.errors import NotFound
 from mainspring.records.base import Record
 from mainspring.records.pipelines import PipelineRun, StepExecution
-from mainspring.server.pages.rendering import Action, Ask, View
-from mainspring.server.pages.text import lasting
+from mainspring.server.pages.rendering import Action, PageRequest, View
+from mainspring.server.pages.text import duration
 from mainspring.workspace import Workspace
 
 _LOG_BYTES = 64 * 1024
@@ -46,19 +46,19 @@ class PipelineRunPage(Record, frozen=True):
     """Whether a tracked run with this id exists."""
 
 
-def listing(workspace: Workspace, ask: Ask) -> PipelinesPage:
-    pipeline = ask.text("pipeline")
-    found = workspace.pipelines.list_runs(
-        pipeline=pipeline, after=ask.text("after"), limit=ask.integer("limit", 50, low=1, high=200)
+def gather_runs(workspace: Workspace, request: PageRequest) -> PipelinesPage:
+    pipeline = request.text("pipeline")
+    runs = workspace.pipelines.list_runs(
+        pipeline=pipeline, after=request.text("after"), limit=request.integer("limit", 50, low=1, high=200)
     )
-    return PipelinesPage(items=found.items, next=found.next, pipeline=pipeline)
+    return PipelinesPage(items=runs.items, next=runs.next, pipeline=pipeline)
 
 
-def gather(workspace: Workspace, ask: Ask) -> PipelineRunPage:
-    run = workspace.pipelines.get_run(id=ask.path["id"])
+def gather_run(workspace: Workspace, request: PageRequest) -> PipelineRunPage:
+    run = workspace.pipelines.get_run(id=request.path["id"])
     steps = workspace.pipelines.list_steps(run=run.id)
-    chosen = ask.text("step") or next((s.step for s in steps if s.state == "failed"), None)
-    log, cut = _log(workspace, run.id, chosen) if chosen else (None, False)
+    chosen = request.text("step") or next((s.step for s in steps if s.state == "failed"), None)
+    log, cut = _read_log(workspace, run.id, chosen) if chosen else (None, False)
     try:
         workspace.tracking.get_run(run=run.id)
         tracked = True
@@ -67,7 +67,7 @@ def gather(workspace: Workspace, ask: Ask) -> PipelineRunPage:
     return PipelineRunPage(run=run, steps=steps, step=chosen, log=log, log_cut=cut, has_run=tracked)
 
 
-def _log(workspace: Workspace, run: str, step: str) -> tuple[str | None, bool]:
+def _read_log(workspace: Workspace, run: str, step: str) -> tuple[str | None, bool]:
     try:
         download = workspace.pipelines.download_log(run=run, step=step)
     except NotFound:
@@ -90,26 +90,26 @@ class Bar:
     words: str
 
 
-def bars(page: PipelineRunPage) -> list[Bar]:
+def layout_bars(page: PipelineRunPage) -> list[Bar]:
     """Steps over time; a step that took no time still shows as a tick."""
     ends = [s.ended for s in page.steps if s.ended]
     start: datetime = min([page.run.started, *(s.started for s in page.steps)])
     end = max([*ends, page.run.ended or SystemClock().now()])
     total = max((end - start).total_seconds(), 1e-6)
-    made = []
+    drawn = []
     for s in page.steps:
-        begun = s.started if s.state != "cached" else max(start, s.started)
-        took = ((s.ended or end) - begun).total_seconds()
-        left = min(99.0, (begun - start).total_seconds() / total * 100)
-        made.append(
+        start_of_step = s.started if s.state != "cached" else max(start, s.started)
+        took = ((s.ended or end) - start_of_step).total_seconds()
+        left = min(99.0, (start_of_step - start).total_seconds() / total * 100)
+        drawn.append(
             Bar(
                 s,
                 left,
                 max(0.6, min(100 - left, took / total * 100)),
-                lasting(took) if s.state != "cached" else "cached",
+                duration(took) if s.state != "cached" else "cached",
             )
         )
-    return made
+    return drawn
 
 
 def cancel(workspace: Workspace, path: Mapping[str, str], fields: Mapping[str, str]) -> str:
@@ -123,7 +123,7 @@ VIEWS = [
         "/pipelines",
         "pipelines.html",
         lambda _p: "Pipelines",
-        listing,
+        gather_runs,
         command=lambda _p: "mainspring runs list",
         extras=lambda _p: {"tones": TONES},
     ),
@@ -131,9 +131,9 @@ VIEWS = [
         "/pipelines/{id}",
         "pipeline.html",
         lambda p: p.run.pipeline,
-        gather,
+        gather_run,
         command=lambda p: f"mainspring runs steps {p.run.id}",
-        extras=lambda p: {"bars": bars(p), "tones": TONES},
+        extras=lambda p: {"bars": layout_bars(p), "tones": TONES},
     ),
 ]
 ACTIONS = [Action("/pipelines/{id}/cancel", "pipelines.cancel_run", cancel)]

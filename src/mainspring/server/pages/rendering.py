@@ -1,8 +1,8 @@
 """One view: gather a record by calling operations, then show it as a page or as JSON. There is no second query path.
 
 A page acts as whoever is logged in: the gate has named them, and the operations decide. The pages of the server's own project have
-short addresses; those of another project are below ``/projects/NAME``. Views and templates know nothing of that: what they write as
-``/models`` is put below the project of the page, once, for every link, form and command.
+short addresses; those of another project are below ``/projects/NAME``. Views and templates need not know the project: they write
+``/models``, and one function moves every link, form and command of a page below its project.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mainspring.records.base import Record, to_json
 from mainspring.rooms import room_class
 from mainspring.server import charts
 from mainspring.server.hosted import Hosted
-from mainspring.server.session import PAGE_HEADERS, form_of
+from mainspring.server.session import PAGE_HEADERS, read_form
 from mainspring.workspace import Workspace
 
 log = logging.getLogger("mainspring.server")
@@ -48,8 +48,8 @@ NAVIGATION = [
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What a request for a page asks: names from its path, filters from its query."""
+class PageRequest:
+    """The parameters of a request for a page: names from its path, filters from its query."""
 
     path: Mapping[str, str]
     query: Mapping[str, str]
@@ -79,29 +79,29 @@ class View:
     path: str
     template: str
     title: Callable[[Any], str]
-    gather: Callable[[Workspace, Ask], Record]
+    gather: Callable[[Workspace, PageRequest], Record]
     charts: Callable[[Any], dict[str, charts.Chart]] | None = None
     command: Callable[[Any], str] | None = None
     extras: Callable[[Any], dict[str, Any]] | None = None
-    """What the template draws from the record beside charts: a layout, never another query."""
+    """More values for the template, computed from the record: a layout, never another query."""
 
 
 @dataclass(frozen=True)
 class Action:
-    """A form's target: does one thing through operations, then shows the page at the address it returns. ``operation`` is the one
-    that decides whether the form is shown: a form that would only be refused is not."""
+    """A form's target: acts through operations, then shows the page at the address it returns. The role that ``operation`` needs
+    decides whether the form is shown: nobody sees a form that would be refused."""
 
     path: str
     operation: str
     act: Callable[[Workspace, Mapping[str, str], Mapping[str, str]], str]
 
 
-BELOW = "/projects/{_project}"
-"""Before the addresses of pages of another project than the server's own."""
+PROJECT_PREFIX = "/projects/{_project}"
+"""The prefix of page addresses of other projects than the server's own."""
 
 _ADDRESS = re.compile(r'(?<!data-whole )(href|action)="(?=/(?!static/|api/|login"|logout"))')
 _COMMAND = re.compile(r'(<code>|data-copy=")mainspring (?!init\b|up\b)')
-_shown: ContextVar[str] = ContextVar("mainspring_page_project")
+_page_project: ContextVar[str] = ContextVar("mainspring_page_project")
 """The project of the page that is being rendered."""
 
 
@@ -111,37 +111,39 @@ class Pages:
     def __init__(self, hosted: Hosted, templates: Environment, actions: Sequence[Action] = ()) -> None:
         self._hosted = hosted
         self._templates = templates
-        self._needed = [(compile_path(a.path)[0], _role_of(a.operation)) for a in actions]
+        self._required_roles = [(compile_path(a.path)[0], _required_role(a.operation)) for a in actions]
         templates.globals["may"] = self._may
 
     def _may(self, address: str, fields: Mapping[str, str]) -> bool:
-        """Whether whoever looks at the page may send the form at ``address``; only an admin overrides."""
-        held = acts().role_in(_shown.get()) or 0
+        """Whether the reader of the page may send the form at ``address``; only an admin may override."""
+        held = acts().role_in(_page_project.get()) or 0
         if fields.get("override") == "yes" and held < Role.ADMIN:
             return False
-        return any(path.fullmatch(address) and held >= role for path, role in self._needed)
+        return any(path.fullmatch(address) and held >= role for path, role in self._required_roles)
 
     def view(self, view: View) -> list[Route]:
         async def endpoint(request: Request) -> Response:
             return await self._answer(request, lambda: self._show(request, view))
 
-        below = [BELOW, f"{BELOW}/"] if view.path == "/" else [BELOW + view.path]
+        below = [PROJECT_PREFIX, f"{PROJECT_PREFIX}/"] if view.path == "/" else [PROJECT_PREFIX + view.path]
         return [Route(path, endpoint, methods=["GET"]) for path in (view.path, *below)]
 
     def action(self, action: Action) -> list[Route]:
         async def endpoint(request: Request) -> Response:
             try:
-                fields = await form_of(request)
+                fields = await read_form(request)
             except MainspringError as error:
                 return await self._failed(request, error)
 
             def act() -> Response:
                 target = action.act(self._workspace(request), request.path_params, fields)
-                return RedirectResponse(_root(request) + target, status_code=303)
+                return RedirectResponse(_prefix_of(request) + target, status_code=303)
 
             return await self._answer(request, act)
 
-        return [Route(path, endpoint, methods=["POST"]) for path in (action.path, BELOW + action.path)]
+        return [
+            Route(path, endpoint, methods=["POST"]) for path in (action.path, PROJECT_PREFIX + action.path)
+        ]
 
     async def missing(self, request: Request) -> Response:
         """Nothing is at this address."""
@@ -162,11 +164,11 @@ class Pages:
             )
 
     def _workspace(self, request: Request) -> Workspace:
-        """The project that the address names; raises NotFound if it is not there for whoever asks."""
-        project, own = _named(request), self._hosted.own
+        """The project that the address names; raises NotFound if it does not exist or the caller has no role in it."""
+        project, own = _project_in_path(request), self._hosted.own
         if project is not None:
             return self._hosted.workspace(project)
-        if acts().role_in(own.project) is None:  # who does not know the project's name is not told it
+        if acts().role_in(own.project) is None:  # without a role in it, not even its name is shown
             raise NotFound(
                 "nothing is at this address for you",
                 value=request.url.path,
@@ -175,13 +177,13 @@ class Pages:
         return own
 
     def _show(self, request: Request, view: View) -> Response:
-        elsewhere = self._first_page(request) if view.path == "/" else None
-        if elsewhere is not None:
-            return RedirectResponse(elsewhere, status_code=303, headers=_HEADERS)
+        first_page = self._first_page(request) if view.path == "/" else None
+        if first_page is not None:
+            return RedirectResponse(first_page, status_code=303, headers=_HEADERS)
         workspace = self._workspace(request)
         query = request.query_params
-        ask = Ask(request.path_params, query, {name: query.getlist(name) for name in query})
-        record = view.gather(workspace, ask)
+        page_request = PageRequest(request.path_params, query, {name: query.getlist(name) for name in query})
+        record = view.gather(workspace, page_request)
         if wants_json(request):
             return Response(to_json(record), media_type="application/json", headers=_HEADERS)
         drawn = view.charts(record) if view.charts else {}
@@ -199,12 +201,16 @@ class Pages:
         )
 
     def _first_page(self, request: Request) -> str | None:
-        """Where a person starts who has no part in the server's own project, but in another one."""
+        """The first page of a person who has a role in another project but not in the server's own."""
         own = self._hosted.own
-        if _named(request) is not None or acts().role_in(own.project) is not None or wants_json(request):
+        if (
+            _project_in_path(request) is not None
+            or acts().role_in(own.project) is not None
+            or wants_json(request)
+        ):
             return None
         first = next((p.name for p in visible(own.base.store)), None)
-        return f"{BELOW.format(_project=first)}/" if first else None
+        return f"{PROJECT_PREFIX.format(_project=first)}/" if first else None
 
     def _page(
         self,
@@ -215,17 +221,20 @@ class Pages:
         *,
         status: int = 200,
     ) -> Response:
-        """A page of a project; of none (``workspace`` None) when there is nothing there for whoever asks."""
+        """A page of a project; of none (``workspace`` None) if the caller has no role in the project."""
         own = self._hosted.own
-        root = _root(request) if workspace else ""
+        root = _prefix_of(request) if workspace else ""
         clock = (workspace or own).base.clock
-        token = _shown.set(workspace.project if workspace else "")
+        token = _page_project.set(workspace.project if workspace else "")
         try:
             text = self._templates.get_template(template).render(
                 {
                     "project": workspace.project if workspace else "",
                     "projects": [
-                        (p.name, "/" if p.name == own.project else f"{BELOW.format(_project=p.name)}/")
+                        (
+                            p.name,
+                            "/" if p.name == own.project else f"{PROJECT_PREFIX.format(_project=p.name)}/",
+                        )
                         for p in visible(own.base.store)
                     ],
                     "root": root,
@@ -241,9 +250,9 @@ class Pages:
                 | values
             )
         finally:
-            _shown.reset(token)
+            _page_project.reset(token)
         return Response(
-            _within(text, root, workspace.project if workspace else ""),
+            _move_into_project(text, root, workspace.project if workspace else ""),
             status_code=status,
             media_type="text/html",
             headers=_HEADERS,
@@ -269,26 +278,26 @@ class Pages:
         return await anyio.to_thread.run_sync(show)
 
 
-def _named(request: Request) -> str | None:
+def _project_in_path(request: Request) -> str | None:
     """The project that the address names; None: the server's own."""
     name: str | None = request.path_params.get("_project")
     return name
 
 
-def _root(request: Request) -> str:
-    """What stands before the addresses of this project's pages."""
-    project = _named(request)
-    return "" if project is None else BELOW.format(_project=project)
+def _prefix_of(request: Request) -> str:
+    """The prefix of the addresses of this project's pages."""
+    project = _project_in_path(request)
+    return "" if project is None else PROJECT_PREFIX.format(_project=project)
 
 
-def _within(text: str, root: str, project: str) -> str:
-    """The page with its links, forms and commands in its project. Data cannot look like one: it is escaped, quotes and all."""
+def _move_into_project(text: str, root: str, project: str) -> str:
+    """The page with its links, forms and commands moved into its project. Data cannot match the patterns: its quotes are escaped."""
     if not root:
         return text
     return _COMMAND.sub(rf"\1mainspring --project {project} ", _ADDRESS.sub(rf'\1="{root}', text))
 
 
-def _role_of(operation: str) -> Role:
+def _required_role(operation: str) -> Role:
     room, _, name = operation.partition(".")
     return operations_of(room_class(room))[name].policy.role
 

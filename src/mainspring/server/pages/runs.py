@@ -10,9 +10,9 @@ from mainspring.records.base import Record
 from mainspring.records.monitoring import PredictionRecord
 from mainspring.records.pipelines import PipelineRun
 from mainspring.records.tracking import Artifact, Experiment, HistoryPage, Run
-from mainspring.server.charts import Chart, by_step
-from mainspring.server.pages.describe import Told, tell
-from mainspring.server.pages.rendering import Ask, View
+from mainspring.server.charts import Chart, draw_by_step
+from mainspring.server.pages.describe import EventText, describe_event
+from mainspring.server.pages.rendering import PageRequest, View
 from mainspring.workspace import Workspace
 
 
@@ -36,7 +36,7 @@ class RunPage(Record, frozen=True):
     artifacts: list[Artifact]
     children: list[Run]
     pipeline: PipelineRun | None
-    events: list[Told]
+    events: list[EventText]
 
 
 class Comparison(Record, frozen=True):
@@ -52,25 +52,25 @@ class PredictionPage(Record, frozen=True):
     prediction: PredictionRecord
 
 
-def listing(workspace: Workspace, ask: Ask) -> RunsPage:
+def gather_runs(workspace: Workspace, request: PageRequest) -> RunsPage:
     ops = workspace.tracking.operations
-    filter_, experiment, order = ask.text("filter"), ask.text("experiment"), ask.text("order")
-    found = ops.search_runs(
+    filter_, experiment, order = request.text("filter"), request.text("experiment"), request.text("order")
+    page = ops.search_runs(
         filter=filter_ or "",
         experiments=[experiment] if experiment else [],
         order_by=[order] if order else [],
-        after=ask.text("after"),
-        limit=ask.integer("limit", 50, low=1, high=200),
+        after=request.text("after"),
+        limit=request.integer("limit", 50, low=1, high=200),
     )
     choice = ops.list_experiments(limit=1000).items
     if experiment and experiment not in {e.name for e in choice}:
         with contextlib.suppress(NotFound):
             choice.insert(0, ops.get_experiment(name=experiment))
-    chosen = ask.lists.get("metric") or []
-    metrics = [m for m in chosen if m] or [*dict.fromkeys(k for r in found.items for k in r.metrics)][:4]
+    chosen = request.lists.get("metric") or []
+    metrics = [m for m in chosen if m] or [*dict.fromkeys(k for r in page.items for k in r.metrics)][:4]
     return RunsPage(
-        items=found.items,
-        next=found.next,
+        items=page.items,
+        next=page.next,
         experiments=choice,
         metrics=metrics[:8],
         filter=filter_,
@@ -79,8 +79,8 @@ def listing(workspace: Workspace, ask: Ask) -> RunsPage:
     )
 
 
-def gather(workspace: Workspace, ask: Ask) -> RunPage:
-    ops, ident = workspace.tracking.operations, ask.path["run"]
+def gather_run(workspace: Workspace, request: PageRequest) -> RunPage:
+    ops, ident = workspace.tracking.operations, request.path["run"]
     run = ops.get_run(run=ident)
     histories = [ops.get_metric_history(run=ident, key=key, thin_to=200) for key in list(run.metrics)[:12]]
     try:
@@ -93,7 +93,9 @@ def gather(workspace: Workspace, ask: Ask) -> RunPage:
         artifacts=ops.list_artifacts(run=ident, limit=200).items,
         children=ops.search_runs(filter=f"parent = '{ident}'", limit=50).items if _searchable(ident) else [],
         pipeline=pipeline,
-        events=[tell(e) for e in workspace.lineage.list_events(subject=f"run:{ident}", limit=20).items],
+        events=[
+            describe_event(e) for e in workspace.lineage.list_events(subject=f"run:{ident}", limit=20).items
+        ],
     )
 
 
@@ -101,9 +103,9 @@ def _searchable(ident: str) -> bool:
     return all(c in "0123456789abcdef-" for c in ident)
 
 
-def charts_of(page: RunPage) -> dict[str, Chart]:
+def draw_metrics(page: RunPage) -> dict[str, Chart]:
     return {
-        f"metric-{i}": by_step(
+        f"metric-{i}": draw_by_step(
             h.key,
             {h.key: [(m.step, m.value) for m in h.items if m.value is not None]},
             axis=h.key,
@@ -113,8 +115,8 @@ def charts_of(page: RunPage) -> dict[str, Chart]:
     }
 
 
-def compare(workspace: Workspace, ask: Ask) -> Comparison:
-    idents = list(dict.fromkeys(i for i in ask.lists.get("run", []) if i))
+def gather_comparison(workspace: Workspace, request: PageRequest) -> Comparison:
+    idents = list(dict.fromkeys(i for i in request.lists.get("run", []) if i))
     if not 2 <= len(idents) <= 10:
         raise InvalidInput(
             "compare 2 to 10 runs", value=len(idents), next_step="Tick runs in the list, then press Compare."
@@ -134,37 +136,37 @@ def compare(workspace: Workspace, ask: Ask) -> Comparison:
     )
 
 
-def prediction(workspace: Workspace, ask: Ask) -> PredictionPage:
-    return PredictionPage(prediction=workspace.monitoring.get_prediction(id=ask.path["prediction"]))
+def gather_prediction(workspace: Workspace, request: PageRequest) -> PredictionPage:
+    return PredictionPage(prediction=workspace.monitoring.get_prediction(id=request.path["prediction"]))
 
 
-def command(page: RunsPage) -> str:
+def format_command(page: RunsPage) -> str:
     options = {"--experiment": page.experiment, "--filter": page.filter, "--sort": page.order}
     return shlex.join(["mainspring", "runs", "list", *(w for o, v in options.items() if v for w in (o, v))])
 
 
 VIEWS = [
-    View("/runs", "runs.html", lambda _p: "Runs", listing, command=command),
+    View("/runs", "runs.html", lambda _p: "Runs", gather_runs, command=format_command),
     View(
         "/runs/compare",
         "compare.html",
         lambda _p: "Compare runs",
-        compare,
+        gather_comparison,
         command=lambda p: "mainspring runs compare " + " ".join(r.id for r in p.runs),
     ),
     View(
         "/runs/{run}",
         "run.html",
         lambda p: p.run.name or "Run",
-        gather,
-        charts_of,
+        gather_run,
+        draw_metrics,
         lambda p: f"mainspring runs show {p.run.id}",
     ),
     View(
         "/predictions/{prediction:path}",
         "prediction.html",
         lambda _p: "Prediction",
-        prediction,
+        gather_prediction,
         command=lambda p: f"mainspring explain-origin prediction:{p.prediction.id}",
     ),
 ]

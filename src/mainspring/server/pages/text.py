@@ -1,4 +1,4 @@
-"""How numbers, times, ids and references read on a page. Everything here escapes what it is given."""
+"""How numbers, times, ids and references are written on a page. Everything here escapes its arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ABSENT = "\N{EN DASH}"
 NONE = Markup('<span class="quiet">{}</span>').format(ABSENT)
 
 SHAPES = {"good": "●", "warn": "▲", "bad": "■", "busy": "◐", "idle": "○"}
-"""A state is never told by colour alone: shape and word stand beside it."""
+"""A state is never shown by colour alone: a shape and a word are beside it."""
 
 
 def number(value: float | None, *, digits: int = 4) -> str:
@@ -52,10 +52,10 @@ def size(count: int | None) -> str:
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
-def lasting(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     """A length of time in its largest fitting unit.
 
-    >>> lasting(0.0042), lasting(42), lasting(3700), lasting(200000)
+    >>> duration(0.0042), duration(42), duration(3700), duration(200000)
     ('4.2 ms', '42 s', '62 min', '2 d')
     """
     if seconds is None:
@@ -80,11 +80,11 @@ def relative(moment: datetime, now: datetime) -> str:
         return "just now"
     if abs(gap) > 60 * 86400:
         return f"{moment.astimezone(UTC):%Y-%m-%d}"
-    return f"{lasting(gap)} ago" if gap > 0 else f"in {lasting(-gap)}"
+    return f"{duration(gap)} ago" if gap > 0 else f"in {duration(-gap)}"
 
 
 def abbreviate(ident: str) -> str:
-    """Long ids by their ends: UUIDv7s of one moment share their beginning.
+    """A long id shortened in its middle: the start of UUIDv7s of one moment is the same, so their end is kept.
 
     >>> abbreviate("01a1fe73-16b2-7928-8990-44597dc14301"), abbreviate("buy@1")
     ('01a1…c14301', 'buy@1')
@@ -93,7 +93,7 @@ def abbreviate(ident: str) -> str:
 
 
 def address(reference: str) -> str:
-    """The page of a thing, by its reference; others show in lineage, or as what happened to them."""
+    """The page of a thing, by its reference. Things without a page lead to their lineage, or to their events."""
     kind, ident = split_ref(reference)
     if kind == "model_version" and "@" in ident:
         model, _, version = ident.rpartition("@")
@@ -115,7 +115,7 @@ def address(reference: str) -> str:
     return f"/{room}={quote(reference, safe=':')}"
 
 
-def thing(reference: str) -> Markup:
+def link(reference: str) -> Markup:
     """A link to a thing."""
     kind, ident = split_ref(reference)
     return Markup('<a class="thing" href="{}"><span class="kind">{}</span> {}</a>').format(
@@ -176,13 +176,13 @@ def moment_of(moment: datetime | None, now: datetime) -> Markup:
 
 @pass_context
 def when(context: Context, moment: datetime | None) -> Markup:
-    """A time of policy, seen from policy's now."""
+    """A policy time, relative to policy time now."""
     return moment_of(moment, context["now"])
 
 
 @pass_context
 def when_wall(context: Context, moment: datetime | None) -> Markup:
-    """A time of the machine, seen from the machine's now."""
+    """A machine time, relative to machine time now."""
     return moment_of(moment, context["wall"])
 
 
@@ -212,23 +212,23 @@ def environment() -> Environment:
     """The templates, always escaping."""
     from jinja2 import PackageLoader, StrictUndefined
 
-    made = Environment(
+    templates = Environment(
         loader=PackageLoader("mainspring.server.pages", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    templates.filters |= {
         "number": number,
         "size": size,
-        "lasting": lasting,
+        "duration": duration,
         "figure": figure,
         "percent": percent,
         "when": when,
         "when_wall": when_wall,
         "ident": ident,
-        "thing": thing,
+        "link": link,
         "address": address,
         "copy": copy,
         "cell": cell,
@@ -238,5 +238,5 @@ def environment() -> Environment:
         "exact": exact,
         "json": to_json,
     }
-    made.globals |= {"state": state}
-    return made
+    templates.globals |= {"state": state}
+    return templates

@@ -1,6 +1,6 @@
 """Content-addressed bytes: immutable, named by the BLAKE3 of their whole content, verified on every read.
 
-Why it is shaped so, and the layout on disk: docs/rooms/objects.md.
+The design and the layout on disk: docs/rooms/objects.md.
 """
 
 from mainspring.storage.objects.bytestore import ByteStore, LocalBytes

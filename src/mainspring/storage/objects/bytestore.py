@@ -1,6 +1,6 @@
-"""Where bytes lie: a very small contract, and its engine for a local directory.
+"""Where bytes are stored: a small contract, and its implementation for a local directory.
 
-Semantics (digests, chunks, packs, gc) are written once above it, in :mod:`mainspring.storage.objects.store`.
+Digests, chunks, packs and gc are implemented once above it, in :mod:`mainspring.storage.objects.store`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ByteStore(Protocol):
         ...
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        """The bytes, or the part that exists of the range asked for. Raises :class:`NotFound`."""
+        """The bytes from ``offset`` on, at most ``length``; fewer if the value ends before. Raises :class:`NotFound`."""
         ...
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
@@ -44,7 +44,7 @@ class ByteStore(Protocol):
         ...
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove; what is absent already is no error."""
+        """Remove the keys; absent ones are no error."""
         ...
 
     def size(self, key: str) -> int:
@@ -57,11 +57,11 @@ class Sweepable(Protocol):
     """Optional: an engine that can leave temporary files behind when its process is killed."""
 
     def leftovers(self, *, older_than_s: float) -> list[str]:
-        """Temporary files that nobody has touched for so long."""
+        """Temporary files not modified for so many seconds."""
         ...
 
     def sweep(self, *, older_than_s: float) -> int:
-        """Remove them; returns how many."""
+        """Remove the leftovers; returns how many."""
         ...
 
 
@@ -79,7 +79,7 @@ class LocalBytes:
         target = self._root / key
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temp = self._root / "tmp" / f"{new_id()}.{os.getpid()}"
-        with _translated(key, needed=len(data)):
+        with _translate_errors(key, needed=len(data)):
             try:
                 self._write_temp(temp, data)
                 _publish(temp, target)
@@ -91,7 +91,7 @@ class LocalBytes:
         failpoint("objects.put.done")
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        with _translated(key):
+        with _translate_errors(key):
             fd = os.open(self._root / key, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 return _read_range(fd, offset, os.fstat(fd).st_size - offset if length is None else length)
@@ -100,12 +100,12 @@ class LocalBytes:
 
     def leftovers(self, *, older_than_s: float) -> list[str]:
         oldest = time.time() - older_than_s
-        found = []
+        names = []
         for entry in os.scandir(self._root / "tmp"):
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime <= oldest:
-                    found.append(f"tmp/{entry.name}")
-        return sorted(found)
+                    names.append(f"tmp/{entry.name}")
+        return sorted(names)
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         try:
@@ -114,20 +114,20 @@ class LocalBytes:
             return
         with entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # deleted while we look
+                with contextlib.suppress(FileNotFoundError):  # deleted since the listing
                     yield prefix + entry.name, entry.stat(follow_symlinks=False).st_size
 
     def delete(self, keys: Sequence[str]) -> None:
         folders: set[Path] = set()
         for key in keys:
-            with _translated(key), contextlib.suppress(FileNotFoundError):
+            with _translate_errors(key), contextlib.suppress(FileNotFoundError):
                 (self._root / key).unlink()
                 folders.add((self._root / key).parent)
         for folder in folders:
             sync_folder(folder)
 
     def size(self, key: str) -> int:
-        with _translated(key):
+        with _translate_errors(key):
             return (self._root / key).stat().st_size
 
     def sweep(self, *, older_than_s: float) -> int:
@@ -150,15 +150,14 @@ class LocalBytes:
 
 
 def _publish(temp: Path, target: Path) -> None:
-    """Give the file its name only if nobody has it: ``rename`` would replace, so ``link`` comes first."""
+    """Give the file its name unless the name exists: ``rename`` would replace an existing file, ``link`` fails."""
     try:
         os.link(temp, target, follow_symlinks=False)
     except OSError as error:
         if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
             raise
-        if (
-            target.exists()
-        ):  # a file system without hard links; our names are unique ids, so nobody races us here
+        # A file system without hard links. Names are unique ids, so no other process creates this one between check and rename.
+        if target.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
         temp.rename(target)
 
@@ -176,7 +175,7 @@ def _read_range(fd: int, offset: int, length: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _translated(key: str, *, needed: int | None = None) -> Iterator[None]:
+def _translate_errors(key: str, *, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -184,7 +183,7 @@ def _translated(key: str, *, needed: int | None = None) -> Iterator[None]:
 
 
 def from_os_error(error: OSError, *, place: str, needed: int | None = None) -> MainspringError:
-    """Our error for the operating system's."""
+    """Our error for an error of the operating system. ``needed``: bytes that were to be written."""
     if isinstance(error, FileNotFoundError):
         return NotFound("there are no such bytes", value=place)
     if isinstance(error, FileExistsError):

@@ -1,8 +1,8 @@
-"""Where files are cut, and how an object made of chunks is described.
+"""Where files are cut into chunks, and how an object made of chunks is described.
 
 The cut points depend on the content only (FastCDC; Xia et al. 2020, doi:10.1109/TPDS.2020.2984632), so an insertion
 changes the chunks around it and no others. Sizes and seed are part of the repository format: they never change in
-a store, or nothing would be shared with what lies there already.
+a store, since other sizes would give other chunks, and nothing would be shared with the stored ones.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Cutting(Record, frozen=True):
             yield chunk.data
 
     def cut_stream(self, stream: BinaryIO) -> Iterator[memoryview]:
-        """The same for a stream; a chunk is valid until the next one is asked for."""
+        """The same for a stream; a chunk is valid until the next one is read."""
         for chunk in self.cutter().cut_stream(stream):
             yield chunk.data
 
@@ -64,7 +64,7 @@ class RepositoryFormat(Record, frozen=True):
     format: str = "mainspring-objects"
     version: int = 1
     check: str = ""
-    """Over the other fields, so that a changed byte shows; stores of version 0.1 have none (their database keeps a copy)."""
+    """A digest of the other fields, which detects a changed byte; empty in stores of version 0.1 (their database keeps a copy)."""
 
     @classmethod
     def fresh(cls) -> RepositoryFormat:
@@ -78,17 +78,18 @@ class RepositoryFormat(Record, frozen=True):
             ),
             pack_bytes=32 * MIB,
         )
-        return msgspec.structs.replace(form, check=form._sum())
+        return msgspec.structs.replace(form, check=form.compute_check())
 
     def dump(self) -> bytes:
         return to_json(self)
 
-    def _sum(self) -> str:
+    def compute_check(self) -> str:
+        """A digest of the other fields, 16 hexadecimal digits."""
         return blake3.blake3(to_json(msgspec.structs.replace(self, check=""))).hexdigest()[:16]
 
     @classmethod
     def load(cls, data: bytes) -> RepositoryFormat:
-        """Raises :class:`Conflict` for a store that a newer program made (nothing is read or written then), or :class:`Corrupt`."""
+        """Raises :class:`Conflict` for a store that a newer program made (nothing is read or written then), :class:`Corrupt` for a damaged file."""
         try:
             head: Any = from_json(data)
         except InvalidInput as error:
@@ -103,12 +104,12 @@ class RepositoryFormat(Record, frozen=True):
                 next_step="Upgrade mainspring; nothing was touched.",
             )
         try:
-            found: RepositoryFormat = from_json(data, cls)
+            form: RepositoryFormat = from_json(data, cls)
         except InvalidInput as error:
             raise _bad_format(error.message) from None
-        if found.version != 1 or (found.check and (found.check != found._sum() or found.dump() != data)):
+        if form.version != 1 or (form.check and (form.check != form.compute_check() or form.dump() != data)):
             raise _bad_format("its check does not agree")
-        return found
+        return form
 
 
 def _bad_format(why: str) -> Corrupt:
@@ -135,13 +136,13 @@ class Recipe(Record, frozen=True):
     entries: tuple[tuple[bytes, int], ...]
 
     def dump(self) -> bytes:
-        """The stored form: header, entries, and a BLAKE3 of both, so that a damaged recipe is never followed."""
+        """The stored form: header, entries, and a BLAKE3 of both, so that a damaged recipe is detected before it is used."""
         body = _HEAD.pack(_MAGIC, self.level, self.size, self.digest) + dump_entries(self.entries)
         return body + blake3.blake3(body).digest()
 
     @classmethod
     def load(cls, data: bytes, digest: bytes) -> Recipe:
-        """Raises :class:`Corrupt`."""
+        """The recipe of the object ``digest``. Raises :class:`Corrupt` if it is damaged or belongs to another object."""
         body, check = data[:-_CHECK], data[-_CHECK:]
         if len(data) < _HEAD.size + _CHECK or blake3.blake3(body).digest() != check:
             raise Corrupt(

@@ -1,4 +1,4 @@
-"""Is everything there, and is it what it says? Never raises on damage: each is a line of the report."""
+"""Checks that every stored object exists and is intact. Damage never raises: each is a line of the report."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
 def check(objects: Objects, roots: Iterable[str], *, read_data: bool, subset: tuple[int, int]) -> FsckReport:
     """See :meth:`Objects.fsck`."""
-    problems: list[FsckProblem] = [*_format_problems(objects), *_load_index(objects)]
+    problems: list[FsckProblem] = [*_check_format(objects), *_check_index(objects)]
     sizes = {key.removeprefix("packs/"): size for key, size in objects.store.list("packs/")}
     known = objects.index.packs
-    problems += _pack_problems(objects, known, sizes)
-    problems += _reach_problems(objects, roots)
+    problems += _check_packs(objects, known, sizes)
+    problems += _check_reachable(objects, roots)
     bytes_read = 0
     if read_data:
-        damage, bytes_read = _read_all(objects, [name for name in sorted(sizes) if _chosen(name, subset)])
+        damage, bytes_read = _check_data(
+            objects, [name for name in sorted(sizes) if _is_in_subset(name, subset)]
+        )
         problems += damage
     store = objects.store
     return FsckReport(
         ok=not problems,
-        problems=tuple(_with_owners(objects, problems)),
+        problems=tuple(_add_owners(objects, problems)),
         objects=len({raw for raw, _ in objects.index}),
         packs=len(sizes),
         bytes_read=bytes_read,
@@ -43,7 +45,7 @@ def check(objects: Objects, roots: Iterable[str], *, read_data: bool, subset: tu
     )
 
 
-def _load_index(objects: Objects) -> list[FsckProblem]:
+def _check_index(objects: Objects) -> list[FsckProblem]:
     """Read every index file again from the store; the damaged ones are reported and left out."""
     problems, files, marked = [], [], set()
     for key, _ in sorted(objects.store.list("index/")):
@@ -61,7 +63,7 @@ def _load_index(objects: Objects) -> list[FsckProblem]:
     return problems
 
 
-def _pack_problems(objects: Objects, known: dict[str, int], sizes: dict[str, int]) -> list[FsckProblem]:
+def _check_packs(objects: Objects, known: dict[str, int], sizes: dict[str, int]) -> list[FsckProblem]:
     problems = []
     for name, size in sorted(known.items()):
         place = f"packs/{name}"
@@ -88,7 +90,7 @@ def _pack_problems(objects: Objects, known: dict[str, int], sizes: dict[str, int
     return problems
 
 
-def _reach_problems(objects: Objects, roots: Iterable[str]) -> list[FsckProblem]:
+def _check_reachable(objects: Objects, roots: Iterable[str]) -> list[FsckProblem]:
     reached = mark(objects, roots)
     problems = []
     for digest, origin in sorted(reached.missing.items()):
@@ -125,15 +127,15 @@ def _reach_problems(objects: Objects, roots: Iterable[str]) -> list[FsckProblem]
     return problems
 
 
-def _format_problems(objects: Objects) -> list[FsckProblem]:
-    """The files that say what the store is, read again: a running process knows what they said."""
+def _check_format(objects: Objects) -> list[FsckProblem]:
+    """Problems of ``format.json`` and ``owner.json``, which are read again and compared with what was read at opening."""
     problems = []
-    for key, read, wanted in (
+    for key, read, expected in (
         (FORMAT_KEY, lambda: RepositoryFormat.load(objects.store.get(FORMAT_KEY)), objects.form),
         (OWNER_KEY, lambda: owner_of(objects.store), objects.owner),
     ):
         try:
-            detail = "" if read() == wanted else "it says something else than when the store was opened"
+            detail = "" if read() == expected else "its content has changed since the store was opened"
         except (Corrupt, NotFound) as error:
             detail = error.message
         if detail:
@@ -141,7 +143,7 @@ def _format_problems(objects: Objects) -> list[FsckProblem]:
     return problems
 
 
-def _read_all(objects: Objects, packs: list[str]) -> tuple[list[FsckProblem], int]:
+def _check_data(objects: Objects, packs: list[str]) -> tuple[list[FsckProblem], int]:
     """Every byte of the packs: header, blobs (also those that no index lists), table and end."""
     problems, total = [], 0
     by_pack: dict[str, dict[bytes, Entry]] = {}
@@ -162,33 +164,32 @@ def _read_all(objects: Objects, packs: list[str]) -> tuple[list[FsckProblem], in
             table = {}
             problems.append(FsckProblem(kind="corrupt", subject=place, place=place, detail=error.message))
         else:
-            problems += _disagreements(indexed, table, place)
+            problems += _compare_tables(indexed, table, place)
         rows = table | indexed
         for raw, entry in sorted(rows.items(), key=lambda item: item[1].offset):
-            why = _damage(objects, raw, entry, data, indexed=raw in indexed)
+            why = _find_damage(objects, raw, entry, data, indexed=raw in indexed)
             if why:
                 where = f"{place} at {entry.offset}"
                 problems.append(FsckProblem(kind="corrupt", subject=raw.hex(), place=where, detail=why))
     return problems, total
 
 
-def _damage(objects: Objects, raw: bytes, entry: Entry, data: bytes, *, indexed: bool) -> str:
-    """What is wrong with a blob, or nothing."""
+def _find_damage(objects: Objects, raw: bytes, entry: Entry, data: bytes, *, indexed: bool) -> str:
+    """What is wrong with a blob; empty for an intact one."""
     try:
         check_blob(raw, entry, data[entry.offset : entry.offset + entry.length])
     except Corrupt as error:
         if not indexed:
             return f"{error.message} (nothing refers to it)"
         try:
-            objects.stored_blob(
-                raw, entry
-            )  # again, so that it is marked and whoever has the bytes stores them anew
-        except (Corrupt, NotFound) as again:
-            return again.message
+            # Read again through the store, which marks the blob as damaged: the next put of these bytes stores them again.
+            objects.stored_blob(raw, entry)
+        except (Corrupt, NotFound) as reread:
+            return reread.message
     return ""
 
 
-def _disagreements(indexed: dict[bytes, Entry], table: dict[bytes, Entry], place: str) -> list[FsckProblem]:
+def _compare_tables(indexed: dict[bytes, Entry], table: dict[bytes, Entry], place: str) -> list[FsckProblem]:
     return [
         FsckProblem(
             kind="corrupt",
@@ -197,16 +198,16 @@ def _disagreements(indexed: dict[bytes, Entry], table: dict[bytes, Entry], place
             detail="the index places a blob where the pack's own table does not",
         )
         for raw, entry in indexed.items()
-        if (own := table.get(raw)) is None
-        or own._replace(kind=own.kind | TREE) != entry._replace(kind=entry.kind | TREE)
+        if (recorded := table.get(raw)) is None
+        or recorded._replace(kind=recorded.kind | TREE) != entry._replace(kind=entry.kind | TREE)
     ]
 
 
-def _with_owners(objects: Objects, problems: list[FsckProblem]) -> list[FsckProblem]:
-    """Say which whole objects a damaged blob spoils: itself, or every chunked object that contains it."""
+def _add_owners(objects: Objects, problems: list[FsckProblem]) -> list[FsckProblem]:
+    """The problems, each with the whole objects that a damaged blob belongs to: itself, or all chunked objects that contain it."""
     damaged = {p.subject for p in problems if p.kind == "corrupt" and not p.objects and len(p.subject) == 64}
     if not damaged:
-        return _unique(problems)
+        return _remove_duplicates(problems)
     owners: dict[str, set[str]] = {digest: set() for digest in damaged}
     for raw, entry in objects.index:
         if entry.is_recipe:
@@ -218,24 +219,24 @@ def _with_owners(objects: Objects, problems: list[FsckProblem]) -> list[FsckProb
                 continue
             for digest in inner & damaged:
                 owners[digest].add(raw.hex())
-    return _unique(
+    return _remove_duplicates(
         [
             p
             if p.subject not in damaged or p.objects
-            else _replace(p, tuple(sorted(owners[p.subject] or {p.subject})))
+            else _with_objects(p, tuple(sorted(owners[p.subject] or {p.subject})))
             for p in problems
         ]
     )
 
 
-def _unique(problems: list[FsckProblem]) -> list[FsckProblem]:
+def _remove_duplicates(problems: list[FsckProblem]) -> list[FsckProblem]:
     seen: dict[tuple[str, str], FsckProblem] = {}
     for problem in problems:
         seen[problem.kind, problem.subject] = problem
     return list(seen.values())
 
 
-def _replace(problem: FsckProblem, objects: tuple[str, ...]) -> FsckProblem:
+def _with_objects(problem: FsckProblem, objects: tuple[str, ...]) -> FsckProblem:
     return FsckProblem(
         kind=problem.kind,
         subject=problem.subject,
@@ -245,6 +246,6 @@ def _replace(problem: FsckProblem, objects: tuple[str, ...]) -> FsckProblem:
     )
 
 
-def _chosen(name: str, subset: tuple[int, int]) -> bool:
+def _is_in_subset(name: str, subset: tuple[int, int]) -> bool:
     part, of = subset
     return zlib.crc32(name.encode()) % of == part - 1

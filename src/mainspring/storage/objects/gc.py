@@ -1,4 +1,4 @@
-"""Garbage collection: mark from the roots, drop what is dead, rewrite packs that are mostly dead.
+"""Garbage collection: mark what the roots reach, remove the rest, rewrite packs that are mostly unused.
 
 Order: new packs, then one new index, then the old index files go, then the old packs. A crash in between leaves
 duplicates or unreferenced bytes, and the next run completes the work (SAFETY O03).
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mainspring.errors import Corrupt, InvalidInput, NotFound, StorageFull, TooLarge
 from mainspring.records.objects import GcReport
 from mainspring.storage.failpoints import declare, failpoint
-from mainspring.storage.objects.index import TREE, Entry, dump_index, joined, new_index_name
+from mainspring.storage.objects.index import TREE, Entry, dump_index, join_entries, new_index_name
 from mainspring.storage.objects.pack import Pack, begun_s, pack_key, pack_size
 
 if TYPE_CHECKING:
@@ -30,21 +30,23 @@ _MANY_SMALL = 16
 
 @dataclass
 class Reached:
-    """What the roots reach: blobs by raw digest, and what could not be followed."""
+    """The blobs that the roots reach, by raw digest, and the references that could not be followed."""
 
     live: set[bytes] = field(default_factory=set)
     missing: dict[str, str] = field(default_factory=dict)
-    """Digest of what is absent → what refers to it."""
+    """Digest of an absent object → the object or reference that names it."""
     corrupt: dict[str, str] = field(default_factory=dict)
     wrong_size: dict[str, str] = field(default_factory=dict)
 
 
 def mark(objects: Objects, roots: Iterable[str]) -> Reached:
-    """Follow trees and recipes from ``roots``. Never raises on damage: it notes it and goes on (SAFETY O18)."""
+    """Follow trees and recipes from ``roots``. Damage never raises: it is recorded, and marking goes on (SAFETY O18)."""
     reached = Reached()
-    todo: list[tuple[bytes, str, int | None]] = [(bytes.fromhex(root), "reference", None) for root in roots]
-    while todo:
-        raw, origin, size = todo.pop()
+    pending: list[tuple[bytes, str, int | None]] = [
+        (bytes.fromhex(root), "reference", None) for root in roots
+    ]
+    while pending:
+        raw, origin, size = pending.pop()
         entry = objects.index.find(raw)
         if entry is None:
             reached.missing[raw.hex()] = origin
@@ -55,22 +57,22 @@ def mark(objects: Objects, roots: Iterable[str]) -> Reached:
             continue
         reached.live.add(raw)
         try:
-            todo += [(inner, raw.hex(), length) for inner, length in _below(objects, raw, entry)]
+            pending += [(inner, raw.hex(), length) for inner, length in _list_references(objects, raw, entry)]
         except (Corrupt, NotFound, InvalidInput, TooLarge) as error:
             reached.corrupt[raw.hex()] = str(error)
     return reached
 
 
-def _below(objects: Objects, raw: bytes, entry: Entry) -> list[tuple[bytes, int]]:
-    found: list[tuple[bytes, int]] = []
+def _list_references(objects: Objects, raw: bytes, entry: Entry) -> list[tuple[bytes, int]]:
+    inner_blobs: list[tuple[bytes, int]] = []
     if entry.is_recipe:
         recipe = objects.recipe_as_stored(raw)
-        found += recipe.entries
+        inner_blobs += recipe.entries
         if recipe.level > 1 and all(objects.index.find(inner) for inner, _ in recipe.entries):
-            found += objects.recipe(raw).entries
-    if objects.index.is_tree(raw) and all(objects.index.find(inner) for inner, _ in found):
-        found += [(bytes.fromhex(ref.digest), ref.size) for ref in objects.tree(raw.hex()).values()]
-    return found
+            inner_blobs += objects.recipe(raw).entries
+    if objects.index.is_tree(raw) and all(objects.index.find(inner) for inner, _ in inner_blobs):
+        inner_blobs += [(bytes.fromhex(ref.digest), ref.size) for ref in objects.tree(raw.hex()).values()]
+    return inner_blobs
 
 
 @dataclass
@@ -107,7 +109,7 @@ def collect(
         except StorageFull:
             if not plan.move:
                 raise
-            # No room to put the living blobs of sparse packs together: remove what is dead as a whole, which makes room.
+            # No room for copying the live blobs of sparse packs: remove the packs without any, which frees space.
             plan = _plan(objects, reached, sizes, young_after=time.time() - grace_s, min_live=0.0)
             _apply(objects, plan, sizes, old_files, corrupt, check)
     return GcReport(
@@ -129,7 +131,7 @@ def _plan(
     rows: dict[bytes, Entry] = {}
     for raw, entry in objects.index:
         if entry.pack in sizes and entry.offset + entry.length <= sizes[entry.pack]:
-            rows[raw] = joined(rows.get(raw), entry)  # of several copies one place is enough
+            rows[raw] = join_entries(rows.get(raw), entry)  # of several copies one place is kept
         else:
             reached.missing.update({raw.hex(): entry.pack} if raw in reached.live else {})
     for raw in rows.keys() & reached.live:
@@ -170,8 +172,9 @@ def _apply(
     rows = dict(plan.keep)
     before, sizes = sizes, dict(sizes)
     try:
-        blocked = _rewrite(objects, plan.move, rows, sizes, corrupt)
+        blocked = _rewrite_packs(objects, plan.move, rows, sizes, corrupt)
         failpoint("objects.gc.packs")
+        # Checked before each step that others see: without the exclusive hold, writers may rely on what would be removed.
         check()
         if rows:
             store.put(f"index/{new_index_name()}", dump_index(rows, sizes))
@@ -188,14 +191,14 @@ def _apply(
     objects.refresh()
 
 
-def _rewrite(
+def _rewrite_packs(
     objects: Objects,
     move: dict[bytes, Entry],
     rows: dict[bytes, Entry],
     sizes: dict[str, int],
     corrupt: dict[str, str],
 ) -> set[str]:
-    """Copy live blobs into new packs, noting their new rows. Returns packs that must stay: their bytes are damaged."""
+    """Copy live blobs into new packs and add their rows to ``rows``. Returns the packs that must stay since bytes are damaged."""
     pack, blocked = Pack(), set()
 
     def seal() -> None:

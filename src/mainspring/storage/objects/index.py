@@ -1,4 +1,4 @@
-"""Which blob lies where. An index file is sorted and immutable; all of them together are the index.
+"""Where each blob is stored. An index file is sorted and immutable; all of them together are the index.
 
 Layout (little-endian): ``MSIDX001``, u32 length of the header, u32 rows, header JSON ``{"packs": [[name, size], ...]}``
 padded to 8, the first 8 bytes of every digest as u64 (sorted), the rows (rest of the digest, kind, pack, offset,
@@ -35,7 +35,7 @@ _MARK = re.compile(r"[0-9a-f]{64}\.bad")
 
 
 class Entry(NamedTuple):
-    """One blob: ``length`` bytes at ``offset`` of ``pack``; ``size`` is the object's, which a recipe's length is not."""
+    """One blob: ``length`` bytes at ``offset`` of ``pack``. ``size`` is the size of the object, which differs for a recipe."""
 
     kind: int
     pack: str
@@ -122,8 +122,8 @@ def dump_index(entries: dict[bytes, Entry], packs: dict[str, int]) -> bytes:
 class Index:
     """A snapshot of all index files. Immutable: a refresh makes a new one that shares the files already loaded.
 
-    ``damaged`` are blobs whose bytes a read has found wrong (marked beside the index files): to be stored anew by
-    whoever has them.
+    ``damaged`` are blobs that failed verification in a read (marked beside the index files): the next put of these bytes stores
+    them again.
     """
 
     def __init__(self, files: Iterable[IndexFile] = (), *, damaged: frozenset[bytes] = frozenset()) -> None:
@@ -134,7 +134,7 @@ class Index:
         self._add(sorted(files, key=lambda f: f.rows))
 
     def extended(self, files: Iterable[IndexFile], *, damaged: frozenset[bytes]) -> Index:
-        """This one and more files, without reading the rows of its own again."""
+        """A new index with more files, which shares the rows already loaded."""
         new = Index(damaged=damaged)
         new.files, new._hashed, new._large = dict(self.files), dict(self._hashed), list(self._large)
         new._add(files)
@@ -148,23 +148,23 @@ class Index:
                 for digest, entry in file:
                     known = hashed.setdefault(digest, entry)
                     if known is not entry:
-                        hashed[digest] = joined(known, entry)
+                        hashed[digest] = join_entries(known, entry)
             else:
                 self._large.append(file)
 
     def find(self, digest: bytes) -> Entry | None:
-        """The newest place of the blob. Its tree flag may stand in another row: ask :meth:`is_tree`."""
-        found = self._hashed.get(digest)
+        """The newest place of the blob. Its tree flag may be in another row: see :meth:`is_tree`."""
+        entry = self._hashed.get(digest)
         for file in self._large:
             other = file.find(digest)
             if other is not None:
-                found = joined(found, other)
-        return found
+                entry = join_entries(entry, other)
+        return entry
 
     def is_tree(self, digest: bytes) -> bool:
-        """Whether anybody stored these bytes as a tree; they may have been stored as a plain file first."""
-        found = self._hashed.get(digest)
-        if found is not None and found.is_tree:
+        """Whether these bytes were stored as a tree; an older row may hold them as a plain file."""
+        hashed = self._hashed.get(digest)
+        if hashed is not None and hashed.is_tree:
             return True
         return any(entry.is_tree for file in self._large if (entry := file.find(digest)) is not None)
 
@@ -182,20 +182,20 @@ class Index:
             yield from file
 
 
-def joined(one: Entry | None, other: Entry) -> Entry:
+def join_entries(first: Entry | None, second: Entry) -> Entry:
     """Two rows of one digest as one: the place in the newer pack, the tree flag of either.
 
-    Newer, since what was found damaged is stored again in a new pack (names of packs grow with time).
+    The newer pack, since damaged bytes are stored again in a new pack (names of packs grow with time).
     """
-    if one is None:
-        return other
-    newer = other if other.pack > one.pack else one
-    kind = newer.kind | ((one.kind | other.kind) & TREE)
+    if first is None:
+        return second
+    newer = second if second.pack > first.pack else first
+    kind = newer.kind | ((first.kind | second.kind) & TREE)
     return newer if kind == newer.kind else newer._replace(kind=kind)
 
 
 def load_index(store: ByteStore, known: Index) -> Index:
-    """The index as it is now; files that ``known`` has are not read again."""
+    """The current index; files that ``known`` has are not read again."""
     for _ in range(8):
         keys = [key.removeprefix("index/") for key, _ in store.list("index/")]
         names = {name for name in keys if name.endswith(".idx")}
@@ -204,7 +204,7 @@ def load_index(store: ByteStore, known: Index) -> Index:
             return known
         try:
             new = [IndexFile(name, store.get(f"index/{name}")) for name in sorted(names - known.files.keys())]
-        except NotFound:  # merged into another one since we listed: list again
+        except NotFound:  # merged into another file since the listing: list again
             continue
         if names >= known.files.keys():
             return known.extended(new, damaged=damaged)
@@ -213,7 +213,7 @@ def load_index(store: ByteStore, known: Index) -> Index:
 
 
 def mark_key(digest: bytes) -> str:
-    """The key whose presence says that the stored bytes of this blob are wrong. Beside the index, so one listing tells both."""
+    """The key that marks the stored bytes of this blob as damaged. Beside the index files, so that one listing returns both."""
     return f"index/{digest.hex()}{_BAD}"
 
 

@@ -1,4 +1,4 @@
-"""Opening a store by URL: wiring only."""
+"""Opens a store by its URL and connects it with its database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SWEEP_AFTER_S = 24 * 3600.0
 
 
 class _Leases(Protocol):
-    """What we need of ``storage.leases.Leases``; serving reads objects without importing anything of SQL."""
+    """The part of ``storage.leases.Leases`` used here; serving reads objects without importing anything of SQL."""
 
     @property
     def store(self) -> Any: ...
@@ -43,27 +43,28 @@ def open_objects(
     options: Mapping[str, str] | None = None,
     anew: bool = False,
 ) -> Objects:
-    """Open the store ``local`` (``home/objects``) or ``s3://bucket/prefix``, making it when it is new.
+    """Open the store ``local`` (``home/objects``) or ``s3://bucket/prefix``, creating it if it does not exist.
 
     Without ``leases`` the store is known to this machine only: writers and gc exclude each other by a file lock, and
-    gc keeps only the roots it is given. With them, store and database must belong together (:func:`owner.bind`; ``anew``:
-    the database takes the store whoever it belonged to). ``options`` are those of :class:`S3Bytes`.
+    gc keeps only the roots passed to it. With them, store and database must belong together (:func:`owner.bind`); ``anew`` lets
+    the database take a store that belonged to another one. ``options`` are those of :class:`S3Bytes`.
     """
     store = open_bytes(url, home=home, options=options)
     references: Callable[[], Iterable[str]] | None = None
     pins: Pins = FilePins(home / "locks" / "objects.lock")
     owner: Owner | None
     if leases is None:
-        form, found = form_of(store), owner_of(store)
-        owner = None if found is None else Owner(found, 0)
+        form, database = form_of(store), owner_of(store)
+        owner = None if database is None else Owner(database, 0)
     else:
         form, owner = bind(leases.store, store, anew=anew)
-        references = _references(leases.store)
+        references = _reference_reader(leases.store)
         if leases.store.engine.name == "postgres":
             pins = PostgresPins(leases.store.engine, key=zlib.crc32(form.id.encode()))
     if isinstance(store, Sweepable):
         store.sweep(older_than_s=SWEEP_AFTER_S)
-        if leases is not None:  # gc writes the index anew before it removes anything
+        # gc writes a new index before it removes anything, so that much must be reserved
+        if leases is not None:
             leases.store.engine.keep_back(sum(size for _, size in store.list("index/")))
     return Objects(
         store,
@@ -75,7 +76,7 @@ def open_objects(
     )
 
 
-def _references(store: Any) -> Callable[[], list[str]]:
+def _reference_reader(store: Any) -> Callable[[], list[str]]:
     def read() -> list[str]:
         with store.read() as tx:
             return [str(row["digest"]) for row in tx.all("SELECT DISTINCT digest FROM object_refs")]

@@ -1,8 +1,8 @@
-"""Which database an object store belongs to, and how a lost one is told from a new one.
+"""Which database an object store belongs to, and how a lost database is distinguished from a new one.
 
 The database keeps three facts under the empty project of ``settings``: its id, when it was made, and a copy of the store's
-``format.json``. The store keeps ``owner.json``: the id of the database that knows what in it is needed. Either side without
-the other is refused: garbage collection by a database that knows nothing would remove everything.
+``format.json``. The store keeps ``owner.json``: the id of the database that refers to its objects. Either side without
+the other is refused: garbage collection for a database without references would remove everything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _REPAIR = "Run 'mainspring fsck --repair': the database keeps a copy."
 
 
 class _Store(Protocol):
-    """What is needed of ``storage.sql.Store``; serving reads objects without importing anything of SQL."""
+    """The part of ``storage.sql.Store`` used here; serving reads objects without importing anything of SQL."""
 
     def read(self) -> Any: ...
     def write(self) -> Any: ...
@@ -56,12 +56,12 @@ class _OwnerFile(Record, frozen=True):
 
     @classmethod
     def dump(cls, database: str) -> bytes:
-        return to_json(cls(database=database, check=_check(database)))
+        return to_json(cls(database=database, check=_check_digest(database)))
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What the database says of itself."""
+    """The facts that the database has recorded about itself and its store."""
 
     id: str | None
     since_us: int
@@ -75,12 +75,12 @@ def owner_of(store: ByteStore) -> str | None:
     except NotFound:
         return None
     try:
-        found: _OwnerFile = from_json(data, _OwnerFile)
+        owner: _OwnerFile = from_json(data, _OwnerFile)
     except (MainspringError, ValueError):
-        found = _OwnerFile(database="", check="")
-    if found.check != _check(found.database) or data != _OwnerFile.dump(found.database):
+        owner = _OwnerFile(database="", check="")
+    if owner.check != _check_digest(owner.database) or data != _OwnerFile.dump(owner.database):
         raise Corrupt("the object store's owner.json is damaged", place=OWNER_KEY, next_step=_REPAIR)
-    return found.database
+    return owner.database
 
 
 def has_packs(store: ByteStore) -> bool:
@@ -89,68 +89,71 @@ def has_packs(store: ByteStore) -> bool:
 
 
 def form_of(store: ByteStore) -> RepositoryFormat:
-    """The store's format, made when the store is empty. Raises :class:`Corrupt` if it was lost or damaged."""
+    """The store's format; an empty store gets a new one. Raises :class:`Corrupt` if it was lost or is damaged."""
     try:
         return RepositoryFormat.load(store.get(FORMAT_KEY))
     except NotFound:
-        # Looked for in this order: another process may be making the store at the same moment.
+        # The format is read again after the packs were seen: another process may be creating the store at the same moment.
         if has_packs(store):
             with contextlib.suppress(NotFound):
                 return RepositoryFormat.load(store.get(FORMAT_KEY))
             raise _lost_form() from None
-        with contextlib.suppress(Conflict):  # another process makes it at the same moment: theirs holds
+        # Another process has created it at the same moment: its format is used
+        with contextlib.suppress(Conflict):
             store.put(FORMAT_KEY, RepositoryFormat.fresh().dump())
         return RepositoryFormat.load(store.get(FORMAT_KEY))
 
 
 def bind(database: _Store, store: ByteStore, *, anew: bool = False) -> tuple[RepositoryFormat, Owner]:
-    """Check that database and object store belong together; both learn it at their first opening.
+    """Check that database and object store belong together; at the first opening, record it in both.
 
     An unbound database (a new one, or one of version 0.1) takes an unowned store if the store is empty, or if the objects that the
     database refers to are there. ``anew`` takes any store. Raises :class:`Conflict` or :class:`Corrupt`; nothing is changed then.
     """
-    # The store first: whoever writes there has written to the database before, so what is seen here is explained there.
+    # Read the store first: a process that binds them writes to the database before the store, so an owner seen here is recorded there.
     owner, packs = None if anew else owner_of(store), has_packs(store)
-    known = _recorded(database)
-    if owner is not None and owner != known.id:
-        raise _anothers(owner, known.id)
-    if known.form is not None:
-        form = _form_as_recorded(store, known.form)
+    recorded = _read_recorded(database)
+    if owner is not None and owner != recorded.id:
+        raise _other_owner(owner, recorded.id)
+    if recorded.form is not None:
+        form = _check_recorded_form(store, recorded.form)
     else:
         if packs and owner is None and not anew:
-            _check_known(database, store)
+            _check_references(database, store)
         form = form_of(store)
-        known = _identify(database, min(int(time.time() * 1e6), _oldest_us(store) if not anew else 1 << 62))
+        recorded = _record_identity(
+            database, min(int(time.time() * 1e6), _oldest_pack_us(store) if not anew else 1 << 62)
+        )
         failpoint("objects.bind.identified")
     if anew:
         store.delete([OWNER_KEY])
-    _claim(store, str(known.id))
-    if known.form is None:
+    _claim(store, str(recorded.id))
+    if recorded.form is None:
         failpoint("objects.bind.owned")
         _record(database, {_FORM: store.get(FORMAT_KEY).decode()})
-    return form, Owner(str(known.id), known.since_us)
+    return form, Owner(str(recorded.id), recorded.since_us)
 
 
 def restore(database: _Store, store: ByteStore) -> list[str]:
-    """Write ``format.json`` and ``owner.json`` again from what the database knows; returns the keys that were mended."""
-    known = _recorded(database)
-    if known.form is None or known.id is None:
+    """Write ``format.json`` and ``owner.json`` again from the copies in the database; returns the keys that were repaired."""
+    recorded = _read_recorded(database)
+    if recorded.form is None or recorded.id is None:
         return []
     try:
         owner = owner_of(store)
     except Corrupt:
         owner = None
-    if owner not in (None, known.id):
-        raise _anothers(str(owner), known.id)
+    if owner not in (None, recorded.id):
+        raise _other_owner(str(owner), recorded.id)
     mended = []
-    for key, wanted in ((FORMAT_KEY, known.form), (OWNER_KEY, _OwnerFile.dump(known.id))):
-        found = _bytes(store, key)
-        if found == wanted:
+    for key, expected in ((FORMAT_KEY, recorded.form), (OWNER_KEY, _OwnerFile.dump(recorded.id))):
+        stored = _read(store, key)
+        if stored == expected:
             continue
         if key == FORMAT_KEY:
-            _check_same(found, known.form)
+            _check_same(stored, recorded.form)
         store.delete([key])
-        store.put(key, wanted)
+        store.put(key, expected)
         mended.append(key)
     return mended
 
@@ -178,23 +181,26 @@ def check_age(owner: Owner | None, packs: Iterable[str], *, bound: bool) -> None
 # ---- the database's side
 
 
-def _recorded(database: _Store) -> _Recorded:
+def _read_recorded(database: _Store) -> _Recorded:
     with database.read() as tx:
-        found = {
+        settings = {
             r["name"]: str(r["value"]) for r in tx.all("SELECT name, value FROM settings WHERE project = ''")
         }
-    form = found.get(_FORM)
-    return _Recorded(found.get(_ID), int(found.get(_CREATED, 0)), None if form is None else form.encode())
+    form = settings.get(_FORM)
+    return _Recorded(
+        settings.get(_ID), int(settings.get(_CREATED, 0)), None if form is None else form.encode()
+    )
 
 
-def _identify(database: _Store, created_us: int) -> _Recorded:
+def _record_identity(database: _Store, created_us: int) -> _Recorded:
     _record(database, {_ID: new_id(), _CREATED: str(created_us)})
-    return _recorded(database)
+    return _read_recorded(database)
 
 
 def _record(database: _Store, values: dict[str, str]) -> None:
-    """Whoever is first: eight first starts at once give one id."""
+    """Write the settings unless another process was first: several first starts at the same time result in one id."""
     with database.write() as tx:
+        # The check keeps values of one process together; ON CONFLICT covers PostgreSQL, where two writers may pass it at once.
         if tx.first("SELECT value FROM settings WHERE project = '' AND name = ?", next(iter(values))):
             return
         tx.many(
@@ -203,11 +209,11 @@ def _record(database: _Store, values: dict[str, str]) -> None:
         )
 
 
-def _check_known(database: _Store, store: ByteStore) -> None:
-    """A database without an id beside packs: it is theirs if they hold what it refers to."""
+def _check_references(database: _Store, store: ByteStore) -> None:
+    """Check a database without an id beside packs: they belong together if the store holds most objects that it refers to."""
     with database.read() as tx:
-        wanted = [str(row["digest"]) for row in tx.all("SELECT DISTINCT digest FROM object_refs")]
-    if not wanted:
+        referred = [str(row["digest"]) for row in tx.all("SELECT DISTINCT digest FROM object_refs")]
+    if not referred:
         raise Conflict(
             "the database knows nothing of the objects beside it: it was emptied, or made anew",
             place="the object store",
@@ -215,12 +221,13 @@ def _check_known(database: _Store, store: ByteStore) -> None:
         )
     try:
         index = load_index(store, Index())
-    except Corrupt:  # a damaged index says nothing about the database; fsck --repair must be able to open
+    except Corrupt:
+        # Without the index nothing can be compared, and fsck --repair must be able to open the store
         return
-    found = sum(index.find(bytes.fromhex(digest)) is not None for digest in wanted)
-    if 2 * found < len(wanted):
+    present = sum(index.find(bytes.fromhex(digest)) is not None for digest in referred)
+    if 2 * present < len(referred):
         raise Conflict(
-            f"of {len(wanted)} objects that the database refers to, {found} are here: it belongs to another workspace",
+            f"of {len(referred)} objects that the database refers to, {present} are here: it belongs to another workspace",
             place="the object store",
             next_step=ANEW,
         )
@@ -231,55 +238,55 @@ def _check_known(database: _Store, store: ByteStore) -> None:
 
 def _claim(store: ByteStore, database: str) -> None:
     if owner_of(store) is None:
-        with contextlib.suppress(Conflict):  # another process at the same moment
+        with contextlib.suppress(Conflict):  # another process has claimed it at the same moment
             store.put(OWNER_KEY, _OwnerFile.dump(database))
     owner = owner_of(store)
     if owner != database:
-        raise _anothers(str(owner), database)
+        raise _other_owner(str(owner), database)
 
 
-def _form_as_recorded(store: ByteStore, wanted: bytes) -> RepositoryFormat:
-    found = _bytes(store, FORMAT_KEY)
-    if found is None:
+def _check_recorded_form(store: ByteStore, recorded: bytes) -> RepositoryFormat:
+    stored = _read(store, FORMAT_KEY)
+    if stored is None:
         raise _lost_form()
-    if found != wanted:
-        _check_same(found, wanted)
+    if stored != recorded:
+        _check_same(stored, recorded)
         raise Corrupt("the object store's format.json is damaged", place=FORMAT_KEY, next_step=_REPAIR)
-    return RepositoryFormat.load(found)
+    return RepositoryFormat.load(stored)
 
 
-def _check_same(found: bytes | None, wanted: bytes) -> None:
-    """A sound format file of another store is no damage: these are another workspace's objects."""
-    if found is None:
+def _check_same(stored: bytes | None, recorded: bytes) -> None:
+    """Raise :class:`Conflict` if the stored format is intact but another store's: these are the objects of another workspace."""
+    if stored is None:
         return
     try:
-        other = RepositoryFormat.load(found)
+        other = RepositoryFormat.load(stored)
     except (Corrupt, Conflict):
         return
-    mine = RepositoryFormat.load(wanted)
-    if other.id != mine.id:
+    own = RepositoryFormat.load(recorded)
+    if other.id != own.id:
         raise Conflict(
             "this is the object store of another workspace",
             value=other.id,
             place=FORMAT_KEY,
-            next_step=f"This database belongs to object store {mine.id}: put that one back.",
+            next_step=f"This database belongs to object store {own.id}: put that one back.",
         )
 
 
-def _oldest_us(store: ByteStore) -> int:
+def _oldest_pack_us(store: ByteStore) -> int:
     return min(
         (int(begun_s(key.removeprefix("packs/")) * 1e6) for key, _ in store.list("packs/")), default=1 << 62
     )
 
 
-def _bytes(store: ByteStore, key: str) -> bytes | None:
+def _read(store: ByteStore, key: str) -> bytes | None:
     try:
         return store.get(key)
     except NotFound:
         return None
 
 
-def _check(database: str) -> str:
+def _check_digest(database: str) -> str:
     return blake3.blake3(database.encode()).hexdigest()[:16]
 
 
@@ -287,10 +294,10 @@ def _lost_form() -> Corrupt:
     return Corrupt("the object store has lost its format.json", place=FORMAT_KEY, next_step=_REPAIR)
 
 
-def _anothers(owner: str, mine: str | None) -> Conflict:
-    said = f"this one is {mine}" if mine else "this one is new, or was emptied"
+def _other_owner(owner: str, own: str | None) -> Conflict:
+    difference = f"this one is {own}" if own else "this one is new, or was emptied"
     return Conflict(
-        f"this object store belongs to another database ({said})",
+        f"this object store belongs to another database ({difference})",
         value=owner,
         place=OWNER_KEY,
         next_step=f"{ANEW} Or give this database another place in [storage] objects.",

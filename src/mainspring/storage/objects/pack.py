@@ -1,7 +1,7 @@
 """Pack files: many blobs in one file of tens of megabytes.
 
 Layout: ``MSPCK001``, the blobs one after another, a table (digest, kind, length, object size per blob), u32 count,
-BLAKE3 of the table, ``MSPCKEND``. The table repeats what the index says, so an index can be made again from packs.
+BLAKE3 of the table, ``MSPCKEND``. The table repeats the rows of the index, so that the index can be rebuilt from the packs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TAIL = _COUNT.size + _HASH + len(_END)
 
 
 class Pack:
-    """A pack being filled, in memory. Its name says when it was begun (UUIDv7)."""
+    """A pack in memory, to which blobs are added. Its name (UUIDv7) holds the time at which it was begun."""
 
     def __init__(self) -> None:
         self.name = f"{new_id()}.pack"
@@ -37,7 +37,7 @@ class Pack:
         return entry
 
     def flag(self, digest: bytes, kind: int) -> None:
-        """Say more of a blob that was added: the table is written last."""
+        """Change the kind of a blob that was added; possible since the table is written last."""
         if digest in self.entries:
             self.entries[digest] = self.entries[digest]._replace(kind=kind)
 
@@ -64,12 +64,12 @@ def begun_s(name: str) -> float:
 
 
 def pack_size(blobs: int, length: int) -> int:
-    """Size of a pack of so many blobs with ``length`` bytes together: a larger one holds something else as well."""
+    """Size of a pack that holds exactly so many blobs, of ``length`` bytes in total; a larger pack holds others as well."""
     return len(_MAGIC) + length + blobs * _ROW.size + _TAIL
 
 
 def read_table(name: str, data: bytes) -> dict[bytes, Entry]:
-    """What the whole pack ``data`` says of its blobs. Raises :class:`Corrupt` unless every byte of its frame is as it was written."""
+    """The table of the whole pack ``data``. Raises :class:`Corrupt` unless header, table and end are intact."""
     if not data.startswith(_MAGIC):
         raise _damaged(name, "its header is wrong")
     if not data.endswith(_END):
@@ -78,7 +78,7 @@ def read_table(name: str, data: bytes) -> dict[bytes, Entry]:
 
 
 def salvage_table(name: str, data: bytes) -> dict[bytes, Entry]:
-    """The same if only the table is whole. Raises :class:`Corrupt` otherwise."""
+    """The table of a pack whose header or end may be damaged. Raises :class:`Corrupt` if the table is."""
     if len(data) < len(_MAGIC) + _TAIL:
         raise _damaged(name, "it is cut off")
     tail = len(data) - _TAIL
@@ -89,12 +89,12 @@ def salvage_table(name: str, data: bytes) -> dict[bytes, Entry]:
     table = data[start:tail]
     if blake3.blake3(table).digest() != data[tail + _COUNT.size : -len(_END)]:
         raise _damaged(name, "its table has another digest")
-    rows, at = {}, len(_MAGIC)
+    rows, offset = {}, len(_MAGIC)
     for digest, kind, length, size in _ROW.iter_unpack(table):
-        rows[digest] = Entry(kind, name, at, length, size)
-        at += length
-    if at != start:
-        raise _damaged(name, "its table tells of another number of bytes")
+        rows[digest] = Entry(kind, name, offset, length, size)
+        offset += length
+    if offset != start:
+        raise _damaged(name, "its table describes another number of bytes")
     return rows
 
 

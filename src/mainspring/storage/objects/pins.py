@@ -1,7 +1,7 @@
-"""Writers hold off garbage collection; garbage collection waits for writers.
+"""Writers delay garbage collection; garbage collection waits for writers.
 
-A writer takes its pin *before* it looks whether a blob is stored already, and keeps it until the reference to that
-blob is committed. So a blob that a writer relies on cannot be collected in between (SAFETY O04).
+A writer takes its pin *before* it checks whether a blob is stored already, and keeps it until the reference to that
+blob is committed. So a blob that a writer relies on cannot be removed in between (SAFETY O04).
 
 On one machine the pin is a shared file lock: the kernel drops it when the process dies. Over PostgreSQL it is a shared
 advisory lock of an open transaction: the server drops it when the connection dies, and the holder notices.
@@ -46,13 +46,13 @@ class FilePins:
     @contextlib.contextmanager
     def shared(self) -> Iterator[Callable[[], None]]:
         with self._guard:
-            if self._pid != os.getpid():  # after a fork the lock is the parent's: take our own
+            if self._pid != os.getpid():  # after a fork the lock belongs to the parent
                 self._holders, self._fd, self._pid = 0, -1, os.getpid()
             if self._holders == 0:
                 self._fd = self._lock(fcntl.LOCK_SH, _WRITER_WAIT_S)
             self._holders += 1
         try:
-            yield _nothing
+            yield _always_held
         finally:
             with self._guard:
                 self._holders -= 1
@@ -64,7 +64,7 @@ class FilePins:
     def exclusive(self, *, wait_s: float) -> Iterator[Callable[[], None]]:
         fd = self._lock(fcntl.LOCK_EX, wait_s)
         try:
-            yield _nothing
+            yield _always_held
         finally:
             os.close(fd)
 
@@ -77,7 +77,7 @@ class FilePins:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     os.close(fd)
-                    raise _busy(kind == fcntl.LOCK_EX, wait_s, str(self._path)) from None
+                    raise _busy_error(kind == fcntl.LOCK_EX, wait_s, str(self._path)) from None
                 time.sleep(0.005)
             except BaseException:
                 os.close(fd)
@@ -97,8 +97,7 @@ class _Engine(Protocol):
 class PostgresPins:
     """For processes that share a PostgreSQL database. The lock lives in a transaction of its own connection.
 
-    That connection belongs to a helper thread, since the engine keeps one per thread: a decision of the writer runs
-    beside the pin, not inside it.
+    A helper thread holds that transaction open, so that the writer's own transactions do not run inside it.
     """
 
     def __init__(self, engine: _Engine, *, key: int) -> None:
@@ -115,7 +114,7 @@ class PostgresPins:
         with self._guard:
             if self._holders == 0:
                 self._helper.submit(
-                    self._take,
+                    self._acquire,
                     "SELECT pg_try_advisory_xact_lock_shared(?) AS ok",
                     _WRITER_WAIT_S,
                     exclusive=False,
@@ -127,54 +126,54 @@ class PostgresPins:
             with self._guard:
                 self._holders -= 1
                 if self._holders == 0:
-                    self._helper.submit(self._drop).result()
+                    self._helper.submit(self._release).result()
 
     @contextlib.contextmanager
     def exclusive(self, *, wait_s: float) -> Iterator[Callable[[], None]]:
         with self._guard:
             if self._holders:
-                raise _busy(exclusive=True, wait_s=0, place="this process")
+                raise _busy_error(exclusive=True, wait_s=0, place="this process")
             self._helper.submit(
-                self._take, "SELECT pg_try_advisory_xact_lock(?) AS ok", wait_s, exclusive=True
+                self._acquire, "SELECT pg_try_advisory_xact_lock(?) AS ok", wait_s, exclusive=True
             ).result()
             try:
                 yield self._check
             finally:
-                self._helper.submit(self._drop).result()
+                self._helper.submit(self._release).result()
 
-    def _take(self, sql: str, wait_s: float, *, exclusive: bool) -> None:
+    def _acquire(self, sql: str, wait_s: float, *, exclusive: bool) -> None:
         deadline = time.monotonic() + wait_s
         with contextlib.ExitStack() as opening:
             session: _Session = opening.enter_context(self._engine.reading())
             while not session.query(sql, (self._key,))[0]["ok"]:
                 if time.monotonic() >= deadline:
-                    raise _busy(exclusive, wait_s, "the database")
+                    raise _busy_error(exclusive, wait_s, "the database")
                 time.sleep(0.05)
             self._session, self._open = session, opening.pop_all()
 
-    def _drop(self) -> None:
+    def _release(self) -> None:
         self._session = None
         with contextlib.suppress(MainspringError):  # a lost connection has dropped the lock already
             self._open.close()
 
     def _check(self) -> None:
-        self._helper.submit(self._ask).result()
+        self._helper.submit(self._check_session).result()
 
-    def _ask(self) -> None:
+    def _check_session(self) -> None:
         try:
             if self._session is not None:
                 self._session.query("SELECT 1 AS alive", ())
                 return
         except Exception as error:
-            raise _lost() from error
-        raise _lost()
+            raise _lost_error() from error
+        raise _lost_error()
 
 
-def _nothing() -> None:
+def _always_held() -> None:
     """A file lock cannot be lost while its process lives."""
 
 
-def _busy(exclusive: bool, wait_s: float, place: str) -> Unavailable:
+def _busy_error(exclusive: bool, wait_s: float, place: str) -> Unavailable:
     if exclusive:
         return Unavailable(
             f"objects are being written; waited {wait_s:.0f} s for the writers",
@@ -188,7 +187,7 @@ def _busy(exclusive: bool, wait_s: float, place: str) -> Unavailable:
     )
 
 
-def _lost() -> Fenced:
+def _lost_error() -> Fenced:
     return Fenced(
         "the connection that held off garbage collection was lost",
         next_step="Nothing was committed through it; try again.",

@@ -18,14 +18,14 @@ class _Blobs(Protocol):
 
 
 class ObjectReader(io.RawIOBase):
-    """Reads by chunks, keeps the last run of them. Not for several threads."""
+    """Reads by chunks and caches the last ones read. Not safe for concurrent use by several threads."""
 
     def __init__(self, objects: _Blobs, recipe: Recipe) -> None:
         self._objects = objects
         self._recipe = recipe
         self._starts = [0, *itertools.accumulate(length for _, length in recipe.entries)]
         self._at = 0
-        self._have = (0, b"")
+        self._cached = (0, b"")
 
     def readable(self) -> bool:
         return True
@@ -48,18 +48,18 @@ class ObjectReader(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         if self._at >= self._recipe.size or not view:
             return 0
-        start, data = self._have
+        start, data = self._cached
         if not start <= self._at < start + len(data):
-            start, data = self._have = self._load(self._at, max(len(view), 1))
+            start, data = self._cached = self._load(self._at, max(len(view), 1))
         part = memoryview(data)[self._at - start :][: len(view)]
         view[: len(part)] = part
         self._at += len(part)
         return len(part)
 
-    def _load(self, position: int, wanted: int) -> tuple[int, bytes]:
+    def _load(self, position: int, length: int) -> tuple[int, bytes]:
         first = bisect_right(self._starts, position) - 1
         last = first + 1
-        while last < len(self._recipe.entries) and self._starts[last] < position + min(wanted, _READ_AHEAD):
+        while last < len(self._recipe.entries) and self._starts[last] < position + min(length, _READ_AHEAD):
             last += 1
         digests = [digest for digest, _ in self._recipe.entries[first:last]]
         return self._starts[first], b"".join(data for _, data in self._objects.blobs(digests))

@@ -1,4 +1,4 @@
-"""What can be made again from what is left: index files from the packs' own tables, the frame of a pack around sound blobs.
+"""Repairs from what is left: index files from the tables of the packs, and the frame of a pack around its intact blobs.
 
 Order, as in gc: new packs, then one new index, then the old index files go, then the old packs.
 """
@@ -19,7 +19,7 @@ from mainspring.storage.objects.index import (
     Index,
     IndexFile,
     dump_index,
-    joined,
+    join_entries,
     new_index_name,
 )
 from mainspring.storage.objects.pack import Pack, pack_key, read_table, salvage_table
@@ -32,7 +32,7 @@ declare("objects.repair.packs", "objects.repair.index", "objects.repair.deleted"
 
 
 def check_blob(raw: bytes, entry: Entry, data: bytes) -> None:
-    """Raise :class:`Corrupt` unless ``data`` is what ``entry`` says: an object's own bytes, or its recipe."""
+    """Raise :class:`Corrupt` unless ``data`` matches ``entry``: the object's own bytes, or its recipe."""
     if entry.is_recipe:
         Recipe.load(data, raw)
     elif blake3.blake3(data).digest() != raw:
@@ -40,12 +40,12 @@ def check_blob(raw: bytes, entry: Entry, data: bytes) -> None:
 
 
 def repair(objects: Objects, *, check: Callable[[], None]) -> list[str]:
-    """Mend index files and frames of packs; returns the keys that were damaged. ``check`` raises when the exclusive hold is lost.
+    """Repair index files and frames of packs; returns the keys that were damaged. ``check`` raises when the exclusive hold is lost.
 
-    A damaged blob stays as it is: only another copy can mend it. Nothing that is whole is touched.
+    A damaged blob stays as it is: only another copy can replace it. Intact files are not changed.
     """
     store = objects.store
-    rows, damaged, files = _sound_rows(objects)
+    rows, damaged, files = _read_intact_rows(objects)
     sizes = {key.removeprefix("packs/"): size for key, size in store.list("packs/")}
     broken: list[str] = []
     for name in sorted(sizes):
@@ -55,14 +55,13 @@ def repair(objects: Objects, *, check: Callable[[], None]) -> list[str]:
             broken.append(name)
             continue
         for raw, entry in table.items() if damaged else ():
-            rows[raw] = joined(rows.get(raw), entry)
-    replaced = _reframe(objects, broken, rows, sizes)
+            rows[raw] = join_entries(rows.get(raw), entry)
+    replaced = _copy_blobs(objects, broken, rows, sizes)
     failpoint("objects.repair.packs")
     if not damaged and not replaced:
         return []
-    sizes |= {
-        entry.pack: 0 for entry in rows.values() if entry.pack not in sizes
-    }  # lost packs: fsck names them
+    # Rows of lost packs stay in the index, so that fsck reports them.
+    sizes |= {entry.pack: 0 for entry in rows.values() if entry.pack not in sizes}
     if damaged:
         _flag_trees(objects, rows, sizes)
     check()
@@ -78,8 +77,8 @@ def repair(objects: Objects, *, check: Callable[[], None]) -> list[str]:
     return sorted([*damaged, *(f"packs/{name}" for name in replaced)])
 
 
-def _sound_rows(objects: Objects) -> tuple[dict[bytes, Entry], list[str], list[str]]:
-    """Rows of the sound index files, the keys of the damaged ones, and the keys of all."""
+def _read_intact_rows(objects: Objects) -> tuple[dict[bytes, Entry], list[str], list[str]]:
+    """The rows of the intact index files, the keys of the damaged ones, and the keys of all."""
     rows: dict[bytes, Entry] = {}
     damaged, files = [], []
     for key in sorted(key for key, _ in objects.store.list("index/") if key.endswith(".idx")):
@@ -90,27 +89,29 @@ def _sound_rows(objects: Objects) -> tuple[dict[bytes, Entry], list[str], list[s
             damaged.append(key)
             continue
         for raw, entry in file:
-            rows[raw] = joined(rows.get(raw), entry)
+            rows[raw] = join_entries(rows.get(raw), entry)
     return rows, damaged, files
 
 
-def _reframe(
+def _copy_blobs(
     objects: Objects, broken: list[str], rows: dict[bytes, Entry], sizes: dict[str, int]
 ) -> list[str]:
-    """Copy the blobs of packs with a damaged frame into new ones, if all that the index lists are sound; returns those packs."""
+    """Copy the blobs of packs with a damaged frame into new packs, if all that the index lists are intact; returns the old packs."""
     done = []
     for name in broken:
         pack = Pack()
         try:
             data = objects.store.get(pack_key(name))
-            mine = _told(name, data) | {raw: entry for raw, entry in rows.items() if entry.pack == name}
-            for raw, entry in sorted(mine.items(), key=lambda item: item[1].offset):
+            entries = _salvage_rows(name, data) | {
+                raw: entry for raw, entry in rows.items() if entry.pack == name
+            }
+            for raw, entry in sorted(entries.items(), key=lambda item: item[1].offset):
                 blob = data[entry.offset : entry.offset + entry.length]
                 check_blob(raw, entry, blob)
                 pack.add(raw, blob, kind=entry.kind, size=entry.size)
         except (Corrupt, NotFound):
             continue
-        if not mine:  # nothing is known of it: it may hold what a damaged index listed
+        if not entries:  # no row is known: the pack may hold blobs of a damaged index
             continue
         rows |= pack.entries
         objects.store.put(pack_key(pack.name), pack.seal())
@@ -119,7 +120,7 @@ def _reframe(
     return done
 
 
-def _told(name: str, data: bytes) -> dict[bytes, Entry]:
+def _salvage_rows(name: str, data: bytes) -> dict[bytes, Entry]:
     try:
         return salvage_table(name, data)
     except Corrupt:
@@ -127,7 +128,7 @@ def _told(name: str, data: bytes) -> dict[bytes, Entry]:
 
 
 def _flag_trees(objects: Objects, rows: dict[bytes, Entry], sizes: dict[str, int]) -> None:
-    """A table may not know that a blob became a tree later. gc follows trees, so whatever reads as one is taken for one."""
+    """Flag every object that can be read as a tree: a table may be older than the flag, and gc must follow all trees."""
     objects.use_index(Index([IndexFile("repaired", dump_index(rows, sizes))]))
     for raw, entry in list(rows.items()):
         if entry.is_tree or entry.size > MAX_TREE_BYTES:

@@ -31,7 +31,7 @@ class S3Bytes:
         plain = settings.pop("allow_http", "false") == "true"
         if not plain and str(settings.get("endpoint", "")).startswith("http://"):
             raise ConfigError(
-                "objects would travel unencrypted",
+                "objects would be sent unencrypted",
                 value=settings["endpoint"],
                 place=url,
                 next_step="Use https://, or allow http.",
@@ -50,14 +50,14 @@ class S3Bytes:
         import obstore
 
         failpoint("objects.put.temp")
-        with self._translated(key):
+        with self._translate_errors(key):
             obstore.put(self._store, key, data, mode="create", use_multipart=False)
         failpoint("objects.put.done")
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         import obstore
 
-        with self._translated(key):
+        with self._translate_errors(key):
             if length is None and offset == 0:
                 return bytes(obstore.get(self._store, key).bytes())
             end = self.size(key) if length is None else offset + length
@@ -67,7 +67,7 @@ class S3Bytes:
                 return bytes(obstore.get_range(self._store, key, start=offset, end=end))
             except FileNotFoundError:
                 raise
-            except Exception:  # a range beyond the end: give what exists, as a local file does
+            except Exception:  # a range beyond the end: return what exists, as a local file does
                 size = self.size(key)
                 if size >= end:
                     raise
@@ -80,7 +80,7 @@ class S3Bytes:
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         import obstore
 
-        with self._translated(prefix):
+        with self._translate_errors(prefix):
             for batch in obstore.list(self._store, prefix.rstrip("/")):
                 for meta in batch:
                     yield str(meta["path"]), int(meta["size"])
@@ -89,17 +89,17 @@ class S3Bytes:
         import obstore
 
         if keys:
-            with self._translated(keys[0]), contextlib.suppress(FileNotFoundError):
+            with self._translate_errors(keys[0]), contextlib.suppress(FileNotFoundError):
                 obstore.delete(self._store, list(keys))
 
     def size(self, key: str) -> int:
         import obstore
 
-        with self._translated(key):
+        with self._translate_errors(key):
             return obstore.head(self._store, key)["size"]
 
     @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
+    def _translate_errors(self, key: str) -> Iterator[None]:
         from obstore import exceptions
 
         place = f"{self._place}/{key}"
@@ -111,11 +111,11 @@ class S3Bytes:
             raise Conflict("these bytes exist already", value=key, place=self._place) from None
         except exceptions.UnauthenticatedError:
             raise Unauthenticated(
-                "the object store does not know us", place=place, next_step="Check the access key."
+                "the object store rejects the credentials", place=place, next_step="Check the access key."
             ) from None
         except exceptions.PermissionDeniedError:
             raise PermissionDenied(
-                "the object store refuses", place=place, next_step="Check the bucket's policy."
+                "the object store denies access", place=place, next_step="Check the bucket's policy."
             ) from None
         except exceptions.BaseError as error:
             raise Unavailable(

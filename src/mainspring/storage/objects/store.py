@@ -1,4 +1,4 @@
-"""Objects: what every room reads, writes and keeps. Semantics once, above any :class:`ByteStore`."""
+"""Objects: what every room reads and writes. Implemented once, above any :class:`ByteStore`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _RUN_BYTES = 8 << 20
 class Objects:
     """A content-addressed store. Safe to use from many threads and processes at once.
 
-    Promises: an object never changes; reads verify every byte against its digest and raise :class:`Corrupt`
-    otherwise (and the same bytes put again mend it); what :meth:`writing` has finished is durable; a crash leaves only bytes that nobody refers to.
+    Guarantees: an object never changes; reads verify every byte against its digest and raise :class:`Corrupt` otherwise (putting
+    the same bytes again repairs it); what :meth:`writing` has finished is durable; a crash leaves only unreferenced bytes.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Objects:
         freeing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """``pins=None`` makes it read-only. ``references`` lists every digest that the database refers to, ``owner`` is that database.
-        ``freeing`` surrounds what frees space.
+        ``freeing`` returns a context for operations that free space.
         """
         self.store = store
         self.form = form
@@ -73,14 +73,14 @@ class Objects:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[ObjectWriter]:
-        """A writer that holds off gc until the block ends: open it around the decision that refers to its objects.
+        """A writer that delays gc until the block ends: open it around the transaction that refers to its objects.
 
         A clean exit flushes; after an exception nothing of it is visible. A writer belongs to one thread.
         """
         from mainspring.storage.objects.writer import ObjectWriter
 
         with self.pins.shared() as check:
-            self.refresh()  # after the pin: what gc removed before must not count as stored
+            self.refresh()  # after the pin is taken: blobs that gc removed before must not count as stored
             writer = ObjectWriter(self, check=check)
             self._writers.add(writer)
             try:
@@ -105,17 +105,17 @@ class Objects:
     # ---- reading
 
     def has(self, digest: str) -> bool:
-        """Whether the object is stored now (not whether its bytes are sound: :meth:`fsck` tells)."""
+        """Whether the object is stored now (not whether its bytes are intact: see :meth:`fsck`)."""
         self.refresh()  # another process may have collected it
         try:
-            self.locate(_raw(digest))
+            self.locate(_parse_digest(digest))
         except NotFound:
             return False
         return True
 
     def size(self, digest: str) -> int:
         """Size of the object in bytes. Raises :class:`NotFound`."""
-        return self.locate(_raw(digest)).size
+        return self.locate(_parse_digest(digest)).size
 
     def read(self, digest: str) -> bytes:
         """The whole object. Raises :class:`NotFound`, or :class:`Corrupt` naming the digest."""
@@ -124,7 +124,7 @@ class Objects:
 
     def open(self, digest: str) -> BinaryIO:
         """A seekable, buffered reader; every chunk is verified as it is read."""
-        raw = _raw(digest)
+        raw = _parse_digest(digest)
         entry = self.locate(raw)
         if not entry.is_recipe:
             return io.BytesIO(self.blob(raw))
@@ -134,7 +134,7 @@ class Objects:
 
     def chunks(self, digest: str) -> Iterator[bytes]:
         """The object in pieces of bounded size, in order; the whole digest is checked at the end as well."""
-        raw = _raw(digest)
+        raw = _parse_digest(digest)
         entry = self.locate(raw)
         if not entry.is_recipe:
             yield self.blob(raw)
@@ -147,7 +147,7 @@ class Objects:
             yield chunk
         if whole.digest() != raw or size != recipe.size:
             self.note_damage(raw)
-            raise _corrupt(raw, "its chunks are sound, their order or number is not")
+            raise _damaged_object(raw, "its chunks are intact, but not their order or number")
 
     def tree(self, digest: str) -> dict[str, ObjectRef]:
         """The entries of a tree object, checked as a whole (paths, collisions, sizes, canonical form)."""
@@ -165,7 +165,7 @@ class Objects:
         """
         entries = self.tree(tree_digest)
         for path, ref in entries.items():
-            if self.locate(_raw(ref.digest)).size != ref.size:
+            if self.locate(_parse_digest(ref.digest)).size != ref.size:
                 raise Corrupt(
                     "a tree disagrees with the size of its file",
                     value=path,
@@ -193,19 +193,19 @@ class Objects:
         paths: dict[bytes, list[str]] = {}
         chunked: list[str] = []
         for path, ref in entries.items():
-            raw = _raw(ref.digest)
+            raw = _parse_digest(ref.digest)
             if self.locate(raw).is_recipe:
                 chunked.append(path)
             else:
                 paths.setdefault(raw, []).append(path)
         with SafeFolder(target, fresh=fresh, durable=durable) as folder:
-            for raw, blob in self.blobs(self._in_stored_order(paths)):
+            for raw, blob in self.blobs(self._sort_by_place(paths)):
                 for path in paths[raw]:
                     folder.write(path, (blob,))
             for path in chunked:
                 folder.write(path, self.chunks(entries[path].digest))
 
-    # ---- keeping
+    # ---- maintenance
 
     def fsck(
         self, roots: Iterable[str] = (), *, read_data: bool = False, subset: tuple[int, int] = (1, 1)
@@ -220,9 +220,9 @@ class Objects:
             return check(self, self._all_roots(roots), read_data=read_data, subset=subset)
 
     def repair(self, *, wait_s: float = 10.0) -> list[str]:
-        """Make damaged index files again from the packs' tables, and the frames of packs around sound blobs.
+        """Rebuild damaged index files from the tables of the packs, and damaged frames of packs around their intact blobs.
 
-        Returns the keys that were damaged. Exclusive, as :meth:`gc` is.
+        Returns the keys that were damaged. Exclusive, like :meth:`gc`.
         """
         from mainspring.storage.objects.repair import repair
 
@@ -239,12 +239,12 @@ class Objects:
         wait_s: float = 10.0,
         even_if_younger: bool = False,
     ) -> GcReport:
-        """Remove objects that neither ``roots`` nor the database reach; rewrite packs with less than ``min_live`` of use.
+        """Remove objects that neither ``roots`` nor the database reach; rewrite packs of which less than ``min_live`` is used.
 
         Exclusive: waits ``wait_s`` seconds for writers, then raises :class:`Unavailable`. Packs younger than
-        ``grace_s`` stay. References are read after writers are held off, so none can be missed. ``min_live=1``
-        removes every dead byte (erasure). Refused with :class:`Conflict` if the store belongs to a database and this is not
-        opened with it, or if packs are older than the database, which then cannot know them (``even_if_younger`` allows that).
+        ``grace_s`` stay. References are read while no writer is active, so that none can be missed. ``min_live=1``
+        removes every unreferenced byte (erasure). Refused with :class:`Conflict` if the store belongs to a database and this is not
+        opened with it, or if packs are older than the database, which then may lack references to them (``even_if_younger`` allows that).
         """
         from mainspring.storage.objects.gc import collect
         from mainspring.storage.objects.owner import check_age
@@ -262,6 +262,7 @@ class Objects:
             )
 
     def stats(self) -> ObjectStats:
+        """Counts of rows, packs and index files, and the stored bytes, as they are now."""
         self.refresh()
         packs = dict(self.store.list("packs/"))
         return ObjectStats(
@@ -272,12 +273,12 @@ class Objects:
         )
 
     def _all_roots(self, roots: Iterable[str]) -> set[str]:
-        found = set(roots)
+        digests = set(roots)
         if self._references is not None:
-            found.update(self._references())
-        return found
+            digests.update(self._references())
+        return digests
 
-    # ---- below: for the other modules of this package
+    # ---- for the other modules of this package
 
     @property
     def index(self) -> Index:
@@ -286,7 +287,7 @@ class Objects:
         return self._index
 
     def refresh(self) -> bool:
-        """Read the index files that are new and forget those that are gone; returns whether anything changed."""
+        """Load new index files and drop removed ones; returns whether anything changed."""
         with self._lock:
             before = self._index
             self._index = load_index(self.store, before)
@@ -294,7 +295,7 @@ class Objects:
             return self._index is not before
 
     def adopt(self, file: IndexFile, stored: Iterable[bytes] = ()) -> None:
-        """An index file that we have just written; ``stored`` are blobs it places anew, which are sound now."""
+        """Add an index file that this process has just written; ``stored`` are blobs with new places in it, which are intact now."""
         healed = self._index.damaged.intersection(stored)
         if healed:
             self.store.delete([mark_key(raw) for raw in healed])
@@ -302,17 +303,18 @@ class Objects:
             self._index = self._index.extended([file], damaged=self._index.damaged - healed)
 
     def note_damage(self, raw: bytes) -> None:
-        """A read has found the bytes of this blob wrong: whoever puts them again shall not be told that they are there."""
+        """Mark a blob whose bytes failed verification, so that the next put of these bytes stores them again."""
         if raw in self.index.damaged:
             return
         with self._lock:
             self._index = self._index.extended([], damaged=self._index.damaged | {raw})
         if self._pins is not None:
-            with contextlib.suppress(MainspringError):  # for other processes; this one knows in any case
+            # The mark is for other processes; this one has it in memory
+            with contextlib.suppress(MainspringError):
                 self.store.put(mark_key(raw), b"")
 
     def locate(self, raw: bytes) -> Entry:
-        """Where an object lies. Flushes our own writers and looks for new index files before it says NotFound."""
+        """Where an object is stored. Flushes this store's writers and loads new index files before it raises :class:`NotFound`."""
         entry = self.index.find(raw)
         if entry is None:
             for writer in tuple(self._writers):
@@ -337,7 +339,7 @@ class Objects:
         raise AssertionError  # blobs() yields or raises
 
     def blobs(self, digests: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-        """Blobs in the order asked for, each verified. Neighbours in a pack are fetched together."""
+        """The blobs in the order of ``digests``, each verified. Neighbours in a pack are read together, up to 8 MiB."""
         run: list[tuple[bytes, Entry]] = []
         length = 0
         for raw in digests:
@@ -365,22 +367,23 @@ class Objects:
         return Recipe(digest=raw, size=recipe.size, level=1, entries=load_entries(body, raw))
 
     def recipe_as_stored(self, raw: bytes) -> Recipe:
-        """The list of chunks as it lies in the store, maybe of level 2."""
-        return self._recipe(raw, self._range(raw, self.locate(raw)))
+        """The list of chunks as it is stored, possibly of level 2."""
+        return self._load_recipe(raw, self._read_at(raw, self.locate(raw)))
 
     def stored_blob(self, raw: bytes, entry: Entry) -> bytes:
-        """The bytes at one place, verified as what that place holds: an object's own bytes, or a recipe."""
+        """The bytes at one place, verified: an object's own bytes, or a recipe."""
         data = self.store.get(pack_key(entry.pack), offset=entry.offset, length=entry.length)
         if entry.is_recipe:
-            self._recipe(raw, data)
+            self._load_recipe(raw, data)
             return data
-        return self._verified(raw, data)
+        return self._verify(raw, data)
 
     def use_index(self, index: Index) -> None:
+        """Replace the index: fsck and repair read it again from the store."""
         with self._lock:
             self._index, self._loaded = index, True
 
-    def _in_stored_order(self, digests: Iterable[bytes]) -> list[bytes]:
+    def _sort_by_place(self, digests: Iterable[bytes]) -> list[bytes]:
         def place(raw: bytes) -> tuple[str, int]:
             entry = self.locate(raw)
             return entry.pack, entry.offset
@@ -395,47 +398,47 @@ class Objects:
             )
         except NotFound:  # gc has rewritten the pack since our index was read
             for raw, entry in run:
-                yield raw, self._verified(raw, self._range(raw, entry))
+                yield raw, self._verify(raw, self._read_at(raw, entry))
             return
         if len(run) == 1:
-            yield run[0][0], self._verified(run[0][0], data, first)
+            yield run[0][0], self._verify(run[0][0], data, first)
             return
         view = memoryview(data)
         for raw, entry in run:
             at = entry.offset - first.offset
-            yield raw, self._verified(raw, bytes(view[at : at + entry.length]), entry)
+            yield raw, self._verify(raw, bytes(view[at : at + entry.length]), entry)
 
-    def _verified(self, raw: bytes, data: bytes, read_at: Entry | None = None) -> bytes:
+    def _verify(self, raw: bytes, data: bytes, read_at: Entry | None = None) -> bytes:
         if blake3.blake3(data).digest() == raw:
             return data
-        if read_at is not None and self.refresh():  # another process may have mended it
-            again = self.locate(raw)
-            if (again.pack, again.offset) != (read_at.pack, read_at.offset):
-                return self._verified(raw, self._range(raw, again))
+        if read_at is not None and self.refresh():  # another process may have stored it again
+            current = self.locate(raw)
+            if (current.pack, current.offset) != (read_at.pack, read_at.offset):
+                return self._verify(raw, self._read_at(raw, current))
         self.note_damage(raw)
-        raise _corrupt(raw, "its stored bytes have another digest")
+        raise _damaged_object(raw, "its stored bytes have another digest")
 
-    def _recipe(self, raw: bytes, data: bytes) -> Recipe:
+    def _load_recipe(self, raw: bytes, data: bytes) -> Recipe:
         try:
             return Recipe.load(data, raw)
         except Corrupt:
             self.note_damage(raw)
             raise
 
-    def _range(self, raw: bytes, entry: Entry) -> bytes:
+    def _read_at(self, raw: bytes, entry: Entry) -> bytes:
         try:
             return self.store.get(pack_key(entry.pack), offset=entry.offset, length=entry.length)
         except NotFound:
             self.refresh()
-        again = self.locate(raw)
+        current = self.locate(raw)
         try:
-            return self.store.get(pack_key(again.pack), offset=again.offset, length=again.length)
+            return self.store.get(pack_key(current.pack), offset=current.offset, length=current.length)
         except NotFound:
             self.note_damage(raw)
-            raise _corrupt(raw, f"pack {again.pack} is missing") from None
+            raise _damaged_object(raw, f"pack {current.pack} is missing") from None
 
 
-def _raw(digest: str) -> bytes:
+def _parse_digest(digest: str) -> bytes:
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput(
             "not a digest", value=digest, next_step="A digest is 64 lower-case hexadecimal digits (BLAKE3)."
@@ -443,7 +446,7 @@ def _raw(digest: str) -> bytes:
     return bytes.fromhex(digest)
 
 
-def _corrupt(raw: bytes, why: str) -> MainspringError:
+def _damaged_object(raw: bytes, why: str) -> MainspringError:
     return Corrupt(
         f"an object is damaged: {why}",
         value=raw.hex(),

@@ -1,4 +1,4 @@
-"""Tree objects: a canonical JSON list of paths, checked as a whole before anybody acts on a part of it (SAFETY P05)."""
+"""Tree objects: a canonical JSON list of paths, checked as a whole before any part of it is used (SAFETY P05)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_tree(data: bytes, *, place: str) -> dict[str, ObjectRef]:
 
 
 def check_tree(entries: Mapping[str, ObjectRef], *, place: str = "tree") -> None:
-    """Refuse bad paths, paths that would meet on some file system, a file that is also a directory, absurd sizes."""
+    """Refuse bad paths, paths that are one file on some file systems, a file that is also a directory, impossible sizes."""
     if len(entries) > MAX_ENTRIES:
         raise _too_many(len(entries), place)
     files: dict[str, str] = {}
@@ -60,25 +60,25 @@ def check_tree(entries: Mapping[str, ObjectRef], *, place: str = "tree") -> None
                 place=f"{place}: {path}",
                 next_step="Get the data from another copy.",
             )
-        folded = _folded(path)
+        folded = _fold(path)
         if files.setdefault(folded, path) != path:
             raise InvalidInput(
                 f"{files[folded]!r} and {path!r} are one file where case or accents do not count",
                 place=place, next_step="Rename one of them.",
             )  # fmt: skip
     for folded, path in files.items():
-        at = folded.rfind("/")
-        while at > 0:
-            if folded[:at] in files:
+        slash = folded.rfind("/")
+        while slash > 0:
+            if folded[:slash] in files:
                 raise InvalidInput(
-                    f"{files[folded[:at]]!r} is a file and the directory of {path!r}",
+                    f"{files[folded[:slash]]!r} is a file and the directory of {path!r}",
                     place=place,
                     next_step="Rename one of them.",
                 )
-            at = folded.rfind("/", 0, at)
+            slash = folded.rfind("/", 0, slash)
 
 
-def _folded(path: str) -> str:
+def _fold(path: str) -> str:
     return (
         unicodedata.normalize("NFC", unicodedata.normalize("NFKC", path).casefold())
         if not path.isascii()

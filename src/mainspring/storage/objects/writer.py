@@ -1,4 +1,4 @@
-"""Adding objects: hash, cut, look up, pack; then packs, index, and only then may anybody refer to them."""
+"""Adding objects: hash, cut, look up, pack; then write packs, then the index, and only then may references be committed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mainspring.storage.objects.index import (
     Entry,
     IndexFile,
     dump_index,
-    joined,
+    join_entries,
     new_index_name,
 )
 from mainspring.storage.objects.pack import Pack, pack_key
@@ -61,7 +61,7 @@ class ObjectWriter:
     def put(self, source: bytes | Path | BinaryIO, *, table: bool = False) -> ObjectRef:
         """Store bytes, a plain file or a stream. ``table``: cut finely (our own Parquet, lists).
 
-        The digest is of the bytes that were read, once; a file that changes meanwhile cannot make them disagree.
+        The source is read once, and the digest is of the bytes that are stored, also if a file changes meanwhile.
         Raises :class:`InvalidInput` for a path that is not a plain file, :class:`StorageFull`.
         """
         cutting = self._form.table if table else self._form.opaque
@@ -76,7 +76,7 @@ class ObjectWriter:
         data = dump_tree(entries)
         for path, ref in entries.items():
             raw = bytes.fromhex(ref.digest)
-            entry = self._known(raw)
+            entry = self._find(raw)
             if entry is None:
                 try:
                     entry = self._objects.locate(raw)
@@ -105,7 +105,7 @@ class ObjectWriter:
         failpoint("objects.flush.begin")
         self._check()
         if self._pack.entries:
-            self._seal(last=True)
+            self._store_pack(last=True)
         while self._uploads:
             self._uploads.popleft().result()
         failpoint("objects.flush.packs")
@@ -129,7 +129,7 @@ class ObjectWriter:
         return raw in self._pending
 
     def abandon(self) -> None:
-        """Give up what is not flushed: its packs are unreferenced; take them away now if that is possible."""
+        """Discard what is not flushed. Its packs are unreferenced; they are deleted now if possible, else by gc."""
         for upload in self._uploads:
             with contextlib.suppress(Exception):
                 upload.result()
@@ -148,19 +148,19 @@ class ObjectWriter:
     def _put_bytes(self, data: bytes, cutting: Cutting) -> ObjectRef:
         raw = blake3.blake3(data).digest()
         ref = ObjectRef(digest=raw.hex(), size=len(data))
-        known = self._known(raw)
+        known = self._find(raw)
         if known is None or (known.is_recipe and self._objects.index.damaged):
             if len(data) <= cutting.smallest:
                 self._add(raw, data, kind=RAW, size=len(data))
             else:
-                chunks = [self._chunk(bytes(part)) for part in cutting.cut(data)]
+                chunks = [self._put_chunk(bytes(part)) for part in cutting.cut(data)]
                 if known is None:
                     self._add_chunks(raw, chunks, len(data))
         return ref
 
     def _put_file(self, path: Path, cutting: Cutting) -> ObjectRef:
         try:
-            # NONBLOCK: a FIFO must not hang us before we see what it is. NOFOLLOW: a link is not the file it names.
+            # NONBLOCK: opening a FIFO must not block before its type is known. NOFOLLOW: links are refused.
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFound("there is no such file", value=str(path), next_step="Check the path.") from None
@@ -187,16 +187,16 @@ class ObjectWriter:
         size = 0
         for part in cutting.cut_stream(stream):
             whole.update(part)
-            chunks.append(self._chunk(part))
+            chunks.append(self._put_chunk(part))
             size += len(part)
         raw = whole.digest()
-        if self._known(raw) is None:
-            self._add_chunks(raw, chunks or [self._chunk(b"")], size)
+        if self._find(raw) is None:
+            self._add_chunks(raw, chunks or [self._put_chunk(b"")], size)
         return ObjectRef(digest=raw.hex(), size=size)
 
-    def _chunk(self, part: bytes | memoryview) -> tuple[bytes, int]:
+    def _put_chunk(self, part: bytes | memoryview) -> tuple[bytes, int]:
         raw = blake3.blake3(part).digest()
-        if self._known(raw) is None:
+        if self._find(raw) is None:
             self._add(raw, bytes(part), kind=RAW, size=len(part))
         return raw, len(part)
 
@@ -206,25 +206,26 @@ class ObjectWriter:
         entries, level = tuple(chunks), 1
         body = dump_entries(entries)
         if len(body) > MAX_RECIPE_BYTES:
-            entries, level = tuple(self._chunk(bytes(part)) for part in self._form.table.cut(body)), 2
+            entries, level = tuple(self._put_chunk(bytes(part)) for part in self._form.table.cut(body)), 2
         blob = Recipe(digest=raw, size=size, level=level, entries=entries).dump()
         self._add(raw, blob, kind=RECIPE, size=size)
 
-    def _known(self, raw: bytes) -> Entry | None:
+    def _find(self, raw: bytes) -> Entry | None:
         entry = self._pending.get(raw)
-        if entry is None and raw not in self._objects.index.damaged:  # its row is there, its bytes are not
+        # A damaged blob has a row but no intact bytes: it is stored again
+        if entry is None and raw not in self._objects.index.damaged:
             entry = self._objects.index.find(raw)
         failpoint("objects.add.looked_up")
         return entry
 
     def _add(self, raw: bytes, blob: bytes, *, kind: int, size: int) -> None:
         if self._pack.entries and self._pack.size + len(blob) > self._form.pack_bytes:
-            self._seal()
+            self._store_pack()
         self._pending[raw] = self._pack.add(raw, blob, kind=kind, size=size)
         failpoint("objects.add.packed")
 
     def _flag_tree(self, raw: bytes) -> None:
-        """gc follows trees, so the index says which objects are; one stored as plain bytes before gets a second row."""
+        """Flag the object as a tree in the index, for gc. One that was stored as plain bytes before gets a second row."""
         if raw in self._pending:
             entry = self._pending[raw]
         elif not self._objects.index.is_tree(raw):
@@ -234,12 +235,12 @@ class ObjectWriter:
         self._pending[raw] = entry._replace(kind=entry.kind | TREE)
         self._pack.flag(raw, entry.kind | TREE)
 
-    def _seal(self, *, last: bool = False) -> None:
-        """Close the pack and store it: in the background, while the next one fills; here if nothing follows."""
+    def _store_pack(self, *, last: bool = False) -> None:
+        """Close the pack and store it: in a thread while the next one fills, or directly if it is the last one."""
         pack, self._pack = self._pack, Pack()
         data = pack.seal()
         self._packs[pack.name] = pack.size
-        if last and not self._uploads:  # most decisions store one small pack: no thread for that
+        if last and not self._uploads:  # most transactions store one small pack, which needs no thread
             self._store.put(pack_key(pack.name), data)
             return
         if self._pool is None:
@@ -249,12 +250,12 @@ class ObjectWriter:
         self._uploads.append(self._pool.submit(self._store.put, pack_key(pack.name), data))
 
     def _merge_index(self) -> None:
-        """Put small index files together now and then. The union is published before its parts go."""
-        # Several writers come to this point at about the same time: one that is enough does it, at a limit of its own.
+        """Merge small index files when there are many. The merged file is stored before its parts are deleted."""
+        # Each process has its own limit, so that several writers do not merge at the same time.
         limit = _MERGE_AT + os.getpid() % _MERGE_SPREAD
         if len(self._objects.index.files) <= limit:
             return
-        self._objects.refresh()  # another writer may have done it
+        self._objects.refresh()  # another writer may have merged them
         files = self._objects.index.files
         if len(files) <= limit:
             return
@@ -267,7 +268,7 @@ class ObjectWriter:
         for file in merged:
             packs |= file.packs
             for raw, entry in file:
-                entries[raw] = joined(entries.get(raw), entry)
+                entries[raw] = join_entries(entries.get(raw), entry)
         self._check()
         self._store.put(f"index/{new_index_name()}", dump_index(entries, packs))
         failpoint("objects.merge.written")

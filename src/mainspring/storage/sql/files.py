@@ -1,4 +1,4 @@
-"""Is the database file what it should be? Asked before SQLite opens it: that would make a new one without a word."""
+"""Checks of the database file before SQLite opens it: SQLite would silently create a new one in place of a lost one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from mainspring.errors import Conflict, Corrupt, MainspringError
 
 Lost = Callable[[], str | None]
-"""Asks whether the workspace has had a database before, and what shows it; None if nothing does."""
+"""Returns the evidence that the workspace has had a database before; None if there is none."""
 
 ANEW = (
     "Restore it from a backup (with the -wal file beside it, if there is one). "
@@ -21,17 +21,17 @@ _HEADER = 100
 def check_file(path: Path, lost: Lost) -> None:
     """Raise :class:`Corrupt` for a database file that is gone, empty, cut off or something else.
 
-    A file that is absent or empty is a new workspace's, unless ``lost`` says otherwise or a write-ahead log stands beside it.
+    An absent or empty file belongs to a new workspace, unless ``lost`` returns evidence or there is a write-ahead log beside it.
     """
-    if (flaw := _flaw(path)) is None:
+    if (flaw := _find_flaw(path)) is None:
         return
     if flaw not in (_MISSING, _EMPTY):
-        raise _refused(path, flaw, None)
+        raise _damaged_file(path, flaw, None)
     log = path.with_name(f"{path.name}-wal")
-    shown = f"its log {log.name} is here" if log.exists() and log.stat().st_size else lost()
-    # Once more: whoever makes the workspace at this moment has made the database before anything that shows it.
-    if shown is not None and (flaw := _flaw(path)) is not None:
-        raise _refused(path, flaw, shown)
+    evidence = f"its log {log.name} is here" if log.exists() and log.stat().st_size else lost()
+    # Checked again: a process that creates the workspace right now writes the database before anything that is evidence of one.
+    if evidence is not None and (flaw := _find_flaw(path)) is not None:
+        raise _damaged_file(path, flaw, evidence)
 
 
 def emptied(place: str, shown: str) -> MainspringError:
@@ -51,7 +51,7 @@ def not_ours(place: str) -> MainspringError:
 _MISSING, _EMPTY = "is missing", "is an empty file"
 
 
-def _flaw(path: Path) -> str | None:
+def _find_flaw(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -64,11 +64,11 @@ def _flaw(path: Path) -> str | None:
         return "is not a SQLite database"
     if len(header) < _HEADER:
         return f"is cut off: {size} bytes, less than its header"
-    wanted = _stated_size(header)
+    stated = _stated_size(header)
     log = path.with_name(f"{path.name}-wal")
-    if size < wanted and not (log.exists() and log.stat().st_size):
-        # With a log beside it a checkpoint may have been interrupted, which the log will mend.
-        return f"is cut off: {size} bytes instead of {wanted}"
+    if size < stated and not (log.exists() and log.stat().st_size):
+        # With a log beside it a checkpoint may have been interrupted; SQLite then completes the file from the log.
+        return f"is cut off: {size} bytes instead of {stated}"
     return None
 
 
@@ -80,6 +80,6 @@ def _stated_size(header: bytes) -> int:
     return (65536 if page == 1 else page) * pages if valid else 0
 
 
-def _refused(path: Path, flaw: str, shown: str | None) -> MainspringError:
+def _damaged_file(path: Path, flaw: str, shown: str | None) -> MainspringError:
     because = f" ({shown})" if shown else ""
     return Corrupt(f"the database of this workspace {flaw}{because}", place=str(path), next_step=ANEW)

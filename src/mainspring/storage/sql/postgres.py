@@ -1,4 +1,4 @@
-"""PostgreSQL through psycopg 3: connections are lent out per transaction, the same SQL as SQLite.
+"""PostgreSQL through psycopg 3: each transaction takes a connection of a pool. The SQL is the same as for SQLite.
 
 Extra ``postgres``. The URL may name a schema: ``postgresql://host/db?options=-csearch_path%3Dname``.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _MIGRATION_LOCK = 0x6D61696E  # "main": the advisory lock that serialises migrations
 
-_KEPT = 16
-"""Idle connections that are kept; more than this many at once are closed after their transaction."""
+_MAX_IDLE = 16
+"""Idle connections in the pool; further ones are closed after their transaction."""
 
 
 @functools.lru_cache(maxsize=2048)
@@ -70,11 +70,12 @@ class PostgresEngine:
         self._url = url
         self._pid = os.getpid()
         self._idle: list[psycopg.Connection[Any]] = []
-        self._closings = 0  # a connection lent out before a close() does not come back
+        self._closings = 0  # counts close() calls: a connection taken before one is not returned to the pool
         self._guard = threading.Lock()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
+        # REPEATABLE READ: all statements of a read see one snapshot, as they do in SQLite.
         with self._transaction("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") as session:
             yield session
 
@@ -88,11 +89,12 @@ class PostgresEngine:
     @contextlib.contextmanager
     def migrating(self) -> Iterator[Session]:
         with self._transaction("BEGIN") as session:
+            # Released by the server with the transaction, so a process that dies while migrating blocks nobody.
             session.query("SELECT pg_advisory_xact_lock(?)", (_MIGRATION_LOCK,))
             yield session
 
     def keep_back(self, extra: int) -> None:
-        """The database's disk is not ours."""
+        """Nothing: the database's disk is not on this machine."""
 
     def freeing(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -108,11 +110,11 @@ class PostgresEngine:
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[Session]:
-        # Lent out, not kept per thread: threads come and go, and one of them may read while it reads (a stream).
+        # A connection per transaction, not per thread: threads are short-lived, and a thread may open a second read inside a stream.
         closings = self._closings
-        connection = self._begun(begin)
+        connection = self._begin_transaction(begin)
         try:
-            with self._translated():
+            with self._translate_errors():
                 try:
                     yield _Session(connection)
                     connection.execute("COMMIT")
@@ -121,17 +123,17 @@ class PostgresEngine:
                         connection.execute("ROLLBACK")
                     raise
         finally:
-            self._give_back(connection, closings)
+            self._return_connection(connection, closings)
 
-    def _begun(self, begin: str) -> psycopg.Connection[Any]:
-        """A connection with a transaction open. One that the server dropped meanwhile is replaced: nothing was sent over it
-        yet, so nothing can happen twice (SAFETY T17)."""
+    def _begin_transaction(self, begin: str) -> psycopg.Connection[Any]:
+        """A connection with an open transaction. An idle one that the server has closed is replaced: no statement was sent over
+        it yet, so none can be executed twice (SAFETY T17)."""
         if os.getpid() != self._pid:
             raise Unavailable(
                 "this workspace was opened before a fork", next_step="Open it again in the child process."
             )
-        with self._translated():
-            while (connection := self._kept()) is not None:
+        with self._translate_errors():
+            while (connection := self._take_idle()) is not None:
                 try:
                     connection.execute(begin)
                 except (self._psycopg.OperationalError, self._psycopg.InterfaceError):
@@ -140,28 +142,28 @@ class PostgresEngine:
                     return connection
             connection = self._psycopg.connect(self._url, autocommit=True)
             try:
-                _agree_with_sqlite(connection)
+                _convert_as_sqlite(connection)
                 connection.execute(begin)
             except BaseException:
                 connection.close()
                 raise
             return connection
 
-    def _kept(self) -> psycopg.Connection[Any] | None:
+    def _take_idle(self) -> psycopg.Connection[Any] | None:
         with self._guard:
             return self._idle.pop() if self._idle else None
 
-    def _give_back(self, connection: psycopg.Connection[Any], closings: int) -> None:
+    def _return_connection(self, connection: psycopg.Connection[Any], closings: int) -> None:
         idle = self._psycopg.pq.TransactionStatus.IDLE
         with self._guard:
             usable = not connection.closed and connection.info.transaction_status == idle
-            if usable and closings == self._closings and len(self._idle) < _KEPT:
+            if usable and closings == self._closings and len(self._idle) < _MAX_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except self._psycopg.errors.DiskFull as error:
@@ -170,7 +172,8 @@ class PostgresEngine:
             ) from error
         except (self._psycopg.errors.SerializationFailure, self._psycopg.errors.DeadlockDetected) as error:
             raise Unavailable(
-                "lost a race in the database", next_step="Try again with the same idempotency key."
+                "another transaction changed the same rows",
+                next_step="Try again with the same idempotency key.",
             ) from error
         except self._psycopg.errors.UniqueViolation as error:
             raise Conflict(
@@ -188,10 +191,10 @@ class PostgresEngine:
             ) from error
 
 
-def _agree_with_sqlite(connection: psycopg.Connection[Any]) -> None:
-    """The same Python values as from SQLite: truth values are 0 and 1, and a sum of integers is an integer.
+def _convert_as_sqlite(connection: psycopg.Connection[Any]) -> None:
+    """Convert values to the same Python types as SQLite does: truth values are 0 and 1, a sum of integers is an integer.
 
-    PostgreSQL answers ``sum(BIGINT)`` with a ``numeric``, which psycopg would give as a Decimal.
+    PostgreSQL answers ``sum(BIGINT)`` with a ``numeric``, which psycopg would return as a Decimal.
     """
     from psycopg.adapt import Dumper, Loader
     from psycopg.types.numeric import Int8Dumper

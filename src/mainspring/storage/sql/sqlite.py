@@ -25,23 +25,26 @@ from mainspring.storage.sql.store import Row, Session, Value
 
 declare("sql.locked", "sql.before_commit", "sql.after_commit", "sql.before_checkpoint")
 
-_WAIT_S = 60.0
+_LOCK_TIMEOUT_S = 60.0
 _BUSY_MS = 30_000
-_QUEUE_S, _NEXT_S = 0.004, 0.0003
-"""How often to look for the queue, and, being the next, for the lock: seconds, on average."""
-_GROW = 20.0
-"""After a second of waiting the queue is looked for so many times as often: nobody waits for ever."""
+_QUEUE_POLL_S, _LOCK_POLL_S = 0.004, 0.0003
+"""Mean seconds between two attempts to take the queue, and, for the first in the queue, between two attempts to take the lock."""
+_POLL_GROWTH = 20.0
+"""The rate of attempts grows by this factor per second of waiting, so that the longest waiter is the most likely to succeed."""
 _TURN_S = 0.05
-"""For so long after its turn a process need not queue again."""
+"""Seconds after its turn in which a process may take the lock without queueing."""
 _CHECKPOINT_BYTES = 4 << 20
 
 
 class WriteLock:
     """The workspace's one write lock: a file lock between processes, a thread lock within this one.
 
-    Whoever wants it first takes the queue, a second file lock, and gives that back once it holds the first. So a process that
-    writes without pause cannot take the lock from those who wait, and only the next in turn looks often. Having had its turn it may
-    come back without queueing for a moment, while the next one wakes up: else the lock would lie idle between any two writes.
+    A process takes the queue first, a second file lock, and releases it once it holds the lock. So a process that writes without
+    pause cannot overtake those that wait, and only the first in the queue polls often. For a short time after its turn a process
+    may take the lock without queueing, while the next one wakes up: otherwise the lock would be idle between any two writes.
+
+    Order of locking: thread lock, queue, file lock. ``flock`` and not ``fcntl`` locks, since those end when any descriptor of the
+    file in the process is closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +57,7 @@ class WriteLock:
         self._turn_ends = 0.0
 
     def __enter__(self) -> Self:
-        if not self._thread.acquire(timeout=_WAIT_S):
+        if not self._thread.acquire(timeout=_LOCK_TIMEOUT_S):
             raise self._busy()
         try:
             if self._depth == 0:
@@ -83,32 +86,32 @@ class WriteLock:
             self._queue = os.open(self._path.with_suffix(".queue"), flags, 0o600)
             self._fd = os.open(self._path, flags, 0o600)
         began = time.monotonic()
-        if began < self._turn_ends and _try(self._fd):
+        if began < self._turn_ends and _try_lock(self._fd):
             return
-        self._take(self._queue, began, pause=_QUEUE_S, grow=_GROW)
+        self._take(self._queue, began, pause=_QUEUE_POLL_S, grow=_POLL_GROWTH)
         try:
-            self._take(self._fd, began, pause=_NEXT_S)
+            self._take(self._fd, began, pause=_LOCK_POLL_S)
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
         self._turn_ends = time.monotonic() + _TURN_S
 
     def _take(self, fd: int, began: float, *, pause: float, grow: float = 0.0) -> None:
-        """Look until it is ours. Whoever has waited longer looks more often (``grow``), and never in step with the others."""
-        while not _try(fd):
+        """Try until the lock is taken. Attempts become more frequent with waiting (``grow``); random pauses keep waiters out of step."""
+        while not _try_lock(fd):
             waited = time.monotonic() - began
-            if waited > _WAIT_S:
+            if waited > _LOCK_TIMEOUT_S:
                 raise self._busy()
-            time.sleep(2 * random.random() * max(pause / (1 + grow * waited), _NEXT_S))  # noqa: S311 - no secret
+            time.sleep(2 * random.random() * max(pause / (1 + grow * waited), _LOCK_POLL_S))  # noqa: S311 - no secret
 
     def _busy(self) -> Unavailable:
         return Unavailable(
-            f"another process has been writing for {_WAIT_S:.0f} seconds",
+            f"another process has been writing for {_LOCK_TIMEOUT_S:.0f} seconds",
             place=str(self._path),
             next_step="Try again; 'mainspring doctor' names the holder.",
         )
 
 
-def _try(fd: int) -> bool:
+def _try_lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,7 +136,7 @@ class _Session:
 
 
 class SqliteEngine:
-    """One writing connection per process; reading connections are lent out, so there are as many as ever read at once."""
+    """One writing connection per process and a pool of reading connections, which grows to the largest number of concurrent reads."""
 
     name = "sqlite"
 
@@ -142,22 +145,22 @@ class SqliteEngine:
         self._path = path
         self._lock = WriteLock(lock)
         self._reserve = Reserve(path.with_name("reserve"))
-        # The log may be half of what is kept back: then a full disk has room for putting it into the database.
+        # The log may be half of the reserved space, so that a full disk has room for a checkpoint.
         self._log_bytes = min(_CHECKPOINT_BYTES, self._reserve.wanted // 2)
         self._pid = os.getpid()
         self._guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
-        self._opened = 0  # counts up with every close(): a reader lent out before does not come back
+        self._closings = 0  # counts close() calls: a reader taken before one is not returned to the pool
         self._writer: sqlite3.Connection | None = None
         self.on_write_failure: Callable[[MainspringError], None] = lambda _: None
         """Called when a commit's outcome is unknown (a failed fsync). The server and the runner end the process."""
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Session]:
-        # Lent out, not kept per thread: threads come and go, and one of them may read while it reads (a stream).
-        connection, opened = self._reader()
+        # A connection per transaction, not per thread: threads are short-lived, and a thread may open a second read inside a stream.
+        connection, closings = self._take_reader()
         try:
-            with _translated(self._path):
+            with _translate_errors(self._path):
                 connection.execute("BEGIN")
                 try:
                     yield _Session(connection)
@@ -165,10 +168,10 @@ class SqliteEngine:
                     connection.rollback()
         finally:
             with self._guard:
-                back = opened == self._opened
-                if back:
+                reusable = closings == self._closings
+                if reusable:
                     self._idle.append(connection)
-            if not back:
+            if not reusable:
                 with self._lock:
                     connection.close()
 
@@ -176,7 +179,7 @@ class SqliteEngine:
     def writing(self) -> Iterator[Session]:
         with self._lock:
             failpoint("sql.locked")
-            with _translated(self._path, self.on_write_failure):
+            with _translate_errors(self._path, self.on_write_failure):
                 connection = self._writing_connection()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -195,9 +198,8 @@ class SqliteEngine:
         with self._lock:
             with self.writing() as session:
                 yield session
-            self._checkpoint(
-                self._writing_connection(), above=0
-            )  # a new schema is 600 KB: let the file have its size
+            # A new schema is 600 KB: move it from the log into the database file at once.
+            self._checkpoint(self._writing_connection(), above=0)
 
     def keep_back(self, extra: int) -> None:
         self._reserve.make(extra)
@@ -209,30 +211,30 @@ class SqliteEngine:
             return
         self._reserve.release()
         try:
-            self._cut_log()
+            self._shrink_log()
             yield
         finally:
-            self._cut_log()
+            self._shrink_log()
             self._reserve.make()
 
-    def _cut_log(self) -> None:
-        """Put the log's pages into the database, so that its space is there for the next transaction.
+    def _shrink_log(self) -> None:
+        """Checkpoint, so that the space of the log is free for the next transaction.
 
-        Not a long log (a reader held it up): the database might grow by more than there is, and nothing would be gained.
+        A long log (a reader has delayed checkpoints) is left: the database could grow by more than the free space.
         """
         with contextlib.suppress(FileNotFoundError):
             if self._path.with_name(self._path.name + "-wal").stat().st_size > self._log_bytes:
                 return
-        with self._lock, contextlib.suppress(MainspringError), _translated(self._path):
+        with self._lock, contextlib.suppress(MainspringError), _translate_errors(self._path):
             self._checkpoint(self._writing_connection(), above=0)
 
     def close(self) -> None:
         if os.getpid() != self._pid:  # a forked child must not touch its parent's connections
             return
-        with self._lock:  # the last close checkpoints, so it is a write
+        with self._lock:  # closing the last connection checkpoints, which needs the write lock
             with self._guard:
                 idle, self._idle = self._idle, []
-                self._opened += 1
+                self._closings += 1
             for connection in idle:
                 connection.close()
             if self._writer is not None:
@@ -249,36 +251,36 @@ class SqliteEngine:
         except FileNotFoundError:
             return
         failpoint("sql.before_checkpoint")
-        # Never wait for readers here: every writer of every process would wait with us. The next write tries again.
+        # Do not wait for readers here: the write lock is held, so every writer of every process would wait too. The next write retries.
         connection.execute("PRAGMA busy_timeout=0").fetchall()
         try:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.OperationalError as error:
-            if _kind(error) == sqlite3.SQLITE_IOERR and not _is_full(error):
+            if _primary_code(error) == sqlite3.SQLITE_IOERR and not _is_full(error):
                 raise
-            # A full disk or a busy reader: what was written is committed, and stays in the log until a later round.
+            # A full disk or a busy reader: the transaction is committed, and its pages stay in the log until a later checkpoint.
         finally:
             connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}").fetchall()
 
     def _writing_connection(self) -> sqlite3.Connection:
         self._check_process()
         if self._writer is None:
-            self._writer = self._opened_connection("PRAGMA journal_mode=WAL")
+            self._writer = self._open_connection("PRAGMA journal_mode=WAL")
         return self._writer
 
-    def _reader(self) -> tuple[sqlite3.Connection, int]:
+    def _take_reader(self) -> tuple[sqlite3.Connection, int]:
         self._check_process()
         with self._guard:
-            opened = self._opened
+            closings = self._closings
             if self._idle:
-                return self._idle.pop(), opened
-        with self._lock:  # opening may have to recover the log
-            connection = self._opened_connection("SELECT count(*) FROM sqlite_master")
+                return self._idle.pop(), closings
+        with self._lock:  # opening may have to recover the log, which writes
+            connection = self._open_connection("SELECT count(*) FROM sqlite_master")
             connection.execute("PRAGMA query_only=ON")
-        return connection, opened
+        return connection, closings
 
-    def _opened_connection(self, first: str) -> sqlite3.Connection:
-        """A connection that has run its ``first`` statement, which opens the log; on a full disk with space lent by the reserve."""
+    def _open_connection(self, first: str) -> sqlite3.Connection:
+        """A connection that has run its ``first`` statement, which opens the log; on a full disk it uses a part of the reserve."""
         while True:
             try:
                 return self._connect(first)
@@ -311,7 +313,7 @@ class SqliteEngine:
 
 
 _FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN})
-"""The log's shared memory that cannot be made is a full disk too: SQLite calls it an I/O error."""
+"""On a full disk SQLite may fail to create the shared memory of the log, which it reports as an I/O error."""
 _NOT_UNIQUE = frozenset(
     {sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID}
 )
@@ -321,32 +323,30 @@ def _is_full(error: sqlite3.Error) -> bool:
     return error.sqlite_errorcode in _FULL
 
 
-def _kind(error: sqlite3.Error) -> int:
+def _primary_code(error: sqlite3.Error) -> int:
     """The primary result code: the low byte of the extended one (https://sqlite.org/rescode.html)."""
     return error.sqlite_errorcode & 0xFF
 
 
 @contextlib.contextmanager
-def _translated(
+def _translate_errors(
     path: Path, on_write_failure: Callable[[MainspringError], None] | None = None
 ) -> Iterator[None]:
-    """Engine errors as ours. A broken unique constraint is a race lost: rooms compare and set where they can tell more."""
+    """Translate SQLite's errors to ours. A violated unique constraint means that another writer was first."""
     try:
         yield
     except sqlite3.Error as error:
-        found = _error(error, path)
-        if found is None:
+        translated = _translate(error, path)
+        if translated is None:
             raise
-        if _kind(error) == sqlite3.SQLITE_IOERR and on_write_failure is not None:
-            on_write_failure(found)
-        raise found from error
+        if _primary_code(error) == sqlite3.SQLITE_IOERR and on_write_failure is not None:
+            on_write_failure(translated)
+        raise translated from error
 
 
-def _error(error: sqlite3.Error, path: Path) -> MainspringError | None:
-    """Our error for the engine's result code; None for what has no meaning of its own (a mistake in our SQL)."""
-    if (
-        getattr(error, "sqlite_errorcode", None) is None
-    ):  # raised by the module itself, before the engine was asked
+def _translate(error: sqlite3.Error, path: Path) -> MainspringError | None:
+    """Our error for SQLite's result code; None for codes without one (a mistake in our SQL)."""
+    if getattr(error, "sqlite_errorcode", None) is None:  # raised by the Python module, not by SQLite
         return None
     if _is_full(error):
         return StorageFull(
@@ -354,7 +354,7 @@ def _error(error: sqlite3.Error, path: Path) -> MainspringError | None:
             place=str(path),
             next_step="Free space, then try again; 'mainspring gc' works on a full disk.",
         )
-    match _kind(error):
+    match _primary_code(error):
         case sqlite3.SQLITE_IOERR:
             return Corrupt(
                 f"the database could not be written: {error}",

@@ -44,7 +44,7 @@ class Engine(Protocol):
         """A write transaction: commits at a clean exit, rolls back at an exception.
 
         SQLite: holds the workspace's write lock, so it is the only writer of all processes. PostgreSQL: read
-        committed; whoever needs mutual exclusion takes a row lock or compares and sets.
+        committed; code that needs mutual exclusion takes a row lock or updates with the expected value in WHERE.
         """
         ...
 
@@ -53,11 +53,11 @@ class Engine(Protocol):
         ...
 
     def keep_back(self, extra: int) -> None:
-        """Keep space back on the workspace's disk while there is some, ``extra`` bytes more than usual."""
+        """Reserve space on the workspace's disk if there is enough, ``extra`` bytes more than usual."""
         ...
 
     def freeing(self) -> contextlib.AbstractContextManager[None]:
-        """Around what frees space: on a full disk it may use the space kept back."""
+        """A block that frees space; on a full disk it may use the reserved space."""
         ...
 
     def close(self) -> None: ...
@@ -70,20 +70,23 @@ class Reader:
         self._session = session
 
     def all(self, sql: str, *values: Value) -> list[Row]:
+        """All rows, as dictionaries by column name. Loads them at once: page with LIMIT where there may be many."""
         return self._session.query(sql, values)
 
     def first(self, sql: str, *values: Value) -> Row | None:
+        """The first row, or None."""
         rows = self._session.query(sql, values)
         return rows[0] if rows else None
 
     def one(self, sql: str, *values: Value, what: str) -> Row:
-        """The first row, or :class:`NotFound` naming ``what`` was looked for."""
+        """The first row. Raises :class:`NotFound` with ``what`` as the name of the missing thing."""
         row = self.first(sql, *values)
         if row is None:
             raise NotFound(f"{what} does not exist")
         return row
 
     def scalar(self, sql: str, *values: Value) -> Any:
+        """The first column of the first row; None without a row."""
         row = self.first(sql, *values)
         return next(iter(row.values())) if row else None
 
@@ -107,6 +110,11 @@ class Writer(Reader):
         """Run ``action`` in this transaction just before it commits."""
         self._before_commit.append(action)
 
+    def run_before_commit(self) -> None:
+        """Run the actions of :meth:`before_commit` in their order; :meth:`Store.write` calls it once, at a clean end."""
+        for action in self._before_commit:
+            action()
+
 
 class Store:
     """Metadata behind transactions. Nested uses in one thread join the outermost transaction."""
@@ -117,10 +125,10 @@ class Store:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
-        """A snapshot; inside a write transaction of this thread, that transaction."""
-        ambient: Reader | None = getattr(self._local, "transaction", None)
-        if ambient is not None:
-            yield ambient
+        """A read-only snapshot; inside a write transaction of this thread, that transaction."""
+        outer: Reader | None = getattr(self._local, "transaction", None)
+        if outer is not None:
+            yield outer
             return
         with self.engine.reading() as session:
             yield Reader(session)
@@ -128,22 +136,21 @@ class Store:
     @contextlib.contextmanager
     def write(self) -> Iterator[Writer]:
         """A write transaction; commits when the outermost block ends without an exception."""
-        ambient: Writer | None = getattr(self._local, "transaction", None)
-        if ambient is not None:
-            yield ambient
+        outer: Writer | None = getattr(self._local, "transaction", None)
+        if outer is not None:
+            yield outer
             return
         with self.engine.writing() as session:
             writer = Writer(session)
             self._local.transaction = writer
             try:
                 yield writer
-                for action in writer._before_commit:  # noqa: SLF001 - Writer and Store are one mechanism
-                    action()
+                writer.run_before_commit()
             finally:
                 self._local.transaction = None
 
     def freeing(self) -> contextlib.AbstractContextManager[None]:
-        """Around what frees space: on a full disk it may use the space kept back. Outside of transactions."""
+        """A block that frees space; on a full disk it may use the reserved space. Not inside a transaction."""
         return self.engine.freeing()
 
     @property
@@ -157,8 +164,9 @@ class Store:
 def open_store(url: str, *, home: Path, lost: Callable[[], str | None] = lambda: None) -> Store:
     """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date.
 
-    ``lost`` is asked when there is no database yet: what shows that there was one (None: nothing). Raises :class:`Corrupt` then, instead of
-    beginning a new one, and for a database file that is cut off or something else.
+    If there is no database yet, ``lost`` returns the evidence that there was one (None: no evidence). With evidence, and for a
+    database file that is cut off or not a database, raises :class:`Corrupt` instead of creating a new one. Raises
+    :class:`ConfigError` for another URL.
     """
     from mainspring.storage.sql.migrations import migrate
 

@@ -1,11 +1,11 @@
 """Schema versions. ``v001/*.sql`` is version 1, one file per room; ``vNNN`` holds the step to version NNN.
 
-What SQL cannot say a Python file says, at most one in a version: ``NN_name.py`` with ``def migrate(tx: Writer) -> None``. SQL and Python run in
+What SQL cannot express is done by a Python file, at most one in a version: ``NN_name.py`` with ``def migrate(tx: Writer) -> None``. SQL and Python run in
 the order of their file names. A Python file goes through large tables in batches, so that memory does not grow with them, and
-imports only what never changes (ids, JSON): it must do in five years what it does today.
+imports only modules that do not change (ids, JSON), so that an old migration does the same in every later release.
 
-All steps run in one exclusive transaction, so eight first starts at once migrate once and a kill in the middle leaves
-the old version. A database newer than this program is refused, untouched.
+All steps run in one exclusive transaction, so several first starts at the same time migrate once, and a process killed in the
+middle leaves the old version. A database newer than this program is refused, untouched.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ def migrate(engine: Engine, lost: Lost = lambda: None) -> int:
     before = _read_version(engine)
     if before == LATEST:
         return before
-    shown = None if before else lost()
+    evidence = None if before else lost()
     with engine.migrating() as session:
-        version = _version(session, engine.name)  # again, now that nobody else can migrate
+        # Read again inside the exclusive transaction: another process may have migrated meanwhile
+        version = _version(session, engine.name)
         if not version and engine.name == "sqlite" and table_names(session, engine.name):
             raise not_ours("meta.db")
-        if not version and shown is not None:
-            raise emptied("the database", shown)
+        if not version and evidence is not None:
+            raise emptied("the database", evidence)
         if version > LATEST:
             raise Conflict(
                 f"this database has schema version {version}, this program knows {LATEST}",
@@ -88,7 +89,7 @@ def _statements(script: str, engine: str) -> list[str]:
     text = "\n".join(line.split("--", 1)[0] for line in script.splitlines())
     if engine == "sqlite":
         text = text.replace("BYTEA", "BLOB")
-    else:  # order by bytes, as SQLite and Python do, whatever language the server speaks
+    else:  # sort by bytes, as SQLite and Python do, whatever the server's locale
         text = re.sub(r"\bTEXT\b", 'TEXT COLLATE "C"', text)
     return [s.strip() for s in text.split(";") if s.strip()]
 

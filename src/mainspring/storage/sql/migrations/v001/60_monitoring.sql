@@ -38,7 +38,7 @@ CREATE TABLE shadow_predictions (
 );
 CREATE INDEX shadow_predictions_time ON shadow_predictions (project, deployment, at_us);
 
--- Where ingestion stands. counters: JSON of what was dropped and why. Same transaction as the rows: exactly once.
+-- The position of ingestion. counters: JSON of what was dropped and why. Same transaction as the rows: exactly once.
 CREATE TABLE log_cursors (
   project  TEXT NOT NULL,
   name     TEXT NOT NULL,

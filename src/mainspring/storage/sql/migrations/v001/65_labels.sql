@@ -1,4 +1,4 @@
--- The label that stands for a predicted row. seq grows with every change: readers keep a cursor on it.
+-- The current label of a predicted row. seq grows with every change: readers keep a cursor on it.
 CREATE TABLE labels (
   project    TEXT NOT NULL,
   request    TEXT NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE label_counters (
   expired  BIGINT NOT NULL,
   rejected BIGINT NOT NULL,
   revised  BIGINT NOT NULL,
-  cursor   TEXT NOT NULL               -- where reading of relayed feedback stands
+  cursor   TEXT NOT NULL               -- the position up to which relayed feedback was read
 );
 
 -- What monitoring may know of labels: each predicted row with its label, and the same for shadows.
