@@ -137,7 +137,7 @@ class RowCountRule(Rule, frozen=True, kw_only=True, tag="row_count"):
 
 
 class FreshnessRule(Rule, frozen=True, kw_only=True, tag="freshness"):
-    """The newest time in ``column`` is no older than ``max_age`` before policy time, and no time is of the future.
+    """The newest time in ``column`` is no older than ``max_age`` before policy time, and no time is in the future.
 
     A time may be ``tolerance`` ahead of policy time; by default 5 minutes if the column has a zone, else 14 hours more, since
     dates and times without a zone are taken as of UTC and may be of a zone ahead of it.
@@ -187,7 +187,7 @@ class FailedRow(Record, frozen=True):
 
 
 class Finding(Record, frozen=True):
-    """How one rule came out. ``failing`` counts rows (for ``row_count``, and for ``freshness`` without a row of the future: 1 if breached).
+    """How one rule came out. ``failing`` counts rows (for ``row_count``, and for ``freshness`` without a row in the future: 1 if breached).
 
     ``value`` is what was measured (null share, row count, newest time in seconds since the epoch, rate); ``groups`` are
     the groups that broke a ``label_rate``; ``sample`` holds at most 10 failing rows.
