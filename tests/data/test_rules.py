@@ -106,7 +106,7 @@ def test_a_check_without_a_plan_is_refused_when_it_is_made() -> None:
     class Unplanned(Check[UnplannedRule]):
         record = UnplannedRule
 
-    with pytest.raises(TypeError, match="abstract method '?plan"):
+    with pytest.raises(TypeError, match=r"abstract method '?plan"):
         check_of(UnplannedRule(column="x"))
 
 

@@ -25,8 +25,8 @@ from mainspring.records.serving import (
     RouteTable,
     Shadow,
     Target,
-    misfit,
-    sealed,
+    misfit_reason,
+    with_digest,
 )
 from mainspring.storage.failpoints import declare, failpoint
 
@@ -220,7 +220,7 @@ class Deploy:
             return []
         kept = [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
         found = [self._models.get_version(model=s.model, selector=str(s.version)).signature for s in kept]
-        return [s for s, own in zip(kept, found, strict=True) if misfit(signature, own) is None]
+        return [s for s, own in zip(kept, found, strict=True) if misfit_reason(signature, own) is None]
 
     def _publish_after_commit(self) -> None:
         failpoint("deploy.committed")
@@ -340,7 +340,7 @@ class Deploy:
 
     def _decide_bundle(self, d: Decision, number: int) -> None:
         rows = d.tx.all("SELECT routes FROM deployments WHERE project = ? ORDER BY name", self._base.project)
-        table = sealed(
+        table = with_digest(
             RouteTable(
                 number=number,
                 created_us=to_us(self._base.clock.now()),
@@ -385,7 +385,7 @@ def _all(targets: Sequence[Target], shadows: Sequence[Shadow]) -> list[Target | 
 
 
 def _check_fits(outer: Signature, inner: Signature, *, what: str, other: str, next_step: str) -> None:
-    if (why := misfit(outer, inner)) is not None:
+    if (why := misfit_reason(outer, inner)) is not None:
         raise InvalidInput(f"{what} cannot stand beside {other}: {why}", value=what, next_step=next_step)
 
 
@@ -394,7 +394,7 @@ def _check_same_question(before: Deployment | None, signature: Signature, name: 
     if before is None:
         return
     was = msgspec.structs.replace(before.signature, inputs=signature.inputs)
-    if (why := misfit(was, signature)) is not None:
+    if (why := misfit_reason(was, signature)) is not None:
         raise InvalidInput(
             f"this version answers another question than deployment {name!r} did: {why}",
             value=name,

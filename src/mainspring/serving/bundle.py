@@ -22,7 +22,7 @@ import msgspec
 from mainspring import durable
 from mainspring.errors import Corrupt, InvalidInput, MainspringError
 from mainspring.records.base import Record, from_json, to_json
-from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, sealed, table_digest
+from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, table_digest, with_digest
 from mainspring.serving.hosting import Nursery
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
@@ -364,7 +364,7 @@ class Watcher:
         # Of a deployment that does not serve (yet) what served last is kept: it may be on its way.
         found = [self.current.record(d.name) or self._good(d.name) for d in routes.deployments]
         records = [record for record in found if record is not None]
-        good = sealed(msgspec.structs.replace(routes, deployments=records))
+        good = with_digest(msgspec.structs.replace(routes, deployments=records))
         if self._state.good is not None and good.digest == self._state.good.digest:
             return
         self._state = State(good=good)
