@@ -82,6 +82,7 @@ class Tally:
         return self.other == 0 or self.rest is not None
 
     def add(self, counted: Mapping[str, int]) -> None:
+        """Add counts by name."""
         if self.sample is not None:
             self._add_to_sample(counted)
         for key, count in counted.items():
@@ -89,6 +90,7 @@ class Tally:
                 self.counts[key] += count
 
     def merge(self, more: Tally) -> None:
+        """Add the counts of another tally. The part by hash is kept only if both know it."""
         known = self.known and more.known
         if known and (self.other or more.other):
             sample, more_sample = Counter(self.sampled()), more.sampled()

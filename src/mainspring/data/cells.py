@@ -454,6 +454,7 @@ def _date_reason(values: Strings, forms: list[str] | tuple[str, ...]) -> str:
 
 
 def clock_kind(values: Strings) -> Kind:
+    """The type of times of day if all of these cells are one, or text with a reason."""
     misfit = _first_mismatch(values, rf"\A(?:{dates.CLOCK.pattern})\z")
     if misfit is not None:
         return replace(TEXT, reason=f"{_quote(misfit)} is no time of day")
@@ -461,6 +462,7 @@ def clock_kind(values: Strings) -> Kind:
 
 
 def truth_kind(values: Strings) -> Kind:
+    """The type of truth values if all of these cells are one, or text with a reason."""
     misfit = _first_mismatch(values, r"(?i)\A(?:true|false)\z")
     return (
         Kind("bool")

@@ -89,6 +89,7 @@ class Column:
         return self
 
     def pad_rows(self, rows: int) -> None:
+        """Count missing values as nulls until the column has this many rows."""
         self.nulls += rows - self.rows
         self.rows = rows
 
@@ -272,6 +273,7 @@ class Column:
             self.numbers.update(repeat_values(numbers))
 
     def build(self) -> ColumnProfile:
+        """The profile of all values so far; more can be added afterwards."""
         shared: dict[str, Any] = {
             "name": self.name,
             "type": self.kind,
@@ -429,4 +431,5 @@ def _category_key(value: str) -> str:
 
 
 def profile_moments(column: ColumnProfile) -> tuple[int, float, float]:
+    """Count, mean and population standard deviation of the finite values of a profile."""
     return finite(column), column.mean or 0.0, column.std or 0.0

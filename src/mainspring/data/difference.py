@@ -91,8 +91,8 @@ class _Sides:
         """A part of a column as the engine compares it: converted to one type with the same column of the other side."""
         first = side is self.before
         other = (self.after if first else self.before).schema.field(name).type
-        own, beside = decode_column(column), decode_column(pa.array([], other))
-        pair = engine_columns(own, beside) if first else engine_columns(beside, own)
+        own, counterpart = decode_column(column), decode_column(pa.array([], other))
+        pair = engine_columns(own, counterpart) if first else engine_columns(counterpart, own)
         return pair[0 if first else 1].combine_chunks()
 
     def _stream(self, side: Source, names: Sequence[str]) -> Stream:

@@ -32,6 +32,7 @@ class Notes:
         self.columns: dict[str, list[str]] = {}
 
     def add(self, text: str, column: str | None = None) -> None:
+        """Add a note, about one column or in general."""
         if column is None:
             self.general.append(text)
         else:

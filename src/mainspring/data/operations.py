@@ -59,6 +59,7 @@ class Data:
     def list_datasets(self) -> list[DatasetInfo]:
         """All datasets that have a version, by name."""
         with self._base.store.read() as tx:
+            # One grouped subquery gives count and newest number of every dataset; the joins then use the primary and unique keys.
             selected = tx.all(
                 "SELECT d.created_us AS first_us, v.*, s.n AS n FROM datasets d "
                 "JOIN (SELECT dataset, COUNT(*) AS n, MAX(number) AS top FROM dataset_versions WHERE project = ? AND deleted_us IS NULL GROUP BY dataset) s "
@@ -93,7 +94,9 @@ class Data:
             )
         base = self._base
         with base.store.read() as tx:
+            # Raises NotFound for a dataset without a version.
             rows.find_version(tx, base.project, dataset, rows.LATEST)
+            # Pages continue by number (not by OFFSET), so new versions do not shift them.
             selected = tx.all(
                 "SELECT * FROM dataset_versions WHERE project = ? AND dataset = ? AND deleted_us IS NULL AND number < ? ORDER BY number DESC LIMIT ?",
                 base.project, dataset, int(after) if after else 1 << 62, limit + 1,
@@ -163,7 +166,7 @@ class Data:
         tags: list[str] | None = None,
         checks: list[CheckRule] | None = None,
     ) -> DatasetVersion:
-        """Make a version from a stream of Parquet, written anew in our layout; its identity is the canonical content digest.
+        """Make a version from a stream of Parquet, written again in our layout; its identity is the canonical content digest.
 
         ``inputs`` are references to what it was made from. ``checks`` run before the version is visible: a breached rule with
         ``refuse`` raises CheckFailed with counts and rows, records the event ``dataset.refused``, and nothing is committed.

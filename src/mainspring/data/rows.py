@@ -182,6 +182,7 @@ def owner_of(dataset: str, ident: str) -> str:
 
 
 def set_tag(base: Foundation, decision: Decision, dataset: str, tag: str, ident: str) -> None:
+    """Set a tag on the version with this id, or move it there. No event if it is there already."""
     check_tag(tag)
     before = decision.tx.scalar(
         "SELECT id FROM dataset_tags WHERE project = ? AND dataset = ? AND tag = ?",
@@ -269,6 +270,7 @@ def _get_by_id(tx: Reader, project: str, dataset: str, ident: str) -> Row:
 
 
 def version_of(tx: Reader, project: str, row: Row) -> DatasetVersion:
+    """The record of a row of ``dataset_versions``, with its tags."""
     tags = tx.all(
         "SELECT tag FROM dataset_tags WHERE project = ? AND dataset = ? AND id = ? ORDER BY tag",
         project,
@@ -279,6 +281,7 @@ def version_of(tx: Reader, project: str, row: Row) -> DatasetVersion:
 
 
 def version_record(row: Row, tags: list[str]) -> DatasetVersion:
+    """The record of a row of ``dataset_versions`` and these tags."""
     columns: list[TableColumn] = from_json(row["columns"], list[TableColumn])
     return DatasetVersion(
         id=row["id"],
@@ -304,7 +307,7 @@ def _time(us: Any) -> datetime:
 
 
 def facts_of(base: Foundation, ident: str) -> dict[str, object] | None:
-    """What lineage shows of a dataset version, by its id alone; the first dataset that has it names it."""
+    """The facts that lineage shows of a dataset version, by its id alone: from the first dataset that has it. None if none has."""
     with base.store.read() as tx:
         row = tx.first(
             "SELECT * FROM dataset_versions WHERE project = ? AND id = ? ORDER BY created_us LIMIT 1",

@@ -40,12 +40,12 @@ def require_path(path: Path) -> Path:
     if path.exists():
         return path
     folder = path.parent
-    beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     raise NotFound(
         "no such file",
         value=path.name,
         place=str(folder),
-        next_step=near(path.name, beside, what="file") if beside else "Check the path.",
+        next_step=near(path.name, names, what="file") if names else "Check the path.",
     )
 
 

@@ -255,6 +255,7 @@ class ContentDigest:
 
     @property
     def rows(self) -> int:
+        """How many rows were added."""
         return self._rows
 
     def update(self, batch: pa.RecordBatch) -> None:
@@ -269,6 +270,7 @@ class ContentDigest:
         self._rows += batch.num_rows
 
     def hexdigest(self) -> str:
+        """The digest of all rows so far."""
         columns = [
             [field.name, type_name(field.type), *(s.hexdigest() for s in streams)]
             for field, streams in zip(self._schema, self._streams, strict=True)

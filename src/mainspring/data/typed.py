@@ -84,6 +84,7 @@ class LostCells:
     first: tuple[int, str] | None = None
 
     def add(self, row: int, cell: str) -> None:
+        """Count a cell, and keep the first one for messages."""
         self.count += 1
         self.first = self.first or (row, cell)
 

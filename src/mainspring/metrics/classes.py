@@ -58,14 +58,17 @@ def confusion_rows(y: Floats, p: Floats) -> Floats:
 
 
 def precision(t: Floats) -> Floats:
+    """Binary: the share of true positives among the predicted positives, from sums of :func:`confusion_rows`, ``(..., 4)``."""
     return np.asarray(t[..., 0] / (t[..., 0] + t[..., 1]))
 
 
 def recall(t: Floats) -> Floats:
+    """Binary: the share of true positives among the positives."""
     return np.asarray(t[..., 0] / (t[..., 0] + t[..., 2]))
 
 
 def f1(t: Floats) -> Floats:
+    """Binary: the harmonic mean of precision and recall."""
     return np.asarray(2 * t[..., 0] / (2 * t[..., 0] + t[..., 1] + t[..., 2]))
 
 
@@ -104,23 +107,26 @@ def _split(t: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _macro(parts: Floats, whole: Floats, present: Floats) -> Floats:
-    """Mean of ``parts / whole`` over the present classes; a class that was never predicted or never true counts as 0."""
+    """Mean of ``parts / whole`` over the present classes (predicted or true); a class that was never predicted or never true counts as 0."""
     ratio = np.where(whole > 0, parts / np.where(whole > 0, whole, 1.0), 0.0)
     counted = present > 0
     return np.asarray(np.where(counted, ratio, 0.0).sum(axis=-1) / counted.sum(axis=-1))
 
 
 def macro_precision(t: Floats) -> Floats:
+    """Mean of the precisions of all present classes, from sums of :func:`tally_rows`, ``(..., 3k)``."""
     hit, predicted, true = _split(t)
     return _macro(hit, predicted, predicted + true)
 
 
 def macro_recall(t: Floats) -> Floats:
+    """Mean of the recalls of all present classes."""
     hit, predicted, true = _split(t)
     return _macro(hit, true, predicted + true)
 
 
 def macro_f1(t: Floats) -> Floats:
+    """Mean of the F1 scores of all present classes."""
     hit, predicted, true = _split(t)
     return _macro(2 * hit, predicted + true, predicted + true)
 

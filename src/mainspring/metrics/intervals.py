@@ -50,6 +50,7 @@ class Estimate:
 
     @property
     def method(self) -> str:
+        """How the standard error was computed, as text; empty without one."""
         return "" if self.error is None else f"jackknife by block, t with {self.df:.3g} degrees of freedom"
 
     def mirrored(self) -> Estimate:

@@ -80,12 +80,14 @@ def _mean_over_classes(y: Floats, p: Floats, weights: Floats, *, prevalence: boo
 
 
 def one_versus_rest_leave_out(y: Floats, p: Floats, weights: Floats, index: Ints, count: int) -> Floats:
+    """:func:`one_versus_rest` without each block, shape ``(count,)``."""
     return np.asarray(_leave_out_classes(y, p, weights, index, count).mean(axis=1))
 
 
 def one_versus_rest_weighted_leave_out(
     y: Floats, p: Floats, weights: Floats, index: Ints, count: int
 ) -> Floats:
+    """:func:`one_versus_rest_weighted` without each block, shape ``(count,)``; the class shares are those of the rest."""
     truth = class_indices(y, p.shape[1])
     by_class = [
         np.bincount(truth, weights=weights, minlength=p.shape[1])[k]

@@ -11,14 +11,17 @@ from mainspring.metrics.metric import Floats, Ints
 
 
 def absolute_rows(y: Floats, p: Floats) -> Floats:
+    """Absolute error per row, in the unit of the label."""
     return np.asarray(np.abs(y - p))
 
 
 def squared_rows(y: Floats, p: Floats) -> Floats:
+    """Squared error per row."""
     return np.asarray((y - p) ** 2)
 
 
 def difference_rows(y: Floats, p: Floats) -> Floats:
+    """Prediction minus label per row: positive where the prediction is too high."""
     return np.asarray(p - y)
 
 

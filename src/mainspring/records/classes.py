@@ -57,6 +57,7 @@ class LabelReader:
 
     @classmethod
     def of(cls, signature: Signature) -> LabelReader:
+        """The reader for labels of a model with this signature."""
         return cls(signature.task, signature.classes, signature.class_type, signature.class_values)
 
     def read(self, value: Any) -> float | None:
@@ -120,6 +121,7 @@ class _ClassTable:
         self._zero_one = self._kind == "int64" and set(values) == {0, 1}
 
     def index(self, value: Any) -> int | None:
+        """The index of the class that this value names; None if it names none."""
         if self._kind == "string":
             return self._index_by_text(value)
         if self._kind == "bool":

@@ -64,6 +64,7 @@ class Point(Metric, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, key: str, number: float, *, step: int = 0, time_us: int = 0) -> Point:
+        """A point of any double, NaN and infinities included."""
         value, special = split_number(number)
         return cls(key=key, value=value, special=special, step=step, time_us=time_us)
 

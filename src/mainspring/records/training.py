@@ -109,10 +109,12 @@ class SearchResult(Record, frozen=True, kw_only=True):
 
     @property
     def family(self) -> str:
+        """The family of the selected trial."""
         return self.trials[self.selected].family
 
     @property
     def params(self) -> dict[str, Any]:
+        """The parameters of the selected trial."""
         return self.trials[self.selected].params
 
 

@@ -169,6 +169,7 @@ class Training:
         where = " AND ".join(["project = ?", "id > ?", *filters])
         values = [v for v in wanted.values() if v is not None]
         size = _check_limit(limit)
+        # Ids are UUIDv7: their order is the order of recording, so a page continues after an id.
         with self._base.store.read() as tx:
             rows = tx.all(
                 f"SELECT id, body FROM evaluations WHERE {where} ORDER BY id LIMIT ?",

@@ -48,17 +48,17 @@ def evaluate(
     def measure_rows(rows: Any, *, enough: bool) -> dict[str, Interval]:
         part = None if keys is None else keys[rows]
         intervals = {}
-        for item in chosen:
-            checked = item.checked(truth[rows], predicted[rows], weight[rows])
+        for chosen_metric in chosen:
+            checked = chosen_metric.checked(truth[rows], predicted[rows], weight[rows])
             if enough:
-                estimated = estimate(item, *checked, blocks=part, replicates=replicates, seed=seed)
+                estimated = estimate(chosen_metric, *checked, blocks=part, replicates=replicates, seed=seed)
             else:
                 estimated = Estimate(
-                    value=item.value(*checked),
+                    value=chosen_metric.value(*checked),
                     n=len(checked[0]),
                     reason=f"insufficient: {len(checked[0])} rows, {min_rows} are needed",
                 )
-            intervals[item.name] = as_interval(item, estimated, confidence)
+            intervals[chosen_metric.name] = as_interval(chosen_metric, estimated, confidence)
         return intervals
 
     results: list[SliceResult] = []

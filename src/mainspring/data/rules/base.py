@@ -43,7 +43,7 @@ class Plan:
     """What the one select over the table counts for a rule.
 
     Rows where ``mask`` is true break the rule, and are counted as ``failing``; null is not true. ``counts`` are further aggregates
-    by name, ``derived`` the columns that these expressions need beside the rule's own. ``reason`` is the finding's, if the rule
+    by name, ``derived`` the columns that these expressions need in addition to the rule's own. ``reason`` is the finding's, if the rule
     fails. ``verdict``: the rule holds or fails independent of the rows; a mask then only selects rows to show.
     """
 
@@ -113,6 +113,7 @@ class Check(ABC, Generic[R]):
         return f"r{self._number}_{what}"
 
     def finding(self, table: Scan, *, passed: bool, **facts: Any) -> Finding:
+        """A finding of this rule; ``facts`` are further fields of the record."""
         return Finding(rule=self.rule, passed=passed, rows=table.rows, **facts)  # type: ignore[arg-type]
 
     def sample(self, table: Scan, numbers: Sequence[int]) -> list[FailedRow]:
@@ -209,7 +210,7 @@ class Scan:
 
 
 def zero_or_one(mask: nw.Expr) -> nw.Expr:
-    """1 where the mask is true, else 0: also where it is null (an absent value compared)."""
+    """1 where the mask is true, else 0, also where it is null (a comparison with a null)."""
     return nw.when(mask).then(nw.lit(1)).otherwise(nw.lit(0))
 
 

@@ -60,7 +60,7 @@ class FreshnessCheck(Check[FreshnessRule]):
             reasons.append("no row is in the past" if future else "the column holds no time at all")
         elif (whole_units(table.now, unit) - newest) / unit > seconds(self.rule.max_age):
             reasons.append(
-                f"the newest row is of {self._shown(table, plan, newest)}, older than {self.rule.max_age}"
+                f"the newest row is of {self._newest_text(table, plan, newest)}, older than {self.rule.max_age}"
             )
         return self.finding(
             table,
@@ -71,7 +71,7 @@ class FreshnessCheck(Check[FreshnessRule]):
             sample=self.sample(table, first) if future else [],
         )
 
-    def _shown(self, table: Scan, plan: Plan, newest: int) -> str:
+    def _newest_text(self, table: Scan, plan: Plan, newest: int) -> str:
         column = self.rule.column
         known = moment_text(newest, per_second(table.type(column)))
         if known is not None:

@@ -43,6 +43,8 @@ _N, _POSITIVES, _PERIOD = "__n", "positives", "period"
 
 
 class LabelRateCheck(Check[LabelRateRule]):
+    """The rate of the positive class lies within the bounds, in the whole table or in every period and group."""
+
     record = LabelRateRule
 
     def columns(self) -> list[str]:

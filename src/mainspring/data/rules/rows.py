@@ -18,6 +18,8 @@ _N = "__n"
 
 
 class RowCountCheck(Check[RowCountRule]):
+    """The number of rows lies within the bounds."""
+
     record = RowCountRule
 
     def columns(self) -> list[str]:
@@ -38,6 +40,8 @@ class RowCountCheck(Check[RowCountRule]):
 
 
 class UniqueCheck(Check[UniqueRule]):
+    """No two rows have the same key; null equals null, and NaN equals NaN."""
+
     record = UniqueRule
 
     def columns(self) -> list[str]:

@@ -24,6 +24,8 @@ _SPELLS_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 
 class TypeCheck(Check[TypeRule]):
+    """The column has the type, whatever its values are."""
+
     record = TypeRule
 
     def plan(self, table: Scan) -> Plan:
@@ -42,6 +44,8 @@ class TypeCheck(Check[TypeRule]):
 
 
 class NotNullCheck(Check[NotNullRule]):
+    """The share of nulls is within the limit; NaN counts as null."""
+
     record = NotNullRule
 
     def validate(self, place: str) -> None:
@@ -58,6 +62,8 @@ class NotNullCheck(Check[NotNullRule]):
 
 
 class RangeCheck(Check[RangeRule]):
+    """Every value lies within the bounds, which are inclusive; NaN does not."""
+
     record = RangeRule
 
     def validate(self, place: str) -> None:
@@ -110,6 +116,8 @@ def _outside_mask(column: nw.Expr, rule: RangeRule, kind: pa.DataType) -> nw.Exp
 
 
 class SetCheck(Check[SetRule]):
+    """Every value is one of the allowed ones."""
+
     record = SetRule
 
     def validate(self, place: str) -> None:
@@ -156,6 +164,8 @@ def _allowed_in_type(rule: SetRule, kind: pa.DataType) -> list[Any]:
 
 
 class RegexCheck(Check[RegexRule]):
+    """Every value matches the whole pattern."""
+
     record = RegexRule
 
     def validate(self, place: str) -> None:
