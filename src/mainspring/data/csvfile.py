@@ -36,7 +36,7 @@ LARGEST = 1 << 30
 
 @dataclass
 class Column:
-    """One column on its way from cells to values."""
+    """The state of one column while its cells become values."""
 
     name: str
     scan: ColumnScan | None

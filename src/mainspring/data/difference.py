@@ -84,7 +84,7 @@ class _Sides:
         return self._stream(self.before, names), self._stream(self.after, names)
 
     def rows(self, side: Source, numbers: Sequence[int]) -> pa.Table:
-        """Rows of one side as they are."""
+        """Rows of one side with their own values."""
         return side.take(numbers, self.shared)
 
     def convert(self, side: Source, name: str, column: pa.Array) -> pa.Array:

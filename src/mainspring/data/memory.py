@@ -52,7 +52,7 @@ class Notes:
 
 
 def table_of(source: object, reading: Reading, notes: Notes, *, place: str) -> tuple[pa.Table, Kind]:
-    """An Arrow table of ``source``: any frame Narwhals knows, an Arrow table, batch or reader, a list of dicts, or a dict of columns.
+    """An Arrow table of ``source``: any frame that Narwhals supports, an Arrow table, batch or reader, a list of dicts, or a dict of columns.
 
     Raises :class:`InvalidInput`; never changes the source.
     """

@@ -46,7 +46,7 @@ MAX_RULES = 200
 
 
 class Data:
-    """Datasets of one project. Versions are immutable; equal content is the equal version."""
+    """Datasets of one project. Versions are immutable; equal content is the same version."""
 
     room = "data"
 

@@ -1,4 +1,4 @@
-"""Dataset versions in the database: rows to records, selectors to rows, and the one place where a version is added."""
+"""Dataset versions in the database: rows to records, selectors to rows, and the only function that adds a version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as we keep them: which types, the canonical digest of their content, and our Parquet.
+"""The stored form of tables: their types, the canonical digest of their content, and the layout of our Parquet files.
 
 **Types.** Flat columns only: booleans, integers, floats, decimals, text, binary, dates, times, timestamps (with their zone),
 durations. Encodings are not types: dictionary, large and view layouts become the plain type; seconds become milliseconds,

@@ -49,7 +49,7 @@ class Shape:
     skip_bytes: int
     """Bytes of UTF-8 before the first row of data."""
     skip_lines: int
-    """Lines in them."""
+    """Line ends in these bytes."""
     quoted: list[bool]
     """For each column whether all of its text is quoted: there an unquoted null word is null."""
     notes: list[str] = field(default_factory=list)

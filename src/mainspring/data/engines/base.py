@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import narwhals as nw
 
 ROW = "__row"
-"""The number of a row, from 0: the one column of every frame that is not the table's own."""
+"""The column of row numbers, from 0, that every frame has in addition to the columns of the table."""
 
 
 class Stream:

@@ -236,7 +236,7 @@ def check_bounded(low: float | None, high: float | None, place: str) -> None:
 
 
 def bounds_text(low: float | None, high: float | None) -> str:
-    """Bounds in words."""
+    """Bounds as text for messages."""
     if low is None:
         return f"at most {_bound_text(high)}"
     return f"at least {_bound_text(low)}" if high is None else f"{_bound_text(low)} to {_bound_text(high)}"
