@@ -67,7 +67,7 @@ def make_bundle(folder: Path, *, heavy: bool = False) -> dict[str, dict[str, flo
     from mainspring.models import formats
     from mainspring.records.base import to_json
     from mainspring.records.models import Column, Signature, Task
-    from mainspring.records.serving import Deployment, RouteTable, Target, sealed
+    from mainspring.records.serving import Deployment, RouteTable, Target, with_digest
 
     rng = np.random.default_rng(0)
     rows, deployments = {}, []
@@ -101,7 +101,7 @@ def make_bundle(folder: Path, *, heavy: bool = False) -> dict[str, dict[str, flo
         )
         rows[name] = {c: round(float(table[c][0]), 3) for c in table}
     (folder / "routes.json").write_bytes(
-        to_json(sealed(RouteTable(number=1, created_us=0, deployments=deployments)))
+        to_json(with_digest(RouteTable(number=1, created_us=0, deployments=deployments)))
     )
     return rows
 

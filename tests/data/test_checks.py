@@ -244,7 +244,7 @@ def test_a_row_of_the_future_makes_nothing_fresh(column: pa.Array) -> None:
     """Seen red: one row of 2099 among rows of 2020 passed any max_age."""
     fresh = one({"t": column}, FreshnessRule(column="t", max_age="2d"))
     assert (fresh.passed, fresh.failing, [r.row for r in fresh.sample]) == (False, 1, [3])
-    assert "1 rows are of the future" in fresh.reason
+    assert "1 rows are in the future" in fresh.reason
     assert "older" not in fresh.reason
     stale = one({"t": column}, FreshnessRule(column="t", max_age="1h"))
     assert "older than 1h" in stale.reason

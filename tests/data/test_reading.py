@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mainspring.data import Data, DataClient
-from mainspring.data.cells import ColumnScan, Marks, keeps
+from mainspring.data.cells import ColumnScan, Marks, is_exact
 from mainspring.data.quoting import Quotes
 from mainspring.errors import InvalidInput
 from mainspring.lineage import Foundation
@@ -283,7 +283,7 @@ def test_a_last_zero_that_goes_is_said_where_it_may_tell_two_versions_apart(comm
         ('a,b\n1,"x \\" y"\n', 2, "after the closing quote"),
         ('a,b\n1,"Ann" Lee\n', 2, "after the closing quote"),
         ('a,b\n"1\n2","y\n"3,z\n', 4, "after the closing quote"),
-        ('a, b\n1, "x, y"\n', 2, "a space stands before"),
+        ('a, b\n1, "x, y"\n', 2, "there is a space before"),
         ("skip\na,b\n" + '1,"x"\n' * 700_000 + '2,"y\n', 700_003, "not closed"),
         ("a,b\n" + '1,"x"\n' * 1_400_000 + '2,"y"z\n' + '1,"x"\n' * 9, 1_400_002, "after the closing quote"),
     ],
@@ -555,7 +555,7 @@ def test_memory_does_not_go_with_the_size_of_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_double_keeps(cell: str, number: float, kept: bool) -> None:
-    assert keeps(cell, number) is kept
+    assert is_exact(cell, number) is kept
 
 
 CELL = st.one_of(

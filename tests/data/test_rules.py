@@ -14,7 +14,7 @@ import pytest
 
 import mainspring
 from mainspring.data.rules import Check, check_of
-from mainspring.records.data import CheckRule, NotNullRule
+from mainspring.records.data import CheckRule, NotNullRule, Rule
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ["src/mainspring/records/data.py", "src/mainspring/data/rules/", "docs/rooms/data.md"]
@@ -95,6 +95,19 @@ def test_two_classes_for_one_rule_are_refused() -> None:
             record = NotNullRule
 
     assert type(check_of(NotNullRule(column="x"))).__name__ == "NotNullCheck"
+
+
+def test_a_check_without_a_plan_is_refused_when_it_is_made() -> None:
+    """Seen red without ``@abstractmethod``: the check was made, and only its use raised NotImplementedError, without a message."""
+
+    class UnplannedRule(Rule, frozen=True, kw_only=True, tag="unplanned"):
+        column: str
+
+    class Unplanned(Check[UnplannedRule]):
+        record = UnplannedRule
+
+    with pytest.raises(TypeError, match=r"abstract method '?plan"):
+        check_of(UnplannedRule(column="x"))
 
 
 def test_a_rule_is_added_by_the_files_that_contributing_names(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from mainspring.data.tables import (
     TableWriter,
     content_digest,
     is_ours,
-    opened,
+    open_parquet,
     plain_schema,
     write_table,
 )
@@ -192,7 +192,7 @@ def test_duplicate_columns_and_too_many_are_refused() -> None:
 def test_bytes_that_are_no_parquet_are_refused(data: bytes) -> None:
     with (
         pytest.raises(InvalidInput, match="not a readable Parquet"),
-        opened(io.BytesIO(data), place="upload"),
+        open_parquet(io.BytesIO(data), place="upload"),
     ):
         pass
 
@@ -203,7 +203,7 @@ def groups(table: pa.Table, size: int) -> tuple[bytes, list[int]]:
     for batch in table.to_batches(max_chunksize=size):
         writer.write(batch)
     writer.close()
-    with opened(sink, place="t") as file:
+    with open_parquet(sink, place="t") as file:
         assert is_ours(file, table.schema)
         assert content_digest(file.read()) == content_digest(table)
         return sink.getvalue(), [

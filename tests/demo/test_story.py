@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mainspring.config import load
-from mainspring.demo.story import Choices, Story, make_project
 from mainspring.demo.progress import Progress
+from mainspring.demo.story import Choices, Story, make_project
 
 
 def test_seven_weeks(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mainspring.models.formats.columns import clean
 from mainspring.records.base import to_json
 from mainspring.records.labels import Feedback, FeedbackCounts
 from mainspring.records.models import Column, Signature, Task
-from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, Target, sealed
+from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, Target, with_digest
 
 SIGNATURE = Signature(
     inputs=[Column(name=n, type="float64", nullable=True) for n in NUMBERS]
@@ -68,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, world: World) -> Iterator[s
     digest = blake3.blake3(b"package").hexdigest()
     formats.save(model, bundle / "packages" / digest, signature=SIGNATURE, sample=columns)
     target = Target(model="delay", version=1, package=digest)
-    table = sealed(
+    table = with_digest(
         RouteTable(
             number=1,
             created_us=0,

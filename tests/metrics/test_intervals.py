@@ -185,7 +185,7 @@ def test_too_little_evidence_gives_no_interval_and_says_why() -> None:
     hanging = interval(
         "auc", y, np.linspace(0, 1, 40), task=Task.BINARY, blocks=np.where(y == 1, 9, np.arange(40) % 4)
     )
-    assert (hanging.low, hanging.reason) == (None, "insufficient: it hangs on a single block")
+    assert (hanging.low, hanging.reason) == (None, "insufficient: it depends on a single block")
 
 
 def test_rows_of_one_day_are_not_independent() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from mainspring.records.base import to_json
 from mainspring.records.models import Column, Signature, Task
-from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, Shadow, Target, sealed
+from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, Shadow, Target, with_digest
 
 SIGNATURE = Signature(
     inputs=[Column(name="x0", type="float64"), Column(name="x1", type="float64")],
@@ -57,7 +57,7 @@ class Bundle:
     ) -> RouteTable:
         self.number = number or self.number + 1
         deployment = Deployment(name="d", signature=SIGNATURE, targets=list(targets), shadows=list(shadows))
-        table = sealed(RouteTable(number=self.number, created_us=0, deployments=[deployment]))
+        table = with_digest(RouteTable(number=self.number, created_us=0, deployments=[deployment]))
         self.write(to_json(table))
         return table
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mainspring.models.formats.package import describe_file, write_package
 from mainspring.records.base import to_json
 from mainspring.records.models import Column, Package, Signature, Task
-from mainspring.records.serving import Deployment, RouteTable, Target, sealed
+from mainspring.records.serving import Deployment, RouteTable, Target, with_digest
 
 pytestmark = pytest.mark.timeout(900)  # libraries are imported and imported again: minutes on a busy machine
 
@@ -115,7 +115,7 @@ def publish(bundle: Any, *deployments: Deployment) -> None:
     bundle.number += 1
     mine = Deployment(name="d", signature=_signature(bundle), targets=[bundle.target(1, 0.75)])
     bundle.write(
-        to_json(sealed(RouteTable(number=bundle.number, created_us=0, deployments=[mine, *deployments])))
+        to_json(with_digest(RouteTable(number=bundle.number, created_us=0, deployments=[mine, *deployments])))
     )
 
 
@@ -313,7 +313,9 @@ def test_v02_a_deployment_that_cannot_load_holds_up_no_other(bundle: Any, start:
     whole = bytearray(payload.read_bytes())
     mine = Deployment(name="d", signature=_signature(bundle), targets=[bundle.target(2, 0.6)])
     bundle.number += 1
-    bundle.write(to_json(sealed(RouteTable(number=bundle.number, created_us=0, deployments=[bad, mine]))))
+    bundle.write(
+        to_json(with_digest(RouteTable(number=bundle.number, created_us=0, deployments=[bad, mine])))
+    )
     for again in (False, True):
         if again:
             assert server.stop() == 0

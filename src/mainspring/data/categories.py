@@ -1,10 +1,10 @@
-"""Counts of categories in bounded memory, such that two of them can be compared without a bias.
+"""Counts of categories in bounded memory. Two profiles made of them can be compared without bias.
 
-The most frequent categories are counted by name. What a bound drops is not lost: it is added up by the hash of its name
-in :data:`BUCKETS` buckets, so the counts by hash are exact however many categories there are and however the parts
-were merged. And every category whose hash is among the smallest is counted by itself, always: a *coordinated sample*
-(E. Cohen, H. Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007), the same categories in every profile.
-Neither depends on which categories happened to be frequent in one data set, which is what makes tests on them fair.
+The most frequent categories are counted by name. The counts of dropped categories are added up by the hash of their name in
+:data:`BUCKETS` buckets, so the counts by hash are exact however many categories there are and however the parts were merged.
+In addition, every category whose hash is among the smallest is counted individually: a *coordinated sample* (E. Cohen,
+H. Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007), which selects the same categories in every profile.
+Neither count depends on which categories happened to be frequent in one data set; therefore tests on them are unbiased.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ import numpy.typing as npt
 from mainspring.records.profile import ColumnProfile
 
 MAX_COUNTS = 256
+"""Categories that a finished profile counts by name."""
 MAX_WORKING = 4096
+"""Categories that a profile counts by name while it is being built."""
 BUCKETS = 128
+"""Buckets for the counts of dropped categories."""
 SAMPLE = 1024
+"""Categories in the coordinated sample."""
 EVERY = 1 << 32
 """A bound that every hash is below."""
 
@@ -47,12 +51,12 @@ def bucket_counts(counted: Mapping[str, float], buckets: int = BUCKETS) -> npt.N
 
 
 def most_frequent(counts: Mapping[str, int], limit: int) -> dict[str, int]:
-    """The ``limit`` most frequent, ties by name, so that equal data gives the equal profile."""
+    """The ``limit`` most frequent categories, ties by name, so that equal data gives an equal profile."""
     return dict(sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))[:limit])
 
 
 class Tally:
-    """Counts of categories. ``rest`` and ``sample`` are None until the bound dropped something, or if an older profile did not say."""
+    """Counts of categories. ``rest`` and ``sample`` are None while nothing was dropped, and in profiles of older programs."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -63,7 +67,7 @@ class Tally:
 
     @classmethod
     def of(cls, column: ColumnProfile) -> Tally:
-        """What a profile holds."""
+        """The counts that a profile holds."""
         out = cls()
         out.counts, out.other = Counter(column.counts), column.other
         if column.rest:
@@ -78,21 +82,23 @@ class Tally:
         return self.other == 0 or self.rest is not None
 
     def add(self, counted: Mapping[str, int]) -> None:
+        """Add counts by name."""
         if self.sample is not None:
-            self._sampled(counted)
+            self._add_to_sample(counted)
         for key, count in counted.items():
             if count:
                 self.counts[key] += count
 
     def merge(self, more: Tally) -> None:
+        """Add the counts of another tally. The part by hash is kept only if both know it."""
         known = self.known and more.known
         if known and (self.other or more.other):
-            one, two = Counter(self.sampled()), more.sampled()
-            one.update(two)
+            sample, more_sample = Counter(self.sampled()), more.sampled()
+            sample.update(more_sample)
             self.below = min(self.below, more.below)
-            self.sample = dict(one)
-            self._bound()
-            self.rest = self._rest() + more._rest()
+            self.sample = dict(sample)
+            self._limit_sample()
+            self.rest = self._rest_counts() + more._rest_counts()
         elif not known:
             self.rest = self.sample = None
         self.counts.update(more.counts)
@@ -104,12 +110,12 @@ class Tally:
             return
         if self.other == 0:
             self.sample = {}
-            self._sampled(self.counts)
+            self._add_to_sample(self.counts)
         known = self.known
         kept = most_frequent(self.counts, keep or limit)
         dropped = {k: n for k, n in self.counts.items() if k not in kept}
         if known:
-            self.rest = self._rest() + bucket_counts(dropped).astype(np.int64)
+            self.rest = self._rest_counts() + bucket_counts(dropped).astype(np.int64)
         self.other += sum(dropped.values())
         self.counts = Counter(kept)
 
@@ -122,21 +128,21 @@ class Tally:
             out[h] += n
         return dict(out)
 
-    def _rest(self) -> Ints:
+    def _rest_counts(self) -> Ints:
         return self.rest if self.rest is not None else np.zeros(BUCKETS, dtype=np.int64)
 
-    def _sampled(self, counted: Mapping[str, int]) -> None:
-        assert self.sample is not None  # noqa: S101 - the callers see to it
+    def _add_to_sample(self, counted: Mapping[str, int]) -> None:
+        assert self.sample is not None  # noqa: S101 - the callers ensure it
         h = hashes(counted)
         values = np.fromiter(counted.values(), dtype=np.int64, count=len(counted))
         keep = np.flatnonzero(h.astype(np.int64) < self.below)
         for at, n in zip(h[keep].tolist(), values[keep].tolist(), strict=True):
             self.sample[at] = self.sample.get(at, 0) + n
-        self._bound()
+        self._limit_sample()
 
-    def _bound(self) -> None:
-        """Keep the smallest hashes: what stays was below the bound all along, so its count is whole."""
-        assert self.sample is not None  # noqa: S101 - the callers see to it
+    def _limit_sample(self) -> None:
+        """Keep the smallest hashes: each of them was below the bound from the start, so its count is complete."""
+        assert self.sample is not None  # noqa: S101 - the callers ensure it
         ordered = sorted(h for h in self.sample if h < self.below)
         if len(ordered) > SAMPLE:
             self.below = ordered[SAMPLE]

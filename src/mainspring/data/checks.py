@@ -2,8 +2,8 @@
 
 A rule that cannot be right (a column that does not exist, an empty range, a pattern that does not compile) is refused
 before the data is looked at. Whatever the *data* holds is a finding, never an exception: a text column under a ``range``
-rule fails that rule with a reason. What a rule is stands in ``data/rules``, what computes in ``data/engines``: the counts of all
-rules come from one select over one reading of the table.
+rule fails that rule with a reason. ``data/rules`` defines the rules, ``data/engines`` computes: the counts of all rules come from one
+select over one reading of the table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from mainspring.data.engines import ArrowSource, Source, TableEngine, open_engine
-from mainspring.data.rules import Plan, Scan, check_of, fails, total
+from mainspring.data.rules import Plan, Scan, check_of, sum_of_counts, zero_or_one
 from mainspring.data.rules.base import FAILING, Check
 from mainspring.errors import InvalidInput, near
 from mainspring.records.data import CheckRule, Finding
@@ -39,7 +39,7 @@ def run_checks(
 
 
 def validate(rules: Iterable[CheckRule], columns: Sequence[str]) -> None:
-    """Whether the rules can be right for a table with these columns; raises :class:`InvalidInput` naming rule and column."""
+    """Check that the rules fit a table with these columns; raises :class:`InvalidInput` naming rule and column."""
     for number, rule in enumerate(rules):
         check = check_of(rule, number)
         place = f"checks[{number}] ({rule.__struct_config__.tag})"
@@ -64,21 +64,28 @@ def _findings(table: Scan, rules: Sequence[CheckRule]) -> list[Finding]:
 
 
 def _count(table: Scan, checks: Sequence[Check[Any]], plans: Sequence[Plan]) -> list[dict[str, int]]:
-    """What the plans want counted, in one select."""
-    wanted = [({FAILING: total(fails(p.mask))} if p.mask is not None else {}) | dict(p.counts) for p in plans]
-    asked = [(check, plan) for check, plan, some in zip(checks, plans, wanted, strict=True) if some]
-    if not asked:
+    """What each plan counts, computed by one select for all of them: the table is read once, however many rules there are."""
+    wanted = [
+        ({FAILING: sum_of_counts(zero_or_one(p.mask))} if p.mask is not None else {}) | dict(p.counts)
+        for p in plans
+    ]
+    counting = [
+        (check, plan) for check, plan, aggregates in zip(checks, plans, wanted, strict=True) if aggregates
+    ]
+    if not counting:
         return [{} for _ in plans]
     frame = table.frame(
-        [name for check, _ in asked for name in check.columns()],
-        {name: derived for _, plan in asked for name, derived in plan.derived.items()},
+        [name for check, _ in counting for name in check.columns()],
+        {name: derived for _, plan in counting for name, derived in plan.derived.items()},
     )
     named = {
-        check.name(key): e for check, some in zip(checks, wanted, strict=True) for key, e in some.items()
+        check.name(key): e
+        for check, aggregates in zip(checks, wanted, strict=True)
+        for key, e in aggregates.items()
     }
     row = table.scalars(frame, named)
     # The sum over no rows is null.
     return [
-        {key: (row[check.name(key)] or 0) if key == FAILING else row[check.name(key)] for key in some}
-        for check, some in zip(checks, wanted, strict=True)
+        {key: (row[check.name(key)] or 0) if key == FAILING else row[check.name(key)] for key in aggregates}
+        for check, aggregates in zip(checks, wanted, strict=True)
     ]

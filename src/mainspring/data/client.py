@@ -1,4 +1,4 @@
-"""What a person holds: commits frames, files and directories; gets tables back. Only calls operations, local or remote."""
+"""The data client: commits frames, files and directories, and returns tables. It only calls operations, local or remote."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ else:
 
 
 class DataClient(_Operations):
-    """Datasets of one project, with what cannot travel as JSON: frames, paths, directories."""
+    """Datasets of one project, and the methods that take or return what JSON cannot carry: frames, paths, directories."""
 
     def __init__(self, ops: Data, objects: Uploads | None = None) -> None:
         self.operations = ops
@@ -63,7 +63,7 @@ class DataClient(_Operations):
         its fields); what it leaves open is decided from the data, and the version's ``reading`` says how. A reading that loses
         values is refused, unless it says ``lossy``. Raises CheckFailed, InvalidInput, NotFound.
         """
-        declared = _declared(reading)
+        declared = _to_reading(reading)
         common: dict[str, Any] = {
             "dataset": dataset,
             "message": message or "",
@@ -71,9 +71,9 @@ class DataClient(_Operations):
             "tags": list(tags),
         }
         if isinstance(source, str | Path):
-            from mainspring.data.sources import existing, is_table_file
+            from mainspring.data.sources import is_table_file, require_path
 
-            path = existing(Path(source))
+            path = require_path(Path(source))
             as_files = kind == "files" or (kind is None and not is_table_file(path))
             if as_files or path.is_dir():
                 if checks:
@@ -90,29 +90,29 @@ class DataClient(_Operations):
     def _commit_table(
         self, source: object, checks: list[CheckRule], common: dict[str, Any], reading: Reading
     ) -> DatasetVersion:
-        from mainspring.data.sources import opened_source
+        from mainspring.data.sources import open_source
         from mainspring.data.tables import write_batches
 
         place = str(source) if isinstance(source, str | Path) else f"dataset {common['dataset']!r}"
         report: ReadReport | None = None
 
-        def told() -> bytes | None:
+        def report_json() -> bytes | None:
             nonlocal report
             report = read.report()
             return to_json(report) if report is not None else None
 
         with tempfile.TemporaryDirectory(prefix="mainspring-") as folder:
             file = Path(folder) / "table.parquet"
-            with opened_source(source, reading, place=place) as read:
-                write_batches(file, read.schema, read.batches, place=place, reading=told)
-            version = self.operations.commit_table(body=_pieces(file), checks=checks or None, **common)
-        # Of content that was there already the record tells the first reading; the caller asks about this one.
+            with open_source(source, reading, place=place) as read:
+                write_batches(file, read.schema, read.batches, place=place, reading=report_json)
+            version = self.operations.commit_table(body=_read_pieces(file), checks=checks or None, **common)
+        # For content that was already there the record holds the report of its first reading; the caller needs that of this one.
         return replace(version, reading=report)
 
     def _commit_files(self, path: Path, common: dict[str, Any]) -> DatasetVersion:
         from mainspring.data.intake import frame_files
 
-        files = [(path.name, path)] if path.is_file() else sorted(_walk(path))
+        files = [(path.name, path)] if path.is_file() else sorted(_list_plain_files(path))
         if not files:
             raise InvalidInput("the directory holds no file", value=str(path))
         return self.operations.commit_stream(body=frame_files(files), **common)
@@ -171,7 +171,7 @@ class DataClient(_Operations):
         version = self.get_version(dataset, selector)
         entries = self.list_files(dataset, version.id)
         base = getattr(self.operations, "_base", None)
-        if base is not None:  # the objects are here: one pass over the packs instead of a download per file
+        if base is not None:  # the objects are local: one pass over the packs instead of a download per file
             base.objects.materialise(version.tree, target)
             return [target / entry.path for entry in entries]
         target.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ class DataClient(_Operations):
         return [target / entry.path for entry in entries]
 
 
-def _declared(reading: Reading | Mapping[str, Any] | None) -> Reading:
+def _to_reading(reading: Reading | Mapping[str, Any] | None) -> Reading:
     """The declaration as a record; a misspelt field is refused."""
     import msgspec
 
@@ -200,13 +200,13 @@ def _declared(reading: Reading | Mapping[str, Any] | None) -> Reading:
         ) from None
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _read_pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
             yield piece
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+def _list_plain_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Plain files below ``root`` by logical path; anything else there is refused by name (SAFETY P03)."""
     from mainspring.records.base import check_path
 

@@ -1,7 +1,8 @@
 """CSV to batches of a table, in bounded memory: the file is read twice in blocks.
 
-The first reading decides each column's type from all of its cells (``cells``), the second makes the values (``typed``). What was
-decided is a report. Memory goes with the size of a block and of a row group, not of the file. Imports pyarrow; import it lazily.
+The first pass decides each column's type from all of its cells (``cells``), the second makes the values (``typed``). A report
+says what was decided. Memory depends on the size of a block and of a row group, not on the size of the file.
+Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -21,62 +22,66 @@ import pyarrow.types as pt
 
 from mainspring.data import dates
 from mainspring.data.cells import NULL_WORDS, ColumnScan, Kind, Marks
-from mainspring.data.quoting import Misquoted, Quotes
-from mainspring.data.text import Recoded, Shape, shape_of
-from mainspring.data.typed import Lost, Plan, type_of, values_of
+from mainspring.data.quoting import MisplacedQuote, Quotes
+from mainspring.data.text import Shape, Utf8Stream, shape_of
+from mainspring.data.typed import LostCells, Plan, type_of, values_of
 from mainspring.errors import InvalidInput, near
 from mainspring.records.reading import ReadColumn, Reading, ReadReport
 
 BLOCK = 4 << 20
+"""Bytes that are read at once."""
 LARGEST = 1 << 30
+"""Bytes of the largest block: one value must fit into a block."""
 
 
 @dataclass
 class Column:
-    """One column on its way from cells to values."""
+    """The state of one column while its cells become values."""
 
     name: str
     scan: ColumnScan | None
     declared: pa.DataType | None
     plan: Plan = field(default_factory=lambda: Plan(pa.string()))
     unquoted: bool = False
-    """Its text is quoted throughout, so that an unquoted null word is null."""
+    """All of its text is quoted, so an unquoted null word is null."""
     words: Counter[str] = field(default_factory=Counter)
-    """Of these, how often which."""
+    """How often each unquoted null word occurs."""
     notes: list[str] = field(default_factory=list)
     nulls: int = 0
-    lost: Lost = field(default_factory=Lost)
+    lost: LostCells = field(default_factory=LostCells)
 
 
 class CsvFile:
-    """A CSV file as a schema and batches. Raises :class:`InvalidInput` for what cannot be read without loss, naming the line."""
+    """A CSV file as a schema and batches. Raises :class:`InvalidInput` with the line for what cannot be read without loss."""
 
     def __init__(self, path: Path, reading: Reading) -> None:
         self._path, self._reading = path, reading
-        self._stat = self._now()
+        self._state = self._file_state()
         self._block = BLOCK
         self.shape: Shape = shape_of(path, reading)
         self._marks = Marks(reading.decimal, reading.thousands, comma_possible=self.shape.delimiter != ",")
         for form in reading.dates:
             dates.check_format(form)
-        self._columns = [self._column(name) for name in self.shape.names]
+        self._columns = [self._make_column(name) for name in self.shape.names]
         self._check_names()
         self._notes = list(self.shape.notes)
         self._rows = self._scan()
-        self._decide()
+        self._decide_types()
         self.schema = pa.schema([pa.field(c.name, c.plan.type) for c in self._columns])
 
-    # --- first reading -----------------------------------------------------------------------------------------------
+    # --- first pass --------------------------------------------------------------------------------------------------
 
-    def _column(self, name: str) -> Column:
-        given = self._reading.types.get(name)
-        declared = type_of(given, place=f"reading.types, column {name!r}") if given is not None else None
+    def _make_column(self, name: str) -> Column:
+        type_name = self._reading.types.get(name)
+        declared = (
+            type_of(type_name, place=f"reading.types, column {name!r}") if type_name is not None else None
+        )
         everywhere = self._reading.nulls is not None
         words = tuple(self._reading.nulls) if self._reading.nulls is not None else NULL_WORDS
         timed = declared is not None and (pt.is_date(declared) or pt.is_timestamp(declared))
         scan = ColumnScan(self._marks, self._reading.dates, words, everywhere, only_time=timed)
-        if declared is not None and not timed and not _is_fraction(declared):
-            scan.kind = Kind("string")  # nothing to find out but its null words
+        if declared is not None and not timed and not _is_fractional(declared):
+            scan.kind = Kind("string")  # the type is declared: only the null words are counted
         return Column(name, scan, declared)
 
     def _check_names(self) -> None:
@@ -94,22 +99,21 @@ class CsvFile:
         while True:
             quotes = Quotes(self.shape.delimiter, self.shape.quote) if self.shape.quote else None
             try:
-                for batch in self._cells(watch=None if quotes is None else quotes.add):
+                for batch in self._read_cells(watch=None if quotes is None else quotes.add):
                     for column, cells in zip(self._columns, batch.columns, strict=True):
                         if column.scan is not None:
                             column.scan.add(cells)
                     rows += batch.num_rows
             except pa.ArrowInvalid as error:
                 if "straddling" in str(error) and self._block < LARGEST:
-                    self._block = min(
-                        self._block * 8, LARGEST
-                    )  # one value is longer than a block: begin again with larger ones
-                    self._columns = [self._column(name) for name in self.shape.names]
+                    # One value is longer than a block: start again with larger blocks.
+                    self._block = min(self._block * 8, LARGEST)
+                    self._columns = [self._make_column(name) for name in self.shape.names]
                     rows = 0
                     continue
                 if quotes is not None and quotes.first is not None:
                     self._check_quotes(quotes.first)
-                raise self._malformed(error) from None
+                raise self._malformed_error(error) from None
             break
         self._check_quotes(None if quotes is None else quotes.end())
         if not rows:
@@ -121,19 +125,19 @@ class CsvFile:
             )
         return rows
 
-    def _check_quotes(self, found: Misquoted | None) -> None:
-        if found is None:
+    def _check_quotes(self, misplaced: MisplacedQuote | None) -> None:
+        if misplaced is None:
             return
         if not self._reading.lossy:
             raise InvalidInput(
-                found.what,
-                value=found.shown,
-                place=f"{self._path}, line {self.shape.skip_lines + found.line}",
-                next_step="Correct it (a quote inside quotes is written twice), or declare quote = '' if quotes are text like any other; lossy = true takes what can be read.",
+                misplaced.what,
+                value=misplaced.shown,
+                place=f"{self._path}, line {self.shape.skip_lines + misplaced.line}",
+                next_step="Correct it (a quote inside quotes is written twice), or declare quote = '' if quotes are ordinary text; lossy = true reads what can be read.",
             )
-        self._notes.append(f"line {self.shape.skip_lines + found.line}: {found.what}; read as it stands")
+        self._notes.append(f"line {self.shape.skip_lines + misplaced.line}: {misplaced.what}; read unchanged")
 
-    def _cells(
+    def _read_cells(
         self,
         *,
         words: tuple[str, ...] = (),
@@ -145,7 +149,7 @@ class CsvFile:
         single = len(names) == 1
         quote = self.shape.quote
         with contextlib.closing(
-            Recoded(
+            Utf8Stream(
                 self._path,
                 self.shape.encoding,
                 skip=self.shape.skip_bytes,
@@ -173,9 +177,9 @@ class CsvFile:
                 ),
             )
             with reader:
-                yield from self._whole_rows(reader) if single else reader
+                yield from self._drop_empty_end(reader) if single else reader
 
-    def _whole_rows(self, reader: pa.csv.CSVStreamingReader) -> Iterator[pa.RecordBatch]:
+    def _drop_empty_end(self, reader: pa.csv.CSVStreamingReader) -> Iterator[pa.RecordBatch]:
         """Batches of a file of one column: an empty line is an empty cell, but for those at the end of the file."""
         held = 0
         for batch in reader:
@@ -193,9 +197,9 @@ class CsvFile:
         if held and note not in self._notes:
             self._notes.append(note)
 
-    # --- deciding ----------------------------------------------------------------------------------------------------
+    # --- types of columns --------------------------------------------------------------------------------------------
 
-    def _decide(self) -> None:
+    def _decide_types(self) -> None:
         kinds = [c.scan.kind if c.scan is not None else Kind("string") for c in self._columns]
         comma = self._reading.decimal == "," or any(k.mark == "," and not k.grouped for k in kinds)
         self._points = any(k.mark == "." and not k.grouped for k in kinds)
@@ -216,9 +220,9 @@ class CsvFile:
         if len({f for f in kind.forms if f not in self._reading.dates}) > 1 and not set(kind.forms) & set(
             self._reading.dates
         ):
-            raise self._ambiguous(column, kind)
+            raise self._ambiguous_dates(column, kind)
         mark = self._reading.decimal or kind.mark or ("," if comma else ".")
-        if self._reading.decimal is None and self._unclear(kind, comma=comma):
+        if self._reading.decimal is None and self._is_ambiguous_mark(kind, comma=comma):
             raise InvalidInput(
                 f"the marks in the numbers of column {column.name!r} may be of fractions or of thousands",
                 value=mark,
@@ -243,10 +247,10 @@ class CsvFile:
                 f"kept as text: its dates may be written {' or '.join(kind.forms)}; declare 'dates'"
             )
             kind = Kind("string")
-        if self._reading.decimal is None and self._unclear(kind, comma=comma):
-            said = "a comma" if kind.mark == "," else "a point"
+        if self._reading.decimal is None and self._is_ambiguous_mark(kind, comma=comma):
+            mark_name = "a comma" if kind.mark == "," else "a point"
             column.notes.append(
-                f"kept as text: {said} may mark fractions or thousands; declare 'decimal' or 'thousands'"
+                f"kept as text: {mark_name} may mark fractions or thousands; declare 'decimal' or 'thousands'"
             )
             kind = Kind("string")
         if kind.name == "float64" and kind.coded is not None:
@@ -254,7 +258,7 @@ class CsvFile:
             kind = Kind("string")
         if kind.name != "string":
             column.plan = Plan(
-                _type(kind),
+                _type_of_kind(kind),
                 False,
                 words,
                 kind.mark or ".",
@@ -278,10 +282,10 @@ class CsvFile:
             shown = ", ".join(f"'{w}' ({n})" for w, n in scan.words.most_common(3))
             column.notes.append(f"{shown} kept as text; declare 'nulls' if it means null")
 
-    def _unclear(self, kind: Kind, *, comma: bool) -> bool:
-        """Whether the marks of a column's numbers may be of thousands as well: no other column tells.
+    def _is_ambiguous_mark(self, kind: Kind, *, comma: bool) -> bool:
+        """Whether the mark in a column's numbers may also be a thousands separator, and no other column decides it.
 
-        Semicolons separate fields where a comma marks fractions, so that a point there is not plainly one of fractions.
+        Files with ``;`` between fields usually have ``,`` as decimal mark, so ``.`` is ambiguous there.
         """
         if not kind.grouped or kind.mark is None:
             return False
@@ -289,7 +293,7 @@ class CsvFile:
             return not comma
         return comma or (self.shape.delimiter == ";" and not self._points)
 
-    def _ambiguous(self, column: Column, kind: Kind) -> InvalidInput:
+    def _ambiguous_dates(self, column: Column, kind: Kind) -> InvalidInput:
         return InvalidInput(
             f"dates of column {column.name!r} may be written in more than one way",
             value=" or ".join(kind.forms),
@@ -297,46 +301,46 @@ class CsvFile:
             next_step=f"Declare dates = ['{kind.forms[0]}'] or another.",
         )
 
-    # --- second reading ----------------------------------------------------------------------------------------------
+    # --- second pass -------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The values, once. Raises :class:`InvalidInput` for a cell that cannot be kept as declared, unless ``lossy``."""
         marked = [
             i for i, c in enumerate(self._columns) if c.unquoted and c.scan is not None and c.scan.words
         ]
-        words = self._cells(words=NULL_WORDS, only=marked) if marked else None
+        words = self._read_cells(words=NULL_WORDS, only=marked) if marked else None
         row = 0
         try:
-            for batch in self._cells():
+            for batch in self._read_cells():
                 columns = list(batch.columns)
                 if words is not None:
                     for i, cells in zip(marked, next(words).columns, strict=True):
-                        said = columns[i].filter(pc.and_(pc.is_null(cells), pc.is_valid(columns[i])))
-                        self._columns[i].words.update(said.to_pylist())
+                        null_words = columns[i].filter(pc.and_(pc.is_null(cells), pc.is_valid(columns[i])))
+                        self._columns[i].words.update(null_words.to_pylist())
                         columns[i] = cells
-                made = []
+                arrays = []
                 for column, cells in zip(self._columns, columns, strict=True):
                     before = column.lost.count
                     values = values_of(cells, column.plan, column.lost)
                     if column.lost.count > before and not self._reading.lossy:
-                        raise self._not_kept(column, row)
+                        raise self._not_kept_error(column, row)
                     column.nulls += values.null_count
-                    made.append(values)
+                    arrays.append(values)
                 row += batch.num_rows
-                yield pa.RecordBatch.from_arrays(made, schema=self.schema)
+                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
         except pa.ArrowInvalid as error:
-            raise self._malformed(error) from None
-        if row != self._rows or self._now() != self._stat:
+            raise self._malformed_error(error) from None
+        if row != self._rows or self._file_state() != self._state:
             raise InvalidInput(
                 "the file changed while it was read",
                 value=self._path.name,
                 place=str(self._path),
-                next_step="Commit again when it is at rest.",
+                next_step="Commit again when nothing writes to it.",
             )
 
     def report(self) -> ReadReport:
-        """What was decided; complete once the batches were read."""
-        columns = [self._told(c) for c in self._columns]
+        """How the file was read; complete only after all batches were read."""
+        columns = [self._column_report(c) for c in self._columns]
         shape = self.shape
         marks = {c.plan.mark for c in self._columns if pt.is_floating(c.plan.type)}
         return ReadReport(
@@ -352,7 +356,7 @@ class CsvFile:
             notes=self._notes,
         )
 
-    def _told(self, column: Column) -> ReadColumn:
+    def _column_report(self, column: Column) -> ReadColumn:
         from mainspring.data.tables import plain_type, type_name
 
         kind = plain_type(column.plan.type) or column.plan.type
@@ -377,9 +381,9 @@ class CsvFile:
             notes=notes,
         )
 
-    # --- what is wrong -----------------------------------------------------------------------------------------------
+    # --- errors ------------------------------------------------------------------------------------------------------
 
-    def _not_kept(self, column: Column, start: int) -> InvalidInput:
+    def _not_kept_error(self, column: Column, start: int) -> InvalidInput:
         from mainspring.data.tables import type_name
 
         row, cell = column.lost.first or (0, "")
@@ -387,17 +391,17 @@ class CsvFile:
             f"column {column.name!r} is declared {type_name(column.plan.type)}, and a cell cannot be kept so",
             value=cell,
             place=f"{self._path}, row {start + row + 1}",
-            next_step="Declare 'string' or a wider type, name the word in 'nulls', or say lossy = true to lose what does not fit.",
+            next_step="Declare 'string' or a wider type, name the word in 'nulls', or declare lossy = true to lose what does not fit.",
         )
 
-    def _malformed(self, error: pa.ArrowInvalid) -> InvalidInput:
+    def _malformed_error(self, error: pa.ArrowInvalid) -> InvalidInput:
         text = str(error).strip().splitlines()[0][:300]
         if "Expected" in text and "columns" in text:
-            place = self._ragged()
+            place = self._first_ragged()
             if place is not None:
-                line, found, shown = place
+                line, count, shown = place
                 return InvalidInput(
-                    f"the file cannot be read as a table: line {line} has {found} fields, the others have {len(self.shape.names)}",
+                    f"the file cannot be read as a table: line {line} has {count} fields, the others have {len(self.shape.names)}",
                     value=shown,
                     place=str(self._path),
                     next_step=f"Correct the line, declare the delimiter (it was read with {self.shape.delimiter!r}), or leave lines before the header out with skip_lines.",
@@ -406,13 +410,13 @@ class CsvFile:
             f"the file cannot be read as a table: {text}", value=self._path.name, place=str(self._path)
         )
 
-    def _ragged(self) -> tuple[int, int, str] | None:
-        """Line, number of fields and text of the first record that is not like the others."""
+    def _first_ragged(self) -> tuple[int, int, str] | None:
+        """Line, number of fields and text of the first record with another number of fields."""
         shape = self.shape
         options = {"quotechar": shape.quote} if shape.quote else {"quoting": csv.QUOTE_NONE}
         width, old = len(shape.names), csv.field_size_limit(LARGEST)
         try:
-            with contextlib.closing(Recoded(self._path, shape.encoding, lossy=self._reading.lossy)) as raw:
+            with contextlib.closing(Utf8Stream(self._path, shape.encoding, lossy=self._reading.lossy)) as raw:
                 lines = io.TextIOWrapper(io.BufferedReader(raw), encoding="utf-8", newline="")
                 for _ in range(self._reading.skip_lines):
                     lines.readline()
@@ -430,16 +434,16 @@ class CsvFile:
             csv.field_size_limit(old)
         return None
 
-    def _now(self) -> tuple[int, int]:
+    def _file_state(self) -> tuple[int, int]:
         stat = self._path.stat()
         return stat.st_size, stat.st_mtime_ns
 
 
-def _is_fraction(kind: pa.DataType) -> bool:
+def _is_fractional(kind: pa.DataType) -> bool:
     return bool(pt.is_floating(kind) or pt.is_decimal(kind))
 
 
-def _type(kind: Kind) -> pa.DataType:
+def _type_of_kind(kind: Kind) -> pa.DataType:
     if kind.name == "timestamp":
         zone = None
         if kind.zoned:

@@ -1,7 +1,7 @@
-"""Dates and times written as text: which way of writing fits every value, and what the values are.
+"""Dates and times written as text: which format fits every value, and the values.
 
-A way of writing is a ``strptime`` format. It becomes a pattern, the parts it finds become ISO 8601, and Arrow reads that
-strictly: the 30th of February is no date. Nothing depends on the locale. Imports pyarrow; import it lazily.
+A format is written as for ``strptime``. It becomes a pattern; the matched parts become ISO 8601, which Arrow reads strictly:
+the 30th of February is no date. Nothing depends on the locale. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mainspring.errors import InvalidInput
 
 ISO = "%Y-%m-%d"
 SNIFFED = (ISO, "%Y/%m/%d", "%Y.%m.%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%m-%d-%Y")
-"""Dates that are recognised undeclared. A point between day and month is day first everywhere that writes so."""
+"""Formats that are recognised without a declaration. Wherever dates are written with points, the day comes first."""
 
 _TIME = r"(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,](?P<f>\d{1,9}))?)?"
 _ZONE = r"(?P<z>Z|[-+]\d{2}(?::?\d{2})?)"
@@ -33,20 +33,20 @@ _PARTS = {
 }  # fmt: skip
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")  # fmt: skip
 _YEAR_1 = -62_135_596_800_000_000
-"""Microseconds: there is no year 0, and no date of Python holds it."""
+"""The start of year 1 in microseconds since the epoch: Python's dates begin there."""
 Strings = Any  # a string array or chunked array
 
 
 @dataclass(frozen=True)
-class Found:
-    """Values read in one way: as timestamps (UTC if ``zoned``) of ``unit``."""
+class DateValues:
+    """Values that were read by one format: as timestamps, in UTC if ``zoned``."""
 
     values: pa.Array
     timed: bool
-    """Some value says a time of day."""
+    """Whether some value has a time of day."""
     zoned: bool
     offsets: frozenset[str]
-    """The offsets from UTC as written, if zoned."""
+    """The offsets from UTC as written; empty unless zoned."""
 
 
 def candidates(text: str, declared: list[str]) -> list[str]:
@@ -59,39 +59,39 @@ def check_format(text: str) -> None:
     _pattern(text)
 
 
-def read(values: Strings, form: str) -> Found | None:
-    """The values by this format, none of them null; None if any is not written so, or names no day."""
-    quick = _iso(values) if form == ISO else None
-    found = quick or _by_parts(values, form)
-    if found is None or found.values.type.unit == "ns":  # nanoseconds begin in 1677
-        return found
-    early = pc.less(found.values.cast(pa.int64()), _YEAR_1)
-    return None if pc.any(early).as_py() else found
+def read_dates(values: Strings, form: str) -> DateValues | None:
+    """The values read by this format; None if any does not fit it or is no valid date. No value may be null."""
+    quick = _read_iso(values) if form == ISO else None
+    parsed = quick or _read_by_parts(values, form)
+    if parsed is None or parsed.values.type.unit == "ns":  # timestamps in nanoseconds begin in 1677 anyway
+        return parsed
+    early = pc.less(parsed.values.cast(pa.int64()), _YEAR_1)
+    return None if pc.any(early).as_py() else parsed
 
 
-def _iso(values: Strings) -> Found | None:
+def _read_iso(values: Strings) -> DateValues | None:
     """Arrow's own reading of ISO 8601 without a zone."""
     longest = pc.max(pc.binary_length(values)).as_py() or 0
     try:
-        found = values.cast(pa.timestamp("us"))
+        timestamps = values.cast(pa.timestamp("us"))
     except pa.ArrowInvalid:
         return None
-    return Found(found, timed=longest > 10, zoned=False, offsets=frozenset())
+    return DateValues(timestamps, timed=longest > 10, zoned=False, offsets=frozenset())
 
 
-def _by_parts(values: Strings, form: str) -> Found | None:
+def _read_by_parts(values: Strings, form: str) -> DateValues | None:
     pattern = _pattern(form)
     parts = pc.extract_regex(values, rf"\A(?:{pattern.pattern})\z")
     if parts.null_count:
         return None
     fields = {field.name for field in parts.type}
     part = {name: pc.struct_field(parts, name) for name in fields}
-    date = _date(part)
+    date = _date_text(part)
     if date is None:
         return None
-    clock, timed = _clock(part)
+    clock, timed = _clock_text(part)
     zone = part.get("z")
-    zoned, offsets, suffix = _zones(zone, part.get("tail"))
+    zoned, offsets, suffix = _zone_offsets(zone, part.get("tail"))
     if zoned is None:
         return None
     text = pc.binary_join_element_wise(date, clock, " ")
@@ -100,13 +100,13 @@ def _by_parts(values: Strings, form: str) -> Found | None:
     fine = bool("f" in part and (pc.max(pc.binary_length(part["f"])).as_py() or 0) > 6)
     kind = pa.timestamp("ns" if fine else "us", "UTC" if zoned else None)
     try:
-        found = text.cast(kind)
+        timestamps = text.cast(kind)
     except pa.ArrowInvalid:
         return None
-    return Found(found, timed=timed, zoned=zoned, offsets=offsets)
+    return DateValues(timestamps, timed=timed, zoned=zoned, offsets=offsets)
 
 
-def _date(part: dict[str, Any]) -> Strings | None:
+def _date_text(part: dict[str, Any]) -> Strings | None:
     if "Y" in part:
         year = part["Y"]
     elif "y" in part:  # POSIX: 69 to 99 are of the 20th century
@@ -115,7 +115,7 @@ def _date(part: dict[str, Any]) -> Strings | None:
     else:
         return None
     if "m" in part:
-        month = _two(part["m"])
+        month = _two_digits(part["m"])
     else:
         name = part.get("b", part.get("B"))
         if name is None:
@@ -126,41 +126,41 @@ def _date(part: dict[str, Any]) -> Strings | None:
         number = pc.index_in(key, pa.array([m[:3] for m in _MONTHS]))
         if number.null_count:
             return None
-        month = _two(pc.add(number, 1).cast(pa.string()))
-    return pc.binary_join_element_wise(year, month, _two(part["d"]), "-") if "d" in part else None
+        month = _two_digits(pc.add(number, 1).cast(pa.string()))
+    return pc.binary_join_element_wise(year, month, _two_digits(part["d"]), "-") if "d" in part else None
 
 
-def _clock(part: dict[str, Any]) -> tuple[Strings, bool]:
-    """The time of day as text, and whether any value says one."""
+def _clock_text(part: dict[str, Any]) -> tuple[Strings, bool]:
+    """The time of day as text, and whether any value has one."""
     if "H" not in part and "I" not in part:
-        some = next(iter(part.values()))
-        return pa.array(["00:00:00"] * len(some), pa.string()), False
+        part_values = next(iter(part.values()))
+        return pa.array(["00:00:00"] * len(part_values), pa.string()), False
     if "I" in part:
         hour = pc.cast(part["I"], pa.int64())
         late = pc.equal(pc.utf8_lower(part["p"]), "pm") if "p" in part else pa.scalar(False)
         hour = pc.add(pc.if_else(pc.equal(hour, 12), 0, hour), pc.if_else(late, 12, 0))
-        hour = _two(hour.cast(pa.string()))
+        hour = _two_digits(hour.cast(pa.string()))
     else:
-        hour = _two(_or_zero(part["H"]))
-    minute = _two(_or_zero(part["M"])) if "M" in part else _zeros(hour)
-    second = _two(_or_zero(part["S"])) if "S" in part else _zeros(hour)
+        hour = _two_digits(_fill_zero(part["H"]))
+    minute = _two_digits(_fill_zero(part["M"])) if "M" in part else _zeros(hour)
+    second = _two_digits(_fill_zero(part["S"])) if "S" in part else _zeros(hour)
     text = pc.binary_join_element_wise(hour, minute, second, ":")
     if "f" in part:
-        fraction = _or_zero(part["f"])
+        fraction = _fill_zero(part["f"])
         text = pc.binary_join_element_wise(text, fraction, ".")
     tail = part.get("tail")
     timed = tail is None or bool(pc.any(pc.not_equal(tail, "")).as_py())
     return text, timed
 
 
-def _zones(zone: Strings | None, tail: Strings | None) -> tuple[bool | None, frozenset[str], Strings]:
+def _zone_offsets(zone: Strings | None, tail: Strings | None) -> tuple[bool | None, frozenset[str], Strings]:
     """Whether the values carry an offset (None: some do and some do not), which, and the offsets as ``+hh:mm``."""
     if zone is None:
         return False, frozenset(), None
-    said = pc.not_equal(zone, "")
-    if tail is not None and not pc.any(said).as_py():
+    has_zone = pc.not_equal(zone, "")
+    if tail is not None and not pc.any(has_zone).as_py():
         return False, frozenset(), None
-    if not pc.all(said).as_py():
+    if not pc.all(has_zone).as_py():
         return None, frozenset(), None
     plain = pc.replace_substring_regex(
         pc.if_else(pc.equal(zone, "Z"), "+00:00", zone), r"^([-+]\d\d):?(\d\d)$", r"\1:\2"
@@ -170,11 +170,11 @@ def _zones(zone: Strings | None, tail: Strings | None) -> tuple[bool | None, fro
     return True, frozenset(pc.unique(plain).to_pylist()), plain
 
 
-def _two(numbers: Strings) -> Strings:
+def _two_digits(numbers: Strings) -> Strings:
     return pc.utf8_lpad(numbers, 2, "0")
 
 
-def _or_zero(part: Strings) -> Strings:
+def _fill_zero(part: Strings) -> Strings:
     return pc.if_else(pc.equal(part, ""), "0", part)
 
 
@@ -184,7 +184,7 @@ def _zeros(like: Strings) -> Strings:
 
 @functools.lru_cache(maxsize=256)
 def _pattern(form: str) -> re.Pattern[str]:
-    """The pattern of a format. A date of the undeclared kinds may be followed by a time."""
+    """The pattern of a format. A date of the formats in ``SNIFFED`` may be followed by a time."""
     text, seen, at = "", set(), 0
     while at < len(form):
         char = form[at]

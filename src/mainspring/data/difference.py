@@ -1,9 +1,9 @@
 """What changed between two versions: files, columns, rows.
 
-Rows are compared by a table engine over the columns that both sides have, null equal to null and NaN to NaN, and by value: a column
-that changed its type is a change of the columns, and of the rows only where the values differ (``values``). With key columns a
-full join tells added, removed and changed rows apart; without, the tables are bags and a changed row is one removed and one
-added. Counts are exact, samples bounded. Imports pyarrow; import it lazily.
+A table engine compares rows over the columns that both sides have. Null equals null, and NaN equals NaN. Values are compared, not
+types: a column with another type is a change of the columns, and a change of the rows only where values differ (``values``). With
+key columns a full join gives added, removed and changed rows; without, the tables are bags (multisets), and a changed row counts as
+one removed and one added. Counts are exact, samples are bounded. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import narwhals as nw
 import pyarrow as pa
 
-from mainspring.data.engines import ROW, ArrowSource, Keyed, Source, Stream, TableEngine, open_engine
+from mainspring.data.engines import ROW, ArrowSource, KeyComparison, Source, Stream, TableEngine, open_engine
 from mainspring.data.shown import MAX_SAMPLE, plain_rows
 from mainspring.data.tables import batches_digest
-from mainspring.data.values import decoded, engine_columns, row_numbers, same_as
+from mainspring.data.values import decode_column, engine_columns, equal_mask, row_numbers
 from mainspring.errors import InvalidInput, near
 from mainspring.records.data import ChangedRow, ColumnChange, FileDiff, RowDiff, TableColumn
 from mainspring.records.objects import ObjectRef
@@ -56,8 +56,8 @@ def row_difference(
     if engine is None:
         with open_engine() as default:
             return row_difference(before, after, key, engine=default)
-    one, two = (ArrowSource(t) if isinstance(t, pa.Table) else t for t in (before, after))
-    shared = [n for n in one.schema.names if n in two.schema.names]
+    old, new = (ArrowSource(t) if isinstance(t, pa.Table) else t for t in (before, after))
+    shared = [n for n in old.schema.names if n in new.schema.names]
     for name in key:
         if name not in shared:
             raise InvalidInput(
@@ -67,43 +67,43 @@ def row_difference(
                 next_step=near(name, shared, what="column"),
             )
     if not shared:
-        return RowDiff(key=[], added=two.rows, removed=one.rows, changed=0, unchanged=0)
-    sides = _Sides(one, two, shared)
-    return _keyed(engine, sides, list(key)) if key else _bags(engine, sides)
+        return RowDiff(key=[], added=new.rows, removed=old.rows, changed=0, unchanged=0)
+    sides = _Sides(old, new, shared)
+    return _diff_by_key(engine, sides, list(key)) if key else _diff_as_bags(engine, sides)
 
 
 class _Sides:
-    """Both tables: as the engine compares them (columns by number, in one type, rows numbered) and as they are shown."""
+    """Both tables: as the engine compares them (columns named by number, equal types, rows numbered) and with their own values."""
 
     def __init__(self, before: Source, after: Source, shared: Sequence[str]) -> None:
         self.before, self.after, self.shared = before, after, list(shared)
         self.names = {name: f"c{i}" for i, name in enumerate(shared)}
 
     def streams(self, names: Sequence[str]) -> tuple[Stream, Stream]:
-        """What the engine compares, in these columns."""
+        """Both tables as the engine compares them, with these columns."""
         return self._stream(self.before, names), self._stream(self.after, names)
 
     def rows(self, side: Source, numbers: Sequence[int]) -> pa.Table:
-        """Rows of one side as they are."""
+        """Rows of one side with their own values."""
         return side.take(numbers, self.shared)
 
-    def brought(self, side: Source, name: str, column: pa.Array) -> pa.Array:
-        """A part of a column as the engine compares it: in one type with the other side's."""
+    def convert(self, side: Source, name: str, column: pa.Array) -> pa.Array:
+        """A part of a column as the engine compares it: converted to one type with the same column of the other side."""
         first = side is self.before
         other = (self.after if first else self.before).schema.field(name).type
-        mine, beside = decoded(column), decoded(pa.array([], other))
-        pair = engine_columns(mine, beside) if first else engine_columns(beside, mine)
+        own, counterpart = decode_column(column), decode_column(pa.array([], other))
+        pair = engine_columns(own, counterpart) if first else engine_columns(counterpart, own)
         return pair[0 if first else 1].combine_chunks()
 
     def _stream(self, side: Source, names: Sequence[str]) -> Stream:
-        empty = [self.brought(side, n, pa.array([], side.schema.field(n).type)) for n in names]
+        empty = [self.convert(side, n, pa.array([], side.schema.field(n).type)) for n in names]
         fields = [pa.field(self.names[n], c.type) for n, c in zip(names, empty, strict=True)]
         schema = pa.schema([*fields, pa.field(ROW, pa.int64())])
 
         def batches() -> Iterator[pa.RecordBatch]:
             start = 0
             for batch in side.batches(names):
-                columns = [self.brought(side, n, c) for n, c in zip(names, batch.columns, strict=True)]
+                columns = [self.convert(side, n, c) for n, c in zip(names, batch.columns, strict=True)]
                 numbers = row_numbers(start, batch.num_rows)
                 yield pa.RecordBatch.from_arrays([*columns, numbers], schema=schema)
                 start += batch.num_rows
@@ -111,9 +111,9 @@ class _Sides:
         return Stream(schema, batches)
 
 
-def _bags(engine: TableEngine, sides: _Sides) -> RowDiff:
+def _diff_as_bags(engine: TableEngine, sides: _Sides) -> RowDiff:
     before, after = sides.streams(sides.shared)
-    added, removed = engine.bags(before, after, columns=list(sides.names.values()), limit=MAX_SAMPLE)
+    added, removed = engine.compare_bags(before, after, columns=list(sides.names.values()), limit=MAX_SAMPLE)
     return RowDiff(
         key=[],
         added=added.count,
@@ -128,12 +128,12 @@ def _bags(engine: TableEngine, sides: _Sides) -> RowDiff:
     )
 
 
-def _keyed(engine: TableEngine, sides: _Sides, key: list[str]) -> RowDiff:
+def _diff_by_key(engine: TableEngine, sides: _Sides, key: list[str]) -> RowDiff:
     for keys, what in zip(sides.streams(key), ("before", "after"), strict=True):
         _check_unique(engine, keys, key, what)
     rest = [n for n in sides.shared if n not in key]
     before, after = sides.streams(sides.shared)
-    found = engine.keyed(
+    comparison = engine.compare_by_key(
         before,
         after,
         key=[sides.names[n] for n in key],
@@ -142,13 +142,13 @@ def _keyed(engine: TableEngine, sides: _Sides, key: list[str]) -> RowDiff:
     )
     return RowDiff(
         key=key,
-        added=found.added.count,
-        removed=found.removed.count,
-        changed=found.changed,
-        unchanged=found.matched - found.changed,
-        added_sample=plain_rows(sides.rows(sides.after, found.added.first)),
-        removed_sample=plain_rows(sides.rows(sides.before, found.removed.first)),
-        changed_sample=_changes(sides, found, key, rest),
+        added=comparison.added.count,
+        removed=comparison.removed.count,
+        changed=comparison.changed,
+        unchanged=comparison.matched - comparison.changed,
+        added_sample=plain_rows(sides.rows(sides.after, comparison.added.first)),
+        removed_sample=plain_rows(sides.rows(sides.before, comparison.removed.first)),
+        changed_sample=_changed_rows(sides, comparison, key, rest),
     )
 
 
@@ -167,25 +167,27 @@ def _check_unique(engine: TableEngine, keys: Stream, key: list[str], what: str) 
         )
 
 
-def _changes(sides: _Sides, found: Keyed, key: list[str], rest: list[str]) -> list[ChangedRow]:
-    before = sides.rows(sides.before, [old for old, _ in found.changes])
-    after = sides.rows(sides.after, [new for _, new in found.changes])
-    differ = {n: _differ(sides, n, before, after) for n in rest}
+def _changed_rows(
+    sides: _Sides, comparison: KeyComparison, key: list[str], rest: list[str]
+) -> list[ChangedRow]:
+    before = sides.rows(sides.before, [old for old, _ in comparison.changes])
+    after = sides.rows(sides.after, [new for _, new in comparison.changes])
+    differ = {n: _changed_mask(sides, n, before, after) for n in rest}
     changes = []
-    for at, (one, two) in enumerate(zip(plain_rows(before), plain_rows(after), strict=True)):
+    for at, (old_values, new_values) in enumerate(zip(plain_rows(before), plain_rows(after), strict=True)):
         names = [n for n in rest if differ[n][at]]
         changes.append(
             ChangedRow(
-                key={n: one[n] for n in key},
-                before={n: one[n] for n in names},
-                after={n: two[n] for n in names},
+                key={n: old_values[n] for n in key},
+                before={n: old_values[n] for n in names},
+                after={n: new_values[n] for n in names},
             )
         )
     return changes
 
 
-def _differ(sides: _Sides, name: str, before: pa.Table, after: pa.Table) -> list[bool]:
-    """In which of these rows the column differs."""
-    one = sides.brought(sides.before, name, before.column(name).combine_chunks())
-    two = sides.brought(sides.after, name, after.column(name).combine_chunks())
-    return [not same_as(one.slice(i, 1), two[i])[0] for i in range(len(one))]
+def _changed_mask(sides: _Sides, name: str, before: pa.Table, after: pa.Table) -> list[bool]:
+    """For each of these rows whether the column differs."""
+    old = sides.convert(sides.before, name, before.column(name).combine_chunks())
+    new = sides.convert(sides.after, name, after.column(name).combine_chunks())
+    return [not equal_mask(old.slice(i, 1), new[i])[0] for i in range(len(old))]

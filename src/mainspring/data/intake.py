@@ -1,6 +1,6 @@
-"""What comes in: an uploaded Parquet becomes our Parquet with its digest; a framed stream becomes files of a tree.
+"""Uploads: an uploaded Parquet file becomes our Parquet with its digest; a framed stream becomes the files of a tree.
 
-Everything is staged in the workspace's private home and gone when the block ends, whatever happened.
+Uploads are staged in the workspace's private home, and the staged files are removed when the block ends, also after an error.
 Imports pyarrow; import it lazily.
 """
 
@@ -29,7 +29,7 @@ from mainspring.data.tables import (
     checked_batches,
     columns_of,
     is_ours,
-    opened,
+    open_parquet,
     plain_batches,
     plain_schema,
 )
@@ -47,7 +47,7 @@ _STALE_S = 2 * 86400
 
 @dataclass(frozen=True)
 class StagedTable:
-    """A table on disk, in our layout, with what is recorded of it."""
+    """A table on disk, in our layout, with the facts that a version records."""
 
     path: Path
     digest: str
@@ -58,11 +58,11 @@ class StagedTable:
 
 
 @contextlib.contextmanager
-def staging(home: Path) -> Iterator[Path]:
+def open_staging(home: Path) -> Iterator[Path]:
     """A private directory for this block only."""
     root = home / "tmp"
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for old in root.glob("data-*"):  # a killed process leaves its own behind
+    for old in root.glob("data-*"):  # a killed process cannot remove its own
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _STALE_S:
                 shutil.rmtree(old, ignore_errors=True)
@@ -80,10 +80,10 @@ def receive_table(body: Iterable[bytes], folder: Path, *, place: str) -> StagedT
     """
     raw = folder / "upload.parquet"
     _spool(body, raw)
-    with opened(raw, place=place) as file:
+    with open_parquet(raw, place=place) as file:
         schema = plain_schema(file.schema_arrow, place=place)
         check_names(schema, place=place)
-        reading = _reading_of(file, place)
+        reading = _read_report(file, place)
         keep = is_ours(file, schema)
         digest = ContentDigest(schema)
         target = folder / "table.parquet"
@@ -108,14 +108,14 @@ def receive_table(body: Iterable[bytes], folder: Path, *, place: str) -> StagedT
     )
 
 
-def _reading_of(file: pq.ParquetFile, place: str) -> ReadReport | None:
-    """What the sender says of how the table was read; it is shown and kept, and decides nothing."""
-    told = (file.metadata.metadata or {}).get(READING_KEY)
-    if told is None:
+def _read_report(file: pq.ParquetFile, place: str) -> ReadReport | None:
+    """The client's report of how the table was read, from the file's metadata. It is stored and shown, and decides nothing."""
+    encoded = (file.metadata.metadata or {}).get(READING_KEY)
+    if encoded is None:
         return None
-    if len(told) > MAX_READING:
-        raise TooLarge("the report of how the table was read is too large", value=len(told), place=place)
-    report: ReadReport = from_json(told, ReadReport)
+    if len(encoded) > MAX_READING:
+        raise TooLarge("the report of how the table was read is too large", value=len(encoded), place=place)
+    report: ReadReport = from_json(encoded, ReadReport)
     return report
 
 
@@ -144,7 +144,7 @@ def _spool(body: Iterable[bytes], target: Path) -> None:
 
 # --- many files in one stream ----------------------------------------------------------------------------------------
 # A frame is the length of the path (uint32), the size of the file (uint64), both little-endian, the path in UTF-8 and the
-# bytes of the file. A frame with an empty path ends the stream, so that a stream that broke off is told from a whole one.
+# bytes of the file. A frame with an empty path ends the stream, so that an interrupted stream is not taken for a complete one.
 
 _HEAD = struct.Struct("<IQ")
 MAX_PATH = 4096
@@ -174,7 +174,7 @@ def frame_files(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
                     "the file changed while it was read",
                     value=name,
                     place=str(path),
-                    next_step="Commit again when it is at rest.",
+                    next_step="Commit again when nothing writes to it.",
                 )
     pending += _HEAD.pack(0, 0)
     yield bytes(pending)
@@ -188,16 +188,16 @@ class FramedFiles:
 
     def __iter__(self) -> Iterator[tuple[str, int, io.BufferedReader]]:
         for _ in range(MAX_FILES):
-            length, size = _HEAD.unpack(self._exactly(_HEAD.size))
+            length, size = _HEAD.unpack(self._read_exactly(_HEAD.size))
             if length == 0:
                 return
             if length > MAX_PATH:
                 raise InvalidInput("a path is too long", value=length, place="body")
             try:
-                path = self._exactly(length).decode()
+                path = self._read_exactly(length).decode()
             except UnicodeDecodeError:
                 raise InvalidInput("a path is not UTF-8", place="body") from None
-            part = _Part(self._stream, size)
+            part = _FilePart(self._stream, size)
             yield path, size, io.BufferedReader(part, _PIECE)
             if part.left:
                 raise InvalidInput(
@@ -205,14 +205,14 @@ class FramedFiles:
                 )
         raise TooLarge("too many files in one commit", value=f"more than {MAX_FILES}", place="body")
 
-    def _exactly(self, count: int) -> bytes:
+    def _read_exactly(self, count: int) -> bytes:
         data = self._stream.read(count)
         if len(data) != count:
             raise InvalidInput("the upload broke off", place="body", next_step="Send it again.")
         return data
 
 
-class _Part(io.RawIOBase):
+class _FilePart(io.RawIOBase):
     """The next ``size`` bytes of a stream, as a file of their own."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:

@@ -1,6 +1,6 @@
-"""From what a user has in memory to an Arrow table: frames, rows, columns. A value that Arrow would change in silence is refused.
+"""Data in memory to an Arrow table: frames, rows, columns. A value that Arrow would change silently is refused.
 
-Frames of pandas, Polars, Modin, DuckDB relations and the like come through Narwhals. Imports pyarrow; import it lazily.
+Frames of pandas, Polars and Modin, DuckDB relations and others are read through Narwhals. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -20,25 +20,26 @@ from mainspring.records.reading import ReadColumn, Reading, ReadReport
 
 _INDEX = "__index_level_"
 _KEYS = (int, float, Decimal, dt.date, dt.time)
-"""What may name a column beside text: its text does."""
+"""Types besides text whose values may name a column: their text is the name."""
 Kind = Literal["table", "rows", "columns", "frame", "parquet"]
 
 
 class Notes:
-    """What happened to a source on its way to a table."""
+    """What was changed when a source became a table, in general and by column."""
 
     def __init__(self) -> None:
         self.general: list[str] = []
         self.columns: dict[str, list[str]] = {}
 
     def add(self, text: str, column: str | None = None) -> None:
+        """Add a note, about one column or in general."""
         if column is None:
             self.general.append(text)
         else:
             self.columns.setdefault(column, []).append(text)
 
     def report(self, source: Kind, schema: pa.Schema) -> ReadReport | None:
-        """None if there is nothing to say."""
+        """The notes as a report; None if there are none."""
         from mainspring.data.tables import plain_type, type_name
 
         if not self.general and not self.columns:
@@ -51,21 +52,21 @@ class Notes:
 
 
 def table_of(source: object, reading: Reading, notes: Notes, *, place: str) -> tuple[pa.Table, Kind]:
-    """An Arrow table of ``source``: any frame Narwhals knows, an Arrow table, batch or reader, a list of dicts, or a dict of columns.
+    """An Arrow table of ``source``: any frame that Narwhals supports, an Arrow table, batch or reader, a list of dicts, or a dict of columns.
 
     Raises :class:`InvalidInput`; never changes the source.
     """
     try:
-        return _from_memory(source, reading, notes, place)
+        return _convert(source, reading, notes, place)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise InvalidInput(
-            f"the values do not make a table: {short(error)}",
+            f"the values do not make a table: {first_line(error)}",
             place=place,
             next_step="Give each column values of one type.",
         ) from None
 
 
-def _from_memory(source: object, reading: Reading, notes: Notes, place: str) -> tuple[pa.Table, Kind]:
+def _convert(source: object, reading: Reading, notes: Notes, place: str) -> tuple[pa.Table, Kind]:
     if isinstance(source, pa.RecordBatch):
         source = pa.Table.from_batches([source])
     elif isinstance(source, pa.RecordBatchReader):
@@ -74,20 +75,20 @@ def _from_memory(source: object, reading: Reading, notes: Notes, place: str) -> 
         return source.rename_columns(index_names(source.column_names, notes)), "table"
     if isinstance(source, Mapping):
         names = text_names(source, place)
-        return _columns({names[k]: v for k, v in source.items()}, notes, place), "columns"
+        return _table_of_columns({names[k]: v for k, v in source.items()}, notes, place), "columns"
     if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray | str):
-        return _rows(source, notes, place), "rows"
+        return _table_of_rows(source, notes, place), "rows"
     return _from_frame(source, reading, notes, place), "frame"
 
 
 def text_names(keys: Iterable[object], place: str) -> dict[Any, str]:
-    """The text that each key names a column by. Two keys of one text, or a key without one, are refused."""
+    """The column name of each key. Two keys with the same text, and keys that have no usual text, are refused."""
     names: dict[Any, str] = {}
     taken: dict[str, object] = {}
     for key in keys:
         if key in names and type(taken[names[key]]) is type(key):
             continue
-        name = _name(key, place)
+        name = _text_of_key(key, place)
         if name in taken:
             raise InvalidInput(
                 "two columns would have one name",
@@ -100,7 +101,7 @@ def text_names(keys: Iterable[object], place: str) -> dict[Any, str]:
     return names
 
 
-def _name(key: object, place: str) -> str:
+def _text_of_key(key: object, place: str) -> str:
     if isinstance(key, str):
         return str(key)
     item = key.item() if type(key).__module__ == "numpy" and hasattr(key, "item") else key
@@ -115,31 +116,31 @@ def _name(key: object, place: str) -> str:
 
 
 def index_names(names: Sequence[str], notes: Notes) -> list[str]:
-    """The names with those of a pandas index that had none (``__index_level_0__``) readable."""
-    found, taken = [], set(names)
+    """The names, where generated names of an unnamed pandas index (``__index_level_0__``) are replaced by readable ones."""
+    readable, taken = [], set(names)
     unnamed = sum(n.startswith(_INDEX) for n in names)
     for name in names:
         if name.startswith(_INDEX):
-            name = free("index" if unnamed == 1 else f"level_{name[len(_INDEX) : -2]}", taken)  # noqa: PLW2901
+            name = free_name("index" if unnamed == 1 else f"level_{name[len(_INDEX) : -2]}", taken)  # noqa: PLW2901
             taken.add(name)
             notes.add("the unnamed index", name)
-        found.append(name)
-    return found
+        readable.append(name)
+    return readable
 
 
-def free(name: str, taken: set[str]) -> str:
+def free_name(name: str, taken: set[str]) -> str:
     """The name, or the first of ``name_1``, ``name_2``, ... that is free."""
-    found, number = name, 0
-    while found in taken:
+    candidate, number = name, 0
+    while candidate in taken:
         number += 1
-        found = f"{name}_{number}"
-    return found
+        candidate = f"{name}_{number}"
+    return candidate
 
 
 # --- rows and columns ------------------------------------------------------------------------------------------------
 
 
-def _rows(rows: Sequence[Any], notes: Notes, place: str) -> pa.Table:
+def _table_of_rows(rows: Sequence[Any], notes: Notes, place: str) -> pa.Table:
     if not rows:
         raise InvalidInput(
             "no rows", place=place, next_step="A list of dicts needs at least one row to know its columns."
@@ -164,17 +165,17 @@ def _rows(rows: Sequence[Any], notes: Notes, place: str) -> pa.Table:
         absent = sum(key not in row for row in rows)
         if absent:
             notes.add(f"{absent} rows do not have it: null there", name)
-    return _columns(columns, notes, place)
+    return _table_of_columns(columns, notes, place)
 
 
-def _columns(columns: dict[str, Any], notes: Notes, place: str) -> pa.Table:
+def _table_of_columns(columns: dict[str, Any], notes: Notes, place: str) -> pa.Table:
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         raise InvalidInput("columns differ in length", value=lengths, place=place)
     for name, values in columns.items():
         if _is_series(values) and not _is_default(values.index):
             raise InvalidInput(
-                f"column {name!r} is a pandas Series with an index of its own, by which it may not line up with the others",
+                f"column {name!r} is a pandas Series with an index of its own, so its rows may not match those of the other columns",
                 place=place,
                 next_step="Commit a DataFrame made of them, or their values: series.to_numpy().",
             )
@@ -182,7 +183,7 @@ def _columns(columns: dict[str, Any], notes: Notes, place: str) -> pa.Table:
 
 
 def array_of(name: str, values: Any, notes: Notes, place: str) -> pa.Array | pa.ChunkedArray:
-    """A column of these values. Raises :class:`InvalidInput` where they are of kinds that do not go together."""
+    """A column of these values. Raises :class:`InvalidInput` if their types do not fit into one."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     if isinstance(values, str | bytes | bytearray | Mapping | AbstractSet):
@@ -198,22 +199,22 @@ def array_of(name: str, values: Any, notes: Notes, place: str) -> pa.Array | pa.
     plain = dtype is None or str(dtype) == "object"
     if plain and not isinstance(values, list | tuple):
         values = list(values)
-    kind = _kind_of(name, values, notes, place) if plain else None
+    kind = _common_type(name, values, notes, place) if plain else None
     try:
         return pa.array(values, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise _mixed(name, values, short(error), place) from None
+        raise _mixed_error(name, values, first_line(error), place) from None
 
 
-def _kind_of(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.DataType | None:
-    """The type to ask for, None where Arrow's own choice keeps every value."""
+def _common_type(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.DataType | None:
+    """The Arrow type to convert to; None where Arrow's own choice keeps every value."""
     kinds = {t for t in set(map(type, values)) if t is not type(None)}
 
     def has(*wanted: type) -> bool:
         return any(issubclass(k, wanted) for k in kinds)
 
     if has(str) and has(bytes, bytearray):
-        raise _mixed(name, values, "text and bytes", place)
+        raise _mixed_error(name, values, "text and bytes", place)
     truths = {k for k in kinds if issubclass(k, bool) or k.__name__ in {"bool_", "bool"}}
     if (
         truths
@@ -221,12 +222,12 @@ def _kind_of(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.D
         and has(int, float, Decimal)
         and any(not issubclass(k, bool) for k in kinds - truths)
     ):
-        raise _mixed(name, values, "numbers and truth values", place)
+        raise _mixed_error(name, values, "numbers and truth values", place)
     if has(dt.date, dt.time, dt.timedelta) and has(int, float, Decimal):
-        raise _mixed(name, values, "times and numbers", place)
+        raise _mixed_error(name, values, "times and numbers", place)
     stamps = {k for k in kinds if issubclass(k, dt.datetime)}
     if stamps and any(issubclass(k, dt.date) and k not in stamps for k in kinds):
-        raise _mixed(name, values, "dates and times", place)
+        raise _mixed_error(name, values, "dates and times", place)
     if has(dt.time) and any(isinstance(v, dt.time) and v.tzinfo is not None for v in values):
         raise InvalidInput(
             f"column {name!r} holds times of day with an offset from UTC, which no type keeps",
@@ -235,10 +236,10 @@ def _kind_of(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.D
         )
     if has(dt.timedelta) and any(getattr(v, "nanoseconds", 0) for v in values):
         return pa.duration("ns")
-    return _stamp_kind(name, values, notes, place) if stamps else None
+    return _timestamp_type(name, values, notes, place) if stamps else None
 
 
-def _stamp_kind(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.DataType | None:
+def _timestamp_type(name: str, values: Sequence[Any], notes: Notes, place: str) -> pa.DataType | None:
     stamps = [v for v in values if isinstance(v, dt.datetime) and v == v]  # noqa: PLR0124 - NaT is not itself
     zones = {v.tzinfo for v in stamps}
     if None in zones and len(zones) > 1:
@@ -265,7 +266,7 @@ def _stamp_kind(name: str, values: Sequence[Any], notes: Notes, place: str) -> p
     return pa.timestamp("ns", zone or pa.array(stamps[:1]).type.tz)
 
 
-def _mixed(name: str, values: Sequence[Any], why: str, place: str) -> InvalidInput:
+def _mixed_error(name: str, values: Sequence[Any], why: str, place: str) -> InvalidInput:
     kinds = sorted({type(v).__name__ for v in values if v is not None})
     return InvalidInput(
         f"column {name!r} holds values that do not go together: {why}",
@@ -294,7 +295,7 @@ def _from_frame(source: object, reading: Reading, notes: Notes, place: str) -> p
             frame = frame.collect("pyarrow")
         return frame.to_arrow()
     except NarwhalsError as error:
-        raise InvalidInput(f"the frame cannot be read: {short(error)}", place=place) from None
+        raise InvalidInput(f"the frame cannot be read: {first_line(error)}", place=place) from None
     except TypeError as error:
         text = str(error)
         if not any(word in text for word in ("narwhals", "Narwhals", "nativ", "DataFrame")):
@@ -308,7 +309,7 @@ def _from_frame(source: object, reading: Reading, notes: Notes, place: str) -> p
 
 
 def _check_relation(source: Any, place: str) -> None:
-    """Types of DuckDB that its own way to Arrow changes."""
+    """Refuse DuckDB types whose values change in its conversion to Arrow."""
     if type(source).__name__ != "DuckDBPyRelation":
         return
     for name, kind in zip(source.columns, source.types, strict=True):
@@ -322,7 +323,7 @@ def _check_relation(source: Any, place: str) -> None:
 
 
 def _check_polars(source: Any, place: str) -> None:
-    """Columns of Python objects: Polars gives Arrow their addresses in memory."""
+    """Refuse columns of Python objects: Polars passes their memory addresses to Arrow."""
     if not type(source).__module__.startswith("polars") or not hasattr(source, "collect_schema"):
         return
     for name, kind in source.collect_schema().items():
@@ -341,7 +342,7 @@ def _from_pandas(frame: Any, reading: Reading, notes: Notes, place: str) -> pa.T
     index = frame.index
     default = _is_default(index)
     if reading.index if reading.index is not None else not default:
-        columns += _levels(index, set(names), notes)
+        columns += _index_columns(index, set(names), notes)
     elif not default:
         notes.add("the index was left out, as declared")
     columns += [(name, frame.iloc[:, i]) for i, name in enumerate(names)]
@@ -353,43 +354,43 @@ def _from_pandas(frame: Any, reading: Reading, notes: Notes, place: str) -> pa.T
             place=place,
             next_step="Rename one of them; an index counts as columns (index = False leaves it out).",
         )
-    return pa.table({name: _series(name, values, notes, place) for name, values in columns})
+    return pa.table({name: _array_of_series(name, values, notes, place) for name, values in columns})
 
 
 def text_names_of(columns: Any, place: str) -> list[str]:
-    """Names of a frame's columns in order; those of one text are found by the caller."""
+    """Names of a frame's columns in order; the caller checks for equal ones."""
     keys = list(columns)
     names = text_names(dict.fromkeys(keys), place)
     return [names[k] for k in keys]
 
 
-def _levels(index: Any, taken: set[str], notes: Notes) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _index_columns(index: Any, taken: set[str], notes: Notes) -> list[tuple[str, Any]]:
+    columns: list[tuple[str, Any]] = []
     several = index.nlevels > 1
     for number, name in enumerate(index.names):
         if name is None:
-            text = free(f"level_{number}" if several else "index", taken | {n for n, _ in found})
+            text = free_name(f"level_{number}" if several else "index", taken | {n for n, _ in columns})
             notes.add("the unnamed index; index = False leaves it out", text)
         else:
             text = str(name)
             notes.add("the index", text)
-        found.append((text, index.get_level_values(number).to_series(index=range(len(index)))))
-    return found
+        columns.append((text, index.get_level_values(number).to_series(index=range(len(index)))))
+    return columns
 
 
-def _series(name: str, values: Any, notes: Notes, place: str) -> pa.Array | pa.ChunkedArray:
+def _array_of_series(name: str, values: Any, notes: Notes, place: str) -> pa.Array | pa.ChunkedArray:
     if str(values.dtype) == "object":
         missing = values.isna().tolist()
         return array_of(
             name,
-            [None if gone else v for v, gone in zip(values.tolist(), missing, strict=True)],
+            [None if absent else v for v, absent in zip(values.tolist(), missing, strict=True)],
             notes,
             place,
         )
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise _mixed(name, values.tolist(), short(error), place) from None
+        raise _mixed_error(name, values.tolist(), first_line(error), place) from None
 
 
 def _is_series(values: Any) -> bool:
@@ -397,13 +398,13 @@ def _is_series(values: Any) -> bool:
 
 
 def _is_default(index: Any) -> bool:
-    """Row numbers from 0, without a name, whatever holds them: then the index says nothing."""
+    """Whether the index is the row numbers from 0 without a name, of any index type: then it carries no information."""
     if index.nlevels != 1 or index.name is not None or getattr(index.dtype, "kind", "") not in "iu":
         return not len(index)
     return bool((index.to_numpy() == np.arange(len(index))).all())
 
 
-def short(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The first line of an error."""
     text = str(error).strip().splitlines()
     return text[0][:300] if text else type(error).__name__

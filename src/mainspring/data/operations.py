@@ -46,7 +46,7 @@ MAX_RULES = 200
 
 
 class Data:
-    """Datasets of one project. Versions are immutable; equal content is the equal version."""
+    """Datasets of one project. Versions are immutable; equal content is the same version."""
 
     room = "data"
 
@@ -59,6 +59,7 @@ class Data:
     def list_datasets(self) -> list[DatasetInfo]:
         """All datasets that have a version, by name."""
         with self._base.store.read() as tx:
+            # One grouped subquery gives count and newest number of every dataset; the joins then use the primary and unique keys.
             selected = tx.all(
                 "SELECT d.created_us AS first_us, v.*, s.n AS n FROM datasets d "
                 "JOIN (SELECT dataset, COUNT(*) AS n, MAX(number) AS top FROM dataset_versions WHERE project = ? AND deleted_us IS NULL GROUP BY dataset) s "
@@ -93,7 +94,9 @@ class Data:
             )
         base = self._base
         with base.store.read() as tx:
-            rows.find(tx, base.project, dataset, rows.LATEST)
+            # Raises NotFound for a dataset without a version.
+            rows.find_version(tx, base.project, dataset, rows.LATEST)
+            # Pages continue by number (not by OFFSET), so new versions do not shift them.
             selected = tx.all(
                 "SELECT * FROM dataset_versions WHERE project = ? AND dataset = ? AND deleted_us IS NULL AND number < ? ORDER BY number DESC LIMIT ?",
                 base.project, dataset, int(after) if after else 1 << 62, limit + 1,
@@ -105,7 +108,7 @@ class Data:
                 dataset,
             ):
                 tags.setdefault(t["id"], []).append(t["tag"])
-        items = [rows.record(row, tags.get(row["id"], [])) for row in selected[:limit]]
+        items = [rows.version_record(row, tags.get(row["id"], [])) for row in selected[:limit]]
         return VersionPage(items=items, next=str(items[-1].number) if len(selected) > limit else None)
 
     @operation(role=Role.VIEWER)
@@ -113,12 +116,12 @@ class Data:
         """One version: ``latest``, a number, a tag, an id or its unique beginning. Raises NotFound naming near ones."""
         with self._base.store.read() as tx:
             return rows.version_of(
-                tx, self._base.project, rows.find(tx, self._base.project, dataset, selector)
+                tx, self._base.project, rows.find_version(tx, self._base.project, dataset, selector)
             )
 
     @operation(role=Role.VIEWER)
     def get_version_by_id(self, id: str) -> DatasetVersion:  # noqa: A002 - the wire name of the argument
-        """The version with this content, in whichever dataset it was committed first."""
+        """The version with this content, in the dataset where it was committed first."""
         with self._base.store.read() as tx:
             row = tx.first(
                 "SELECT * FROM dataset_versions WHERE project = ? AND id = ? AND deleted_us IS NULL ORDER BY created_us, dataset LIMIT 1",
@@ -131,7 +134,7 @@ class Data:
     @operation(role=Role.VIEWER)
     def list_files(self, dataset: str, selector: Selector = "latest") -> list[FileEntry]:
         """The files of a version, by path; a table version has one, ``table.parquet``."""
-        row = self._row(dataset, selector)
+        row = self._find_row(dataset, selector)
         tree = self._base.objects.tree(str(row["tree"]))
         return [
             FileEntry(path=path, digest=item.digest, size=item.size) for path, item in sorted(tree.items())
@@ -140,8 +143,8 @@ class Data:
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD, deadline_s=3600)
     def download(self, dataset: str, selector: Selector = "latest", *, path: str = TABLE_PATH) -> Download:
         """The bytes of one file of a version."""
-        row = self._row(dataset, selector)
-        item = self._file(row, path)
+        row = self._find_row(dataset, selector)
+        item = self._find_file(row, path)
         media = "application/vnd.apache.parquet" if row["kind"] == "table" else "application/octet-stream"
         return Download(
             chunks=self._base.objects.chunks(item.digest),
@@ -163,25 +166,25 @@ class Data:
         tags: list[str] | None = None,
         checks: list[CheckRule] | None = None,
     ) -> DatasetVersion:
-        """Make a version from a stream of Parquet, written anew in our layout; its identity is the canonical content digest.
+        """Make a version from a stream of Parquet, written again in our layout; its identity is the canonical content digest.
 
         ``inputs`` are references to what it was made from. ``checks`` run before the version is visible: a breached rule with
         ``refuse`` raises CheckFailed with counts and rows, records the event ``dataset.refused``, and nothing is committed.
         """
         from mainspring.data.engines import ParquetSource
-        from mainspring.data.intake import receive_table, staging
-        from mainspring.data.tables import opened
+        from mainspring.data.intake import open_staging, receive_table
+        from mainspring.data.tables import open_parquet
 
         rows.check_commit(dataset, message, inputs or (), tags or ())
         place = f"dataset {dataset!r}"
-        with staging(self._base.home) as folder:
+        with open_staging(self._base.home) as folder:
             staged = receive_table(body, folder, place=place)
             failpoint("data.staged")
             findings: list[Finding] = []
             if checks:
-                with opened(staged.path, place=place) as file:
-                    findings = self._run(ParquetSource(file), checks, folder)
-                self._refuse_if(dataset, staged.rows, findings)
+                with open_parquet(staged.path, place=place) as file:
+                    findings = self._run_checks(ParquetSource(file), checks, folder)
+                self._refuse_failed(dataset, staged.rows, findings)
             with self._base.objects.writing() as writer:
                 stored = writer.put(staged.path, table=True)
                 tree = writer.tree({TABLE_PATH: stored})
@@ -192,7 +195,7 @@ class Data:
                     columns=staged.columns, bytes=stored.size, message=message, inputs=inputs or [], tags=tags or [],
                     reading=staged.reading,
                 )  # fmt: skip
-                return self._add(new, findings)
+                return self._add_version(new, findings)
 
     @operation(role=Role.EDITOR, changes=True, max_body=64 * MIB)
     def commit_files(
@@ -259,39 +262,39 @@ class Data:
             dataset=dataset, id=tree.digest, kind="files", tree=tree.digest, objects=[f.digest for f in files.values()], rows=None, columns=[],
             bytes=sum(f.size for f in files.values()), message=message, inputs=inputs or [], tags=tags or [],
         )  # fmt: skip
-        return self._add(new, [])
+        return self._add_version(new, [])
 
-    def _add(self, new: NewVersion, findings: list[Finding]) -> DatasetVersion:
+    def _add_version(self, new: NewVersion, findings: list[Finding]) -> DatasetVersion:
         with self._base.ledger.decision() as decision:
-            version, fresh = rows.add(self._base, decision, new)
+            version, fresh = rows.add_version(self._base, decision, new)
             if findings and fresh:
                 decision.event(
                     EventKind.DATASET_CHECKED,
                     ref("dataset_version", version.id),
-                    reports.summary(new.dataset, findings) | {"version": version.number},
+                    reports.summarise(new.dataset, findings) | {"version": version.number},
                 )
             decision.done(version)
         failpoint("data.committed")
         return version
 
-    # --- judging -----------------------------------------------------------------------------------------------------
+    # --- checks and profiles -----------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True, deadline_s=600)
     def check(self, dataset: str, rules: Sequence[CheckRule], selector: Selector = "latest") -> CheckReport:
         """Run rules over a table version and record the outcome as an event. Failing rows come back, at most 10 per rule."""
-        from mainspring.data.intake import staging
+        from mainspring.data.intake import open_staging
 
-        row = self._table_row(dataset, selector)
-        with staging(self._base.home) as folder, self._source(row) as table:
-            findings = self._run(table, list(rules), folder)
+        row = self._find_table_row(dataset, selector)
+        with open_staging(self._base.home) as folder, self._open_source(row) as table:
+            findings = self._run_checks(table, list(rules), folder)
         with self._base.ledger.decision() as decision:
             event = decision.event(
                 EventKind.DATASET_CHECKED,
                 ref("dataset_version", row["id"]),
-                reports.summary(dataset, findings) | {"version": int(row["number"])},
+                reports.summarise(dataset, findings) | {"version": int(row["number"])},
             )
             return decision.done(
-                reports.report(
+                reports.make_report(
                     dataset,
                     row["id"],
                     int(row["row_count"]),
@@ -303,25 +306,25 @@ class Data:
 
     @operation(role=Role.VIEWER)
     def list_refusals(self, dataset: str, *, limit: int = 20) -> list[CheckReport]:
-        """What was refused by checks on commit, newest first, with the rows that were kept of it."""
+        """Commits that checks refused, newest first, with some of the failing rows."""
         check_name(dataset, what="dataset")
         where = "project = ? AND subject = ? AND kind = 'dataset.refused'"
         with self._base.store.read() as tx:
             selected = rows_of(
                 tx, where, [self._base.project, ref("dataset", dataset)], f"ORDER BY seq DESC LIMIT {max(1, min(limit, 100))}"
             )  # fmt: skip
-        return [reports.refusal(dataset, event_of(row)) for row in selected]
+        return [reports.read_refusal(dataset, event_of(row)) for row in selected]
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def get_profile(self, dataset: str, selector: Selector = "latest") -> Profile:
-        """The profile of a table version: made on first demand, then kept beside it."""
-        stored = self._profiled(dataset, selector)
+        """The profile of a table version: made at the first request, then stored with the version."""
+        stored = self._stored_profile(dataset, selector)
         return from_json(self._base.objects.read(stored.digest), Profile)
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def get_profile_object(self, dataset: str, selector: Selector = "latest") -> ObjectRef:
         """The object that holds the version's profile as JSON: what a model version names as its reference for drift."""
-        return self._profiled(dataset, selector)
+        return self._stored_profile(dataset, selector)
 
     @operation(role=Role.VIEWER, deadline_s=600)
     def diff(
@@ -332,21 +335,21 @@ class Data:
 
         base = self._base
         with base.store.read() as tx:
-            selected = [rows.find(tx, base.project, dataset, s) for s in (before, after)]
-            one, two = (rows.version_of(tx, base.project, r) for r in selected)
-        trees = [base.objects.tree(v.tree) for v in (one, two)]
-        same = one.id == two.id
-        tables = one.kind == "table" and two.kind == "table"
-        changed = None
+            selected = [rows.find_version(tx, base.project, dataset, s) for s in (before, after)]
+            old, new = (rows.version_of(tx, base.project, r) for r in selected)
+        trees = [base.objects.tree(v.tree) for v in (old, new)]
+        same = old.id == new.id
+        tables = old.kind == "table" and new.kind == "table"
+        row_diff = None
         if tables and not same:
-            changed = self._row_difference(selected[0], selected[1], key or [])
+            row_diff = self._row_difference(selected[0], selected[1], key or [])
         elif tables:
-            self._check_columns(key or [], one)
+            self._check_columns(key or [], old)
         return DatasetDiff(
-            dataset=dataset, before=one.number, after=two.number, same=same, files=tree_difference(*trees), columns=type_changes(one.columns, two.columns), rows=changed
+            dataset=dataset, before=old.number, after=new.number, same=same, files=tree_difference(*trees), columns=type_changes(old.columns, new.columns), rows=row_diff
         )  # fmt: skip
 
-    # --- keeping -----------------------------------------------------------------------------------------------------
+    # --- tags and deletion -------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True)
     def tag_version(self, dataset: str, selector: Selector, tag: str) -> DatasetVersion:
@@ -354,7 +357,7 @@ class Data:
         base = self._base
         rows.check_tag(tag)
         with base.ledger.decision() as decision:
-            row = rows.find(decision.tx, base.project, dataset, selector)
+            row = rows.find_version(decision.tx, base.project, dataset, selector)
             rows.set_tag(base, decision, dataset, tag, str(row["id"]))
             return decision.done(rows.version_of(decision.tx, base.project, row))
 
@@ -362,7 +365,7 @@ class Data:
     def delete_version(
         self, dataset: str, selector: Selector, *, reason: str, force: bool = False
     ) -> DatasetVersion:
-        """Take a version away; its bytes go with the next garbage collection, its row and lineage stay as a trace.
+        """Delete a version: the next garbage collection removes its bytes; its row and its lineage are kept.
 
         Raises Conflict if something was made from it, unless ``force``.
         """
@@ -371,55 +374,57 @@ class Data:
             raise InvalidInput("say why", place="reason", next_step="The reason is kept in the audit log.")
         with base.store.freeing(), base.ledger.decision() as decision:
             tx = decision.tx
-            row = rows.find(tx, base.project, dataset, selector)
-            here = ref("dataset_version", row["id"])
+            row = rows.find_version(tx, base.project, dataset, selector)
+            reference = ref("dataset_version", row["id"])
             uses = int(
-                tx.scalar("SELECT COUNT(*) FROM edges WHERE project = ? AND source = ?", base.project, here)
+                tx.scalar(
+                    "SELECT COUNT(*) FROM edges WHERE project = ? AND source = ?", base.project, reference
+                )
             )
             if uses and not force:
                 raise Conflict(
                     f"{uses} things were made from this version",
-                    value=here,
+                    value=reference,
                     place=f"dataset {dataset!r}",
-                    next_step="Look at its blast radius first; force=True deletes it all the same.",
+                    next_step="Look at its blast radius first; force=True deletes it anyway.",
                 )
-            gone = rows.version_of(tx, base.project, row)
+            version = rows.version_of(tx, base.project, row)
             tx.execute(
                 "DELETE FROM dataset_tags WHERE project = ? AND dataset = ? AND id = ?",
                 base.project,
                 dataset,
-                gone.id,
+                version.id,
             )
             tx.execute(
                 "UPDATE dataset_versions SET deleted_us = ?, profile = NULL WHERE project = ? AND dataset = ? AND id = ?",
                 to_us(base.clock.now()),
                 base.project,
                 dataset,
-                gone.id,
+                version.id,
             )
-            decision.unrefer(rows.owner_of(dataset, gone.id))
+            decision.unrefer(rows.owner_of(dataset, version.id))
             decision.event(
                 EventKind.DATASET_DELETED,
-                here,
-                {"dataset": dataset, "number": gone.number, "reason": reason, "uses": uses},
+                reference,
+                {"dataset": dataset, "number": version.number, "reason": reason, "uses": uses},
             )
-            return decision.done(gone)
+            return decision.done(version)
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _row(self, dataset: str, selector: Selector) -> Row:
+    def _find_row(self, dataset: str, selector: Selector) -> Row:
         with self._base.store.read() as tx:
-            return rows.find(tx, self._base.project, dataset, selector)
+            return rows.find_version(tx, self._base.project, dataset, selector)
 
-    def _table_row(self, dataset: str, selector: Selector) -> Row:
-        row = self._row(dataset, selector)
+    def _find_table_row(self, dataset: str, selector: Selector) -> Row:
+        row = self._find_row(dataset, selector)
         if row["kind"] != "table":
             raise InvalidInput(
                 "this version holds files, not a table", value=str(selector), place=f"dataset {dataset!r}"
             )
         return row
 
-    def _file(self, row: Row, path: str) -> ObjectRef:
+    def _find_file(self, row: Row, path: str) -> ObjectRef:
         tree = self._base.objects.tree(str(row["tree"]))
         if path not in tree:
             raise NotFound(
@@ -431,29 +436,29 @@ class Data:
         return tree[path]
 
     @contextmanager
-    def _source(self, row: Row) -> Iterator[ParquetSource]:
-        """The table of a version, read out of the object store in batches."""
+    def _open_source(self, row: Row) -> Iterator[ParquetSource]:
+        """The table of a version, read from the object store in batches."""
         from mainspring.data.engines import ParquetSource
-        from mainspring.data.tables import opened
+        from mainspring.data.tables import open_parquet
 
         with (
-            self._base.objects.open(self._file(row, TABLE_PATH).digest) as stored,
-            opened(stored, place=f"dataset {row['dataset']!r}, version {row['number']}") as file,
+            self._base.objects.open(self._find_file(row, TABLE_PATH).digest) as stored,
+            open_parquet(stored, place=f"dataset {row['dataset']!r}, version {row['number']}") as file,
         ):
             yield ParquetSource(file)
 
     def _row_difference(self, before: Row, after: Row, key: list[str]) -> RowDiff:
         from mainspring.data.difference import row_difference
         from mainspring.data.engines import open_engine
-        from mainspring.data.intake import staging
+        from mainspring.data.intake import open_staging
 
         with (
-            staging(self._base.home) as folder,
-            self._source(before) as one,
-            self._source(after) as two,
+            open_staging(self._base.home) as folder,
+            self._open_source(before) as old,
+            self._open_source(after) as new,
             open_engine(folder=folder) as engine,
         ):
-            return row_difference(one, two, key, engine=engine)
+            return row_difference(old, new, key, engine=engine)
 
     def _check_columns(self, names: list[str], version: DatasetVersion) -> None:
         known = [c.name for c in version.columns]
@@ -463,8 +468,8 @@ class Data:
                     "no such column", value=name, place="key", next_step=near(name, known, what="column")
                 )
 
-    def _run(self, source: Source, rules: list[CheckRule], folder: Path) -> list[Finding]:
-        """Check a table; what the engine cannot hold goes into ``folder``."""
+    def _run_checks(self, source: Source, rules: list[CheckRule], folder: Path) -> list[Finding]:
+        """Check a table; the engine spills data that does not fit into memory into ``folder``."""
         from mainspring.data.checks import run_checks
         from mainspring.data.engines import open_engine
 
@@ -473,8 +478,8 @@ class Data:
         with open_engine(folder=folder) as engine:
             return run_checks(source, rules, now=self._base.clock.now(), engine=engine)
 
-    def _refuse_if(self, dataset: str, row_count: int, findings: list[Finding]) -> None:
-        report = reports.report(dataset, None, row_count, findings, at=self._base.clock.now())
+    def _refuse_failed(self, dataset: str, row_count: int, findings: list[Finding]) -> None:
+        report = reports.make_report(dataset, None, row_count, findings, at=self._base.clock.now())
         if not report.refused:
             return
         bad = [f for f in findings if not f.passed]
@@ -482,24 +487,25 @@ class Data:
             event = decision.event(
                 EventKind.DATASET_REFUSED,
                 ref("dataset", dataset),
-                reports.summary(dataset, findings) | {"report": msgspec.to_builtins(reports.trimmed(report))},
+                reports.summarise(dataset, findings)
+                | {"report": msgspec.to_builtins(reports.trim_report(report))},
             )
         raise CheckFailed(
             f"{len(bad)} of {len(findings)} checks failed, nothing was committed: "
-            + "; ".join(reports.line(f) for f in bad[:5]),
+            + "; ".join(reports.describe_finding(f) for f in bad[:5]),
             value=", ".join(f.rule.__struct_config__.tag for f in bad),  # type: ignore[misc]
             place=f"dataset {dataset!r}",
             next_step=f"Correct the data or the rule; event {event.id} keeps the failing rows.",
         )
 
-    def _profiled(self, dataset: str, selector: Selector) -> ObjectRef:
+    def _stored_profile(self, dataset: str, selector: Selector) -> ObjectRef:
         from mainspring.data.profile import ProfileBuilder
 
-        base, row = self._base, self._table_row(dataset, selector)
+        base, row = self._base, self._find_table_row(dataset, selector)
         if row["profile"]:
             return ObjectRef(digest=row["profile"], size=len(base.objects.read(row["profile"])))
         builder = ProfileBuilder()
-        with self._source(row) as table:
+        with self._open_source(row) as table:
             for batch in table.batches(table.schema.names):
                 builder.add(batch)
             if not table.rows:
@@ -508,7 +514,8 @@ class Data:
             stored = writer.put(to_json(builder.build()))
             writer.flush()
             with base.ledger.decision() as decision:
-                # The first one made stays the profile: sketches of large tables are not reproducible to the bit.
+                # Of concurrent calls the first profile is kept (profile IS NULL), because sketches of large tables are not reproducible
+                # bit by bit, and every reader must get the same one.
                 decision.tx.execute(
                     "UPDATE dataset_versions SET profile = ? WHERE project = ? AND dataset = ? AND id = ? AND profile IS NULL",
                     stored.digest, base.project, dataset, row["id"],

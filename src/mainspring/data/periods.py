@@ -1,7 +1,7 @@
 """Times as whole numbers, and which hour, day or month they belong to.
 
-A time with a zone belongs to the days of its zone; a date, and a time without a zone, are what they say. Where a moment is
-needed, they are in UTC. All of it is arithmetic on whole numbers, so that no year is too far. Imports pyarrow; import it lazily.
+A time with a zone belongs to the days of its zone. Dates and times without a zone are used as written; where a moment is
+needed, they are in UTC. Everything is whole-number arithmetic, so that every year works. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 ZONED_TOLERANCE_S = 300.0
-"""Clocks differ: a moment this far ahead is not called future."""
+"""Clocks differ: a moment up to this far ahead of policy time does not count as future."""
 ANY_ZONE_S = 14 * 3600.0 + ZONED_TOLERANCE_S
-"""A time without a zone may be of one up to 14 hours ahead of UTC (Kiritimati)."""
+"""A time without a zone may come from a zone up to 14 hours ahead of UTC (Kiritimati)."""
 Per = Literal["hour", "day", "month"]
 _SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -39,13 +39,13 @@ def per_second(kind: pa.DataType) -> int:
 
 
 def whole_units(at: datetime, per_second: int) -> int:
-    """A moment in whole units since the epoch, without a float on the way; as far as 64 bits go."""
+    """A moment in whole units since the epoch, computed without floats and limited to 64 bits."""
     micros = (at - _EPOCH) // timedelta(microseconds=1)
     number = micros * per_second // 10**6
     return max(-(2**63), min(2**63 - 1, number))
 
 
-def moment(number: int, per_second: int) -> str | None:
+def moment_text(number: int, per_second: int) -> str | None:
     """The moment as ISO 8601 in UTC; None beyond the years that Python knows."""
     try:
         return (_EPOCH + timedelta(microseconds=number * 10**6 // per_second)).isoformat()
@@ -59,7 +59,7 @@ def moment(number: int, per_second: int) -> str | None:
 def period_keys(column: Any, per: Per) -> pa.Array:
     """For each row the number of its period: months or days since 1970 by the clock of its zone; hours as their first second in UTC.
 
-    Raises an Arrow error where a time cannot be told by its zone.
+    Raises an Arrow error if a time cannot be converted to local time of its zone.
     """
     kind = column.type
     zoned = pt.is_timestamp(kind) and kind.tz is not None
@@ -68,7 +68,7 @@ def period_keys(column: Any, per: Per) -> pa.Array:
     missing = pc.is_null(utc).to_numpy()
     clock, at = (_seconds(x, per_second(kind)) for x in (local, utc))
     if per == "hour":
-        # By the second at which it begins: the hour that a clock shows twice in autumn is two hours.
+        # By the second in UTC at which it begins: the hour that a clock shows twice in autumn is two periods.
         keys = clock - clock % 3600 - (clock - at)
     elif per == "day":
         keys = clock // 86_400

@@ -1,15 +1,15 @@
 """Profiles from tables and from columns of plain values; merging and reading them.
 
-A profile is a sum: profiles of parts merge into the profile of the whole, so a window's cost follows its columns, not
-its traffic. Numbers go into a KLL sketch (Karnin, Lang, Liberty 2016; DataSketches' ``kll_doubles_sketch``), exact up
-to ``k`` values and within about 1 % of rank beyond (k = 400). Its compaction flips coins that cannot be seeded: two
+Profiles of parts merge into the profile of the whole, so the cost of a window depends on its columns, not on its
+traffic. Numbers go into a KLL sketch (Karnin, Lang, Liberty 2016; DataSketches' ``kll_doubles_sketch``), exact up
+to ``k`` values and within about 1 % of rank beyond (k = 400). Its compaction uses random bits that cannot be seeded: two
 profiles of the same large table may differ within that error, which is why a dataset version keeps the first one made.
 Categories are counted by name up to 4,096 distinct values; beyond, the rarer ones by hash (``data/categories.py``).
 
-A column has the type of its first values. Values that come in another one (text for numbers, 0/1 for truth values) are
-brought to it where they read as it (``data/readings.py``), and are invalid where they do not.
+A column has the type of its first values. Values of another type (text for numbers, 0/1 for truth values) are converted
+where they read as that type (``data/readings.py``), and are counted as invalid where they do not.
 
-numpy is imported here; pyarrow only by whoever passes an Arrow table.
+This module imports numpy, but not pyarrow: only callers that pass Arrow tables import it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mainspring.data.categories import MAX_COUNTS, Tally
-from mainspring.data.columns import Column, arrow_kind, categorical, moments_in
+from mainspring.data.columns import Column, arrow_kind, categorical_profile, profile_moments
 from mainspring.data.sketches import (
     CATEGORICAL,
     NUMERIC,
     K,
-    encoded,
+    encode_sketch,
     finite,
     histogram,
     number_sketch_of,
-    pooled,
+    pool_moments,
     quantiles,
     sketch_of,
 )
@@ -76,7 +76,7 @@ class ProfileBuilder:
                 self._column(name).add_arrow(values)
         self._rows += rows
         for column in self._columns.values():
-            column.pad(self._rows)
+            column.pad_rows(self._rows)
         return self
 
     def build(self) -> Profile:
@@ -87,7 +87,7 @@ class ProfileBuilder:
         column = self._columns.get(name)
         if column is None:
             column = self._columns[name] = Column(name, "null", self._k)
-            column.pad(self._rows)
+            column.pad_rows(self._rows)
         return column
 
 
@@ -103,9 +103,9 @@ def merge(a: Profile, b: Profile) -> Profile:
     names = list(left) + [name for name in right if name not in left]
     columns = []
     for name in names:
-        one = left.get(name) or _absent(name, a.rows)
-        two = right.get(name) or _absent(name, b.rows)
-        columns.append(_merged(one, two))
+        left_column = left.get(name) or _null_column(name, a.rows)
+        right_column = right.get(name) or _null_column(name, b.rows)
+        columns.append(_merge_columns(left_column, right_column))
     return Profile(rows=a.rows + b.rows, columns=columns)
 
 
@@ -114,11 +114,11 @@ def column_of(profile: Profile, name: str) -> ColumnProfile | None:
     return next((c for c in profile.columns if c.name == name), None)
 
 
-def _absent(name: str, rows: int) -> ColumnProfile:
+def _null_column(name: str, rows: int) -> ColumnProfile:
     return ColumnProfile(name=name, type="null", rows=rows, nulls=rows)
 
 
-def _merged(a: ColumnProfile, b: ColumnProfile) -> ColumnProfile:
+def _merge_columns(a: ColumnProfile, b: ColumnProfile) -> ColumnProfile:
     if a.type == "null":
         a, b = b, a
     shared: dict[str, Any] = {
@@ -130,33 +130,39 @@ def _merged(a: ColumnProfile, b: ColumnProfile) -> ColumnProfile:
     }
     if a.type in NUMERIC and b.type in NUMERIC | {"null"}:
         kind = "float64" if {a.type, b.type} == {"float64", "int64"} else a.type
-        return _merged_numbers(a, b, shared | {"type": kind})
+        return _merge_numbers(a, b, shared | {"type": kind})
     if b.type not in {a.type, "null"}:
-        return Column.of(a).read(b).build()
+        return Column.of(a).add_profile(b).build()
     tally = Tally.of(a)
     tally.merge(Tally.of(b))
-    one, two = number_sketch_of(a), number_sketch_of(b)
-    if one is not None and two is not None:
-        one.merge(two)
+    numbers, more_numbers = number_sketch_of(a), number_sketch_of(b)
+    if numbers is not None and more_numbers is not None:
+        numbers.merge(more_numbers)
     tally.prune(MAX_COUNTS)
-    return categorical(shared, tally, one if two is not None else None)
+    return categorical_profile(shared, tally, numbers if more_numbers is not None else None)
 
 
-def _merged_numbers(a: ColumnProfile, b: ColumnProfile, shared: dict[str, Any]) -> ColumnProfile:
-    one, two = sketch_of(a), sketch_of(b)
-    if one is None or two is None:
-        some = b if one is None else a
+def _merge_numbers(a: ColumnProfile, b: ColumnProfile, shared: dict[str, Any]) -> ColumnProfile:
+    sketch, more_sketch = sketch_of(a), sketch_of(b)
+    if sketch is None or more_sketch is None:
+        filled = b if sketch is None else a
         return ColumnProfile(
-            **shared, kll=some.kll, low=some.low, high=some.high, mean=some.mean, std=some.std, k=some.k
+            **shared,
+            kll=filled.kll,
+            low=filled.low,
+            high=filled.high,
+            mean=filled.mean,
+            std=filled.std,
+            k=filled.k,
         )
-    one.merge(two)
-    _, mean, std = pooled(moments_in(a), moments_in(b))
+    sketch.merge(more_sketch)
+    _, mean, std = pool_moments(profile_moments(a), profile_moments(b))
     return ColumnProfile(
         **shared,
-        kll=encoded(one),
+        kll=encode_sketch(sketch),
         low=min(v for v in (a.low, b.low) if v is not None),
         high=max(v for v in (a.high, b.high) if v is not None),
         mean=mean,
         std=std,
-        k=int(one.k),
+        k=int(sketch.k),
     )

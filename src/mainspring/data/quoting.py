@@ -1,7 +1,7 @@
-"""Whether the quotes of a file stand where cells begin and end. Where they do not, a reader puts cells and rows together in silence.
+"""Checks that the quotes of a file are where cells begin and end. Where they are not, a CSV reader joins cells and rows silently.
 
-A quote that is not closed takes all lines after it into one cell; text after a closing quote is put to the cell, and the quotes
-go. Quotes inside a cell that does not begin with one are text. Imports numpy; import it lazily.
+A quote that is not closed puts all lines after it into one cell. Text after a closing quote becomes part of the cell, and the
+quotes are dropped. Quotes inside a cell that does not begin with one are text. Imports numpy; import it lazily.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SHOWN = 60
 
 
 @dataclass(frozen=True)
-class Misquoted:
+class MisplacedQuote:
     """The first quote that is out of place."""
 
     line: int
@@ -25,7 +25,7 @@ class Misquoted:
 
 
 class Quotes:
-    """Follows the quotes of a file block by block. Only blocks with a quote out of place are gone through quote by quote."""
+    """Checks the quotes of a file block by block. Only a block with a quote out of place is scanned quote by quote."""
 
     def __init__(self, delimiter: str, quote: str) -> None:
         self._quote = quote.encode()
@@ -35,50 +35,52 @@ class Quotes:
         self._edge = edge
         self._before, self._held, self._inside = b"\n", b"", False
         self._line = 1
-        self._opened = Misquoted(1, "", "")
-        self.first: Misquoted | None = None
+        self._opened = MisplacedQuote(1, "", "")
+        self.first: MisplacedQuote | None = None
 
     def add(self, block: bytes) -> None:
         """The next bytes of the file."""
         data = self._held + block
-        kept = data.rstrip(self._quote)  # what follows a quote decides what it is
+        kept = data.rstrip(
+            self._quote
+        )  # the byte after a quote decides whether it closes the cell, so quotes at the end wait for the next block
         self._held = data[len(kept) :]
         if kept:
-            self._go_through(kept)
+            self._scan_block(kept)
 
-    def end(self) -> Misquoted | None:
-        """The first quote out of place, if any is."""
+    def end(self) -> MisplacedQuote | None:
+        """The first quote out of place, or None."""
         if self._held:
-            self._go_through(self._held)
+            self._scan_block(self._held)
             self._held = b""
         if self._inside and self.first is None:
             self.first = self._opened
         return self.first
 
-    def _go_through(self, data: bytes) -> None:
+    def _scan_block(self, data: bytes) -> None:
         if self.first is not None:
             return
         bytes_ = np.frombuffer(data, np.uint8)
         at = np.flatnonzero(bytes_ == self._quote[0])
         if len(at):
-            if self._in_place(bytes_, at):
+            if self._all_in_place(bytes_, at):
                 self._inside ^= bool(len(at) % 2)
                 if self._inside:
-                    self._note_open(data, int(at[-1]))
+                    self._remember_opening(data, int(at[-1]))
             else:
-                self._one_by_one(data, at.tolist())
+                self._scan_quotes(data, at.tolist())
         self._line += data.count(b"\n")
         self._before = (self._before + data)[-_CONTEXT:]
 
-    def _in_place(self, data: np.ndarray, at: np.ndarray) -> bool:
-        """Whether each opening quote follows an end of a cell, and each closing one is followed by one; a doubled one closes and opens."""
+    def _all_in_place(self, data: np.ndarray, at: np.ndarray) -> bool:
+        """Whether each opening quote follows the end of a cell, and an end of a cell follows each closing one; a doubled quote closes and opens."""
         opens, closes = at[int(self._inside) :: 2], at[int(not self._inside) :: 2]
         before = np.where(opens > 0, data[opens - 1], self._before[-1])
         after = data[np.minimum(closes + 1, len(data) - 1)]
         fine = self._edge[after] | (closes == len(data) - 1)
         return bool(self._edge[before].all() and fine.all())
 
-    def _one_by_one(self, data: bytes, at: list[int]) -> None:
+    def _scan_quotes(self, data: bytes, at: list[int]) -> None:
         number = 0
         while number < len(at) and self.first is None:
             place = at[number]
@@ -90,22 +92,24 @@ class Quotes:
                     continue
                 self._inside = False
                 if after and after not in self._ends:
-                    self._found(data, place, "text stands after the closing quote of a cell")
+                    self._report_quote(data, place, "there is text after the closing quote of a cell")
             else:
                 led = (self._before + data[max(0, place - _CONTEXT) : place])[-_CONTEXT:]
                 if led[-1:] in self._ends:
                     self._inside = True
-                    self._note_open(data, place)
+                    self._remember_opening(data, place)
                 elif led.rstrip(b" ")[-1:] in self._ends:
-                    self._found(data, place, "a space stands before the opening quote of a cell")
+                    self._report_quote(data, place, "there is a space before the opening quote of a cell")
 
-    def _note_open(self, data: bytes, place: int) -> None:
-        self._opened = self._told(data, place, "a quote is not closed: all that follows it would be one cell")
+    def _remember_opening(self, data: bytes, place: int) -> None:
+        self._opened = self._describe_quote(
+            data, place, "a quote is not closed: everything after it would be one cell"
+        )
 
-    def _found(self, data: bytes, place: int, what: str) -> None:
-        self.first = self._told(data, place, what)
+    def _report_quote(self, data: bytes, place: int, what: str) -> None:
+        self.first = self._describe_quote(data, place, what)
 
-    def _told(self, data: bytes, place: int, what: str) -> Misquoted:
+    def _describe_quote(self, data: bytes, place: int, what: str) -> MisplacedQuote:
         start = max(data.rfind(b"\n", 0, place) + 1, place - _SHOWN // 2)
         shown = data[start : place + _SHOWN // 2].splitlines()[0].decode("utf-8", "replace")
-        return Misquoted(self._line + data.count(b"\n", 0, place), what, shown)
+        return MisplacedQuote(self._line + data.count(b"\n", 0, place), what, shown)

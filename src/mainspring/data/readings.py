@@ -1,8 +1,7 @@
-"""The same value in another type: text that reads as a number, truth values as 0 and 1, times as seconds.
+"""Conversion of equal values to one type: text that reads as a number, truth values as 0 and 1, times as seconds.
 
-What is brought to one type here is what programs do to values on their way (a CSV read as text, a JSON true, a pandas
-0.0), and nothing that would join two different values: ``"01"`` is no number, since it is not how 1 is written; neither
-is a word with digits in it.
+Only changes that programs make to values in transit are undone (a CSV read as text, a JSON true, a pandas 0.0). Different
+values are never made equal: ``"01"`` is no number, because 1 is not written that way, and neither is a word with digits.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _NUMBER = re.compile(r"-?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?
 
 
 def number_of(text: str) -> float | None:
-    """The finite number that a text writes, or None. Spaces around it do not count; leading zeros make it no number.
+    """The finite number that a text represents, or None. Spaces around it do not count; leading zeros make it no number.
 
     >>> [number_of(t) for t in ("7", " 7.0 ", "-1e3", ".5", "01", "+7", "", "nan", "1e999", "7a")]
     [7.0, 7.0, -1000.0, 0.5, None, None, None, None, None, None]
@@ -39,10 +38,10 @@ def moment_of(text: str) -> float | None:
     if len(stripped) < 10 or stripped[4] != "-":
         return None
     try:
-        found = dt.datetime.fromisoformat(stripped)
+        moment = dt.datetime.fromisoformat(stripped)
     except ValueError:
         return None
-    return seconds_of(found)
+    return seconds_of(moment)
 
 
 def seconds_of(value: dt.date) -> float:
@@ -72,7 +71,7 @@ def text_of(value: float) -> str:
 
 
 def numbers_of(counted: Mapping[str, int], *, times: bool = False) -> tuple[dict[float, int], int]:
-    """Counts by number of the categories that read as one (``times``: as a date or time), and how many values do not."""
+    """Counts of categories by the number that they read as (``times``: as a date or time), and how many values are no number."""
     out: dict[float, int] = {}
     unread = 0
     for key, count in counted.items():

@@ -1,4 +1,4 @@
-"""What checks found, as a report, as an event keeps it and as a person reads it."""
+"""The outcome of checks: as a report, as the data of an event, and as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mainspring.records.lineage import Event
 _EVENT_ROWS = 3
 
 
-def report(
+def make_report(
     dataset: str,
     version: str | None,
     rows: int,
@@ -24,7 +24,7 @@ def report(
     at: datetime,
     event: str | None = None,
 ) -> CheckReport:
-    """All findings over one table; ``version`` None: it was never committed."""
+    """The report of all findings on one table; ``version`` is None if it was never committed."""
     bad = [f for f in findings if not f.passed]
     return CheckReport(
         dataset=dataset,
@@ -38,8 +38,8 @@ def report(
     )
 
 
-def summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
-    """What failed, as the event of a check says it."""
+def summarise(dataset: str, findings: list[Finding]) -> dict[str, object]:
+    """The failed rules as the data of a check's event."""
     bad = [f for f in findings if not f.passed]
     return {
         "dataset": dataset,
@@ -57,29 +57,29 @@ def summary(dataset: str, findings: list[Finding]) -> dict[str, object]:
     }
 
 
-def refusal(dataset: str, event: Event) -> CheckReport:
-    """What an event says of a refusal; a row that cannot be read is shown as one, and hides no other."""
+def read_refusal(dataset: str, event: Event) -> CheckReport:
+    """The report in an event of a refusal. An event that cannot be decoded gives a report with ``damaged``, so the others stay readable."""
     try:
-        found: CheckReport = from_json(msgspec.json.encode(event.data["report"]), CheckReport)
+        report: CheckReport = from_json(msgspec.json.encode(event.data["report"]), CheckReport)
     except (KeyError, MainspringError) as error:
         reason = event.data.get("reason") if event.kind == DAMAGED else f"its report cannot be read: {error}"
         return CheckReport(
             dataset=dataset, version=None, rows=0, passed=False, refused=True, findings=[], at=event.at, event=event.id,
             damaged=f"event {event.seq}: {reason} Run 'mainspring audit verify'.",
         )  # fmt: skip
-    return msgspec.structs.replace(found, event=event.id)
+    return msgspec.structs.replace(report, event=event.id)
 
 
-def trimmed(report: CheckReport) -> CheckReport:
-    """The report as an event keeps it: failed rules only, a few rows of each."""
+def trim_report(report: CheckReport) -> CheckReport:
+    """The report for an event: only the failed rules, with a few rows each."""
     findings = [
         msgspec.structs.replace(f, sample=f.sample[:_EVENT_ROWS]) for f in report.findings if not f.passed
     ]
     return msgspec.structs.replace(report, findings=findings)
 
 
-def line(finding: Finding) -> str:
-    """One failed rule for a person: what, how many, and a row that shows it."""
+def describe_finding(finding: Finding) -> str:
+    """One failed rule in one line: the rule, how many rows failed, and an example."""
     from mainspring.data.checks import columns_of_rule
 
     names = ", ".join(columns_of_rule(finding.rule))

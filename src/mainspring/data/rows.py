@@ -1,4 +1,4 @@
-"""Dataset versions in the database: rows to records, selectors to rows, and the one place where a version is added."""
+"""Dataset versions in the database: rows to records, selectors to rows, and the only function that adds a version."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SELECT = "SELECT * FROM dataset_versions WHERE project = ? AND dataset = ? AND 
 
 @dataclass(frozen=True)
 class NewVersion:
-    """What a commit is about to record."""
+    """A version that a commit is about to record."""
 
     dataset: str
     id: str
@@ -48,7 +48,7 @@ class NewVersion:
 
 
 def check_commit(dataset: str, message: str, inputs: Iterable[str], tags: Iterable[str]) -> None:
-    """Refuse what cannot be right before any byte is read."""
+    """Refuse invalid arguments of a commit before any byte is read."""
     check_name(dataset, what="dataset")
     if len(message) > MAX_MESSAGE:
         raise InvalidInput(
@@ -76,7 +76,7 @@ def check_commit(dataset: str, message: str, inputs: Iterable[str], tags: Iterab
 
 
 def check_tag(tag: str) -> str:
-    """A tag is a name that can be told from a number, an id and ``latest``."""
+    """Check a tag: a name that cannot be mistaken for a number, an id or ``latest``. Returns it; raises :class:`InvalidInput`."""
     check_name(tag, what="tag")
     if tag == LATEST or tag.isdigit() or _HEX.fullmatch(tag):
         raise InvalidInput(
@@ -87,14 +87,15 @@ def check_tag(tag: str) -> str:
     return tag
 
 
-def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetVersion, bool]:
-    """Record a version; equal content returns the one there is. Returns it and whether it is new."""
+def add_version(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetVersion, bool]:
+    """Record a version, or get the existing one with equal content. Returns it and whether it is new."""
     tx, now = decision.tx, to_us(base.clock.now())
     tx.execute(
         "INSERT INTO datasets (project, name, next_number, created_us) VALUES (?, ?, 1, ?) ON CONFLICT (project, name) DO NOTHING",
         base.project, new.dataset, now,
     )  # fmt: skip
-    # An update that changes nothing takes the row's lock: commits to one dataset are serial on every engine.
+    # An update that changes nothing takes the row lock on PostgreSQL until the transaction ends (SQLite has one writer anyway):
+    # commits to one dataset are serial, so two of them cannot both insert the same content or take the same number.
     tx.execute(
         "UPDATE datasets SET next_number = next_number WHERE project = ? AND name = ?",
         base.project,
@@ -107,8 +108,8 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
         new.id,
     )
     fresh = row is None or row["deleted_us"] is not None
-    # Content has one origin: who commits bytes that were here before, in whichever dataset, is not their cause.
-    first = fresh and not tx.first(
+    # Content has one origin: inputs are recorded only when these bytes are new to the project, whatever the dataset.
+    is_first = fresh and not tx.first(
         "SELECT 1 AS one FROM dataset_versions WHERE project = ? AND id = ? AND deleted_us IS NULL LIMIT 1",
         base.project,
         new.id,
@@ -119,14 +120,14 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
             base.project,
             new.dataset,
         )[0]["n"]
-        _insert(base, decision, new, number=int(number), now=now)
-    here = ref("dataset_version", new.id)
-    for cause in new.inputs if first else ():
-        if cause != here:
-            decision.edge(cause, here, "input")
+        _insert_version(base, decision, new, number=int(number), now=now)
+    reference = ref("dataset_version", new.id)
+    for cause in new.inputs if is_first else ():
+        if cause != reference:
+            decision.edge(cause, reference, "input")
     for tag in new.tags:
         set_tag(base, decision, new.dataset, tag, new.id)
-    version = version_of(tx, base.project, _by_id(tx, base.project, new.dataset, new.id))
+    version = version_of(tx, base.project, _get_by_id(tx, base.project, new.dataset, new.id))
     if fresh:
         facts = {
             "dataset": new.dataset,
@@ -138,13 +139,13 @@ def add(base: Foundation, decision: Decision, new: NewVersion) -> tuple[DatasetV
             "inputs": new.inputs,
         }
         if new.reading is not None:
-            facts["reading"] = _told(new.reading)
-        decision.event(EventKind.DATASET_COMMITTED, here, facts)
+            facts["reading"] = _reading_facts(new.reading)
+        decision.event(EventKind.DATASET_COMMITTED, reference, facts)
     return version, fresh
 
 
-def _told(reading: ReadReport) -> dict[str, object]:
-    """The reading as the event keeps it: what was lost, and how many columns have something to say; the version has it all."""
+def _reading_facts(reading: ReadReport) -> dict[str, object]:
+    """The report of reading, shortened for the event: what was lost, and how many remarks there are. The version keeps all of it."""
     return {
         "source": reading.source,
         "encoding": reading.encoding,
@@ -153,7 +154,7 @@ def _told(reading: ReadReport) -> dict[str, object]:
     }
 
 
-def _insert(base: Foundation, decision: Decision, new: NewVersion, *, number: int, now: int) -> None:
+def _insert_version(base: Foundation, decision: Decision, new: NewVersion, *, number: int, now: int) -> None:
     call = current()
     decision.tx.execute(
         "DELETE FROM dataset_versions WHERE project = ? AND dataset = ? AND id = ?",
@@ -169,9 +170,8 @@ def _insert(base: Foundation, decision: Decision, new: NewVersion, *, number: in
     )  # fmt: skip
     owner = owner_of(new.dataset, new.id)
     decision.refer(new.tree, owner, tree=True)
-    if (
-        len(new.objects) <= _MAX_DIRECT_REFS
-    ):  # gc follows the tree anyway; this makes a small version's files quick to authorise
+    # Garbage collection follows the tree anyway; direct references make the ownership check of a small version's files fast.
+    if len(new.objects) <= _MAX_DIRECT_REFS:
         for digest in new.objects:
             decision.refer(digest, owner)
 
@@ -182,6 +182,7 @@ def owner_of(dataset: str, ident: str) -> str:
 
 
 def set_tag(base: Foundation, decision: Decision, dataset: str, tag: str, ident: str) -> None:
+    """Set a tag on the version with this id, or move it there. No event if it is there already."""
     check_tag(tag)
     before = decision.tx.scalar(
         "SELECT id FROM dataset_tags WHERE project = ? AND dataset = ? AND tag = ?",
@@ -202,7 +203,7 @@ def set_tag(base: Foundation, decision: Decision, dataset: str, tag: str, ident:
     )
 
 
-def find(tx: Reader, project: str, dataset: str, selector: Selector) -> Row:
+def find_version(tx: Reader, project: str, dataset: str, selector: Selector) -> Row:
     """The row that ``selector`` names: ``latest``, a number, a tag, an id, or the unique beginning of one (6 or more digits)."""
     selector = str(selector)
     check_name(dataset, what="dataset")
@@ -220,6 +221,7 @@ def find(tx: Reader, project: str, dataset: str, selector: Selector) -> Row:
         )
         row = tx.first(f"{_SELECT} AND id = ?", project, dataset, tagged) if tagged else None
     if row is None and _HEX.fullmatch(selector):
+        # A range instead of LIKE, so that the primary key (project, dataset, id) serves it. "g" follows every hex digit.
         rows = tx.all(
             f"{_SELECT} AND id >= ? AND id < ? ORDER BY id LIMIT 2",
             project,
@@ -236,19 +238,19 @@ def find(tx: Reader, project: str, dataset: str, selector: Selector) -> Row:
             )
         row = rows[0] if rows else None
     if row is None:
-        raise _missing(tx, project, dataset, selector)
+        raise _missing_error(tx, project, dataset, selector)
     return row
 
 
-def _missing(tx: Reader, project: str, dataset: str, selector: str) -> NotFound:
+def _missing_error(tx: Reader, project: str, dataset: str, selector: str) -> NotFound:
     names = [str(r["name"]) for r in tx.all("SELECT name FROM datasets WHERE project = ?", project)]
     if dataset not in names:
         return NotFound("no such dataset", value=dataset, next_step=near(dataset, names, what="dataset"))
-    gone = tx.first(
+    deleted = tx.first(
         "SELECT number FROM dataset_versions WHERE project = ? AND dataset = ? AND deleted_us IS NOT NULL AND (id = ? OR CAST(number AS TEXT) = ?)",
         project, dataset, selector, selector,
     )  # fmt: skip
-    if gone:
+    if deleted:
         return NotFound("this version was deleted", value=selector, place=f"dataset {dataset!r}")
     tags = [
         str(r["tag"])
@@ -263,21 +265,23 @@ def _missing(tx: Reader, project: str, dataset: str, selector: str) -> NotFound:
     )
 
 
-def _by_id(tx: Reader, project: str, dataset: str, ident: str) -> Row:
+def _get_by_id(tx: Reader, project: str, dataset: str, ident: str) -> Row:
     return tx.one(f"{_SELECT} AND id = ?", project, dataset, ident, what="the version")
 
 
 def version_of(tx: Reader, project: str, row: Row) -> DatasetVersion:
+    """The record of a row of ``dataset_versions``, with its tags."""
     tags = tx.all(
         "SELECT tag FROM dataset_tags WHERE project = ? AND dataset = ? AND id = ? ORDER BY tag",
         project,
         row["dataset"],
         row["id"],
     )
-    return record(row, [str(t["tag"]) for t in tags])
+    return version_record(row, [str(t["tag"]) for t in tags])
 
 
-def record(row: Row, tags: list[str]) -> DatasetVersion:
+def version_record(row: Row, tags: list[str]) -> DatasetVersion:
+    """The record of a row of ``dataset_versions`` and these tags."""
     columns: list[TableColumn] = from_json(row["columns"], list[TableColumn])
     return DatasetVersion(
         id=row["id"],
@@ -303,7 +307,7 @@ def _time(us: Any) -> datetime:
 
 
 def facts_of(base: Foundation, ident: str) -> dict[str, object] | None:
-    """What lineage shows of a dataset version, by its id alone; the first dataset that has it names it."""
+    """The facts that lineage shows of a dataset version, by its id alone: from the first dataset that has it. None if none has."""
     with base.store.read() as tx:
         row = tx.first(
             "SELECT * FROM dataset_versions WHERE project = ? AND id = ? ORDER BY created_us LIMIT 1",

@@ -1,4 +1,4 @@
-"""Values of a table as a person or JSON can see them. No value of a table makes this raise.
+"""Values of a table as JSON can carry them, for reports and pages. No value of a table makes this raise.
 
 Imports pyarrow; import it lazily.
 """
@@ -19,7 +19,7 @@ MAX_SAMPLE = 10
 _LONG = 200
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON can carry it: times as ISO 8601, decimals, non-finite numbers and long text as (cut) text."""
     if value is None or isinstance(value, bool | int):
         return value
@@ -34,38 +34,38 @@ def plain(value: Any) -> Any:
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a small table, each value as :func:`plain` gives it."""
+    """The rows of a small table, each value as :func:`json_value` gives it."""
     columns = {name: plain_values(table.column(name)) for name in table.column_names}
     return [{name: values[i] for name, values in columns.items()} for i in range(table.num_rows)]
 
 
 def plain_values(column: pa.ChunkedArray | pa.Array) -> list[Any]:
-    """The values of a column. What Python's own types cannot hold (a year beyond 9999, a nanosecond) is Arrow's text of it."""
+    """The values of a column. A value that Python's types cannot hold (a year beyond 9999, a nanosecond) is given as Arrow's text."""
     kind = column.type
     fine = (pt.is_timestamp(kind) or pt.is_time64(kind) or pt.is_duration(kind)) and kind.unit == "ns"
     values: Sequence[Any]
     try:
-        if fine and pc.any(pc.not_equal(column.cast(pa.int64()), _floored(column))).as_py():
-            values = _texts(column)
+        if fine and pc.any(pc.not_equal(column.cast(pa.int64()), _floor_to_microseconds(column))).as_py():
+            values = _arrow_texts(column)
         else:
-            values = (column.cast(_micro(kind)) if fine else column).to_pylist()
+            values = (column.cast(_microsecond_type(kind)) if fine else column).to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
-        values = _texts(column)
-    return [plain(v) for v in values]
+        values = _arrow_texts(column)
+    return [json_value(v) for v in values]
 
 
-def _micro(kind: pa.DataType) -> pa.DataType:
+def _microsecond_type(kind: pa.DataType) -> pa.DataType:
     if pt.is_timestamp(kind):
         return pa.timestamp("us", kind.tz)
     return pa.time64("us") if pt.is_time64(kind) else pa.duration("us")
 
 
-def _floored(column: Any) -> Any:
-    """Nanoseconds without what is below a microsecond."""
+def _floor_to_microseconds(column: Any) -> Any:
+    """Nanoseconds, rounded down to whole microseconds."""
     return pc.multiply(pc.divide(column.cast(pa.int64()), 1000), 1000)
 
 
-def _texts(column: Any) -> list[Any]:
+def _arrow_texts(column: Any) -> list[Any]:
     try:
         kind = column.type
         text = pc.local_timestamp(column) if pt.is_timestamp(kind) and kind.tz else column

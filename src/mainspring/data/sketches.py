@@ -1,4 +1,4 @@
-"""Reading the sketches of a profile: ranks, histograms, the retained items; moments that can be pooled."""
+"""Reading the sketches of a profile: quantiles, histograms, retained items; and moments that can be pooled."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 K = 400
 """Size parameter of the sketches we make: rank error 0.7 %, at most 10 kB per column."""
 _ERROR = 5.0
+"""The stated rank error of a sketch is divided by this for the share of an interval: a sixth was measured, so a fifth is safe."""
 
 NUMERIC = frozenset({"float64", "int64", "timestamp"})
 CATEGORICAL = frozenset({"string", "bool"})
@@ -63,14 +64,14 @@ def histogram(column: ColumnProfile, edges: Sequence[float]) -> list[float]:
 
 def sketch_of(column: ColumnProfile) -> Any:
     """The KLL sketch of a numeric column, or None. Raises :class:`InvalidInput` if it is damaged."""
-    return None if column.kll is None else _decoded(column.kll, column.name)
+    return None if column.kll is None else _decode_sketch(column.kll, column.name)
 
 
 class Weighted(NamedTuple):
-    """A column as numbers: distinct ``values`` in order with their ``weights``; ``unread`` values are no numbers.
+    """A column as numbers: distinct ``values`` in ascending order with their ``weights``; ``unread`` values are no numbers.
 
-    ``worth``: what share of as many rows, counted exactly, would be as informative: 1 while all values are kept; a sketch's
-    error in the share of an interval does not fall with the number of rows, so beyond it the share falls.
+    ``worth``: the share of the rows that, counted exactly, would give as much information. It is 1 while all values are kept. For
+    a sketch it falls with the number of rows, because the error of a sketch in the share of an interval does not fall with it.
     """
 
     values: Floats
@@ -80,7 +81,7 @@ class Weighted(NamedTuple):
 
 
 def weighted(column: ColumnProfile, *, times: bool = False) -> Weighted | None:
-    """The column as numbers: numbers as they are, truth values as 0 and 1, text as far as it reads so (``times``: as dates).
+    """The column as numbers: numbers unchanged, truth values as 0 and 1, text where it reads as a number (``times``: as a date).
 
     None if nothing of it is a number.
     """
@@ -88,7 +89,7 @@ def weighted(column: ColumnProfile, *, times: bool = False) -> Weighted | None:
     if column.type == "string" and column.numbers is not None and not times:
         sketch = number_sketch_of(column)
     if sketch is not None:
-        return None if sketch.is_empty() else Weighted(*items(sketch), 0.0, _worth(sketch))
+        return None if sketch.is_empty() else Weighted(*sketch_items(sketch), 0.0, _information_share(sketch))
     counted, unread = dict[float, int](), 0
     if column.type == "bool":
         counted = {0.0: column.counts.get("false", 0), 1.0: column.counts.get("true", 0)}
@@ -102,11 +103,12 @@ def weighted(column: ColumnProfile, *, times: bool = False) -> Weighted | None:
     return Weighted(values, weights, float(unread + column.other), 1.0)
 
 
-def _worth(sketch: Any) -> float:
+def _information_share(sketch: Any) -> float:
     if not sketch.is_estimation_mode():
         return 1.0
     # Measured (bench/drift_false_alarms.py): the share of an interval errs by a sixth of the bound that the sketch states
-    # with 99 % confidence, whatever n; as much as p (1 - p) / n of a tenth of the rows.
+    # with 99 % confidence, independent of n. This adds error^2 to the sampling variance p (1 - p) / n of the share p, taken
+    # at p = 0.1, where p (1 - p) = 0.09.
     error = float(sketch.normalized_rank_error(True)) / _ERROR
     return 1.0 / (1.0 + float(sketch.n) * error * error / 0.09)
 
@@ -114,38 +116,38 @@ def _worth(sketch: Any) -> float:
 def number_sketch_of(column: ColumnProfile) -> Any:
     """A sketch of a text column as numbers, if every value of it reads as one; else None."""
     if column.other:
-        return None if column.numbers is None else _decoded(column.numbers, column.name)
-    found, unread = numbers_of(column.counts)
+        return None if column.numbers is None else _decode_sketch(column.numbers, column.name)
+    numbers, unread = numbers_of(column.counts)
     if unread or column.type != "string":
         return None
     sketch = kll_doubles_sketch(K)
-    if found:
-        sketch.update(repeated(found))
+    if numbers:
+        sketch.update(repeat_values(numbers))
     return sketch
 
 
-def encoded(sketch: Any) -> str:
-    """A sketch as it stands in a profile."""
+def encode_sketch(sketch: Any) -> str:
+    """A sketch as a profile stores it: base64 of its bytes."""
     return base64.b64encode(sketch.serialize()).decode()
 
 
-def items(sketch: Any) -> tuple[Floats, Floats]:
+def sketch_items(sketch: Any) -> tuple[Floats, Floats]:
     """The distinct values that a sketch retains, in order, and the weight of each; all values while there are at most ``k``."""
-    # The weights that the binding's iterator gives are wrong after a merge (all 1); ranks are right, so weights are taken from them.
+    # The iterator of the binding gives wrong weights after a merge (all 1). Its ranks are right, so weights are computed from them.
     values = np.unique(np.fromiter((v for v, _ in sketch), dtype=np.float64))
     shares = np.asarray(sketch.get_pmf(values[1:].tolist())) if len(values) > 1 else np.ones(len(values))
     return values, np.asarray(np.round(shares * sketch.n), dtype=np.float64)
 
 
-def repeated(counted: Mapping[float, int]) -> Floats:
-    """Values, each as often as it was counted."""
+def repeat_values(counted: Mapping[float, int]) -> Floats:
+    """An array with each value repeated as often as it was counted."""
     return np.repeat(
         np.fromiter(counted.keys(), dtype=np.float64, count=len(counted)),
         np.fromiter(counted.values(), dtype=np.int64, count=len(counted)),
     )
 
 
-def _decoded(text: str, name: str) -> Any:
+def _decode_sketch(text: str, name: str) -> Any:
     try:
         return kll_doubles_sketch.deserialize(base64.b64decode(text, validate=True))
     except (ValueError, RuntimeError, IndexError, MemoryError) as error:
@@ -164,7 +166,7 @@ def moments_of(values: Floats, largest: float) -> Moments:
     return int(values.size), float(values.mean()), float(values.std())
 
 
-def pooled(a: Moments, b: Moments) -> Moments:
+def pool_moments(a: Moments, b: Moments) -> Moments:
     """Moments of both samples together (Chan, Golub, LeVeque 1979), scaled so that nothing overflows."""
     (n, mean_a, std_a), (m, mean_b, std_b) = a, b
     if not n or not m:

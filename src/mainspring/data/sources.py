@@ -1,6 +1,6 @@
-"""From what a user has in hand to batches of a table: files here, what is in memory in ``memory``.
+"""Sources of a table version as batches: files in this module, data in memory in ``memory``.
 
-Files are read in batches, so that memory does not go with their size. Imports pyarrow; import it lazily.
+Files are read in batches, so memory does not grow with their size. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mainspring.data.memory import Notes, index_names, short, table_of
+from mainspring.data.memory import Notes, first_line, index_names, table_of
 from mainspring.data.tables import BATCH_ROWS
 from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.records.reading import Reading, ReadReport
@@ -23,7 +23,7 @@ TABLE_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
 
 @dataclass(frozen=True)
 class Source:
-    """A table on its way in: its schema, its batches (once), and how it was read (once the batches are through)."""
+    """A table to commit: its schema, its batches (can be read once), and the report of how it was read (after all batches)."""
 
     schema: pa.Schema
     batches: Iterable[pa.RecordBatch]
@@ -35,30 +35,30 @@ def is_table_file(path: Path) -> bool:
     return path.name.lower().endswith(TABLE_SUFFIXES)
 
 
-def existing(path: Path) -> Path:
-    """The path, or :class:`NotFound` naming near files beside it."""
+def require_path(path: Path) -> Path:
+    """The path if it exists. Raises :class:`NotFound` with similar names in its folder."""
     if path.exists():
         return path
     folder = path.parent
-    beside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
     raise NotFound(
         "no such file",
         value=path.name,
         place=str(folder),
-        next_step=near(path.name, beside, what="file") if beside else "Check the path.",
+        next_step=near(path.name, names, what="file") if names else "Check the path.",
     )
 
 
 @contextlib.contextmanager
-def opened_source(source: object, reading: Reading, *, place: str) -> Iterator[Source]:
+def open_source(source: object, reading: Reading, *, place: str) -> Iterator[Source]:
     """``source`` as batches: a CSV or Parquet path, or anything that :func:`mainspring.data.memory.table_of` takes.
 
     Raises :class:`InvalidInput` or :class:`NotFound`, also while the batches are read; never changes the source.
     """
     if isinstance(source, str | Path):
-        path = existing(Path(source))
-        with _explained(path):
-            yield from _from_file(path, reading)
+        path = require_path(Path(source))
+        with _explain_errors(path):
+            yield from _open_file(path, reading)
         return
     notes = Notes()
     table, kind = table_of(source, reading, notes, place=place)
@@ -67,7 +67,7 @@ def opened_source(source: object, reading: Reading, *, place: str) -> Iterator[S
     )
 
 
-def _from_file(path: Path, reading: Reading) -> Iterator[Source]:
+def _open_file(path: Path, reading: Reading) -> Iterator[Source]:
     place = str(path)
     if not path.is_file():
         raise InvalidInput("not a file", value=path.name, place=place)
@@ -89,17 +89,17 @@ def _from_file(path: Path, reading: Reading) -> Iterator[Source]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Complaints of libraries about the file's bytes as :class:`InvalidInput`."""
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Raise errors of libraries about the file's bytes as :class:`InvalidInput`."""
     try:
         yield
     except (pa.ArrowException, UnicodeError, EOFError) as error:
         raise InvalidInput(
-            f"the file cannot be read as a table: {short(error)}", value=path.name, place=str(path)
+            f"the file cannot be read as a table: {first_line(error)}", value=path.name, place=str(path)
         ) from None
     except OSError as error:
         if error.errno is not None and error.filename is not None:
             why = f"the file cannot be read: {error.strerror}"
         else:
-            why = f"the file cannot be read as a table: {short(error)}"
+            why = f"the file cannot be read as a table: {first_line(error)}"
         raise InvalidInput(why, value=path.name, place=str(path)) from None

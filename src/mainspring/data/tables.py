@@ -1,16 +1,16 @@
-"""Tables as we keep them: which types, the canonical digest of their content, and our Parquet.
+"""The stored form of tables: their types, the canonical digest of their content, and the layout of our Parquet files.
 
 **Types.** Flat columns only: booleans, integers, floats, decimals, text, binary, dates, times, timestamps (with their zone),
 durations. Encodings are not types: dictionary, large and view layouts become the plain type; seconds become milliseconds,
-as Parquet has none; half floats become floats. Nested and extension types are refused.
+because Parquet has no seconds; half floats become floats. Nested and extension types are refused.
 
 **Canonical digest** (format ``mainspring-table-1``): per column three BLAKE3 streams: the row numbers of nulls (int64), the
 non-null values (fixed width as little-endian bytes, booleans as one byte, text and binary as their bytes; every NaN is the
 quiet one), and for text and binary the lengths (uint32). The digest of the table is BLAKE3 over the canonical JSON of
-the row count and, in order, each column's name, type and streams. Batches, files and writer versions leave no trace.
+the row count and, in order, each column's name, type and streams. It does not depend on batches, files or writer versions.
 
-**Parquet.** Content-defined pages and row groups, zstd, dictionaries for text only, no page index (its offsets would all
-move): an insert rewrites the pages it touches and the footer.
+**Parquet.** Content-defined pages and row groups, zstd, dictionaries for text only, no page index (an insert would change all of
+its offsets): an insert rewrites only the pages that it changes and the footer.
 
 This module imports pyarrow and numpy; import it lazily.
 """
@@ -50,7 +50,7 @@ BATCH_ROWS = 1 << 16
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType | None:
-    """The type in which we keep values of ``kind``; None if we do not."""
+    """The type in which a version stores values of ``kind``; None if no version can hold them."""
     if pt.is_dictionary(kind):
         return plain_type(kind.value_type)
     for test, plain in _PLAIN:
@@ -91,7 +91,7 @@ _KEPT = (
 
 
 def plain_schema(schema: pa.Schema, *, place: str) -> pa.Schema:
-    """The schema as we keep it. Raises :class:`InvalidInput` for names or types that no version can have."""
+    """The schema as a version stores it. Raises :class:`InvalidInput` for names or types that no version can have."""
     if not len(schema):
         raise InvalidInput(
             "the table has no columns", place=place, next_step="Give it at least one named column."
@@ -100,11 +100,11 @@ def plain_schema(schema: pa.Schema, *, place: str) -> pa.Schema:
         raise TooLarge(
             "too many columns", value=len(schema), place=place, next_step=f"At most {MAX_COLUMNS}."
         )
-    twice = [name for name, count in Counter(schema.names).items() if count > 1]
-    if twice:
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    if repeated:
         raise InvalidInput(
             "a column name occurs twice",
-            value=", ".join(twice[:5]),
+            value=", ".join(repeated[:5]),
             place=place,
             next_step="Rename one of them.",
         )
@@ -131,7 +131,7 @@ def plain_schema(schema: pa.Schema, *, place: str) -> pa.Schema:
 
 
 def check_names(schema: pa.Schema, *, place: str) -> None:
-    """What a new version may not have, though an old one may: names that look alike and differ only in their encoding."""
+    """Refuse names that are the same text in different Unicode encodings. Old versions may have them, new ones may not."""
     seen: dict[str, str] = {}
     for name in schema.names:
         other = seen.setdefault(unicodedata.normalize("NFC", name), name)
@@ -145,27 +145,27 @@ def check_names(schema: pa.Schema, *, place: str) -> None:
 
 
 def checked_batches(batches: Iterable[pa.RecordBatch], *, place: str) -> Iterator[pa.RecordBatch]:
-    """The batches, each proven to hold what its types say: text is UTF-8, decimals have their digits."""
+    """The batches, each validated against its types: text is UTF-8, decimals have at most their digits."""
     row = 0
     for batch in batches:
         try:
             batch.validate(full=True)
         except pa.ArrowException:
-            raise _invalid(batch, row, place) from None
+            raise _invalid_cell_error(batch, row, place) from None
         row += batch.num_rows
         yield batch
 
 
-def _invalid(batch: pa.RecordBatch, start: int, place: str) -> InvalidInput:
-    """Which cell is not what its type says."""
+def _invalid_cell_error(batch: pa.RecordBatch, start: int, place: str) -> InvalidInput:
+    """The error that names the first cell that does not fit its type (by bisection)."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         low, high = 0, len(column)
-        why = _flaw(column)
+        why = _find_flaw(column)
         if why is None:
             continue
         while low + 1 < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if _flaw(column.slice(low, middle - low)) else (middle, high)
+            low, high = (low, middle) if _find_flaw(column.slice(low, middle - low)) else (middle, high)
         shown = column.slice(low, 1).view(pa.binary())[0].as_py()[:40] if pt.is_string(column.type) else None
         text = (
             "text that is not UTF-8"
@@ -181,8 +181,8 @@ def _invalid(batch: pa.RecordBatch, start: int, place: str) -> InvalidInput:
     return InvalidInput("the table is malformed", place=place)
 
 
-def _flaw(column: pa.Array) -> str | None:
-    # A copy, since validation looks at whole buffers: the flaw of a neighbour is not this slice's.
+def _find_flaw(column: pa.Array) -> str | None:
+    # A copy, because validation reads whole buffers: it would report flaws outside of this slice.
     piece = (
         pa.concat_arrays([column])
         if not column.offset
@@ -191,12 +191,12 @@ def _flaw(column: pa.Array) -> str | None:
     try:
         piece.validate(full=True)
     except pa.ArrowException as error:
-        return _short(error)
+        return _first_line(error)
     return None
 
 
 def type_name(kind: pa.DataType) -> str:
-    """Our own name of a plain type. It enters the canonical digest, so it must not follow a library's taste.
+    """Our own name of a plain type. It is part of the canonical digest, so it must not change with a library.
 
     >>> type_name(pa.float64()), type_name(pa.timestamp("us", "UTC"))
     ('float64', 'timestamp[us, tz=UTC]')
@@ -222,7 +222,7 @@ _NAMED = (
 
 
 def columns_of(schema: pa.Schema) -> list[TableColumn]:
-    """What a version records of its columns."""
+    """The columns as a version records them."""
     return [TableColumn(name=f.name, type=type_name(f.type)) for f in schema]
 
 
@@ -240,13 +240,13 @@ def plain_batches(
                 columns.append(column if column.type == field.type else column.cast(field.type))
             except pa.ArrowException as error:
                 raise InvalidInput(
-                    f"column {field.name!r} cannot be kept as {field.type}: {_short(error)}", place=place
+                    f"column {field.name!r} cannot be kept as {field.type}: {_first_line(error)}", place=place
                 ) from None
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 class ContentDigest:
-    """The canonical digest of a table, batch by batch (see the module's text)."""
+    """The canonical digest of a table, batch by batch (see the docstring of this module)."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -255,6 +255,7 @@ class ContentDigest:
 
     @property
     def rows(self) -> int:
+        """How many rows were added."""
         return self._rows
 
     def update(self, batch: pa.RecordBatch) -> None:
@@ -269,6 +270,7 @@ class ContentDigest:
         self._rows += batch.num_rows
 
     def hexdigest(self) -> str:
+        """The digest of all rows so far."""
         columns = [
             [field.name, type_name(field.type), *(s.hexdigest() for s in streams)]
             for field, streams in zip(self._schema, self._streams, strict=True)
@@ -294,14 +296,14 @@ def _hash_values(column: pa.Array, values: Any, lengths: Any) -> None:
         raw = memoryview(buffers[1]).cast("B")[column.offset * width : (column.offset + n) * width]
         if pt.is_floating(kind):
             numbers = np.frombuffer(raw, dtype=f"<f{width}")
-            odd = np.isnan(numbers)
-            if odd.any():
-                raw = np.where(odd, numbers.dtype.type(np.nan), numbers).view(np.uint8).data
+            is_nan = np.isnan(numbers)
+            if is_nan.any():
+                raw = np.where(is_nan, numbers.dtype.type(np.nan), numbers).view(np.uint8).data
         values.update(raw)
 
 
 def content_digest(table: pa.Table) -> str:
-    """The canonical digest of an Arrow table, as a version of it would have.
+    """The canonical digest of an Arrow table: a version made of it has this digest.
 
     >>> a = content_digest(pa.table({"x": [1, 2, 3]}))
     >>> a == content_digest(pa.concat_tables([pa.table({"x": [1]}), pa.table({"x": [2, 3]})]))
@@ -311,7 +313,7 @@ def content_digest(table: pa.Table) -> str:
 
 
 def batches_digest(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
-    """The canonical digest of the table that these batches are."""
+    """The canonical digest of the table of these batches."""
     plain = plain_schema(schema, place="table")
     digest = ContentDigest(plain)
     for batch in plain_batches(batches, plain, place="table"):
@@ -322,8 +324,8 @@ def batches_digest(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> str:
 class TableWriter:
     """Writes our Parquet from batches of one plain schema.
 
-    Row groups end where the content says so: at the first row after ``MIN_ROWS`` whose hash is rare, at the latest after
-    ``MAX_ROWS``. An inserted or deleted row therefore moves one boundary, not all that follow. A table of fewer than
+    The content decides where row groups end: at the first row after ``MIN_ROWS`` whose hash is rare, at the latest after
+    ``MAX_ROWS``. An inserted or deleted row therefore changes one boundary, not all that follow. A table of fewer than
     ``MIN_ROWS`` rows is one group.
     """
 
@@ -335,7 +337,7 @@ class TableWriter:
             compression="zstd",
             use_content_defined_chunking={"min_chunk_size": PAGE_MIN, "max_chunk_size": PAGE_MAX},
             write_page_index=False,
-            # A dictionary of numbers is filled in the order of the rows, so one row less renumbers all that follow.
+            # A dictionary is filled in the order of the rows, so for numbers one row less would renumber all that follow.
             use_dictionary=[f.name for f in schema if pt.is_string(f.type) or pt.is_binary(f.type)],
         )
         self._schema = marked
@@ -344,18 +346,18 @@ class TableWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows; the batch has the schema given at the start."""
-        ends = _boundaries(batch)
+        ends = _possible_boundaries(batch)
         start = 0
         while start < batch.num_rows:
-            end = self._cut(ends, start, batch.num_rows)
+            end = self._next_boundary(ends, start, batch.num_rows)
             self._pending.append(batch.slice(start, (batch.num_rows if end is None else end) - start))
             self._rows += self._pending[-1].num_rows
             start += self._pending[-1].num_rows
             if end is not None:
                 self._flush()
 
-    def annotate(self, key: bytes, value: bytes) -> None:
-        """Keep a word about the table in the file, outside of its content."""
+    def add_metadata(self, key: bytes, value: bytes) -> None:
+        """Store a value in the metadata of the file; it is not part of the content digest."""
         self._writer.add_key_value_metadata({key: value})
 
     def close(self) -> None:
@@ -364,12 +366,12 @@ class TableWriter:
             self._flush()
         self._writer.close()
 
-    def _cut(self, ends: npt.NDArray[np.int64], start: int, stop: int) -> int | None:
-        """Where the group in hand ends within this batch, if it does."""
+    def _next_boundary(self, ends: npt.NDArray[np.int64], start: int, stop: int) -> int | None:
+        """The row of this batch before which the current row group ends; None if it goes on."""
         first = start + max(1, MIN_ROWS - self._rows)
         last = start + MAX_ROWS - self._rows
-        found = int(np.searchsorted(ends, first))
-        natural = int(ends[found]) if found < len(ends) else stop + 1
+        position = int(np.searchsorted(ends, first))
+        natural = int(ends[position]) if position < len(ends) else stop + 1
         end = min(natural, last)
         return end if end <= stop else None
 
@@ -383,8 +385,8 @@ class TableWriter:
         self._pending, self._rows = [], 0
 
 
-def _boundaries(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Rows after which a row group may end: one in about 16,384, told by the values of the row."""
+def _possible_boundaries(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Rows after which a row group may end: about one in 16,384, chosen by a hash of the values of the row."""
     mixed = np.zeros(batch.num_rows, dtype=np.uint64)
     for column in batch.columns:
         kind = column.type
@@ -412,7 +414,7 @@ def write_batches(
     place: str,
     reading: Callable[[], bytes | None] = lambda: None,
 ) -> None:
-    """Write batches of one schema as our Parquet; ``reading`` is asked when they are through, and kept beside them.
+    """Write batches of one schema as our Parquet; ``reading`` is called after the last batch, and its result is stored in the metadata.
 
     Raises :class:`InvalidInput` for a column or a value that no version can have.
     """
@@ -422,42 +424,44 @@ def write_batches(
     try:
         for batch in checked_batches(plain_batches(batches, kept, place=place), place=place):
             writer.write(batch)
-        if (told := reading()) is not None:
-            writer.annotate(READING_KEY, told)
+        if (report := reading()) is not None:
+            writer.add_metadata(READING_KEY, report)
     finally:
         writer.close()
 
 
 @contextlib.contextmanager
-def opened(source: Path | BinaryIO, *, place: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, with every complaint about its bytes as :class:`InvalidInput`."""
-    with _readable(place):
+def open_parquet(source: Path | BinaryIO, *, place: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; every error about its bytes is raised as :class:`InvalidInput`."""
+    with _explain_errors(place):
         file = pq.ParquetFile(source, thrift_string_size_limit=64 << 20, thrift_container_size_limit=4 << 20)
     try:
-        with _readable(place):
+        with _explain_errors(place):
             yield file
     finally:
         file.close()
 
 
 def is_ours(file: pq.ParquetFile, schema: pa.Schema) -> bool:
-    """Whether the file was written by :class:`TableWriter` with this plain schema: then its bytes are kept as they are."""
-    found = file.schema_arrow
-    return (found.metadata or {}).get(LAYOUT_KEY) == LAYOUT and found.equals(schema)
+    """Whether the file was written by :class:`TableWriter` with this plain schema: then its bytes are kept unchanged."""
+    stored = file.schema_arrow
+    return (stored.metadata or {}).get(LAYOUT_KEY) == LAYOUT and stored.equals(schema)
 
 
 @contextlib.contextmanager
-def _readable(place: str) -> Iterator[None]:
+def _explain_errors(place: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
-        raise InvalidInput(f"not a readable Parquet file: {_short(error)}", place=place) from None
+        raise InvalidInput(f"not a readable Parquet file: {_first_line(error)}", place=place) from None
     except OSError as error:
-        if error.errno is not None:  # a real I/O error, not Arrow's word for malformed bytes
+        if (
+            error.errno is not None
+        ):  # a real I/O error; Arrow also raises OSError for malformed bytes, without errno
             raise
-        raise InvalidInput(f"not a readable Parquet file: {_short(error)}", place=place) from None
+        raise InvalidInput(f"not a readable Parquet file: {_first_line(error)}", place=place) from None
 
 
-def _short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return text[0][:300] if text else type(error).__name__

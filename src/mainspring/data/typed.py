@@ -1,4 +1,4 @@
-"""From cells of text to values of a type: as decided (nothing is lost), or as declared (what does not fit is counted).
+"""Cells of text to values of a type: an inferred type loses nothing; for a declared type the cells that do not fit are counted.
 
 Imports pyarrow; import it lazily.
 """
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from mainspring.data import dates
-from mainspring.data.cells import Strings, among, first_not_kept, plain_numbers
+from mainspring.data.cells import Strings, first_inexact, match_words, plain_numbers
 from mainspring.errors import InvalidInput, near
 
 _NAMES: dict[str, pa.DataType] = {
@@ -34,15 +34,15 @@ def type_of(text: str, *, place: str) -> pa.DataType:
     if text in _NAMES:
         return _NAMES[text]
     if (
-        (found := _DECIMAL.fullmatch(text))
-        and 0 < (precision := int(found[1])) <= 76
-        and int(found[2]) <= precision
+        (match := _DECIMAL.fullmatch(text))
+        and 0 < (precision := int(match[1])) <= 76
+        and int(match[2]) <= precision
     ):
-        return (pa.decimal128 if precision <= 38 else pa.decimal256)(precision, int(found[2]))
-    if found := _STAMP.fullmatch(text):
-        if found[2]:
-            _check_zone(found[2], place)
-        return pa.timestamp(found[1], found[2])
+        return (pa.decimal128 if precision <= 38 else pa.decimal256)(precision, int(match[2]))
+    if match := _STAMP.fullmatch(text):
+        if match[2]:
+            _check_zone(match[2], place)
+        return pa.timestamp(match[1], match[2])
     known = [*_NAMES, "decimal(12, 2)", "timestamp[us]", "timestamp[us, tz=UTC]"]
     raise InvalidInput(
         "not a type of a column", value=text, place=place, next_step=near(text, known, what="type")
@@ -73,62 +73,63 @@ class Plan:
     mark: str = "."
     thousands: str | None = None
     form: str | None = None
-    """Of dates."""
+    """The format of dates."""
 
 
 @dataclass
-class Lost:
+class LostCells:
     """Cells that could not be kept as declared."""
 
     count: int = 0
     first: tuple[int, str] | None = None
 
     def add(self, row: int, cell: str) -> None:
+        """Count a cell, and keep the first one for messages."""
         self.count += 1
         self.first = self.first or (row, cell)
 
 
-def values_of(cells: Strings, plan: Plan, lost: Lost) -> pa.Array:
-    """The values of these cells. A cell that does not fit, or is not kept exactly, goes into ``lost``: null, or rounded."""
+def values_of(cells: Strings, plan: Plan, lost: LostCells) -> pa.Array:
+    """The values of these cells. A cell that does not fit becomes null, or is rounded; each of them is counted in ``lost``."""
     if pt.is_string(plan.type):
-        return _without(cells, plan.words) if plan.words else cells
-    plain = _without(pc.utf8_trim_whitespace(cells), ("", *plan.words))
+        return _replace_words(cells, plan.words) if plan.words else cells
+    plain = _replace_words(pc.utf8_trim_whitespace(cells), ("", *plan.words))
     if pt.is_null(plan.type):
         return pa.nulls(len(cells))
     try:
-        found = _quick(plain, plan)
+        values = _convert_all(plain, plan)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        found = None
-    return found if found is not None else _slow(plain, plan, lost)
+        values = None
+    return values if values is not None else _convert_each(plain, plan, lost)
 
 
-def _without(cells: Strings, words: tuple[str, ...]) -> Strings:
-    hits = among(cells, words)
+def _replace_words(cells: Strings, words: tuple[str, ...]) -> Strings:
+    hits = match_words(cells, words)
     return cells if hits is None else pc.if_else(hits, pa.scalar(None, pa.string()), cells)
 
 
-def _quick(cells: Strings, plan: Plan) -> pa.Array | None:
+def _convert_all(cells: Strings, plan: Plan) -> pa.Array | None:
     """All cells at once; None (or an Arrow error) if any does not fit."""
     kind = plan.type
     if pt.is_boolean(kind):
-        return _truth(cells, plan)
+        return _to_truth(cells, plan)
     if pt.is_integer(kind):
         plain = plain_numbers(cells, plan.mark, plan.thousands)
         if plan.declared:
-            if plain is None or not _all(plain, _WHOLE):
+            if plain is None or not _all_match(plain, _WHOLE):
                 return None
             plain = pc.replace_substring_regex(pc.replace_substring_regex(plain, r"\A\+", ""), r"\.0*\z", "")
         return None if plain is None else plain.cast(kind)
     if pt.is_floating(kind) or pt.is_decimal(kind):
-        return _fractions(cells, plan)
-    return _times(cells, plan)
+        return _to_fractions(cells, plan)
+    return _to_times(cells, plan)
 
 
-def _all(cells: Strings, pattern: str) -> bool:
+def _all_match(cells: Strings, pattern: str) -> bool:
     return pc.all(pc.match_substring_regex(cells, pattern)).as_py() is not False
 
 
-def _truth(cells: Strings, plan: Plan) -> pa.Array | None:
+def _to_truth(cells: Strings, plan: Plan) -> pa.Array | None:
     lower = pc.utf8_lower(cells)
     yes, no = (_TRUE, _FALSE) if plan.declared else (("true",), ("false",))
     is_yes = pc.is_in(lower, pa.array(yes))
@@ -140,7 +141,7 @@ def _truth(cells: Strings, plan: Plan) -> pa.Array | None:
     )
 
 
-def _fractions(cells: Strings, plan: Plan) -> pa.Array | None:
+def _to_fractions(cells: Strings, plan: Plan) -> pa.Array | None:
     plain = plain_numbers(cells, plan.mark, plan.thousands)
     if plain is None:
         return None
@@ -148,19 +149,19 @@ def _fractions(cells: Strings, plan: Plan) -> pa.Array | None:
         return plain.cast(plan.type)
     if not plan.declared:
         return plain.cast(plan.type)
-    if not _all(plain, r"(?i)\A[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf|infinity)\z"):
+    if not _all_match(plain, r"(?i)\A[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf|infinity)\z"):
         return None
     plain = pc.replace_substring_regex(plain, r"\A\+", "")
     numbers = plain.cast(pa.float64())
-    if first_not_kept(plain.drop_null(), numbers.drop_null()) is not None:
+    if first_inexact(plain.drop_null(), numbers.drop_null()) is not None:
         return None
     return numbers.cast(plan.type, safe=False) if plan.type != pa.float64() else numbers
 
 
-def _times(cells: Strings, plan: Plan) -> pa.Array | None:
+def _to_times(cells: Strings, plan: Plan) -> pa.Array | None:
     kind = plan.type
     if pt.is_time(kind):
-        if not _all(cells, rf"\A(?:{dates.CLOCK.pattern})\z"):
+        if not _all_match(cells, rf"\A(?:{dates.CLOCK.pattern})\z"):
             return None
         padded = pc.replace_substring_regex(cells, r"\A(\d):", r"0\1:")
         unit = pa.timestamp("us" if pt.is_time64(kind) else "ms")
@@ -168,59 +169,59 @@ def _times(cells: Strings, plan: Plan) -> pa.Array | None:
     full = cells.drop_null()
     if not len(full):
         return pa.nulls(len(cells), kind)
-    found = dates.read(full, plan.form or dates.ISO)
-    if found is None:
+    parsed = dates.read_dates(full, plan.form or dates.ISO)
+    if parsed is None:
         return None
-    values = found.values
+    values = parsed.values
     if pt.is_date(kind):
-        if found.timed or found.zoned:
+        if parsed.timed or parsed.zoned:
             return None
         values = values.cast(pa.date32())
-    elif kind.tz and not found.zoned:
+    elif kind.tz and not parsed.zoned:
         values = pc.assume_timezone(values, kind.tz).cast(kind)
-    elif found.zoned and not kind.tz:
+    elif parsed.zoned and not kind.tz:
         return None
     else:
         values = values.cast(kind)
-    return values if not cells.null_count else _spread(values, cells)
+    return values if not cells.null_count else _insert_nulls(values, cells)
 
 
-def _spread(values: pa.Array, cells: Strings) -> pa.Array:
-    """The values at the places of the cells that are not null."""
+def _insert_nulls(values: pa.Array, cells: Strings) -> pa.Array:
+    """The values, with nulls inserted where the cells are null."""
     return pc.replace_with_mask(pa.nulls(len(cells), values.type), pc.is_valid(cells), values)
 
 
-# --- cell by cell, where some cell does not fit ----------------------------------------------------------------------
+# --- cell by cell, if some cell does not fit -------------------------------------------------------------------------
 
 
-def _slow(cells: Strings, plan: Plan, lost: Lost) -> pa.Array:
+def _convert_each(cells: Strings, plan: Plan, lost: LostCells) -> pa.Array:
     values: list[Any] = []
     for row, cell in enumerate(cells.to_pylist()):
-        value, kept = (None, True) if cell is None else _one(cell, plan)
+        value, kept = (None, True) if cell is None else _convert_cell(cell, plan)
         if not kept:
             lost.add(row, cell)
         values.append(value)
     return pa.array(values, plan.type)
 
 
-def _one(cell: str, plan: Plan) -> tuple[Any, bool]:
+def _convert_cell(cell: str, plan: Plan) -> tuple[Any, bool]:
     """A cell's value, and whether it was kept exactly."""
-    one, kind = pa.array([cell]), plan.type
+    array, kind = pa.array([cell]), plan.type
     try:
-        found = _quick(one, plan)
-        if found is not None and found[0].is_valid:
-            return found[0], True
+        values = _convert_all(array, plan)
+        if values is not None and values[0].is_valid:
+            return values[0], True
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         pass
     if pt.is_floating(kind) or pt.is_decimal(kind):
-        return _rounded(cell, plan), False
+        return _round_to_type(cell, plan), False
     if pt.is_date(kind):
-        at = _times(one, Plan(pa.timestamp("us"), declared=True, form=plan.form))
+        at = _to_times(array, Plan(pa.timestamp("us"), declared=True, form=plan.form))
         return (at[0].as_py().date() if at is not None else None), False
     return None, False
 
 
-def _rounded(cell: str, plan: Plan) -> float | Decimal | None:
+def _round_to_type(cell: str, plan: Plan) -> float | Decimal | None:
     plain = plain_numbers(pa.array([cell]), plan.mark, plan.thousands)
     if plain is None:
         return None

@@ -1,13 +1,13 @@
-"""Values as the engine compares them: every difference of value kept, none of representation.
+"""Values as the engine compares them: values that differ stay different, and representations of one value become equal.
 
-The engine (DuckDB) knows no ``decimal256``, and cuts nanoseconds of zoned times and of times of day. So times are given to it as
-whole numbers of their unit, and decimals it does not know as text. Columns of two types are brought to one first:
+The engine (DuckDB) has no ``decimal256``, and truncates nanoseconds of times with a zone and of times of day. So it gets times as
+whole numbers of their unit, and decimals that it does not have as text. Columns of two types are converted to one first:
 
-- numbers of any type, and truth values as 0 and 1: by what they are worth. A fraction of a float is taken as it prints, so that
-  the decimal 1.10 and the float 1.1 are equal, and a whole one exactly; -0.0 equals 0.0, and NaN equals NaN.
-- dates and times: by their moment in nanoseconds; a date is its midnight, a time without a zone is in UTC.
+- numbers of any type, and truth values as 0 and 1: by their value. A float with a fraction has the value that it prints, so that
+  the decimal 1.10 and the float 1.1 are equal; whole floats are exact; -0.0 equals 0.0, and NaN equals NaN.
+- dates and times: as nanoseconds since the epoch; a date is its midnight, a time without a zone is in UTC.
 - times of day, and durations: in nanoseconds. Text and bytes: by the bytes in UTF-8.
-- a column that holds only nulls: as the other one. Anything else beside text: by what it prints.
+- a column that holds only nulls: in the type of the other one. Text and any other type: by the printed text.
 
 Imports pyarrow; import it lazily.
 """
@@ -33,7 +33,7 @@ _SPELLS = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 def engine_column(column: Column) -> Column:
-    """A column in a type that the engine takes without changing a value; equal values stay equal, others different."""
+    """A column in a type that the engine reads without changing a value; equal values stay equal, different ones different."""
     kind = column.type
     if pt.is_timestamp(kind) or pt.is_time64(kind) or pt.is_duration(kind):
         return column.cast(pa.int64())
@@ -42,31 +42,31 @@ def engine_column(column: Column) -> Column:
     if pt.is_decimal(kind) and not pt.is_decimal128(kind):
         return column.cast(pa.string())
     if pt.is_floating(kind):
-        return _one_zero(column)
+        return _unify_zero_and_nan(column)
     return column
 
 
 def engine_columns(before: Column, after: Column) -> tuple[Column, Column]:
     """The same column of two tables in one type of the engine, by value."""
-    one, two = before.type, after.type
-    if one == two:
+    old_type, new_type = before.type, after.type
+    if old_type == new_type:
         return engine_column(before), engine_column(after)
-    if pt.is_null(one) or pt.is_null(two):
-        kind = two if pt.is_null(one) else one
+    if pt.is_null(old_type) or pt.is_null(new_type):
+        kind = new_type if pt.is_null(old_type) else old_type
         return engine_column(before.cast(kind)), engine_column(after.cast(kind))
     for test, make in _FAMILIES:
-        if test(one) and test(two):
+        if test(old_type) and test(new_type):
             return make(before), make(after)
-    return _text(before), _text(after)
+    return _value_text(before), _value_text(after)
 
 
-def _one_zero(column: Column) -> Column:
+def _unify_zero_and_nan(column: Column) -> Column:
     """Floats with one zero and one NaN: ``-0.0 + 0.0`` is ``0.0``."""
     added = pc.add(column, pa.scalar(0.0, column.type))
-    odd = pc.is_nan(added)
-    if not pc.any(odd).as_py():
+    is_nan = pc.is_nan(added)
+    if not pc.any(is_nan).as_py():
         return added
-    return pc.if_else(odd, pa.scalar(float("nan"), column.type), added)
+    return pc.if_else(is_nan, pa.scalar(float("nan"), column.type), added)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pt.is_integer(kind) or pt.is_floating(kind) or pt.is_decimal(kind) or pt.is_boolean(kind))
 
 
-def _worth(column: Column) -> Column:
+def _number_text(column: Column) -> Column:
     """Numbers as the digits of their value, the same for every type."""
     kind = column.type
     if pt.is_boolean(kind):
@@ -84,41 +84,41 @@ def _worth(column: Column) -> Column:
     if pt.is_integer(kind):
         return column.cast(pa.string())
     if pt.is_decimal(kind):
-        return _decimal_worth(column)
-    return _float_worth(column.cast(pa.float64()))
+        return _decimal_text(column)
+    return _float_text(column.cast(pa.float64()))
 
 
-def _decimal_worth(column: Column) -> Column:
+def _decimal_text(column: Column) -> Column:
     text = column.cast(pa.string())
     if pc.any(
         pc.match_substring_regex(text, "[eE]")
     ).as_py():  # Arrow writes very small ones with an exponent
-        return _each(column, _digits)
+        return _map_values(column, _plain_digits)
     cut = pc.replace_substring_regex(text, r"(\.\d*?)0+$", r"\1")
     cut = pc.replace_substring_regex(cut, r"\.$", "")
     return pc.if_else(pc.equal(cut, "-0"), "0", cut)
 
 
-def _float_worth(column: Column) -> Column:
-    plain = _one_zero(column)
+def _float_text(column: Column) -> Column:
+    plain = _unify_zero_and_nan(column)
     whole = pc.and_(pc.equal(plain, pc.floor(plain)), pc.less(pc.abs(plain), float(1 << 62)))
     ints = pc.if_else(whole, plain, pa.scalar(None, pa.float64())).cast(pa.int64()).cast(pa.string())
     text = plain.cast(pa.string())
     rest = pc.and_(pc.invert(whole), pc.match_substring_regex(text, "e"))
     if pc.any(rest).as_py():
-        text = _each(plain, _float_digits)
+        text = _map_values(plain, _exact_digits)
     return pc.if_else(whole, ints, text)
 
 
-def _float_digits(value: float) -> str:
-    """A float as it prints, but exactly from 2^53 on, where all are whole."""
-    return _digits(Decimal(value) if math.isfinite(value) and abs(value) >= 1 << 53 else value)
+def _exact_digits(value: float) -> str:
+    """A float as it prints, but exact from 2^53 on, where all floats are whole numbers."""
+    return _plain_digits(Decimal(value) if math.isfinite(value) and abs(value) >= 1 << 53 else value)
 
 
-def _digits(value: Any) -> str:
+def _plain_digits(value: Any) -> str:
     """A number without an exponent and without zeros at its end.
 
-    >>> _digits(Decimal("1.10")), _digits(1e-7), _digits(Decimal(1e22))
+    >>> _plain_digits(Decimal("1.10")), _plain_digits(1e-7), _plain_digits(Decimal(1e22))
     ('1.1', '0.0000001', '10000000000000000000000')
     """
     number = value if isinstance(value, Decimal) else Decimal(repr(value))
@@ -129,7 +129,7 @@ def _digits(value: Any) -> str:
     return "0" if text in {"-0", ""} else text
 
 
-def _each(column: Column, make: Any) -> Column:
+def _map_values(column: Column, make: Any) -> Column:
     return pa.chunked_array(
         [pa.array([None if v is None else make(v) for v in column.to_pylist()], pa.string())]
     )
@@ -154,29 +154,29 @@ def _nanoseconds(column: Column) -> Column:
     return pc.multiply(numbers.cast(pa.decimal128(19, 0)), pa.scalar(Decimal(factor), pa.decimal128(15, 0)))
 
 
-def _bytes(column: Column) -> Column:
+def _to_bytes(column: Column) -> Column:
     return column.cast(pa.binary())
 
 
 _FAMILIES: tuple[tuple[Any, Any], ...] = (
-    (_is_number, _worth),
+    (_is_number, _number_text),
     (_is_moment, _nanoseconds),
     (pt.is_time, _nanoseconds),
     (pt.is_duration, _nanoseconds),
-    (lambda t: pt.is_string(t) or pt.is_binary(t), _bytes),
+    (lambda t: pt.is_string(t) or pt.is_binary(t), _to_bytes),
 )
 
 
-# --- text beside something else --------------------------------------------------------------------------------------
+# --- text compared with another type ---------------------------------------------------------------------------------
 
 
-def _text(column: Column) -> Column:
-    """What a value prints, numbers without needless digits; text that spells a number plainly is that number."""
+def _value_text(column: Column) -> Column:
+    """The printed text of a value, numbers without unneeded digits; text that reads as a number is printed like that number."""
     kind = column.type
     if pt.is_boolean(kind):
         return column.cast(pa.string())
     if _is_number(kind):
-        return _worth(column)
+        return _number_text(column)
     if pt.is_string(kind):
         text = pc.replace_substring_regex(column, r"^(\d{4}-\d\d-\d\d)T", r"\1 ")
         encoded = (
@@ -185,7 +185,7 @@ def _text(column: Column) -> Column:
             else text.chunk(0).dictionary_encode()
         )
         words = [
-            w if w is None or not _SPELLS.fullmatch(w) else _digits(Decimal(w))
+            w if w is None or not _SPELLS.fullmatch(w) else _plain_digits(Decimal(w))
             for w in encoded.dictionary.to_pylist()
         ]
         return pa.chunked_array([pa.array(words, pa.string()).take(encoded.indices)])
@@ -205,7 +205,7 @@ def row_numbers(first: int, count: int) -> pa.Array:
     return pa.array(np.arange(first, first + count, dtype=np.int64))
 
 
-def decoded(array: pa.Array) -> Column:
+def decode_column(array: pa.Array) -> Column:
     """An array as a column without an encoding: no dictionary, and text in one layout."""
     kind = array.type
     if arrow_kind(kind) == "string":
@@ -215,8 +215,8 @@ def decoded(array: pa.Array) -> Column:
     return pa.chunked_array([array])
 
 
-def same_as(column: Column, value: pa.Scalar) -> Any:
-    """Where a column holds this value, as a NumPy mask: null is null, and NaN is NaN."""
+def equal_mask(column: Column, value: pa.Scalar) -> Any:
+    """A NumPy mask of the rows where a column holds this value; null equals null, and NaN equals NaN."""
     if not value.is_valid:
         return pc.is_null(column).to_numpy(zero_copy_only=False)
     if pt.is_floating(value.type) and value.as_py() != value.as_py():

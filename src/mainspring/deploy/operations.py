@@ -24,8 +24,8 @@ from mainspring.records.serving import (
     RouteTable,
     Shadow,
     Target,
-    misfit,
-    sealed,
+    misfit_reason,
+    with_digest,
 )
 from mainspring.storage.failpoints import declare, failpoint
 
@@ -187,7 +187,9 @@ class Deploy:
             return []
         shadows = [s for s in before.shadows if s.name not in ROLLOUT_SHADOWS and s.on == "all"]
         versions = [self._models.get_version(model=s.model, selector=str(s.version)) for s in shadows]
-        return [s for s, v in zip(shadows, versions, strict=True) if misfit(signature, v.signature) is None]
+        return [
+            s for s, v in zip(shadows, versions, strict=True) if misfit_reason(signature, v.signature) is None
+        ]
 
     def _publish_after_commit(self) -> None:
         failpoint("deploy.committed")
@@ -222,7 +224,7 @@ class Deploy:
                     value=route.package,
                     place=f"{route.model}@{route.version}",
                 )
-            if (why := misfit(champion.signature, version.signature)) is not None:
+            if (why := misfit_reason(champion.signature, version.signature)) is not None:
                 raise InvalidInput(
                     f"{route.model}@{route.version} does not fit the champion: {why}",
                     value=f"{route.model}@{route.version}",
@@ -288,7 +290,7 @@ class Deploy:
 
     def _decide_table(self, d: Decision, number: int) -> RouteTable:
         """Put the routes of all deployments into the outbox as route table ``number``."""
-        table = sealed(
+        table = with_digest(
             RouteTable(
                 number=number,
                 created_us=to_us(self._base.clock.now()),
@@ -324,7 +326,7 @@ def _check_same_question(before: Deployment | None, signature: Signature, name: 
     if before is None:
         return
     was = msgspec.structs.replace(before.signature, inputs=signature.inputs)
-    if (why := misfit(was, signature)) is not None:
+    if (why := misfit_reason(was, signature)) is not None:
         raise InvalidInput(
             f"this version answers another question than deployment {name!r} did: {why}",
             value=name,

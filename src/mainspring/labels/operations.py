@@ -15,7 +15,14 @@ from mainspring.operations import MIB, Role, operation
 from mainspring.records.base import from_json, new_id, seconds
 from mainspring.records.classes import LabelReader
 from mainspring.records.events import EventKind
-from mainspring.records.labels import Feedback, FeedbackCounts, Label, LabelStats, SettleReport, unfit
+from mainspring.records.labels import (
+    Feedback,
+    FeedbackCounts,
+    Label,
+    LabelStats,
+    SettleReport,
+    refusal_reason,
+)
 from mainspring.records.lineage import ref
 from mainspring.records.models import ModelRegistry
 from mainspring.records.serving import FEEDBACK_PREFIX, LoggedFeedback, decode_log
@@ -269,7 +276,7 @@ class Labels:
 
 def _find_problem(item: Feedback) -> str | None:
     """Why this label cannot be recorded, whatever the prediction; None if it can."""
-    if (why := unfit(item)) is not None:
+    if (why := refusal_reason(item)) is not None:
         return why
     try:
         parse_id(item.prediction_id)

@@ -1,7 +1,7 @@
 """Two models on the same rows: the difference, its interval, and what it shows.
 
-Comparing two averages throws away that both models met the same easy and hard rows; the paired difference does not. The
-difference of the metrics is computed again without each block; interval and tests are those of ``intervals``, for every metric.
+Both models scored the same easy and hard rows. A comparison of two separate averages ignores that; the paired difference uses it.
+The difference of the metrics is computed again without each block; interval and tests are those of ``intervals``, for every metric.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mainspring.metrics.intervals import (
     block_index,
     check_confidence,
     jackknife,
-    lacking,
-    least_error,
     leave_out,
-    undefined,
+    missing_evidence,
+    smallest_error,
+    undefined_reason,
 )
 from mainspring.metrics.metric import Floats, Metric
 from mainspring.metrics.registry import metric
@@ -43,34 +43,42 @@ def compare(
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Comparison:
-    """How much worse ``candidate`` is than ``baseline`` on the same rows.
+    """How much worse ``candidate`` is than ``baseline`` on the same rows, in the unit of the metric.
+
+    ``y``, ``candidate`` and ``baseline`` have shapes as in :class:`Metric`; raises :class:`InvalidInput` where they do not fit.
 
     ``blocks`` groups rows that are not independent (give the day). ``margin`` is in the metric's unit and not negative.
     The interval is two-sided at ``confidence``; the p-values are one-sided. With too few rows or blocks there is a
     difference, but neither interval nor p-values, and ``worse_by.reason`` says what is missing.
     """
     chosen = metric(name, task)
-    truth, first, weight = chosen.checked(y, candidate, weights)
-    _, second, _ = chosen.checked(y, baseline, weights)
+    truth, candidate_scores, weight = chosen.checked(y, candidate, weights)
+    _, baseline_scores, _ = chosen.checked(y, baseline, weights)
     check_confidence(confidence)
     _check_margin(margin)
     index, count = block_index(blocks, len(truth))
     sign = -1.0 if chosen.higher_is_better else 1.0
-    values = chosen.value(truth, first, weight), chosen.value(truth, second, weight)
-    found = Estimate(value=None, n=len(truth), blocks=count, reason=undefined(chosen, truth))
+    values = chosen.value(truth, candidate_scores, weight), chosen.value(truth, baseline_scores, weight)
+    difference = Estimate(value=None, n=len(truth), blocks=count, reason=undefined_reason(chosen, truth))
     if values[0] is not None and values[1] is not None:
         worse = sign * (values[0] - values[1])
-        short = lacking(chosen, truth, count)
-        if short:
-            found = Estimate(value=worse, n=len(truth), blocks=count, reason=short)
+        lack = missing_evidence(chosen, truth, count)
+        if lack:
+            difference = Estimate(value=worse, n=len(truth), blocks=count, reason=lack)
         else:
-            one, sizes = leave_out(
-                chosen, truth, first, weight, index, count, replicates=replicates, seed=seed
+            candidate_without, sizes = leave_out(
+                chosen, truth, candidate_scores, weight, index, count, replicates=replicates, seed=seed
             )
-            two, _ = leave_out(chosen, truth, second, weight, index, count, replicates=replicates, seed=seed)
-            found = jackknife(worse, sign * (one - two), sizes, n=len(truth), blocks=count)
-            found = _floored(found, chosen, values, truth, same=np.array_equal(first, second))
-    return _comparison(found, chosen.name, values, margin, confidence)
+            baseline_without, _ = leave_out(
+                chosen, truth, baseline_scores, weight, index, count, replicates=replicates, seed=seed
+            )
+            difference = jackknife(
+                worse, sign * (candidate_without - baseline_without), sizes, n=len(truth), blocks=count
+            )
+            difference = _apply_error_floor(
+                difference, chosen, values, truth, same=np.array_equal(candidate_scores, baseline_scores)
+            )
+    return _make_comparison(difference, chosen.name, values, margin, confidence)
 
 
 def paired_difference(
@@ -81,7 +89,7 @@ def paired_difference(
     confidence: float = 0.95,
     name: str = "log_loss",
 ) -> Comparison:
-    """The same for per-row differences (candidate minus baseline, positive: worse) that are already known."""
+    """The comparison for per-row differences that are already known (candidate minus baseline, positive: worse), shape ``(n,)``."""
     values = np.asarray(differences, dtype=np.float64)
     check_confidence(confidence)
     _check_margin(margin)
@@ -89,20 +97,20 @@ def paired_difference(
         raise InvalidInput("differences are one finite number per row", value=str(values.shape))
     index, count = block_index(blocks, len(values))
     if not len(values):
-        found = Estimate(value=None, reason="insufficient: 0 rows")
+        difference = Estimate(value=None, reason="insufficient: 0 rows")
     else:
         sums = np.asarray(np.bincount(index, weights=values, minlength=count), dtype=np.float64)
         sizes = np.bincount(index, minlength=count).astype(np.float64)
-        found = mean_of_blocks(sums, sizes)
-    return _comparison(found, name, (None, None), margin, confidence)
+        difference = mean_of_blocks(sums, sizes)
+    return _make_comparison(difference, name, (None, None), margin, confidence)
 
 
 def mean_of_blocks(sums: Floats, sizes: Floats) -> Estimate:
-    """The mean of rows of which only the blocks' sums and numbers of rows are known."""
+    """The mean over rows, from the sum and the number of rows of each block, both of shape ``(blocks,)``."""
     n, value = int(sizes.sum()), float(sums.sum() / sizes.sum())
-    short = lacking(_MEAN, np.empty(n), len(sizes))
-    if short:
-        return Estimate(value=value, n=n, blocks=len(sizes), reason=short)
+    lack = missing_evidence(_MEAN, np.empty(n), len(sizes))
+    if lack:
+        return Estimate(value=value, n=n, blocks=len(sizes), reason=lack)
     left = sizes.sum() - sizes
     with np.errstate(divide="ignore", invalid="ignore"):
         without = np.where(left > 0, (sums.sum() - sums) / left, np.nan)
@@ -114,46 +122,55 @@ _MEAN = Metric(
 )
 
 
-def _floored(
-    found: Estimate, chosen: Metric, values: tuple[float | None, float | None], y: Floats, *, same: bool
+def _apply_error_floor(
+    difference: Estimate, chosen: Metric, values: tuple[float | None, float | None], y: Floats, *, same: bool
 ) -> Estimate:
-    """A difference of counts or orders is not known better than one contrary row would change it, unless scores are equal."""
-    if found.error is None or same:
-        return found
+    """Raise the error of a difference of counts or ranks to the change that one contrary row would make, unless all scores are equal.
+
+    Without it, two models that agree on all sampled rows would have a difference without any error.
+    """
+    if difference.error is None or same:
+        return difference
     if chosen.interval == "share" and not chosen.least_per_class:
         # Bonett & Price (2012): one row each way is added to the rows on which the two differ.
         floor = math.sqrt(2.0) / (len(y) + 2)
     else:
-        floor = max(least_error(chosen, v, y) for v in values if v is not None)
-    if found.error >= floor:
-        return found
-    return Estimate(value=found.value, error=floor, df=found.df, n=found.n, blocks=found.blocks)
+        floor = max(smallest_error(chosen, v, y) for v in values if v is not None)
+    if difference.error >= floor:
+        return difference
+    return Estimate(
+        value=difference.value, error=floor, df=difference.df, n=difference.n, blocks=difference.blocks
+    )
 
 
-def _comparison(
-    found: Estimate, name: str, values: tuple[float | None, float | None], margin: float, confidence: float
+def _make_comparison(
+    difference: Estimate,
+    name: str,
+    values: tuple[float | None, float | None],
+    margin: float,
+    confidence: float,
 ) -> Comparison:
-    low, high = found.ends(confidence) or (None, None)
-    worse, mirrored = found.p_above(margin), None
-    if worse is not None and found.value is not None:
-        mirrored = found.mirrored().p_above(-margin)
+    low, high = difference.ends(confidence) or (None, None)
+    p_harm, p_non_inferior = difference.p_above(margin), None
+    if p_harm is not None and difference.value is not None:
+        p_non_inferior = difference.mirrored().p_above(-margin)
     return Comparison(
         metric=name,
         candidate=values[0],
         baseline=values[1],
         worse_by=Interval(
-            value=found.value,
+            value=difference.value,
             low=low,
             high=high,
             confidence=confidence,
-            n=found.n,
-            blocks=found.blocks,
-            method=found.method,
-            reason=found.reason,
+            n=difference.n,
+            blocks=difference.blocks,
+            method=difference.method,
+            reason=difference.reason,
         ),
         margin=margin,
-        p_harm=worse,
-        p_non_inferior=mirrored,
+        p_harm=p_harm,
+        p_non_inferior=p_non_inferior,
     )
 
 

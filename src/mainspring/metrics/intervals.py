@@ -1,14 +1,14 @@
-"""Confidence intervals of metrics: few blocks make them wide, too few make none.
+"""Confidence intervals of metrics: wide for few blocks, none for too few.
 
-Rows of one day share their weather and their jams: treating them as independent makes intervals far too narrow. So give
+Rows of one day share their weather and their traffic: intervals that treat them as independent are far too narrow. So give
 ``blocks`` (one key per row, e.g. the day) wherever there is such a group.
 
 The method. Each metric is computed again without each block in turn. The jackknife variance of these values (Efron & Stein
 1981; for a regression it is the CR3 estimator of Bell & McCaffrey 2002, on the safe side when blocks are few) goes into Student's
 t. Its degrees of freedom are Satterthwaite's for the sizes of the blocks (Bell & McCaffrey 2002; Hansen 2025): blocks - 1 for
 equal ones, fewer if some blocks hold most rows; the smaller of two values is taken, for effects of blocks and for independent
-rows. Losses of blocks are skewed (a few days are terrible), and t is then too sure: so the interval is the union of the one of t
-and the one of t corrected for skewness (Johnson 1978 in the cubic form of Hall 1992), and a test takes the larger of the two
+rows. Losses of blocks are skewed (a few days are much worse), and the interval of t is then too narrow: so the interval is the union of
+the one of t and the one of t corrected for skewness (Johnson 1978 in the cubic form of Hall 1992), and a test takes the larger of the two
 p-values. Shares of rows (accuracy, precision, recall) get the exact binomial interval at the effective number of rows (Korn &
 Graubard 1998), so that 20 hits of 20 are not certainty. ``docs/rooms/metrics.md`` has the coverage that this reaches.
 """
@@ -29,27 +29,28 @@ from mainspring.records.models import Task
 from mainspring.records.training import Interval
 
 MIN_BLOCKS = 3
-"""Below this many blocks no interval is given: it would pretend to know."""
+"""With fewer blocks no interval is given, because the variance between blocks cannot be estimated."""
 
 REPLICATES = 100
-"""A metric without a closed form is computed again this often at most: more blocks are put together."""
+"""A metric without a closed form is computed again at most this often: more blocks than that are merged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """An estimate, its standard error and degrees of freedom; without them, ``reason`` says what is missing."""
+    """An estimate, its standard error and degrees of freedom; without a standard error, ``reason`` says what is missing."""
 
     value: float | None
     error: float | None = None
     df: float = math.inf
     skew: float = 0.0
-    """Skewness of the blocks' influence, divided by the root of their number."""
+    """Skewness of the influence of the blocks, divided by the square root of their number."""
     n: int = 0
     blocks: int = 0
     reason: str = ""
 
     @property
     def method(self) -> str:
+        """How the standard error was computed, as text; empty without one."""
         return "" if self.error is None else f"jackknife by block, t with {self.df:.3g} degrees of freedom"
 
     def mirrored(self) -> Estimate:
@@ -58,13 +59,13 @@ class Estimate:
         return replace(self, value=value, skew=-self.skew)
 
     def ends(self, confidence: float) -> tuple[float, float] | None:
-        """The interval; None without a standard error."""
+        """The two-sided interval ``(low, high)``; None without a standard error."""
         if self.value is None or self.error is None:
             return None
         if self.error == 0:
             return self.value, self.value
         q = t_quantile((1 + confidence) / 2, self.df)
-        below, above = max(q, self._unskewed(q)), max(q, -self._unskewed(-q))
+        below, above = max(q, self._invert_skew(q)), max(q, -self._invert_skew(-q))
         return self.value - below * self.error, self.value + above * self.error
 
     def p_above(self, limit: float) -> float | None:
@@ -72,18 +73,18 @@ class Estimate:
         if self.value is None or self.error is None:
             return None
         gap = self.value - limit
-        if self.error == 0:  # the same in every block: equal to the limit is no evidence
+        if self.error == 0:  # every block gives the same value: equality with the limit is no evidence
             return 1.0 if gap < 0 else (0.5 if gap == 0 else 0.0)
         t = gap / self.error
-        return t_cdf(-min(t, self._skewed(t)), self.df)
+        return t_cdf(-min(t, self._correct_skew(t)), self.df)
 
-    def _skewed(self, t: float) -> float:
-        """Hall's monotone transformation: of a t value from skewed blocks to one that is about Student's."""
+    def _correct_skew(self, t: float) -> float:
+        """Hall's monotone transformation (1992): a t value from skewed blocks becomes one that is approximately Student's."""
         c = self.skew
         return t + c * t * t / 3 + c * c * t**3 / 27 + c / 6
 
-    def _unskewed(self, t: float) -> float:
-        """Its inverse."""
+    def _invert_skew(self, t: float) -> float:
+        """The inverse of :meth:`_correct_skew`."""
         c = self.skew
         if abs(c) < 1e-9:
             return t
@@ -104,14 +105,14 @@ def interval(
 ) -> Interval:
     """The metric with its interval; ``low`` and ``high`` are None with a ``reason`` where the evidence is insufficient.
 
-    ``replicates`` and ``seed`` matter only for a metric without a closed form (``pr_auc``): it is computed again that often at
-    most, more blocks than that being put together, dealt by ``seed``.
+    ``replicates`` and ``seed`` matter only for a metric without a closed form (``pr_auc``): it is computed again at
+    most that often, and more blocks than that are merged at random by ``seed``.
     """
     check_confidence(confidence)
     chosen = metric(name, task)
     truth, predicted, weight = chosen.checked(y, scores, weights)
-    found = estimate(chosen, truth, predicted, weight, blocks=blocks, replicates=replicates, seed=seed)
-    return as_interval(chosen, found, confidence)
+    result = estimate(chosen, truth, predicted, weight, blocks=blocks, replicates=replicates, seed=seed)
+    return as_interval(chosen, result, confidence)
 
 
 def estimate(
@@ -127,15 +128,15 @@ def estimate(
     """A metric on arrays that ``chosen.checked`` returned."""
     index, count = block_index(blocks, len(y))
     value = chosen.value(y, scores, weights)
-    short = lacking(chosen, y, count) if value is not None else undefined(chosen, y)
-    if value is None or short:
-        return Estimate(value=value, n=len(y), blocks=count, reason=short)
+    lack = missing_evidence(chosen, y, count) if value is not None else undefined_reason(chosen, y)
+    if value is None or lack:
+        return Estimate(value=value, n=len(y), blocks=count, reason=lack)
     without, sizes = leave_out(chosen, y, scores, weights, index, count, replicates=replicates, seed=seed)
-    found = jackknife(value, without, sizes, n=len(y), blocks=count)
-    return _at_least(found, least_error(chosen, value, y))
+    result = jackknife(value, without, sizes, n=len(y), blocks=count)
+    return _with_error_floor(result, smallest_error(chosen, value, y))
 
 
-def undefined(chosen: Metric, y: Floats) -> str:
+def undefined_reason(chosen: Metric, y: Floats) -> str:
     """Why a metric has no value on these rows."""
     if not len(y):
         return "insufficient: 0 rows"
@@ -145,8 +146,8 @@ def undefined(chosen: Metric, y: Floats) -> str:
     return "undefined on these rows"
 
 
-def lacking(chosen: Metric, y: Floats, blocks: int) -> str:
-    """What an interval of this metric lacks, or nothing."""
+def missing_evidence(chosen: Metric, y: Floats, blocks: int) -> str:
+    """What is missing for an interval of this metric; empty if nothing is."""
     if len(y) < chosen.least:
         return f"insufficient: {len(y)} rows, {chosen.least} are needed"
     if blocks < MIN_BLOCKS:
@@ -181,24 +182,29 @@ def leave_out(
             rows = weights[:, None] * chosen.contributions(y, scores)
             sums = np.column_stack([np.bincount(index, weights=c, minlength=count) for c in rows.T])
             return chosen.finished(sums.sum(axis=0) - sums), sizes
-        assert chosen.leave_out is not None  # noqa: S101 - it stands beside ``whole`` (tests/metrics)
+        assert chosen.leave_out is not None  # noqa: S101 - every metric with ``whole`` has it (tests/metrics)
         return chosen.leave_out(y, scores, weights, index, count), sizes
 
 
 def jackknife(value: float, without: Floats, sizes: Floats, *, n: int, blocks: int) -> Estimate:
-    """An estimate from its values without each block."""
+    """An estimate from the metric's values without each block, ``without`` and ``sizes`` of shape ``(blocks,)``.
+
+    Without a standard error if a block carries almost all rows, or the metric is undefined without some block.
+    """
     used = sizes > 0
     without, sizes = without[used], sizes[used]
     count = len(sizes)
-    bare = Estimate(value=value, n=n, blocks=blocks, reason="insufficient: it hangs on a single block")
+    without_error = Estimate(
+        value=value, n=n, blocks=blocks, reason="insufficient: it depends on a single block"
+    )
     if count < MIN_BLOCKS or not np.isfinite(without).all():
-        return bare
+        return without_error
     df = degrees_of_freedom(sizes)
     with np.errstate(over="ignore", invalid="ignore"):
         error = math.sqrt((count - 1) / count) * float(np.linalg.norm(without - value))
     if df < 1.0 or not math.isfinite(error):
-        return bare
-    # What is left of equal values after rounding is no variation.
+        return without_error
+    # Differences as small as the rounding of equal values are no variation.
     tiny = 64 * np.finfo(np.float64).eps * abs(value) * math.sqrt(count)
     if error <= tiny:
         return Estimate(value=value, error=0.0, df=df, n=n, blocks=blocks)
@@ -229,8 +235,8 @@ def _satterthwaite(w: Floats, d: Floats, v: Floats) -> float:
     return float(trace * trace / square)
 
 
-def least_error(chosen: Metric, value: float, y: Floats) -> float:
-    """What one more row of the contrary kind would change: no metric of counts or order is known better than that.
+def smallest_error(chosen: Metric, value: float, y: Floats) -> float:
+    """The change that one more contrary row would make: the smallest standard error of a metric of counts or ranks.
 
     Without it, a perfect separation of ten rows would have no error at all.
     """
@@ -240,51 +246,53 @@ def least_error(chosen: Metric, value: float, y: Floats) -> float:
     return max(abs(chosen.high - value), abs(value - chosen.low)) / (fewest + 1)
 
 
-def _at_least(found: Estimate, error: float) -> Estimate:
-    if found.error is None or found.error >= error:
-        return found
-    return Estimate(value=found.value, error=error, df=found.df, n=found.n, blocks=found.blocks)
+def _with_error_floor(result: Estimate, error: float) -> Estimate:
+    if result.error is None or result.error >= error:
+        return result
+    return Estimate(value=result.value, error=error, df=result.df, n=result.n, blocks=result.blocks)
 
 
-def as_interval(chosen: Metric, found: Estimate, confidence: float) -> Interval:
+def as_interval(chosen: Metric, result: Estimate, confidence: float) -> Interval:
     """The interval of an estimate, within the metric's range."""
-    ends = found.ends(confidence)
-    method = found.method
+    ends = result.ends(confidence)
+    method = result.method
     if ends is not None and chosen.interval == "share":
         ends, method = (
-            share_ends(found, confidence),
-            f"exact binomial at the effective number of rows, {found.blocks} blocks",
+            share_ends(result, confidence),
+            f"exact binomial at the effective number of rows, {result.blocks} blocks",
         )
     low, high = ends if ends is not None else (None, None)
     return Interval(
-        value=found.value,
+        value=result.value,
         low=None if low is None else max(low, chosen.low),
         high=None if high is None else min(high, chosen.high),
         confidence=confidence,
-        n=found.n,
-        blocks=found.blocks,
+        n=result.n,
+        blocks=result.blocks,
         method=method,
-        reason=found.reason,
+        reason=result.reason,
     )
 
 
-def share_ends(found: Estimate, confidence: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval at the effective number of rows (Korn & Graubard 1998)."""
-    assert found.value is not None  # noqa: S101 - the caller has an interval
-    assert found.error is not None  # noqa: S101
-    share = min(1.0, max(0.0, found.value))
-    rows = float(found.n)
+def share_ends(result: Estimate, confidence: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval at the effective number of rows (Korn & Graubard 1998): the number of independent rows that would
+    have the same standard error. The ratio of t quantiles accounts for the degrees of freedom of that error."""
+    assert result.value is not None  # noqa: S101 - the caller has an interval
+    assert result.error is not None  # noqa: S101
+    share = min(1.0, max(0.0, result.value))
+    rows = float(result.n)
     spread = share * (1 - share)
-    if found.error > 0 and spread > 0:
-        rows = min(rows, spread / found.error**2)
+    if result.error > 0 and spread > 0:
+        rows = min(rows, spread / result.error**2)
     tail = (1 - confidence) / 2
-    if found.df < found.n - 1:
-        rows *= (t_quantile(1 - tail, found.n - 1) / t_quantile(1 - tail, found.df)) ** 2
+    if result.df < result.n - 1:
+        rows *= (t_quantile(1 - tail, result.n - 1) / t_quantile(1 - tail, result.df)) ** 2
     hits = share * rows
     return beta_quantile(tail, hits, rows - hits + 1), beta_quantile(1 - tail, hits + 1, rows - hits)
 
 
 def check_confidence(confidence: float) -> None:
+    """Refuse a confidence outside of (0.5, 1). Raises :class:`InvalidInput`."""
     if not 0.5 < confidence < 1.0:
         raise InvalidInput(
             "confidence must lie between 0.5 and 1", value=confidence, next_step="Use 0.95, for example."
@@ -292,7 +300,7 @@ def check_confidence(confidence: float) -> None:
 
 
 def block_index(blocks: ArrayLike | None, rows: int) -> tuple[Ints, int]:
-    """``(block of each row as 0..k-1, k)``; without ``blocks`` every row is its own."""
+    """``(block of each row as 0..k-1, k)``; without ``blocks`` every row is a block."""
     if blocks is None:
         return np.arange(rows, dtype=np.int64), rows
     keys = np.asarray(blocks)

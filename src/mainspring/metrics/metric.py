@@ -1,4 +1,4 @@
-"""What a metric is: its tasks, unit, direction, the smallest evidence for an interval, and one of three ways to compute it."""
+"""The definition of a metric: its tasks, unit, direction, the evidence that an interval needs, and one of three ways to compute it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PROBABILITY_SLACK = 1e-6
-"""Scores may leave [0, 1] by this much (float32 answers do); they are then taken as 0 or 1."""
+"""Scores may be outside of [0, 1] by this much (rounding in float32); they are then clipped to 0 or 1."""
 
 LeaveOut = Callable[[Floats, Floats, Floats, Ints, int], Floats]
 
@@ -43,11 +43,11 @@ class Metric:
     of_totals: Callable[[Floats], Floats] | None = None
     """``(..., k)`` sums to ``(...)`` values; NaN where undefined."""
     whole: Callable[[Floats, Floats, Floats], float | None] | None = None
-    """``(y, scores, weights)``: for what is no function of sums."""
+    """``(y, scores, weights)`` to the metric: for metrics that are no function of sums."""
     leave_out: LeaveOut | None = None
-    """``(y, scores, weights, block, blocks)`` to the metric without each block, NaN where undefined; stands beside ``whole``."""
+    """``(y, scores, weights, block, blocks)`` to the metric without each block, NaN where undefined; given together with ``whole``."""
     regroup: bool = False
-    """``leave_out`` costs one pass a block: many blocks are put together first."""
+    """``leave_out`` costs one pass per block: many blocks are merged first."""
     probabilities: bool = False
     """Whether scores must lie in [0, 1]."""
     interval: Literal["t", "share"] = "t"
@@ -70,7 +70,7 @@ class Metric:
         """``(y, scores, weights)`` as arrays that this metric takes. Raises :class:`InvalidInput`."""
         truth, predicted = as_arrays(y, scores)
         if self.probabilities:
-            predicted = _in_unit(predicted)
+            predicted = _clip_to_unit(predicted)
         return truth, predicted, as_weights(weights, len(truth))
 
     def value(self, y: Floats, scores: Floats, weights: Floats) -> float | None:
@@ -79,8 +79,8 @@ class Metric:
             return None
         with np.errstate(over="ignore", invalid="ignore"):
             if self.whole is not None:
-                found = self.whole(y, scores, weights)
-                return found if found is not None and math.isfinite(found) else None
+                value = self.whole(y, scores, weights)
+                return value if value is not None and math.isfinite(value) else None
             return finite(self.finished(weights @ self.contributions(y, scores)))
 
     @property
@@ -89,7 +89,7 @@ class Metric:
         return self.whole is None
 
     def contributions(self, y: Floats, scores: Floats) -> Floats:
-        """Per row ``(n, k)`` what adds up to the metric. Only for additive metrics."""
+        """The contributions of each row, shape ``(n, k)``; their weighted sums give the metric. Only for additive metrics."""
         if self.row_loss is not None:
             return np.column_stack([self.row_loss(y, scores), np.ones(len(y))])
         assert self.totals is not None  # noqa: S101 - one of three is always given (tests/metrics)
@@ -105,6 +105,7 @@ class Metric:
 
 
 def finite(value: Floats | float) -> float | None:
+    """The value as a Python float; None if it is not finite."""
     number = float(value)
     return number if math.isfinite(number) else None
 
@@ -134,15 +135,15 @@ def as_weights(weights: ArrayLike | None, rows: int) -> Floats:
     """One weight per row, finite and not negative; ones by default. Raises :class:`InvalidInput`."""
     if weights is None:
         return np.ones(rows)
-    found = np.asarray(weights, dtype=np.float64)
-    if found.shape != (rows,) or not np.isfinite(found).all() or (found < 0).any():
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (rows,) or not np.isfinite(values).all() or (values < 0).any():
         raise InvalidInput(
-            "weights are one finite number per row, none negative", value=f"{found.shape} for {rows} rows"
+            "weights are one finite number per row, none negative", value=f"{values.shape} for {rows} rows"
         )
-    return found
+    return values
 
 
-def _in_unit(scores: Floats) -> Floats:
+def _clip_to_unit(scores: Floats) -> Floats:
     outside = (scores < -PROBABILITY_SLACK) | (scores > 1 + PROBABILITY_SLACK)
     if outside.any():
         raise InvalidInput(
@@ -153,7 +154,8 @@ def _in_unit(scores: Floats) -> Floats:
     return np.clip(scores, 0.0, 1.0)
 
 
-def class_index(y: Floats, classes: int) -> Ints:
+def class_indices(y: Floats, classes: int) -> Ints:
+    """Labels as class indices, 0 to ``classes - 1``. Raises :class:`InvalidInput` for any other label."""
     index = y.astype(np.int64)
     if ((index != y) | (index < 0) | (index >= classes)).any():
         raise InvalidInput(
@@ -164,7 +166,8 @@ def class_index(y: Floats, classes: int) -> Ints:
     return index
 
 
-def binary_labels(y: Floats) -> None:
+def check_binary_labels(y: Floats) -> None:
+    """Refuse labels that are not 0 or 1. Raises :class:`InvalidInput`."""
     if ((y != 0) & (y != 1)).any():
         raise InvalidInput(
             "labels of a binary model are not 0 or 1",

@@ -1,10 +1,10 @@
-"""Metrics of the order that scores put rows in: areas under the ROC and the precision-recall curve."""
+"""Metrics of the ranking of rows by their scores: areas under the ROC curve and the precision-recall curve."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mainspring.metrics.metric import Floats, Ints, binary_labels, class_index
+from mainspring.metrics.metric import Floats, Ints, check_binary_labels, class_indices
 
 
 def auc(y: Floats, p: Floats, weights: Floats) -> float | None:
@@ -13,25 +13,25 @@ def auc(y: Floats, p: Floats, weights: Floats) -> float | None:
     >>> auc(np.array([0.0, 1.0, 1.0]), np.array([0.1, 0.1, 0.9]), np.ones(3))
     0.75
     """
-    binary_labels(y)
+    check_binary_labels(y)
     positive, negative = np.where(y == 1, weights, 0.0), np.where(y == 1, 0.0, weights)
     pairs = positive.sum() * negative.sum()
     if not pairs > 0:
         return None
-    return float((positive * _below(p, negative)).sum() / pairs)
+    return float((positive * _weight_below(p, negative)).sum() / pairs)
 
 
 def auc_leave_out(y: Floats, p: Floats, weights: Floats, index: Ints, count: int) -> Floats:
     """The AUC without each block, exactly, by three sorts; NaN where a class is missing then.
 
-    Without block g the sum over pairs loses those with a positive in g and those with a negative in g, and gets back those
-    with both, which were taken off twice.
+    Without block g the sum over pairs loses the pairs with a positive in g and those with a negative in g. The pairs with both in g
+    were subtracted twice, so they are added once.
     """
-    binary_labels(y)
+    check_binary_labels(y)
     positive, negative = np.where(y == 1, weights, 0.0), np.where(y == 1, 0.0, weights)
-    won = positive * _below(p, negative)
-    lost = negative * (positive.sum() - _below(p, positive))
-    inside = positive * _below(p, negative, index)
+    won = positive * _weight_below(p, negative)
+    lost = negative * (positive.sum() - _weight_below(p, positive))
+    inside = positive * _weight_below(p, negative, index)
 
     def by_block(values: Floats) -> Floats:
         return np.asarray(np.bincount(index, weights=values, minlength=count), dtype=np.float64)
@@ -41,8 +41,8 @@ def auc_leave_out(y: Floats, p: Floats, weights: Floats, index: Ints, count: int
     return np.asarray(np.where(pairs > 0, left / np.where(pairs > 0, pairs, 1.0), np.nan))
 
 
-def _below(p: Floats, weights: Floats, index: Ints | None = None) -> Floats:
-    """For each row the weight of rows with a smaller score, ties at half; with ``index`` of its own block only."""
+def _weight_below(p: Floats, weights: Floats, index: Ints | None = None) -> Floats:
+    """For each row the total weight of the rows with a smaller score, ties counted half; with ``index`` only those of its own block."""
     order = np.argsort(p, kind="stable") if index is None else np.lexsort((p, index))
     ordered, w = p[order], weights[order]
     first = np.r_[True, ordered[1:] != ordered[:-1]]
@@ -62,16 +62,16 @@ def _below(p: Floats, weights: Floats, index: Ints | None = None) -> Floats:
 
 def one_versus_rest(y: Floats, p: Floats, weights: Floats) -> float | None:
     """Mean over the classes of the AUC of each against all others; None if a class does not occur."""
-    return _over_classes(y, p, weights, prevalence=False)
+    return _mean_over_classes(y, p, weights, prevalence=False)
 
 
 def one_versus_rest_weighted(y: Floats, p: Floats, weights: Floats) -> float | None:
-    """The same, classes weighted by how often they occur."""
-    return _over_classes(y, p, weights, prevalence=True)
+    """As :func:`one_versus_rest`, with classes weighted by how often they occur."""
+    return _mean_over_classes(y, p, weights, prevalence=True)
 
 
-def _over_classes(y: Floats, p: Floats, weights: Floats, *, prevalence: bool) -> float | None:
-    truth = class_index(y, p.shape[1])
+def _mean_over_classes(y: Floats, p: Floats, weights: Floats, *, prevalence: bool) -> float | None:
+    truth = class_indices(y, p.shape[1])
     areas = [auc((truth == k).astype(np.float64), p[:, k], weights) for k in range(p.shape[1])]
     if any(a is None for a in areas):
         return None
@@ -80,13 +80,15 @@ def _over_classes(y: Floats, p: Floats, weights: Floats, *, prevalence: bool) ->
 
 
 def one_versus_rest_leave_out(y: Floats, p: Floats, weights: Floats, index: Ints, count: int) -> Floats:
+    """:func:`one_versus_rest` without each block, shape ``(count,)``."""
     return np.asarray(_leave_out_classes(y, p, weights, index, count).mean(axis=1))
 
 
 def one_versus_rest_weighted_leave_out(
     y: Floats, p: Floats, weights: Floats, index: Ints, count: int
 ) -> Floats:
-    truth = class_index(y, p.shape[1])
+    """:func:`one_versus_rest_weighted` without each block, shape ``(count,)``; the class shares are those of the rest."""
+    truth = class_indices(y, p.shape[1])
     by_class = [
         np.bincount(truth, weights=weights, minlength=p.shape[1])[k]
         - np.bincount(index, weights=weights * (truth == k), minlength=count)
@@ -99,7 +101,7 @@ def one_versus_rest_weighted_leave_out(
 
 
 def _leave_out_classes(y: Floats, p: Floats, weights: Floats, index: Ints, count: int) -> Floats:
-    truth = class_index(y, p.shape[1])
+    truth = class_indices(y, p.shape[1])
     return np.column_stack(
         [
             auc_leave_out((truth == k).astype(np.float64), p[:, k], weights, index, count)
@@ -117,17 +119,17 @@ def pr_auc(y: Floats, p: Floats, weights: Floats) -> float | None:
 
 
 def pr_auc_leave_out(y: Floats, p: Floats, weights: Floats, index: Ints, count: int) -> Floats:
-    """The same without each block in turn, sorted once."""
+    """Average precision without each block in turn; the rows are sorted only once."""
     area = _Thresholds(y, p)
-    found = (area(np.where(index == g, 0.0, weights)) for g in range(count))
-    return np.array([np.nan if v is None else v for v in found])
+    areas = (area(np.where(index == g, 0.0, weights)) for g in range(count))
+    return np.array([np.nan if v is None else v for v in areas])
 
 
 class _Thresholds:
     """Average precision of fixed rows for many weightings."""
 
     def __init__(self, y: Floats, p: Floats) -> None:
-        binary_labels(y)
+        check_binary_labels(y)
         self._order = np.argsort(-p, kind="stable")
         ordered = p[self._order]
         self._positive = y[self._order] == 1
@@ -136,9 +138,9 @@ class _Thresholds:
     def __call__(self, weights: Floats) -> float | None:
         w = weights[self._order]
         hits = np.cumsum(np.where(self._positive, w, 0.0))[self._ends]
-        said = np.cumsum(w)[self._ends]
+        predicted = np.cumsum(w)[self._ends]
         if not len(hits) or not hits[-1] > 0:
             return None
         gain = np.diff(hits, prepend=0.0)
-        used = said > 0
-        return float((gain[used] * hits[used] / said[used]).sum() / hits[-1])
+        used = predicted > 0
+        return float((gain[used] * hits[used] / predicted[used]).sum() / hits[-1])

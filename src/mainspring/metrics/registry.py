@@ -17,17 +17,17 @@ _CLASSES = _BINARY | _MULTI
 _PINBALL = re.compile(r"pinball_(0\.\d{1,4})", re.ASCII)
 
 
-def _share(name: str, tasks: frozenset[Task], **how: object) -> Metric:
+def _share_metric(name: str, tasks: frozenset[Task], **how: object) -> Metric:
     how = {"unit": "share", "low": 0.0, "high": 1.0, **how}
     return Metric(name=name, tasks=tasks, higher_is_better=True, **how)  # type: ignore[arg-type]
 
 
-def _error(name: str, *, unit: str = "unit of the label", **how: object) -> Metric:
+def _error_metric(name: str, *, unit: str = "unit of the label", **how: object) -> Metric:
     how = {"low": 0.0, **how}
     return Metric(name=name, tasks=_NUMBER, unit=unit, higher_is_better=False, **how)  # type: ignore[arg-type]
 
 
-def _loss(name: str, tasks: frozenset[Task], unit: str, **how: object) -> Metric:
+def _loss_metric(name: str, tasks: frozenset[Task], unit: str, **how: object) -> Metric:
     return Metric(
         name=name,
         tasks=tasks,
@@ -42,41 +42,41 @@ def _loss(name: str, tasks: frozenset[Task], unit: str, **how: object) -> Metric
 _BOTH = {"totals": classes.confusion_rows, "least_per_class": 5}
 _EACH = {"totals": classes.tally_rows, "least_per_class": 5}
 _ALL = (
-    _loss("log_loss", _CLASSES, "nats", row_loss=classes.log_loss_rows),
-    _loss("brier", _CLASSES, "squared probability", row_loss=classes.brier_rows, high=2.0),
-    _loss(
+    _loss_metric("log_loss", _CLASSES, "nats", row_loss=classes.log_loss_rows),
+    _loss_metric("brier", _CLASSES, "squared probability", row_loss=classes.brier_rows, high=2.0),
+    _loss_metric(
         "calibration_error", _CLASSES, "probability",
         totals=classes.calibration_rows, of_totals=classes.calibration_error, high=1.0, least=50,
     ),
-    _share("accuracy", _CLASSES, row_loss=classes.hit_rows, interval="share"),
-    _share("precision", _BINARY, of_totals=classes.precision, interval="share", **_BOTH),
-    _share("recall", _BINARY, of_totals=classes.recall, interval="share", **_BOTH),
-    _share("f1", _BINARY, of_totals=classes.f1, **_BOTH),
-    _share("balanced_accuracy", _BINARY, of_totals=classes.balanced_accuracy, **_BOTH),
-    _share("mcc", _BINARY, of_totals=classes.mcc, unit="correlation", low=-1.0, **_BOTH),
-    _share("precision", _MULTI, of_totals=classes.macro_precision, **_EACH),
-    _share("recall", _MULTI, of_totals=classes.macro_recall, **_EACH),
-    _share("f1", _MULTI, of_totals=classes.macro_f1, **_EACH),
-    _share("balanced_accuracy", _MULTI, of_totals=classes.multiclass_balanced_accuracy, **_EACH),
-    _share("mcc", _MULTI, of_totals=classes.multiclass_mcc, unit="correlation", low=-1.0, **_EACH),
-    _share("auc", _BINARY, unit="probability", whole=ranking.auc, leave_out=ranking.auc_leave_out, least_per_class=5),
-    _share("pr_auc", _BINARY, whole=ranking.pr_auc, leave_out=ranking.pr_auc_leave_out, regroup=True, least_per_class=10),
-    _share(
+    _share_metric("accuracy", _CLASSES, row_loss=classes.hit_rows, interval="share"),
+    _share_metric("precision", _BINARY, of_totals=classes.precision, interval="share", **_BOTH),
+    _share_metric("recall", _BINARY, of_totals=classes.recall, interval="share", **_BOTH),
+    _share_metric("f1", _BINARY, of_totals=classes.f1, **_BOTH),
+    _share_metric("balanced_accuracy", _BINARY, of_totals=classes.balanced_accuracy, **_BOTH),
+    _share_metric("mcc", _BINARY, of_totals=classes.mcc, unit="correlation", low=-1.0, **_BOTH),
+    _share_metric("precision", _MULTI, of_totals=classes.macro_precision, **_EACH),
+    _share_metric("recall", _MULTI, of_totals=classes.macro_recall, **_EACH),
+    _share_metric("f1", _MULTI, of_totals=classes.macro_f1, **_EACH),
+    _share_metric("balanced_accuracy", _MULTI, of_totals=classes.multiclass_balanced_accuracy, **_EACH),
+    _share_metric("mcc", _MULTI, of_totals=classes.multiclass_mcc, unit="correlation", low=-1.0, **_EACH),
+    _share_metric("auc", _BINARY, unit="probability", whole=ranking.auc, leave_out=ranking.auc_leave_out, least_per_class=5),
+    _share_metric("pr_auc", _BINARY, whole=ranking.pr_auc, leave_out=ranking.pr_auc_leave_out, regroup=True, least_per_class=10),
+    _share_metric(
         "auc", _MULTI, unit="probability",
         whole=ranking.one_versus_rest, leave_out=ranking.one_versus_rest_leave_out, least_per_class=5,
     ),
-    _share(
+    _share_metric(
         "auc_weighted", _MULTI, unit="probability",
         whole=ranking.one_versus_rest_weighted, leave_out=ranking.one_versus_rest_weighted_leave_out, least_per_class=5,
     ),
-    _error("mae", row_loss=regression.absolute_rows),
-    _error("mse", unit="squared unit of the label", row_loss=regression.squared_rows),
-    _error("rmse", row_loss=regression.squared_rows, finish=np.sqrt),
-    _error("bias", row_loss=regression.difference_rows, finish=np.abs),
-    _error("median_absolute_error", whole=regression.median_absolute, leave_out=regression.median_leave_out, least=20),
-    _error("mape", unit="share of the label", row_loss=regression.relative_rows),
-    _error("smape", unit="share of the size", row_loss=regression.symmetric_rows, high=2.0),
-    _error("pinball", row_loss=regression.pinball_rows(0.5)),
+    _error_metric("mae", row_loss=regression.absolute_rows),
+    _error_metric("mse", unit="squared unit of the label", row_loss=regression.squared_rows),
+    _error_metric("rmse", row_loss=regression.squared_rows, finish=np.sqrt),
+    _error_metric("bias", row_loss=regression.difference_rows, finish=np.abs),
+    _error_metric("median_absolute_error", whole=regression.median_absolute, leave_out=regression.median_leave_out, least=20),
+    _error_metric("mape", unit="share of the label", row_loss=regression.relative_rows),
+    _error_metric("smape", unit="share of the size", row_loss=regression.symmetric_rows, high=2.0),
+    _error_metric("pinball", row_loss=regression.pinball_rows(0.5)),
     Metric(
         name="r2", tasks=_NUMBER, unit="share of variance", higher_is_better=True,
         totals=regression.variance_rows, of_totals=regression.r2, high=1.0, least=20,
@@ -89,12 +89,12 @@ METRICS: dict[Task, dict[str, Metric]] = {task: {m.name: m for m in _ALL if task
 
 def metric(name: str, task: Task) -> Metric:
     """Look up a metric for a task. Raises :class:`InvalidInput` naming near ones."""
-    found = METRICS[task].get(name)
-    if found is not None:
-        return found
-    made = _PINBALL.fullmatch(name)
-    if made and task is Task.REGRESSION and float(made[1]) > 0:
-        return _error(name, row_loss=regression.pinball_rows(float(made[1])))
+    known = METRICS[task].get(name)
+    if known is not None:
+        return known
+    pinball = _PINBALL.fullmatch(name)
+    if pinball and task is Task.REGRESSION and float(pinball[1]) > 0:
+        return _error_metric(name, row_loss=regression.pinball_rows(float(pinball[1])))
     raise InvalidInput(
         f"no metric of this name for {task.value} models",
         value=name,

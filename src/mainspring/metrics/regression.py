@@ -11,14 +11,17 @@ from mainspring.metrics.metric import Floats, Ints
 
 
 def absolute_rows(y: Floats, p: Floats) -> Floats:
+    """Absolute error per row, in the unit of the label."""
     return np.asarray(np.abs(y - p))
 
 
 def squared_rows(y: Floats, p: Floats) -> Floats:
+    """Squared error per row."""
     return np.asarray((y - p) ** 2)
 
 
 def difference_rows(y: Floats, p: Floats) -> Floats:
+    """Prediction minus label per row: positive where the prediction is too high."""
     return np.asarray(p - y)
 
 
@@ -45,7 +48,10 @@ def pinball_rows(quantile: float) -> Callable[[Floats, Floats], Floats]:
 
 
 def variance_rows(y: Floats, p: Floats) -> Floats:
-    """(n, 4): label and its square, measured from the middle of all labels (1.7e9 ± 60 keeps its digits); squared error; 1."""
+    """(n, 4): label and its square, measured from the mean of all labels; squared error; 1.
+
+    Sums of squares far from zero would lose the digits of the variance (labels such as 1.7e9 ± 60).
+    """
     centred = y - y.mean()
     return np.column_stack([centred, centred**2, (y - p) ** 2, np.ones(len(y))])
 
@@ -53,7 +59,7 @@ def variance_rows(y: Floats, p: Floats) -> Floats:
 def r2(t: Floats) -> Floats:
     """Share of the labels' variance that is explained."""
     spread = t[..., 1] - t[..., 0] ** 2 / t[..., 3]
-    # Below the rounding error of the sums there is no spread to explain.
+    # A spread below the rounding error of the sums counts as none: r2 is undefined then.
     spread = np.where(spread > 1e-12 * np.abs(t[..., 1]), spread, np.nan)
     return np.asarray(1 - t[..., 2] / spread)
 

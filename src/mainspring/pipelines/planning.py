@@ -188,7 +188,7 @@ class Planner:
         base = self._base
         try:
             with base.store.read() as tx:
-                row = dataset_rows.find(tx, base.project, name, selector)
+                row = dataset_rows.find_version(tx, base.project, name, selector)
         except NotFound as error:
             raise NotFound(
                 error.message,

@@ -19,7 +19,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Page(Record, frozen=True):
-    """How a listing goes on: pass ``next`` as ``after`` to get the next page; ``None`` means the end."""
+    """One page of a listing: pass ``next`` as ``after`` to get the next page; ``None`` means the end."""
 
     next: str | None = None
 
@@ -31,17 +31,20 @@ Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}$")]
 """A UUIDv7 in its canonical form: opaque, time-ordered."""
 
 Selector = str | int
-"""Which version is meant: its number (also as text), a name that points at it, ``latest``, or for data its id."""
+"""Selects a version: its number (also as text), a name that points at it, ``latest``, or for data its id."""
 
 _T = TypeVar("_T")
 _id_lock = threading.Lock()
+"""Guards ``_last_id`` and ``_tails``: two threads never get the same id, and ids of one process are ordered."""
 _last_id = 0
 _tails: list[str] = []
-"""Random ends of ids, drawn many at a time: one system call per id cost more than the rest of it."""
+"""Random ends of ids, drawn many at a time: one system call per id would cost more than the rest of :func:`new_id`."""
 
 
 def _after_fork() -> None:
-    """A child draws randomness of its own, and a lock held at the fork by another thread is gone."""
+    """In a child: draw new random ends, or parent and child would issue the same ids; and replace the lock, which another
+    thread may have held at the fork and would never release.
+    """
     global _id_lock  # noqa: PLW0603 - as below
     _id_lock = threading.Lock()
     _tails.clear()
@@ -50,8 +53,8 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _draw() -> None:
-    """128 ends of an id: the variant ``0b10``, then 62 random bits (RFC 9562 §5.7)."""
+def _draw_tails() -> None:
+    """Add 128 ends of ids: the variant ``0b10``, then 62 random bits (RFC 9562 §5.7). The caller holds the lock."""
     drawn = os.urandom(1024)
     for at in range(0, 1024, 8):
         bits = int.from_bytes(drawn[at : at + 8], "big") & ((1 << 62) - 1) | 0b10 << 62
@@ -59,7 +62,7 @@ def _draw() -> None:
 
 
 def new_id() -> str:
-    """A fresh UUIDv7 (RFC 9562 §5.7); ids made by one process sort in the order of their making.
+    """A fresh UUIDv7 (RFC 9562 §5.7); ids made by one process sort in the order of creation.
 
     >>> len(new_id()), new_id() < new_id()
     (36, True)
@@ -72,7 +75,7 @@ def new_id() -> str:
             stamp = _last_id + 1
         _last_id = stamp
         if not _tails:
-            _draw()
+            _draw_tails()
         tail = _tails.pop()
     head = f"{stamp:015x}"
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail}"
@@ -82,7 +85,7 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 
 def check_name(name: str, *, what: str) -> str:
-    """One rule for names of things (projects, datasets, models, aliases, experiments, deployments).
+    """Check a name of a project, dataset, model, alias, experiment or deployment by one rule.
 
     1 to 128 of ``A-Z a-z 0-9 _ - .``, not starting with ``-`` or ``.``, no ``..``, not ending in ``.``:
     safe in URLs, file names and labels everywhere. Returns ``name``; raises :class:`InvalidInput`.
@@ -97,7 +100,7 @@ def check_name(name: str, *, what: str) -> str:
 
 
 def check_path(path: str, *, what: str = "path") -> str:
-    """A logical path inside a tree or package: relative, ``/``-separated, NFC, nothing a file system could misread.
+    """Check a logical path inside a tree or package: relative, ``/``-separated, NFC, and with the same meaning on every file system.
 
     Refused: absolute, backslash, drive letter, ``.``/``..``/empty segments, control characters, ``%``, ``;``, ``?``,
     ``#``, segments over 255 bytes, trailing dot or space, non-NFC. Returns ``path``; raises :class:`InvalidInput`.
@@ -109,7 +112,7 @@ def check_path(path: str, *, what: str = "path") -> str:
         or any(
             ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF or c in '\\%;?#:*"<>|' for c in path
         )
-        or any(not _good_segment(s) for s in path.split("/"))
+        or any(not _is_good_segment(s) for s in path.split("/"))
     )
     if bad:
         raise InvalidInput(
@@ -120,7 +123,7 @@ def check_path(path: str, *, what: str = "path") -> str:
     return path
 
 
-def _good_segment(segment: str) -> bool:
+def _is_good_segment(segment: str) -> bool:
     return (
         segment not in {"", ".", ".."}
         and len(segment.encode()) <= 255
@@ -133,12 +136,12 @@ _encoder = msgspec.json.Encoder(order="sorted")
 
 
 def to_json(value: object) -> bytes:
-    """Canonical JSON: sorted keys, no spaces. What we digest and store."""
+    """Canonical JSON: sorted keys, no spaces. Digests are computed over this form, and it is what is stored."""
     return _encoder.encode(value)
 
 
 def from_json(data: bytes | str, kind: type[_T] | Any = Any) -> _T:
-    """Decode JSON into ``kind``. Raises :class:`InvalidInput` with the place inside the document."""
+    """Decode JSON into ``kind``. Raises :class:`InvalidInput` with the path inside the document."""
     try:
         decoded: _T = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Datasets: versions, differences, check rules and what they found.
+"""Datasets: versions, differences, check rules and their findings.
 
 A check rule is written in ``mainspring.toml`` (or sent to an operation) as a table whose ``check`` names the rule::
 
@@ -41,12 +41,12 @@ class DatasetInfo(Record, frozen=True):
 
 
 class DatasetVersion(Record, frozen=True):
-    """An immutable version. Its ``id`` is the digest of its content, so equal content has the equal id everywhere.
+    """An immutable version. Its ``id`` is the digest of its content, so equal content has an equal id everywhere.
 
     For a table that is the canonical digest of schema and rows in order, independent of the file that carries them; for
     files it is the digest of their tree. ``number`` counts commits of this dataset, from 1. ``tree`` is the stored
     tree object (path to object), ``bytes`` the size of what it names before deduplication. ``reading`` says how its source was
-    read when it was first committed (None: as it was given, or files).
+    read when it was first committed (None: nothing was converted, or it holds files).
     """
 
     id: Digest
@@ -82,7 +82,7 @@ class FileEntry(Record, frozen=True):
 
 
 class Rule(Record, frozen=True, kw_only=True, tag_field="check"):
-    """``refuse``: a breach keeps a version from becoming visible; otherwise it is only reported."""
+    """``refuse``: a breach prevents the commit of the version; otherwise it is only reported."""
 
     refuse: bool = True
 
@@ -137,7 +137,7 @@ class RowCountRule(Rule, frozen=True, kw_only=True, tag="row_count"):
 
 
 class FreshnessRule(Rule, frozen=True, kw_only=True, tag="freshness"):
-    """The newest time in ``column`` is no older than ``max_age`` before policy time, and no time is of the future.
+    """The newest time in ``column`` is no older than ``max_age`` before policy time, and no time is in the future.
 
     A time may be ``tolerance`` ahead of policy time; by default 5 minutes if the column has a zone, else 14 hours more, since
     dates and times without a zone are taken as of UTC and may be of a zone ahead of it.
@@ -176,7 +176,7 @@ CheckRule = (
     | FreshnessRule
     | LabelRateRule
 )
-"""Any rule; which one is told by its field ``check``."""
+"""Any rule; its field ``check`` names which one."""
 
 
 class FailedRow(Record, frozen=True):
@@ -187,7 +187,7 @@ class FailedRow(Record, frozen=True):
 
 
 class Finding(Record, frozen=True):
-    """How one rule came out. ``failing`` counts rows (for ``row_count``, and for ``freshness`` without a row of the future: 1 if breached).
+    """The result of one rule. ``failing`` counts rows (for ``row_count``, and for ``freshness`` without a row in the future: 1 if breached).
 
     ``value`` is what was measured (null share, row count, newest time in seconds since the epoch, rate); ``groups`` are
     the groups that broke a ``label_rate``; ``sample`` holds at most 10 failing rows.
@@ -206,7 +206,7 @@ class Finding(Record, frozen=True):
 class CheckReport(Record, frozen=True):
     """All rules over one table. ``refused``: a rule with ``refuse`` was breached. ``version`` None: never committed.
 
-    ``damaged``: what is wrong with the record that this was to be read from; then nothing else is known of the check.
+    ``damaged``: what is wrong with the event that holds this report, if it cannot be read; then nothing else is known of the check.
     """
 
     dataset: str

@@ -1,7 +1,7 @@
-"""Every kind of event, declared once: its name, its words, its tone and how its data reads in one line.
+"""Every kind of event, declared once: its name, its words, its tone and how its data is shown in one line.
 
-The ledger records only these (``Decision.event``); pages, command line and consumers read this table. What is stored may
-come from a newer program: ``Event.kind`` stays a plain string, and :func:`describe` has words for every string.
+The ledger records only these kinds (``Decision.event``); pages, command line and consumers read this table. A stored event may come
+from a newer program: therefore ``Event.kind`` is a plain string, and :func:`describe` handles every string.
 """
 
 from __future__ import annotations
@@ -17,55 +17,53 @@ Detail = Callable[[Data], str]
 
 
 def _first_of(*templates: str) -> Detail:
-    """The first template of whose fields none is missing or empty; a list reads as its items."""
+    """A detail function: it fills the first template of which no field is missing or empty; the items of a list are joined."""
     fields = [[name for _, name, _, _ in Formatter().parse(t) if name] for t in templates]
 
     def detail(data: Data) -> str:
         for template, names in zip(templates, fields, strict=True):
             if all(data.get(n) not in (None, "", []) for n in names):
                 try:
-                    return template.format_map({n: _plain(data[n]) for n in names})
-                except (
-                    TypeError,
-                    ValueError,
-                ):  # data of another program: a format that its value does not have
+                    return template.format_map({n: _join_items(data[n]) for n in names})
+                # Data of another program: the format in the template may not fit the value.
+                except (TypeError, ValueError):
                     continue
         return ""
 
     return detail
 
 
-def _plain(value: Any) -> Any:
+def _join_items(value: Any) -> Any:
     return "; ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _counts(data: Data) -> str:
+def _counts_detail(data: Data) -> str:
     return ", ".join(f"{count} {name}" for name, count in data.items() if count and name != "edges")
 
 
 _USUAL = ("{reason}", "{detail}", "{error}", "{message}", "{purpose}")
-_usual = _first_of(*_USUAL)
+_usual_detail = _first_of(*_USUAL)
 
 
 def _usual_or(*templates: str) -> Detail:
     return _first_of(*_USUAL, *templates)
 
 
-_of_alert = _first_of(
+_alert_detail = _first_of(
     "{kind} of {subject} in {deployment}: {reason}",
     "{kind} of {subject} in {deployment}: {detail}",
     "{kind} of {subject} in {deployment}",
 )
-_of_alias = _first_of(
+_alias_detail = _first_of(
     "{alias} is version {version} now: {reason} (in spite of: {overridden})",
     "{alias} is version {version} now: {reason}",
     "{alias} is version {version} now",
 )
-_of_step = _usual_or("{pipeline}: {step}", "{step}")
+_step_detail = _usual_or("{pipeline}: {step}", "{step}")
 
 
 class EventKind(enum.StrEnum):
-    """A kind of event: ``thing.verb_in_past``, its words, its tone, and how to read its data (default: the reason given).
+    """A kind of event: ``thing.verb_in_past``, its words, its tone, and how to show its data (default: the recorded reason).
 
     The order of the things is the order in which filters offer them.
     """
@@ -74,13 +72,13 @@ class EventKind(enum.StrEnum):
     tone: Tone
     detail: Detail
 
-    def __new__(cls, name: str, words: str = "", tone: Tone = "idle", detail: Detail = _usual) -> Self:
+    def __new__(cls, name: str, words: str = "", tone: Tone = "idle", detail: Detail = _usual_detail) -> Self:
         kind = str.__new__(cls, name)
         kind._value_ = name
         kind.words, kind.tone, kind.detail = words, tone, detail
         return kind
 
-    LOOP_RETRAIN = "loop.retrain", "Retraining asked for", "busy"
+    LOOP_RETRAIN = "loop.retrain", "Retraining requested", "busy"
     LOOP_JOB_STARTED = "loop.job_started", "Retraining started", "busy"
     LOOP_JOB_FINISHED = "loop.job_finished", "Retraining ended", "idle", _usual_or("version {version}")
     LOOP_JOB_FAILED = "loop.job_failed", "Retraining failed", "bad"
@@ -95,10 +93,10 @@ class EventKind(enum.StrEnum):
     LOOP_NEEDS_HUMAN = "loop.needs_human", "Needs a person", "warn"
     GATE_PASSED = "gate.passed", "Gate passed", "good"
     GATE_STOPPED = "gate.stopped", "Gate stopped it", "bad"
-    ALERT_OPENED = "alert.opened", "Alert opened", "warn", _of_alert
-    ALERT_RESOLVED = "alert.resolved", "Alert resolved", "good", _of_alert
+    ALERT_OPENED = "alert.opened", "Alert opened", "warn", _alert_detail
+    ALERT_RESOLVED = "alert.resolved", "Alert resolved", "good", _alert_detail
     MODEL_REGISTERED = "model.registered", "Version registered", "idle"
-    MODEL_ALIAS_SET = "model.alias_set", "Alias moved", "idle", _of_alias
+    MODEL_ALIAS_SET = "model.alias_set", "Alias moved", "idle", _alias_detail
     MODEL_ALIAS_REMOVED = "model.alias_removed", "Alias removed", "idle"
     MODEL_TAGGED = "model.tagged", "Version tagged", "idle"
     MODEL_EVALUATED = "model.evaluated", "Version evaluated", "idle"
@@ -120,7 +118,7 @@ class EventKind(enum.StrEnum):
     PIPELINE_CANCELLED = "pipeline.cancelled", "Pipeline cancelled", "warn"
     PIPELINE_INTERRUPTED = "pipeline.interrupted", "Pipeline interrupted", "warn"
     PIPELINE_RESUMED = "pipeline.resumed", "Pipeline resumed", "busy"
-    PIPELINE_CANCEL_REQUESTED = "pipeline.cancel_requested", "Cancelling asked for", "warn"
+    PIPELINE_CANCEL_REQUESTED = "pipeline.cancel_requested", "Cancellation requested", "warn"
     RUN_STARTED = "run.started", "Run started", "idle", _usual_or("{name}", "{experiment}")
     RUN_CAPTURED = "run.captured", "Code and environment captured", "idle"
     RUN_FINISHED = "run.finished", "Run finished", "idle"
@@ -133,12 +131,12 @@ class EventKind(enum.StrEnum):
     RUN_DELETED = "run.deleted", "Run deleted", "warn"
     RUN_RESTORED = "run.restored", "Run restored", "idle"
     STEP_CACHED = "step.cached", "Steps taken from the cache", "idle"
-    STEP_BEGUN = "step.begun", "Step begun by a worker", "idle", _of_step
-    STEP_LOST = "step.lost", "Step lost by its worker", "warn", _of_step
-    STEP_FINISHED = "step.finished", "Step finished", "idle", _of_step
-    STEP_FAILED = "step.failed", "Step failed", "bad", _of_step
-    FEEDBACK_RECEIVED = "feedback.received", "Labels received", "idle", _counts
-    FEEDBACK_SETTLED = "feedback.settled", "Parked labels joined", "idle", _counts
+    STEP_BEGUN = "step.begun", "Step begun by a worker", "idle", _step_detail
+    STEP_LOST = "step.lost", "Step lost by its worker", "warn", _step_detail
+    STEP_FINISHED = "step.finished", "Step finished", "idle", _step_detail
+    STEP_FAILED = "step.failed", "Step failed", "bad", _step_detail
+    FEEDBACK_RECEIVED = "feedback.received", "Labels received", "idle", _counts_detail
+    FEEDBACK_SETTLED = "feedback.settled", "Parked labels joined", "idle", _counts_detail
     HOLDOUT_LOCKED = "holdout.locked", "Hold-out locked", "idle"
     HOLDOUT_USED = "holdout.used", "Hold-out used", "idle"
     PROJECT_CREATED = "project.created", "Project created", "idle"
@@ -156,13 +154,13 @@ class EventKind(enum.StrEnum):
     LINEAGE_RECORDED = "lineage.recorded", "Lineage recorded", "idle"
     CONSUMER_REDELIVERED = (
         "consumer.redelivered",
-        "Another delivery asked for",
+        "Another delivery requested",
         "idle",
         _first_of("{count} set aside"),
     )
     CONSUMER_REMOVED = "consumer.removed", "Consumer of events removed", "warn"
     EVENT_DAMAGED = "event.damaged", "This row cannot be read", "bad"
-    """Never recorded: what reading makes of a row that cannot be decoded (``lineage/audit.py``)."""
+    """Never recorded: reading returns it for a row that cannot be decoded (``lineage/audit.py``)."""
 
 
 class Description(NamedTuple):
@@ -174,11 +172,13 @@ class Description(NamedTuple):
 
 
 def describe(kind: str, data: Data) -> Description:
-    """The words of an event, whatever program recorded it."""
+    """The words, tone and detail of an event, whatever program recorded it."""
     try:
         known = EventKind(kind)
     except ValueError:
-        return Description(kind.replace(".", ": ").replace("_", " ").capitalize(), "idle", _usual(data))
+        return Description(
+            kind.replace(".", ": ").replace("_", " ").capitalize(), "idle", _usual_detail(data)
+        )
     if known is EventKind.MODEL_ALIAS_SET and data.get("override"):
         return Description("Alias moved by override", "warn", known.detail(data))
     return Description(known.words, known.tone, known.detail(data))
@@ -187,4 +187,4 @@ def describe(kind: str, data: Data) -> Description:
 THINGS = tuple(
     dict.fromkeys(f"{kind.partition('.')[0]}." for kind in EventKind if kind != EventKind.EVENT_DAMAGED)
 )
-"""What events are about, as prefixes of kinds: what a filter offers."""
+"""The things that events are about, as prefixes of kinds, for filters."""

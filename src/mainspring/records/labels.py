@@ -1,4 +1,4 @@
-"""Labels: the truth about a prediction, which arrives later, twice, or not at all."""
+"""Labels: the ground truth of a prediction. It arrives later, and may arrive several times or never."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ISSUED = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0
 
 
 def is_issued_id(request: str) -> bool:
-    """Whether a server of ours could have given a request this id: all are UUIDv7 in canonical form."""
+    """Whether our servers could have issued this request id: all of theirs are UUIDv7 in canonical form."""
     return _ISSUED.fullmatch(request) is not None
 
 
@@ -40,8 +40,11 @@ class Feedback(Record, frozen=True):
 MAX_TEXT = 256
 
 
-def unfit(item: Feedback) -> str | None:
-    """Why an item cannot be kept, whatever it is about; None if it can. Asked at every door, so that no batch is taken in half."""
+def refusal_reason(item: Feedback) -> str | None:
+    """Why an item cannot be kept, whatever prediction it is about; None if it can.
+
+    Every entry point checks all items of a batch before it stores any, so that no batch is stored in part.
+    """
     value = item.value
     if isinstance(value, float) and not math.isfinite(value):
         return "a label's value must be finite"
@@ -57,12 +60,12 @@ def unfit(item: Feedback) -> str | None:
 
 
 class FeedbackCounts(Record, frozen=True):
-    """What became of a batch: every item is counted in exactly one of these.
+    """The result of a batch: every item is counted in exactly one of these.
 
-    ``accepted`` first label of its prediction; ``duplicate`` said before, ignored; ``revised`` differs from the label that
-    stood, which stays in the history; ``parked`` no such prediction is known yet, kept until it appears or
-    expires; ``rejected`` malformed, or about a row or a class that cannot be (relayed items only: a direct call is refused
-    whole), or no room left to park it. ``more``: the relay holds further items for the next call.
+    ``accepted``: the first label of its prediction; ``duplicate``: known already, ignored; ``revised``: differs from the current
+    label, which is kept in the history; ``parked``: the prediction is not known yet, so the label is kept until it appears or the
+    label expires; ``rejected``: malformed, about a row or a class that does not exist (relayed items only: a direct call is
+    refused as a whole), or there is no space to park it. ``more``: the relay holds further items for the next call.
     """
 
     accepted: int = 0
@@ -74,9 +77,9 @@ class FeedbackCounts(Record, frozen=True):
 
 
 class Label(Record, frozen=True):
-    """A label as recorded. ``at`` is its event time, ``arrived_at`` the policy time at which it came here.
+    """A label as recorded. ``at`` is its event time, ``arrived_at`` the policy time at which it arrived.
 
-    Nothing is trained on a row whose label arrived after the moment of decision: compare ``arrived_at``.
+    Training uses no row whose label arrived after the cut-off: compare ``arrived_at``.
     """
 
     prediction_id: str
@@ -88,9 +91,9 @@ class Label(Record, frozen=True):
 
 
 class SettleReport(Record, frozen=True):
-    """Parked labels looked at again: ``joined`` found their prediction, ``expired`` waited too long, ``waiting`` remain.
+    """Parked labels that were checked again: ``joined`` found their prediction, ``expired`` waited too long, ``waiting`` remain.
 
-    ``rejected`` of the joined ones name no class of their model. ``more``: some that can be joined are left for the next call.
+    ``rejected``: joined ones that name no class of their model. ``more``: some that can be joined are left for the next call.
     """
 
     joined: int = 0
@@ -103,7 +106,7 @@ class SettleReport(Record, frozen=True):
 class LabelStats(Record, frozen=True):
     """How much is labelled. ``delay_p50_s``/``delay_p90_s``: seconds from a prediction's event to its label's arrival.
 
-    ``expired`` and ``rejected`` count for the whole project since its beginning: a foreign id has no deployment.
+    ``expired`` and ``rejected`` are totals of the whole project: the deployment of an unknown id is unknown.
     """
 
     deployment: str | None

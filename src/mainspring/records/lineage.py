@@ -9,7 +9,7 @@ from mainspring.records.base import Record
 
 
 def ref(kind: str, ident: str) -> str:
-    """A reference to a thing: ``kind:id``. Rooms meet by these, not by import.
+    """A reference to a thing: ``kind:id``. Rooms refer to each other's things by references, not by imports.
 
     Kinds: ``dataset_version:<id>``, ``run:<id>``, ``step:<id>`` (a step execution), ``model:<name>``,
     ``model_version:<name>@<n>``, ``deployment:<name>``, ``rollout:<id>``, ``prediction:<id>``, ``window:<id>``,
@@ -52,28 +52,28 @@ class EventPage(Record, frozen=True):
 
 
 class ConsumerStatus(Record, frozen=True):
-    """How far a consumer of events has come. Times are machine time."""
+    """The progress of a consumer of events. Times are machine time."""
 
     name: str
     kinds: list[str] | None
-    """What it takes; None: every kind."""
+    """The kinds that it handles; None: every kind."""
     cursor: int
-    """It is done with every event up to this one."""
+    """Every event up to this one is handled."""
     head: int
     """The newest event of the chain."""
     waiting: int
-    """Events behind the cursor that it takes, counted up to 100,000."""
+    """Events after the cursor that it handles, counted up to 100,000."""
     created_at: datetime
     delivered_at: datetime | None = None
-    """When it took something last."""
+    """When it last handled an event."""
     failing_since: datetime | None = None
     """The first failure after its last success."""
     attempts: int = 0
-    """Failed ones, of the event it is at."""
+    """Failed attempts at the current event."""
     retry_at: datetime | None = None
     error: str | None = None
     set_aside: int = 0
-    """Events it could not be given: ``lineage.list_failed_deliveries`` lists them, ``lineage.redeliver`` tries again."""
+    """Events that could not be delivered: ``lineage.list_failed_deliveries`` lists them, ``lineage.redeliver`` tries again."""
 
 
 class FailedDelivery(Record, frozen=True):
@@ -87,7 +87,7 @@ class FailedDelivery(Record, frozen=True):
     error: str
     at: datetime
     again: bool = False
-    """One more attempt was asked for and is to come."""
+    """Another attempt was requested and is pending."""
 
 
 class Edge(Record, frozen=True):
@@ -100,7 +100,7 @@ class Edge(Record, frozen=True):
 
 
 class Graph(Record, frozen=True):
-    """A piece of lineage around ``root``: nodes with what is known of them, and edges."""
+    """A part of lineage around ``root``: nodes with their facts, and edges."""
 
     root: str
     nodes: list[Node]
@@ -118,8 +118,8 @@ class Node(Record, frozen=True):
 
 
 class AuditReport(Record, frozen=True):
-    """Outcome of verifying the event chain and what is derived from it. ``first_bad`` is the first sequence number that does
-    not fit; ``events`` and ``head`` tell how far the chain is whole, ``problems`` everything that was found (at most 200)."""
+    """Outcome of verifying the event chain and what is derived from it. ``first_bad`` is the first sequence number that does not
+    match; ``events`` and ``head`` say up to where the chain is intact, ``problems`` lists all problems (at most 200)."""
 
     ok: bool
     events: int
@@ -128,13 +128,13 @@ class AuditReport(Record, frozen=True):
     reason: str | None = None
     problems: list[str] = []
     edges: int = 0
-    """Edges that the chain names."""
+    """Edges that the chain records."""
     edges_of_version_1: int = 0
-    """Edges that version 1 recorded beside the chain: they can be told from later ones, but not proven."""
+    """Edges that version 1 recorded outside of the chain: they can be distinguished from later ones, but not verified."""
 
 
 class EdgeReport(Record, frozen=True):
-    """Edges around some things, held against the chain. Each list holds edges as they stand in the table or in the event."""
+    """Edges around some things, compared with the chain. Each list holds edges as they are in the table or in the event."""
 
     forged: list[Edge] = []
     """In the table, but no event of the chain recorded it."""
@@ -143,4 +143,4 @@ class EdgeReport(Record, frozen=True):
     before_version_2: list[Edge] = []
     """Recorded by version 1, outside the chain."""
     problems: list[str] = []
-    """Events that vouch for an edge but do not match their own hash, and the like."""
+    """Further problems, such as events that record an edge but do not match their own hash."""

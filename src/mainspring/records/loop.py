@@ -1,4 +1,4 @@
-"""Policy of the loop, the facts it reads, what it decides."""
+"""The policy of the loop, the facts that it reads, and its decisions."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ class DeployPolicy(Record, frozen=True):
 
 
 class RetrainPolicy(Record, frozen=True):
-    """When a deployment's model is made anew."""
+    """When a deployment's model is retrained."""
 
     retrain_on: list[Literal["drift", "performance", "quality", "schedule"]] = []
     cooldown: Duration = "1d"
     every: Duration | None = None
     """With ``schedule``: at most this long between retrains."""
     budget: int = 100
-    """Retrains allowed per ``budget_window``; then the loop stops and asks."""
+    """Retrains allowed per ``budget_window``; then the loop stops and needs a person."""
     budget_window: Duration = "365d"
     max_failures: int = 3
     """Each retrain in a row that fails, is gated out or rolled back doubles the wait for the next one, at most this often: after
@@ -119,7 +119,7 @@ class RolloutState(enum.StrEnum):
 
 
 class RuleResult(Record, frozen=True):
-    """How one rule came out. ``low``/``high`` bound ``value`` where it is an estimate; ``reason`` is for people."""
+    """The result of one rule. ``low``/``high`` bound ``value`` where it is an estimate; ``reason`` is for people."""
 
     rule: dict[str, Any]
     passed: bool
@@ -146,7 +146,7 @@ class Verdict(Record, frozen=True):
 
 
 class Job(Record, frozen=True):
-    """One retraining: asked for by a decision, run by a worker process, ends with a version and its verdict."""
+    """One retraining: requested by a decision, run by a worker process, ends with a version and its verdict."""
 
     id: str
     deployment: str
@@ -156,7 +156,7 @@ class Job(Record, frozen=True):
     reason: str
     requested_at: datetime
     cutoff: datetime
-    """When asked, minus the label delay: later events have no label yet."""
+    """The time of the request minus the label delay: later events have no label yet."""
     params: dict[str, Any] = {}
     run: str | None = None
     version: int | None = None
@@ -168,7 +168,7 @@ class Job(Record, frozen=True):
 
 
 class Rollout(Record, frozen=True):
-    """A candidate on its way. ``stage`` indexes the policy's stages as they stood when it began."""
+    """A candidate's rollout. ``stage`` is an index into ``stages``, the policy's stages when it began."""
 
     id: str
     deployment: str
@@ -206,7 +206,7 @@ class AlertFact(Record, frozen=True):
 
 
 class Facts(Record, frozen=True):
-    """Everything one decision of one deployment rests on. Recorded with it, so that it can be replayed."""
+    """Everything that one decision on one deployment is based on. Recorded with it, so that it can be replayed."""
 
     deployment: str
     now: datetime
@@ -254,13 +254,13 @@ class TickResult(Record, frozen=True):
     now: datetime
     decisions: list[LoopDecision]
     jobs: list[str]
-    """Retrain jobs waiting for or in work."""
+    """Retrain jobs that are queued or running."""
     problems: list[str] = []
-    """What did not work in this round and was left for the next: the rest was done all the same."""
+    """What failed in this round and is left for the next one; everything else was done."""
 
 
 class ReplayReport(Record, frozen=True):
-    """Recorded facts decided again. ``differences`` lists ticks whose decisions differ (empty: the same)."""
+    """The decisions on recorded facts, made again. ``differences`` lists ticks whose decisions differ (empty: the same)."""
 
     ticks: int
     decisions: int

@@ -31,8 +31,8 @@ ClassType = Literal["float64", "int64", "string", "bool"]
 class Signature(Record, frozen=True):
     """What goes in and what comes out. ``classes``: labels in the order of the probabilities (binary: [negative, positive]).
 
-    ``class_type`` is the type of the estimator's classes, by which labels are matched (records.classes); None in records of
-    before it was kept: inferred. ``class_values``: the estimator's own classes where ``classes`` gives them other names.
+    ``class_type`` is the type of the estimator's classes, by which labels are matched (records.classes); None in records
+    that are older than this field: inferred. ``class_values``: the estimator's own classes where ``classes`` gives them other names.
     """
 
     inputs: list[Column]
@@ -43,7 +43,7 @@ class Signature(Record, frozen=True):
 
 
 class PackageFile(Record, frozen=True):
-    """A payload file of a package. ``sha256`` stands beside BLAKE3 for signing and OCI."""
+    """A payload file of a package. ``sha256`` is given in addition to BLAKE3, because signing and OCI need it."""
 
     path: str
     size: int
@@ -52,7 +52,7 @@ class PackageFile(Record, frozen=True):
 
 
 class Parity(Record, frozen=True):
-    """How closely the stored payload repeats the trained estimator.
+    """How closely the stored payload reproduces the trained estimator.
 
     ``rows``: all rows compared, real and made from the signature. ``max_abs_difference``: of probabilities; of a regression in
     units of the spread (standard deviation) of the estimator's answers on real rows.
@@ -65,7 +65,7 @@ class Parity(Record, frozen=True):
     generated: int = 0
     """Rows made from the signature: nulls, unseen categories, extremes, values beside tree thresholds."""
     judged: int = 0
-    """Rows that took no part in choosing the form of the payload."""
+    """Rows that were not used to choose the form of the payload."""
     refused: int = 0
     """Rows on which the estimator raises an error; the payload answers no number there either."""
 
@@ -125,7 +125,7 @@ class ModelVersion(Record, frozen=True):
 
 
 class ModelRegistry(Protocol):
-    """What other rooms ask of the models room."""
+    """What other rooms need from the models room."""
 
     def get_version(self, model: str, selector: Selector = "latest") -> ModelVersion: ...
 
@@ -142,18 +142,18 @@ class AliasEvent(Record, frozen=True):
     reason: str
     event: str
     overridden: list[str] = []
-    """What spoke against the move and was overridden by the actor; empty for every other move."""
+    """The objections to the move that the actor overrode; empty for every other move."""
 
 
 class ModelInfo(Record, frozen=True, kw_only=True):
-    """A registered model in a listing. ``aliases``: name to version, as they stand now."""
+    """A registered model in a listing. ``aliases``: name to version, as of now."""
 
     name: str
     created_at: datetime
     versions: int
     aliases: dict[str, int] = {}
     overridden: dict[str, list[str]] = {}
-    """Of aliases that were moved in spite of something: what spoke against it."""
+    """For aliases that were moved by override: the objections."""
 
 
 class ModelVersionPage(Page, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Monitoring: its policy, and the facts it records. It decides nothing."""
+"""Monitoring: its policy, and the facts that it records. The loop decides on them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class MonitorPolicy(Record, frozen=True):
 
 
 class Verdict(enum.StrEnum):
-    """What a comparison came to."""
+    """The result of a comparison."""
 
     OK = "ok"
     DRIFT = "drift"
@@ -105,7 +105,7 @@ class DriftReport(Record, frozen=True):
 
 
 class Finding(Record, frozen=True):
-    """Something worth knowing about a window. ``warning`` opens an alert, ``info`` is only kept."""
+    """A fact about a window. ``warning`` opens an alert, ``info`` is only recorded."""
 
     window: str
     deployment: str
@@ -183,7 +183,7 @@ class Vitals(Record, frozen=True):
 
 
 class WindowReport(Record, frozen=True):
-    """What was found when a window closed."""
+    """The results that were computed when a window closed."""
 
     drift: DriftReport | None = None
     prediction: ColumnDrift | None = None
@@ -194,7 +194,7 @@ class WindowReport(Record, frozen=True):
 
 
 class Window(Record, frozen=True):
-    """A span of time of one deployment. ``revision`` grows when late rows or labels change what is said of it."""
+    """A span of time of one deployment. ``revision`` grows when late rows or labels change its results."""
 
     id: str
     deployment: str
@@ -239,7 +239,7 @@ class SeriesPoint(Record, frozen=True):
 
 
 class IngestReport(Record, frozen=True):
-    """What one reading of the prediction log did. ``duplicates`` were known already; ``bad`` could not be decoded.
+    """The result of reading the prediction log once. ``duplicates`` were known already; ``bad`` could not be decoded.
 
     ``more``: the log holds further records that this call left for the next one.
     """
@@ -255,14 +255,14 @@ class IngestReport(Record, frozen=True):
 
 
 class EvaluateReport(Record, frozen=True):
-    """What one evaluation did: ids of windows closed and revised, alerts opened and resolved."""
+    """The result of one evaluation: ids of windows closed and revised, alerts opened and resolved."""
 
     closed: list[str] = []
     revised: list[str] = []
     opened: list[str] = []
     resolved: list[str] = []
     late_labels: int = 0
-    """Labels that came past the horizon: counted, no longer used to revise."""
+    """Labels that arrived after the horizon: counted, but not used to revise windows."""
     more: bool = False
 
 

@@ -1,4 +1,4 @@
-"""References to bytes in the object store, and what its keepers report."""
+"""References to bytes in the object store, and the reports of its maintenance (fsck, garbage collection)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FsckProblem(Record, frozen=True):
     """One thing that is wrong with stored bytes.
 
     ``missing``: indexed or referred to, but absent. ``corrupt``: present, not what the digest says. ``wrong_size``: a
-    pack or object of another length than recorded. ``dangling``: a reference to an object nobody has.
+    pack or object of another length than recorded. ``dangling``: a reference to an object that does not exist.
     """
 
     kind: Literal["missing", "corrupt", "wrong_size", "dangling"]
@@ -27,7 +27,7 @@ class FsckProblem(Record, frozen=True):
     place: str
     detail: str = ""
     objects: tuple[str, ...] = ()
-    """Digests of the whole objects that are damaged by it."""
+    """Digests of the complete objects that it damages."""
 
 
 class FsckReport(Record, frozen=True):
@@ -41,7 +41,7 @@ class FsckReport(Record, frozen=True):
     orphaned_packs: tuple[str, ...] = ()
     leftover_temp: tuple[str, ...] = ()
     repaired: tuple[str, ...] = ()
-    """Files that were damaged, and were made again before the check."""
+    """Files that were damaged, and were restored before the check."""
 
 
 class GcReport(Record, frozen=True):
@@ -59,7 +59,7 @@ class GcReport(Record, frozen=True):
 
 
 class ObjectStats(Record, frozen=True):
-    """How much lies in the store."""
+    """How much the store holds."""
 
     objects: int
     packs: int

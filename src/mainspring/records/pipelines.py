@@ -11,7 +11,7 @@ ArtifactKind = Literal["json", "record", "table", "array", "bytes", "file", "tre
 RunState = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 StepState = Literal["waiting", "running", "finished", "cached", "failed", "skipped", "lost", "cancelled"]
 ExecutorName = Literal["local", "worker"]
-"""Where the attempts at a run's steps happen: the table is ``pipelines/executors.py``."""
+"""Where the attempts at a run's steps are executed: ``pipelines/executors.py`` has the table."""
 
 
 class Artifact(Record, frozen=True):
@@ -73,7 +73,7 @@ class Graph(Record, frozen=True):
 
 
 class Ingredients(Record, frozen=True):
-    """What a cache key is made of; kept, so that two executions can be compared."""
+    """What a cache key is computed from; kept, so that two executions can be compared."""
 
     code: Digest
     parts: dict[str, str]
@@ -85,11 +85,11 @@ class Ingredients(Record, frozen=True):
     files: dict[str, str] = {}
     """Files and folders named by text among the arguments, with a digest of what they hold."""
     paths: dict[str, str] = {}
-    """For words only: what each argument that is a path is called."""
+    """For messages only: the path of each argument that is a path."""
 
 
 class StepError(Record, frozen=True):
-    """Why a step failed. The whole traceback stands in its log."""
+    """Why a step failed. Its log has the whole traceback."""
 
     kind: Literal[
         "exception", "output", "input", "signal", "memory", "timeout", "exit", "cancelled", "upstream", "lost"
@@ -116,13 +116,13 @@ class Why(Record, frozen=True):
     reason: str
     changes: list[Change] = []
     compared_to: str | None = None
-    """The earlier step execution it was compared with, or whose results it took."""
+    """The earlier step execution that it was compared with, or whose results it reused."""
     key: str | None = None
 
 
 class Effect(Record, frozen=True):
-    """What a step left in another room. ``ref`` is a reference to it; for an ``action``, which no reference can stand for,
-    the operation it called."""
+    """What a step made or changed in another room. ``ref`` is a reference to it; for an ``action``, which leaves nothing to refer
+    to, the operation that was called."""
 
     kind: Literal["dataset_version", "model_version", "alias", "artifact", "reference", "action"]
     ref: str
@@ -131,7 +131,7 @@ class Effect(Record, frozen=True):
 
 
 class RunEffect(Record, frozen=True):
-    """An effect of a step of a run. ``reused``: an earlier execution had it, and this run took that one's results."""
+    """An effect of a step of a run. ``reused``: an earlier execution had it, and this run reused its results."""
 
     step: str
     effect: Effect
@@ -160,9 +160,9 @@ class StepExecution(Record, frozen=True):
     why: Why | None = None
     cached_from: str | None = None
     worker: str = ""
-    """The worker that has or had it; empty where the runner ran it."""
+    """The worker that executes or executed it; empty if the runner did."""
     environment: str = ""
-    """The digest of the worker's environment, as it stated it."""
+    """The digest of the worker's environment, as the worker reported it."""
 
 
 class StepSource(Record, frozen=True):
@@ -174,7 +174,7 @@ class StepSource(Record, frozen=True):
 
 
 class StepJob(Record, frozen=True):
-    """One attempt at a step, described by digests: whoever executes it decides where its files lie."""
+    """One attempt at a step, described by digests: the executor decides where its files are."""
 
     project: str
     run: Id
@@ -196,16 +196,16 @@ class StepJob(Record, frozen=True):
     outputs: list[str] | None = None
     """Names declared by ``@step(outputs=...)``."""
     files: Digest | None = None
-    """A tree of the source files, and of the files that the step names by text; None where the project itself is at hand."""
+    """A tree of the source files, and of the files that the step names by text; None where the executor has the project itself."""
     variables: dict[str, str | None] = {}
-    """Variables of the environment that the code reads, with short digests of what they held where the run was started: they count
-    in the cache key, so they are to hold the same wherever it runs."""
+    """Variables of the environment that the code reads, with short digests of their values where the run was started: they are
+    part of the cache key, so they must have the same values wherever the step runs."""
     modules: list[str] = []
     """What the code imports from outside the project: worth importing before the step's process is forked."""
 
 
 class StepResult(Record, frozen=True):
-    """What an attempt came to, described by digests. ``used`` holds references for lineage."""
+    """The result of an attempt, described by digests. ``used`` holds references for lineage."""
 
     error: StepError | None = None
     outputs: list[Artifact] = []
@@ -236,7 +236,7 @@ class StepLease(Record, frozen=True):
 
 
 class Heartbeat(Record, frozen=True):
-    """Whether a worker is to go on with its step, and if not, why."""
+    """Whether a worker shall continue its step, and if not, why."""
 
     go_on: bool
     reason: str = ""
@@ -269,7 +269,7 @@ class PipelineRunPage(Record, frozen=True):
 
 
 class PipelineEvent(Record, frozen=True):
-    """Progress, as told to ``on_event``: what just happened to which step."""
+    """Progress, as passed to ``on_event``: what just happened to which step."""
 
     kind: Literal[
         "started", "cached", "waiting", "running", "retry", "finished", "failed", "skipped", "ended"

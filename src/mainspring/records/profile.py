@@ -1,4 +1,4 @@
-"""A profile: what a table or a window of traffic looks like, in mergeable sketches."""
+"""A profile: a summary of a table or a window of traffic in mergeable sketches."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from mainspring.records.base import Record
 
 
 class Project(Record, frozen=True, kw_only=True):
-    """A project, as whoever asks sees it."""
+    """A project, as the caller sees it."""
 
     name: str
     role: str
-    """What the caller is in it."""
+    """The caller's role in the project."""
     created_at: datetime
     created_by: str

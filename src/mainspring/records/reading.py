@@ -1,6 +1,6 @@
-"""How text and frames become a table: what a person declares, and what was decided.
+"""How text and frames become a table: what the user declares, and what was decided.
 
-In ``mainspring.toml`` a declaration stands with its dataset::
+In ``mainspring.toml`` a declaration belongs to its dataset::
 
     [data.sales.reading]
     delimiter = ";"
@@ -18,7 +18,7 @@ from mainspring.records.base import Record
 
 
 class Reading(Record, frozen=True):
-    """What is declared of a source. What is not declared is decided from the whole of the data, and reported.
+    """The declaration of a source. What is not declared is decided from all of the data, and reported.
 
     For CSV: ``encoding`` (a codec's name), ``delimiter``, ``quote`` (``""``: none), ``header`` (whether the first line
     names the columns), ``columns`` (names instead of those in the file), ``skip_lines`` (before the header), ``types``
@@ -63,7 +63,7 @@ class ReadColumn(Record, frozen=True):
 
 
 class ReadReport(Record, frozen=True):
-    """What was decided when a source became a table. For a CSV every column is listed; for the rest those with something to say."""
+    """What was decided when a source became a table. For CSV every column is listed; for other sources only those with notes."""
 
     source: Literal["csv", "parquet", "table", "rows", "columns", "frame"]
     encoding: str | None = None

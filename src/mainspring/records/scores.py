@@ -1,4 +1,4 @@
-"""From scores to labels: one rule for every place that names a class.
+"""From scores to labels: one rule for all code that names a class.
 
 Binary scores are P(positive), multiclass scores one probability per class. The label is the most probable class; where two
 are equally probable the first wins, as scikit-learn's ``predict`` does (``numpy.argmax``). So a binary row is positive only

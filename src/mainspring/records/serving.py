@@ -1,4 +1,4 @@
-"""What the control plane hands to serving (the route table), and what serving hands back (the prediction log)."""
+"""What the control plane gives to serving (the route table), and what serving gives back (the prediction log)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class RouteChange(Record, frozen=True, kw_only=True):
 
 
 class Published(Record, frozen=True, kw_only=True):
-    """The route table that the bundle shows now; ``written``: this call wrote it."""
+    """The route table that is in the bundle now; ``written``: this call wrote it."""
 
     number: int
     written: bool
@@ -112,7 +112,7 @@ class LoggedPrediction(Record, frozen=True, omit_defaults=True):
 
 
 class LoggedShadow(Record, frozen=True, omit_defaults=True):
-    """What a shadow said to a request that somebody else answered: joins :class:`LoggedPrediction` by ``id``."""
+    """A shadow's scores for a request that another version answered; joined with :class:`LoggedPrediction` by ``id``."""
 
     id: str
     deployment: str
@@ -126,7 +126,7 @@ class LoggedShadow(Record, frozen=True, omit_defaults=True):
 
 
 class LoggedFeedback(Record, frozen=True, omit_defaults=True):
-    """Feedback that came to the inference port, relayed as it was sent. ``at_us``: when it became true, if the sender said."""
+    """Feedback that was sent to the inference port, relayed unchanged. ``at_us``: when it became true, if the sender gave it."""
 
     prediction_id: str
     value: bool | int | float | str
@@ -161,11 +161,11 @@ def decode_log(payload: bytes) -> LogRecord | None:
     return record
 
 
-def misfit(outer: Signature, inner: Signature) -> str | None:
-    """Why a model of signature ``inner`` cannot answer in the place of one of ``outer``; None if it can.
+def misfit_reason(outer: Signature, inner: Signature) -> str | None:
+    """Why a model of signature ``inner`` cannot replace one of signature ``outer``; None if it can.
 
-    Both answer the same question (task and classes, in their order), and each column that ``inner`` needs is among those sent, of its
-    type, and null only where ``inner`` takes null.
+    It can if both have the same task and the same classes in the same order, and every column that ``inner`` needs is sent, has
+    its type, and may be null only where ``inner`` accepts null.
     """
     if outer.task != inner.task:
         return f"its task is {inner.task.value}, not {outer.task.value}"
@@ -173,23 +173,23 @@ def misfit(outer: Signature, inner: Signature) -> str | None:
         return f"its classes are {inner.classes}, not {outer.classes}"
     sent = {c.name: c for c in outer.inputs}
     for column in inner.inputs:
-        given = sent.get(column.name)
-        if given is None:
+        sent_column = sent.get(column.name)
+        if sent_column is None:
             return f"it needs the column {column.name!r} ({column.type}), which requests do not have"
-        if given.type != column.type:
-            return f"its column {column.name!r} is {column.type}, not {given.type}"
-        if given.nullable and not column.nullable:
+        if sent_column.type != column.type:
+            return f"its column {column.name!r} is {column.type}, not {sent_column.type}"
+        if sent_column.nullable and not column.nullable:
             return f"its column {column.name!r} takes no null, and requests may hold one"
     return None
 
 
-def sealed(table: RouteTable) -> RouteTable:
+def with_digest(table: RouteTable) -> RouteTable:
     """``table`` with its digest: BLAKE3 of the canonical JSON with an empty ``digest``."""
     return msgspec.structs.replace(table, digest=table_digest(table))
 
 
 def table_digest(table: RouteTable) -> str:
-    """What :attr:`RouteTable.digest` must be."""
+    """The digest that :attr:`RouteTable.digest` must have."""
     import blake3
 
     return blake3.blake3(to_json(msgspec.structs.replace(table, digest=""))).hexdigest()

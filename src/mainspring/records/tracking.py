@@ -17,7 +17,7 @@ Step = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """A training step: any 64-bit integer."""
 
 TimeUs = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-"""Microseconds since the epoch, as the client's clock said: not trusted, so not a datetime."""
+"""Microseconds since the epoch by the client's clock: it may be out of range, so it is not a datetime."""
 
 
 class RunStatus(enum.StrEnum):
@@ -64,12 +64,13 @@ class Point(Metric, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, key: str, number: float, *, step: int = 0, time_us: int = 0) -> Point:
+        """A point of any double, NaN and infinities included."""
         value, special = split_number(number)
         return cls(key=key, value=value, special=special, step=step, time_us=time_us)
 
 
 class Experiment(Record, frozen=True, kw_only=True):
-    """A group of runs. ``id`` is for ever, ``name`` is unique in the project and may change; ``runs`` counts those not deleted."""
+    """A group of runs. ``id`` never changes, ``name`` is unique in the project and may change; ``runs`` counts those not deleted."""
 
     id: Id
     name: str
@@ -84,7 +85,7 @@ class ExperimentPage(Page, frozen=True, kw_only=True):
 
 
 class Run(Record, frozen=True, kw_only=True):
-    """One recorded piece of work. ``metrics`` holds the latest value of each (highest step, then time).
+    """One execution that was recorded. ``metrics`` holds the latest value of each (highest step, then time).
 
     ``experiment`` is the name that the experiment has now. ``deleted``: the run, or its experiment.
     """
@@ -141,7 +142,7 @@ class BatchResult(Record, frozen=True, kw_only=True):
 
 
 class FileState(Record, frozen=True, kw_only=True):
-    """A file beside the commit: its digest, or why it has none (too large, unreadable)."""
+    """A file that is not in the commit: its digest, or why it has none (too large, unreadable)."""
 
     path: str
     size: int = 0
@@ -150,7 +151,7 @@ class FileState(Record, frozen=True, kw_only=True):
 
 
 class CodeState(Record, frozen=True, kw_only=True):
-    """What code ran: a Git commit plus what differs from it. ``missing`` says what could not be captured, and why."""
+    """The code that ran: a Git commit plus the differences from it. ``missing`` says what could not be captured, and why."""
 
     commit: str | None = None
     branch: str | None = None
@@ -176,7 +177,7 @@ class Package(Record, frozen=True, kw_only=True):
 
 
 class EnvironmentState(Record, frozen=True, kw_only=True):
-    """What the code ran in. Equal environments have equal documents, hence one digest: nothing here varies by run."""
+    """The environment of a run. Equal environments have equal documents, hence one digest: no field varies by run."""
 
     python: str
     implementation: str

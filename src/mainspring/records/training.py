@@ -38,7 +38,7 @@ class SliceResult(Record, frozen=True, kw_only=True):
 
 
 class Evaluation(Record, frozen=True, kw_only=True):
-    """What a model scored on given rows. ``id`` and ``at`` are set once it is recorded."""
+    """The metrics of a model on given rows. ``id`` and ``at`` are set when it is recorded."""
 
     task: Task
     rows: int
@@ -97,7 +97,7 @@ class TrialResult(Record, frozen=True, kw_only=True):
 
 
 class SearchResult(Record, frozen=True, kw_only=True):
-    """All trials of a search, which was selected and why. ``versus`` compares it with each other family's best."""
+    """All trials of a search, which one was selected and why. ``versus`` compares the best of each other family with the overall best."""
 
     trials: list[TrialResult]
     best: int
@@ -109,10 +109,12 @@ class SearchResult(Record, frozen=True, kw_only=True):
 
     @property
     def family(self) -> str:
+        """The family of the selected trial."""
         return self.trials[self.selected].family
 
     @property
     def params(self) -> dict[str, Any]:
+        """The parameters of the selected trial."""
         return self.trials[self.selected].params
 
 

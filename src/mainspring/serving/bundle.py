@@ -22,7 +22,7 @@ import msgspec
 from mainspring import durable
 from mainspring.errors import Corrupt, InvalidInput, MainspringError
 from mainspring.records.base import Record, from_json, to_json
-from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, sealed, table_digest
+from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, table_digest, with_digest
 from mainspring.serving.hosting import Nursery
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
@@ -365,7 +365,7 @@ class Watcher:
         # A deployment that does not serve keeps its last good routes: its new ones may still be loading.
         kept = [self.current.record(d.name) or self._last_good(d.name) for d in routes.deployments]
         records = [record for record in kept if record is not None]
-        good = sealed(msgspec.structs.replace(routes, deployments=records))
+        good = with_digest(msgspec.structs.replace(routes, deployments=records))
         if self._state.good is not None and good.digest == self._state.good.digest:
             return
         self._state = State(good=good)

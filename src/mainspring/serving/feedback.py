@@ -6,7 +6,7 @@ import msgspec
 
 from mainspring.errors import InvalidInput
 from mainspring.records.classes import LabelReader
-from mainspring.records.labels import Feedback, is_issued_id, unfit
+from mainspring.records.labels import Feedback, is_issued_id, refusal_reason
 from mainspring.serving.codec import check_duplicates, malformed
 from mainspring.serving.table import LiveTable
 
@@ -45,7 +45,7 @@ def _refuse_impossible(items: list[Feedback], table: LiveTable) -> None:
     """
     readers = [LabelReader.of(d.signature) for d in table.deployments.values()]
     for number, item in enumerate(items):
-        if (why := unfit(item)) is not None:
+        if (why := refusal_reason(item)) is not None:
             raise InvalidInput(why, place=f"feedback[{number}]")
         if not is_issued_id(item.prediction_id.partition("/")[0]):
             raise InvalidInput(

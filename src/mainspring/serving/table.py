@@ -20,7 +20,7 @@ import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput, ModelFailed
 from mainspring.records.models import Signature, Task
-from mainspring.records.serving import Deployment, RouteTable, misfit
+from mainspring.records.serving import Deployment, RouteTable, misfit_reason
 from mainspring.serving.codec import RowCodec
 from mainspring.serving.hosting import Hosted, Nursery
 from mainspring.serving.metrics import Metrics, Series
@@ -448,7 +448,7 @@ def _build_target(
     role: str,
     name: str,
 ) -> LiveTarget:
-    if (why := misfit(signature, version.signature)) is not None:
+    if (why := misfit_reason(signature, version.signature)) is not None:
         raise InvalidInput(
             f"{model}@{number} cannot answer for this deployment: {why}",
             value=deployment,

@@ -183,9 +183,9 @@ class TableEngineContract:
         with pytest.raises(Corrupt, match="bytes differ"):
             engine.collect(engine.frame(stream).select(nw.col("c0").sum()))
         with pytest.raises(Corrupt, match="bytes differ"):
-            engine.bags(stream, whole, columns=["c0"], limit=10)
+            engine.compare_bags(stream, whole, columns=["c0"], limit=10)
         with pytest.raises(Corrupt, match="bytes differ"):
-            engine.keyed(stream, whole, key=["c0"], rest=[], limit=10)
+            engine.compare_by_key(stream, whole, key=["c0"], rest=[], limit=10)
 
     @pytest.mark.parametrize("seed", range(3))
     def test_findings_are_the_same_to_the_byte(self, engine: Any, seed: int) -> None:
@@ -202,7 +202,7 @@ class TableEngineContract:
             {k: r.choice([None, 0.0, 1.5, float("nan")]) for k in r.sample([None, *range(30)], 20)}
             for _ in range(2)
         )
-        difference = engine.keyed(_keyed(before), _keyed(after), key=["c0"], rest=["c1"], limit=5)
+        difference = engine.compare_by_key(_keyed(before), _keyed(after), key=["c0"], rest=["c1"], limit=5)
         added, removed = (
             [n for n, k in enumerate(a) if k not in b] for a, b in ((after, before), (before, after))
         )
@@ -221,7 +221,7 @@ class TableEngineContract:
         before, after = (
             [(r.choice([None, 1, 2]), r.choice([None, "a", "b"])) for _ in range(25)] for _ in range(2)
         )
-        added, removed = engine.bags(_rows(before), _rows(after), columns=["c0", "c1"], limit=5)
+        added, removed = engine.compare_bags(_rows(before), _rows(after), columns=["c0", "c1"], limit=5)
         for rows, mine, other in ((added, after, before), (removed, before, after)):
             left, only = Counter(other), []
             for number, row in enumerate(mine):

@@ -1,4 +1,4 @@
-"""Comparisons live in :mod:`mainspring.metrics.compare`; pipelines import them from here, too."""
+"""Comparisons are defined in :mod:`mainspring.metrics.compare`; pipelines may import them from here."""
 
 from mainspring.metrics.compare import compare, paired_difference
 

@@ -1,4 +1,4 @@
-"""Confidence intervals live in :mod:`mainspring.metrics.intervals`; pipelines import them from here, too."""
+"""Confidence intervals are defined in :mod:`mainspring.metrics.intervals`; pipelines may import them from here."""
 
 from mainspring.metrics.intervals import MIN_BLOCKS, interval
 

@@ -1,4 +1,4 @@
-"""Metrics live in :mod:`mainspring.metrics`; pipelines import them from here, too."""
+"""Metrics are defined in :mod:`mainspring.metrics`; pipelines may import them from here."""
 
 from mainspring.metrics.metric import Floats, Metric, as_arrays
 from mainspring.metrics.registry import METRICS, measure, metric

@@ -16,7 +16,7 @@ from mainspring.storage.sql.store import Row
 
 
 class Training:
-    """Hold-outs and evaluations of one project. What computes is pure and lives in the modules beside this one."""
+    """Hold-outs and evaluations of one project. The computations are pure functions in the other modules of this package."""
 
     room = "training"
 
@@ -27,22 +27,22 @@ class Training:
     def lock_holdout(self, dataset_version: str, *, max_uses: int | None = None) -> Holdout:
         """Keep a dataset version for judging models. After ``max_uses`` looks, further ones are refused.
 
-        Locking again changes nothing and returns what is. Raises :class:`Conflict` if it was locked with another limit.
+        Locking it again changes nothing and returns the existing hold-out. Raises :class:`Conflict` if it was locked with another limit.
         """
         if max_uses is not None and max_uses < 1:
             raise InvalidInput("a hold-out must allow at least one use", value=max_uses)
         base = self._base
         with base.ledger.decision() as d:
-            row = self._row(dataset_version)
+            row = self._find_row(dataset_version)
             if row is not None:
                 if max_uses is not None and row["max_uses"] != max_uses:
                     raise Conflict(
                         "this hold-out is locked with another limit",
                         value=max_uses,
                         place=dataset_version,
-                        next_step="A limit is never changed: it would make the earlier looks free.",
+                        next_step="A limit is never changed: then the earlier looks would no longer count.",
                     )
-                return d.done(_holdout(row))
+                return d.done(_to_holdout(row))
             now = base.clock.now()
             d.tx.execute(
                 "INSERT INTO holdouts (project, dataset_version, uses, max_uses, locked_us) VALUES (?, ?, 0, ?, ?)",
@@ -55,14 +55,15 @@ class Training:
     def use_holdout(self, dataset_version: str, *, purpose: str, by: str | None = None) -> HoldoutUse:
         """Count one look at a hold-out, before its labels are read; an unlocked one is locked without limit first.
 
-        ``by`` says what looked (a gate, a notebook); by default the caller, whom the event names in any case. Raises :class:`Conflict` once the limit is used up; that refusal costs no look.
+        ``by`` names what used it (a gate, a notebook); the default is the caller, whom the event names in any case. Raises
+        :class:`Conflict` once the limit is reached; that refusal does not count as a look.
         """
         if not purpose.strip() or len(purpose) > 500:
             raise InvalidInput("say in 1 to 500 characters what the hold-out is used for", value=purpose)
         base = self._base
         with base.ledger.decision() as d:
             self.lock_holdout(dataset_version=dataset_version)
-            # The limit is part of the update: two processes cannot both take the last look.
+            # The limit is part of the update, which locks the row: two processes cannot both take the last look.
             rows = d.tx.all(
                 "UPDATE holdouts SET uses = uses + 1 WHERE project = ? AND dataset_version = ? AND (max_uses IS NULL OR uses < max_uses) RETURNING uses",
                 base.project, dataset_version,
@@ -71,7 +72,7 @@ class Training:
                 raise Conflict(
                     "the looks at this hold-out are used up",
                     value=dataset_version,
-                    next_step="Make a new hold-out from newer data: a judge that is asked too often is learned by heart.",
+                    next_step="Make a new hold-out from newer data: models get fitted to a hold-out that is used too often.",
                 )
             invocation, count = current(), int(rows[0]["uses"])
             actor = by or (invocation.actor if invocation else "local")
@@ -97,10 +98,10 @@ class Training:
     @operation(role=Role.VIEWER)
     def get_holdout(self, dataset_version: str) -> Holdout:
         """A hold-out and how often it was looked at. Raises :class:`NotFound`."""
-        row = self._row(dataset_version)
+        row = self._find_row(dataset_version)
         if row is None:
             raise NotFound("this dataset version is no locked hold-out", value=dataset_version)
-        return _holdout(row)
+        return _to_holdout(row)
 
     @operation(role=Role.VIEWER)
     def list_holdout_uses(
@@ -110,7 +111,7 @@ class Training:
         with self._base.store.read() as tx:
             rows = tx.all(
                 "SELECT * FROM holdout_uses WHERE project = ? AND dataset_version = ? AND number > ? ORDER BY number LIMIT ?",
-                self._base.project, dataset_version, after, _limit(limit),
+                self._base.project, dataset_version, after, _check_limit(limit),
             )  # fmt: skip
         return [
             HoldoutUse(
@@ -126,7 +127,7 @@ class Training:
 
     @operation(role=Role.EDITOR, changes=True, max_body=8 << 20)
     def record_evaluation(self, evaluation: Evaluation) -> Evaluation:
-        """Keep an evaluation; it needs ``subject`` (a reference) and ``dataset_version``. Returns it with id, time and actor."""
+        """Record an evaluation; it needs ``subject`` (a reference) and ``dataset_version``. Returns it with id, time and actor."""
         subject, dataset_version = evaluation.subject, evaluation.dataset_version
         if not subject or not split_ref(subject)[1] or not dataset_version:
             raise InvalidInput(
@@ -137,21 +138,21 @@ class Training:
         base = self._base
         with base.ledger.decision() as d:
             call = current()
-            kept = msgspec.structs.replace(
+            recorded = msgspec.structs.replace(
                 evaluation, id=new_id(), at=base.clock.now(), actor=call.actor if call else "local"
             )
             d.tx.execute(
                 "INSERT INTO evaluations (project, id, subject, dataset_version, actor, at_us, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                base.project, kept.id, subject, dataset_version, kept.actor, to_us(base.clock.now()), to_json(kept).decode(),
+                base.project, recorded.id, subject, dataset_version, recorded.actor, to_us(base.clock.now()), to_json(recorded).decode(),
             )  # fmt: skip
-            d.edge(ref("dataset_version", dataset_version), f"evaluation:{kept.id}", "evaluated_on")
-            d.edge(subject, f"evaluation:{kept.id}", "evaluated")
+            d.edge(ref("dataset_version", dataset_version), f"evaluation:{recorded.id}", "evaluated_on")
+            d.edge(subject, f"evaluation:{recorded.id}", "evaluated")
             d.event(
                 EventKind.MODEL_EVALUATED,
                 subject,
-                {"evaluation": kept.id, "dataset_version": dataset_version, "rows": kept.rows},
+                {"evaluation": recorded.id, "dataset_version": dataset_version, "rows": recorded.rows},
             )
-            return d.done(kept)
+            return d.done(recorded)
 
     @operation(role=Role.VIEWER)
     def list_evaluations(
@@ -167,7 +168,8 @@ class Training:
         filters = [f"{column} = ?" for column, value in wanted.items() if value is not None]
         where = " AND ".join(["project = ?", "id > ?", *filters])
         values = [v for v in wanted.values() if v is not None]
-        size = _limit(limit)
+        size = _check_limit(limit)
+        # Ids are UUIDv7: their order is the order of recording, so a page continues after an id.
         with self._base.store.read() as tx:
             rows = tx.all(
                 f"SELECT id, body FROM evaluations WHERE {where} ORDER BY id LIMIT ?",
@@ -179,7 +181,7 @@ class Training:
         items: list[Evaluation] = [from_json(r["body"], Evaluation) for r in rows[:size]]
         return EvaluationPage(items=items, next=items[-1].id if len(rows) > size else None)
 
-    def _row(self, dataset_version: str) -> Row | None:
+    def _find_row(self, dataset_version: str) -> Row | None:
         with self._base.store.read() as tx:
             return tx.first(
                 "SELECT * FROM holdouts WHERE project = ? AND dataset_version = ?",
@@ -188,7 +190,7 @@ class Training:
             )
 
 
-def _holdout(row: Row) -> Holdout:
+def _to_holdout(row: Row) -> Holdout:
     limit = None if row["max_uses"] is None else int(row["max_uses"])
     return Holdout(
         dataset_version=row["dataset_version"],
@@ -198,7 +200,7 @@ def _holdout(row: Row) -> Holdout:
     )
 
 
-def _limit(limit: int) -> int:
+def _check_limit(limit: int) -> int:
     if not 1 <= limit <= 1000:
         raise InvalidInput("limit must lie between 1 and 1000", value=limit)
     return limit

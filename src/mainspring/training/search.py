@@ -1,7 +1,7 @@
-"""A small search over several model families on the same folds, and a selection that does not chase noise.
+"""A small search over several model families on the same folds, with a selection that does not follow noise.
 
-Optuna proposes (ask), we fit and score (tell), in memory and in this process; recording is the caller's, through
-``on_trial``. Every trial of every family is scored on the same validation rows, so the selection can be paired.
+Optuna proposes parameters (ask), this module fits and scores (tell), in memory and in this process; the caller records trials
+through ``on_trial``. Every trial is scored on the same validation rows, so the comparison of trials is paired.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Family:
 
 
 @dataclass
-class _Scored:
+class _ScoredTrial:
     """A finished trial with its loss on each validation row, in fold order."""
 
     result: TrialResult
@@ -89,7 +89,7 @@ def search(
     confidence: float = 0.95,
     on_trial: Callable[[TrialResult], None] | None = None,
 ) -> SearchResult:
-    """Search ``trials`` trials in all, dealt to the families in turn, and select one.
+    """Search ``trials`` trials in all, alternating between the families, and select one.
 
     ``prefer="simplest"`` selects the first family (in the given order) whose best trial is not shown to be worse than the
     overall best on the same rows; ``"best"`` takes the lowest mean loss. ``blocks`` groups dependent rows (the day).
@@ -97,25 +97,25 @@ def search(
     when all fail, :class:`StepFailed` names the last cause. The same seed gives the same trials.
     """
     loss = metric(name, task)
-    # A mean that is better when larger (accuracy), or when nearer to 0 (bias), is no loss to minimise.
+    # A mean that is better when larger (accuracy), or when nearer to 0 (bias), cannot be minimised.
     if loss.row_loss is None or loss.higher_is_better or loss.name == "bias":
         raise InvalidInput(
             "a search needs a loss that is a mean over rows",
             value=name,
             next_step="Use log_loss, brier, mae or rmse.",
         )
-    _check(families, trials, folds)
+    _check_arguments(families, trials, folds)
     truth = np.asarray(y, dtype=np.float64)
     rows = np.concatenate([validation for _, validation in folds])
     keys = None if blocks is None else np.asarray(blocks)[rows]
-    studies = _studies(families, seed)
-    scored: list[_Scored] = []
+    studies = _make_studies(families, seed)
+    scored: list[_ScoredTrial] = []
     results: list[TrialResult] = []
     for number in range(trials):
         family = families[number % len(families)]
         study = studies[family.name]
-        proposal = study.ask(_distributions(family))
-        outcome = _run(number, family, dict(proposal.params), truth, folds, loss)
+        proposal = study.ask(_make_distributions(family))
+        outcome = _run_trial(number, family, dict(proposal.params), truth, folds, loss)
         if outcome.result.loss is None:
             study.tell(proposal, state=_failed_state())
         else:
@@ -130,12 +130,12 @@ def search(
             value=results[-1].error,
             next_step="Fit one family by hand on the first fold to see the cause.",
         )
-    return _select(
+    return _select_trial(
         families, scored, results, keys, name=name, seed=seed, prefer=prefer, confidence=confidence
     )
 
 
-def _check(families: Sequence[Family], trials: int, folds: Sequence[tuple[Rows, Rows]]) -> None:
+def _check_arguments(families: Sequence[Family], trials: int, folds: Sequence[tuple[Rows, Rows]]) -> None:
     names = [f.name for f in families]
     if not names or len(set(names)) != len(names):
         raise InvalidInput("a search needs families with different names", value=names)
@@ -147,14 +147,14 @@ def _check(families: Sequence[Family], trials: int, folds: Sequence[tuple[Rows, 
         raise InvalidInput("a search needs at least one fold", next_step="Make folds with training.splits.")
 
 
-def _run(
+def _run_trial(
     number: int,
     family: Family,
     params: dict[str, Any],
     y: Floats,
     folds: Sequence[tuple[Rows, Rows]],
     loss: Metric,
-) -> _Scored:
+) -> _ScoredTrial:
     began = time.monotonic()
     parts: list[Floats] = []
     assert loss.row_loss is not None  # noqa: S101 - checked by the caller
@@ -162,12 +162,12 @@ def _run(
         for train, validation in folds:
             truth, scores = as_arrays(y[validation], family.fit(params, train)(validation))
             parts.append(loss.row_loss(truth, scores))
-    except Exception as error:  # noqa: BLE001 - one bad corner of the space must not lose the other trials
+    except Exception as error:  # noqa: BLE001 - an error in one part of the space must not lose the other trials
         failed = TrialResult(
             number=number, family=family.name, params=params, loss=None, seconds=time.monotonic() - began, state="failed",
             error=f"{type(error).__name__}: {error}"[:500],
         )  # fmt: skip
-        return _Scored(failed, np.zeros(0))
+        return _ScoredTrial(failed, np.zeros(0))
     losses = np.concatenate(parts)
     result = TrialResult(
         number=number,
@@ -177,12 +177,12 @@ def _run(
         fold_losses=[float(p.mean()) for p in parts],
         seconds=time.monotonic() - began,
     )
-    return _Scored(result, losses)
+    return _ScoredTrial(result, losses)
 
 
-def _select(
+def _select_trial(
     families: Sequence[Family],
-    scored: list[_Scored],
+    scored: list[_ScoredTrial],
     results: list[TrialResult],
     keys: Any,
     *,
@@ -191,12 +191,12 @@ def _select(
     prefer: str,
     confidence: float,
 ) -> SearchResult:
-    def rank(trial: _Scored) -> float:
+    def rank(trial: _ScoredTrial) -> float:
         return trial.result.loss if trial.result.loss is not None else float("inf")
 
     best = min(scored, key=rank)
     versus: dict[str, Comparison] = {}
-    leaders: dict[str, _Scored] = {}
+    leaders: dict[str, _ScoredTrial] = {}
     for family in families:
         own = [s for s in scored if s.result.family == family.name]
         if own:
@@ -229,10 +229,10 @@ def _select(
 # --- Optuna, loaded only here ----------------------------------------------------------------------------------------
 
 
-def _studies(families: Sequence[Family], seed: int) -> dict[str, Any]:
-    optuna = _optuna()
+def _make_studies(families: Sequence[Family], seed: int) -> dict[str, Any]:
+    optuna = _import_optuna()
     studies = {}
-    with _quiet(optuna):
+    with _quiet_logging(optuna):
         for number, family in enumerate(families):
             sampler = optuna.samplers.TPESampler(seed=seed * 1009 + number)
             studies[family.name] = optuna.create_study(direction="minimize", sampler=sampler)
@@ -248,24 +248,24 @@ def _studies(families: Sequence[Family], seed: int) -> dict[str, Any]:
     return studies
 
 
-def _distributions(family: Family) -> dict[str, Any]:
-    kinds = _optuna().distributions
-    made: dict[str, Any] = {}
+def _make_distributions(family: Family) -> dict[str, Any]:
+    kinds = _import_optuna().distributions
+    distributions: dict[str, Any] = {}
     for name, dimension in family.space.items():
         if isinstance(dimension, OneOf):
-            made[name] = kinds.CategoricalDistribution(dimension.options)
+            distributions[name] = kinds.CategoricalDistribution(dimension.options)
         elif isinstance(dimension, Whole):
-            made[name] = kinds.IntDistribution(dimension.low, dimension.high, log=dimension.log)
+            distributions[name] = kinds.IntDistribution(dimension.low, dimension.high, log=dimension.log)
         else:
-            made[name] = kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    return made
+            distributions[name] = kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+    return distributions
 
 
 def _failed_state() -> Any:
-    return _optuna().trial.TrialState.FAIL
+    return _import_optuna().trial.TrialState.FAIL
 
 
-def _optuna() -> Any:
+def _import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
@@ -274,8 +274,8 @@ def _optuna() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(optuna: Any) -> Iterator[None]:
-    """Our trials are recorded as records, not as lines on the user's stderr."""
+def _quiet_logging(optuna: Any) -> Iterator[None]:
+    """Trials are recorded by the caller, so Optuna must not log them to the user's stderr."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Evaluation as a whole and by slice: an average hides the carrier that the model fails."""
+"""Evaluation over all rows and by slice: an average hides a group for which the model fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mainspring.records.models import Task
 from mainspring.records.training import Evaluation, Interval, SliceResult
 
 MAX_SLICES = 100
-"""Most values of a column that become slices; the rarer ones are put together as ``(other)``."""
+"""Most values of a column that become slices; the rarer ones are combined as ``(other)``."""
 
 
 def evaluate(
@@ -45,39 +45,41 @@ def evaluate(
     chosen = [metric(name, task) for name in metrics or METRICS[task]]
     keys = None if blocks is None else np.asarray(blocks)
 
-    def measured(rows: Any, *, enough: bool) -> dict[str, Interval]:
+    def measure_rows(rows: Any, *, enough: bool) -> dict[str, Interval]:
         part = None if keys is None else keys[rows]
-        out = {}
-        for one in chosen:
-            given = one.checked(truth[rows], predicted[rows], weight[rows])
+        intervals = {}
+        for chosen_metric in chosen:
+            checked = chosen_metric.checked(truth[rows], predicted[rows], weight[rows])
             if enough:
-                got = estimate(one, *given, blocks=part, replicates=replicates, seed=seed)
+                estimated = estimate(chosen_metric, *checked, blocks=part, replicates=replicates, seed=seed)
             else:
-                got = Estimate(
-                    value=one.value(*given),
-                    n=len(given[0]),
-                    reason=f"insufficient: {len(given[0])} rows, {min_rows} are needed",
+                estimated = Estimate(
+                    value=chosen_metric.value(*checked),
+                    n=len(checked[0]),
+                    reason=f"insufficient: {len(checked[0])} rows, {min_rows} are needed",
                 )
-            out[one.name] = as_interval(one, got, confidence)
-        return out
+            intervals[chosen_metric.name] = as_interval(chosen_metric, estimated, confidence)
+        return intervals
 
-    found: list[SliceResult] = []
+    results: list[SliceResult] = []
     for column, values in (slices or {}).items():
-        for value, rows in _groups(column, values, len(truth)):
+        for value, rows in _group_rows(column, values, len(truth)):
             enough = len(rows) >= min_rows
-            found.append(
+            results.append(
                 SliceResult(
                     column=column,
                     value=value,
                     n=len(rows),
-                    metrics=measured(rows, enough=enough),
+                    metrics=measure_rows(rows, enough=enough),
                     enough=enough,
                 )
             )
-    return Evaluation(task=task, rows=len(truth), metrics=measured(slice(None), enough=True), slices=found)
+    return Evaluation(
+        task=task, rows=len(truth), metrics=measure_rows(slice(None), enough=True), slices=results
+    )
 
 
-def _groups(column: str, values: Sequence[Any], rows: int) -> list[tuple[str, Any]]:
+def _group_rows(column: str, values: Sequence[Any], rows: int) -> list[tuple[str, Any]]:
     if len(values) != rows:
         raise InvalidInput(
             "a slice column needs one value per row", value=f"{column}: {len(values)} values, {rows} rows"

@@ -1,8 +1,8 @@
-"""Which rows train, which rows judge. All functions return row numbers; nothing is shuffled without a seed.
+"""Splits into training, validation and hold-out rows. All functions return row numbers; nothing is shuffled without a seed.
 
-The rule of label arrival: a row whose label was not there at the moment of decision does not exist. It is
-neither trained on nor held out, and no training label may have arrived after the hold-out begins (purging: Lopez de
-Prado 2018, chapter 7), or the model has seen a future that the real one will not have.
+The rule of label arrival: a row whose label had not arrived by the cut-off is used neither for training nor in the hold-out,
+and no training label may have arrived after the hold-out begins (purging: Lopez de Prado 2018, chapter 7). Otherwise the model
+is trained on information that it would not have had in operation.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def time_split(
 
     Raises :class:`InvalidInput` if either part would be empty.
     """
-    events, labels = _times(event_us, label_us)
+    events, labels = _check_times(event_us, label_us)
     unlabelled = labels < 0
     late = ~unlabelled & (labels > cutoff_us)
     usable = ~unlabelled & ~late
@@ -79,8 +79,8 @@ def time_split(
         "outside_window": old,
     }
     return Split(
-        train=_ordered(train, events),
-        holdout=_ordered(held, events),
+        train=_rows_in_time_order(train, events),
+        holdout=_rows_in_time_order(held, events),
         dropped={k: int(v.sum()) for k, v in counts.items()},
     )
 
@@ -99,32 +99,32 @@ def expanding_folds(
     The last fold ends at the newest event. Rows without a label are in none. Folds with fewer than ``min_train`` training
     rows or without validation rows are left out; if none remains, :class:`InvalidInput`.
     """
-    events, labels = _times(event_us, label_us)
+    events, labels = _check_times(event_us, label_us)
     usable = labels >= 0
-    found: list[tuple[Rows, Rows]] = []
+    pairs: list[tuple[Rows, Rows]] = []
     newest = int(events[usable].max()) if usable.any() else 0
     for number in range(folds, 0, -1):
         start, end = newest - number * fold_us, newest - (number - 1) * fold_us
         validation = usable & (events > start) & (events <= end)
         train = usable & (events <= start - embargo_us) & (labels <= start - embargo_us)
         if validation.any() and int(train.sum()) >= max(min_train, 1):
-            found.append((_ordered(train, events), _ordered(validation, events)))
-    if not found:
+            pairs.append((_rows_in_time_order(train, events), _rows_in_time_order(validation, events)))
+    if not pairs:
         raise InvalidInput(
             "no fold has rows to train and to validate on",
             value=f"{folds} folds",
             next_step="Use fewer or shorter folds.",
         )
-    return found
+    return pairs
 
 
 def group_folds(groups: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[Rows, Rows]]:
     """``(train, validation)`` pairs in which no group is on both sides; sizes are balanced greedily, largest group first.
 
     Keys are of any type that has equality; 1 and "1" are two groups. A row without a key (None, NaN, NaT) is refused with
-    :class:`InvalidInput`: it may be of any group, and would carry it to the other side.
+    :class:`InvalidInput`: it may belong to any group, which would then be on both sides.
     """
-    index, count = _codes(groups, what="group")
+    index, count = _encode_keys(groups, what="group")
     _check_folds(folds, count, what="groups")
     sizes = np.bincount(index, minlength=count)
     order = np.random.default_rng(seed).permutation(count)
@@ -135,15 +135,15 @@ def group_folds(groups: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[R
         lightest = int(load.argmin())
         fold_of[group] = lightest
         load[lightest] += sizes[group]
-    return _pairs(fold_of[index], folds)
+    return _fold_pairs(fold_of[index], folds)
 
 
 def stratified_folds(y: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[Rows, Rows]]:
     """``(train, validation)`` pairs with the class shares of the whole in each (to within one row per class).
 
-    A row without a class (None, NaN, NaT) is refused with :class:`InvalidInput`: it can neither teach nor judge.
+    A row without a class (None, NaN, NaT) is refused with :class:`InvalidInput`: it can be used neither for training nor for validation.
     """
-    index, count = _codes(y, what="class")
+    index, count = _encode_keys(y, what="class")
     _check_folds(folds, len(index), what="rows")
     rng = np.random.default_rng(seed)
     fold_of = np.zeros(len(index), dtype=np.int64)
@@ -151,14 +151,14 @@ def stratified_folds(y: ArrayLike, *, folds: int, seed: int = 0) -> list[tuple[R
     for value in range(count):
         rows = rng.permutation(np.flatnonzero(index == value))
         fold_of[rows] = (np.arange(len(rows)) + offset) % folds
-        offset += len(rows)  # the next class starts where this one ended, so that fold sizes stay even
-    return _pairs(fold_of, folds)
+        offset += len(rows)  # the next class starts at the fold where this one ended, so fold sizes stay even
+    return _fold_pairs(fold_of, folds)
 
 
-def _codes(keys: ArrayLike, *, what: str) -> tuple[Rows, int]:
+def _encode_keys(keys: ArrayLike, *, what: str) -> tuple[Rows, int]:
     """Each row's key as a number from 0, in the order of the keys, and how many keys there are."""
-    # A list is not made an array of before: NumPy would make text of a number beside text, and of None and NaN, too.
-    values = keys if isinstance(keys, np.ndarray) else _listed(keys)
+    # A list is not converted to an array first: in a list with text NumPy would make text of numbers, None and NaN.
+    values = keys if isinstance(keys, np.ndarray) else _to_list(keys)
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise InvalidInput(f"one {what} a row is needed", value=f"shape {values.shape}")
@@ -170,18 +170,18 @@ def _codes(keys: ArrayLike, *, what: str) -> tuple[Rows, int]:
             unique, index = np.unique(np.asarray(values), return_inverse=True)
             return index.reshape(-1).astype(np.int64), len(unique)
         values = values.tolist()
-    _check_present(np.array([_missing(v) for v in values], dtype=bool), what)
+    _check_present(np.array([_is_missing(v) for v in values], dtype=bool), what)
     distinct: dict[tuple[bool, object], None] = {(isinstance(v, str), v): None for v in values}
     try:
         order = sorted(distinct, key=lambda key: (key[0], key[1]))
-    except TypeError:  # keys that have no order keep that of the rows
+    except TypeError:  # keys without an order stay in the order of the rows
         order = list(distinct)
     number = {key: i for i, key in enumerate(order)}
     return np.array([number[isinstance(v, str), v] for v in values], dtype=np.int64), len(order)
 
 
-def _listed(keys: Any) -> list[Any] | NDArray[Any]:
-    """The keys as Python values; a column of a frame as the array of its numbers if it has one."""
+def _to_list(keys: Any) -> list[Any] | NDArray[Any]:
+    """The keys as Python values, or as an array if they are a column of numbers."""
     if hasattr(keys, "to_pylist"):
         return list(keys.to_pylist())
     if hasattr(keys, "to_numpy") and str(getattr(keys, "dtype", "")).lower() in {"int64", "float64"}:
@@ -190,7 +190,7 @@ def _listed(keys: Any) -> list[Any] | NDArray[Any]:
     return list(keys.tolist()) if hasattr(keys, "tolist") else list(keys)
 
 
-def _missing(value: object) -> bool:
+def _is_missing(value: object) -> bool:
     if value is None or type(value).__name__ in {"NAType", "NaTType"}:
         return True
     return isinstance(value, float | np.generic) and bool(value != value)  # noqa: PLR0124 - NaN and NaT are not themselves
@@ -206,20 +206,20 @@ def _check_present(missing: NDArray[np.bool_], what: str) -> None:
         )
 
 
-def _pairs(fold_of: Rows, folds: int) -> list[tuple[Rows, Rows]]:
+def _fold_pairs(fold_of: Rows, folds: int) -> list[tuple[Rows, Rows]]:
     return [(np.flatnonzero(fold_of != k), np.flatnonzero(fold_of == k)) for k in range(folds)]
 
 
-def _check_folds(folds: int, things: int, *, what: str) -> None:
-    if not 2 <= folds <= things:
+def _check_folds(folds: int, available: int, *, what: str) -> None:
+    if not 2 <= folds <= available:
         raise InvalidInput(
-            f"cannot make folds out of {things} {what}",
+            f"cannot make folds out of {available} {what}",
             value=folds,
-            next_step=f"Use 2 to {max(things, 2)} folds.",
+            next_step=f"Use 2 to {max(available, 2)} folds.",
         )
 
 
-def _times(event_us: ArrayLike, label_us: ArrayLike) -> tuple[Rows, Rows]:
+def _check_times(event_us: ArrayLike, label_us: ArrayLike) -> tuple[Rows, Rows]:
     events, labels = np.asarray(event_us), np.asarray(label_us)
     if (
         events.shape != labels.shape
@@ -242,6 +242,6 @@ def _times(event_us: ArrayLike, label_us: ArrayLike) -> tuple[Rows, Rows]:
     return events.astype(np.int64), labels.astype(np.int64)
 
 
-def _ordered(mask: NDArray[np.bool_], events: Rows) -> Rows:
+def _rows_in_time_order(mask: NDArray[np.bool_], events: Rows) -> Rows:
     rows = np.flatnonzero(mask)
     return rows[np.argsort(events[rows], kind="stable")]

@@ -29,7 +29,7 @@ from mainspring.models.formats.predictor import Columns, Predictor, Scores
 from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.base import to_json
 from mainspring.records.models import Package, Signature
-from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, Target, sealed
+from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, Target, with_digest
 from mainspring.testing.formats import FormatContract, registered
 
 pytestmark = pytest.mark.timeout(1800)  # a server is started: minutes on a busy machine
@@ -265,7 +265,7 @@ def test_an_inference_server_predicts_with_it(
     deployment = Deployment(
         name="d", signature=package.signature, targets=[Target(model="m", version=1, package=digest)]
     )
-    routes = sealed(RouteTable(number=1, created_us=0, deployments=[deployment]))
+    routes = with_digest(RouteTable(number=1, created_us=0, deployments=[deployment]))
     (tmp_path / ROUTES_FILE).write_bytes(to_json(routes))
     rows = [{n: None if v[i] != v[i] else v[i] for n, v in columns.items()} for i in range(3)]
     with socket.create_server(("127.0.0.1", 0)) as listener:

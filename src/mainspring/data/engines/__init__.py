@@ -1,6 +1,6 @@
-"""Table engines: where checks and differences are computed. One module an engine; DuckDB unless another one is named.
+"""Table engines: they compute checks and differences. One module per engine; DuckDB is the default.
 
-Each passes :mod:`mainspring.testing.engines`. Imports pyarrow; import it lazily.
+Each passes the tests of :mod:`mainspring.testing.engines`. Imports pyarrow; import it lazily.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mainspring.data.engines.base import ROW, Found, Keyed, Stream, TableEngine
+from mainspring.data.engines.base import ROW, KeyComparison, RowSet, Stream, TableEngine
 from mainspring.data.engines.source import ArrowSource, ParquetSource, Source, SpooledSource
 from mainspring.errors import InvalidInput, near
 
@@ -16,9 +16,9 @@ __all__ = [
     "ENGINES",
     "ROW",
     "ArrowSource",
-    "Found",
-    "Keyed",
+    "KeyComparison",
     "ParquetSource",
+    "RowSet",
     "Source",
     "SpooledSource",
     "Stream",
@@ -30,7 +30,7 @@ ENGINES = ("duckdb", "polars")
 
 
 def open_engine(name: str = "duckdb", *, folder: Path | None = None) -> AbstractContextManager[TableEngine]:
-    """The engine of this name, for the length of a context; what does not fit into memory goes below ``folder``.
+    """Open the engine of this name for the length of a context; data that does not fit into memory is spilled below ``folder``.
 
     Raises :class:`InvalidInput` for a name that is none of :data:`ENGINES`, and MissingExtra where its library is not installed.
     """

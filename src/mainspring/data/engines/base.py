@@ -1,6 +1,6 @@
-"""What a table engine is: it gives Narwhals frames over batches, and compares two tables row by row.
+"""The interface of a table engine: Narwhals frames over batches, and comparisons of two tables row by row.
 
-Everything that can be said in Narwhals is said there, once for all engines (``data/rules``). What cannot is a method here:
+Everything that Narwhals can express is written in Narwhals, once for all engines (``data/rules``). The rest are methods here:
 Narwhals joins never match a null, and a key may be null. Engines see columns by number (they fold case, and read dots and quotes
 in a name in their own way), values in the types of ``data/values.py``, and rows numbered from 0 in the column :data:`ROW`.
 """
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import narwhals as nw
 
 ROW = "__row"
-"""The number of a row, from 0: the one column of every frame that is not the table's own."""
+"""The column of row numbers, from 0, that every frame has in addition to the columns of the table."""
 
 
 class Stream:
     """Batches of one schema that can be read any number of times; engines read it by the Arrow C stream interface.
 
-    An engine reports what the batches raised in its own words, so the error itself is kept in ``error``.
+    An engine wraps an error that the batches raise in an error of its own, so the original is kept in ``error``.
     """
 
     def __init__(self, schema: pa.Schema, read: Callable[[], Iterator[pa.RecordBatch]]) -> None:
@@ -34,7 +34,7 @@ class Stream:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
             yield from self._read()
-        except GeneratorExit:  # the engine has seen enough
+        except GeneratorExit:  # the engine stopped reading early
             raise
         except BaseException as error:
             self.error = error
@@ -45,19 +45,19 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Found:
-    """How many rows there are, and the numbers of the first of them."""
+class RowSet:
+    """Rows of a table that have something in common: how many there are, and the numbers of the first of them."""
 
     count: int
     first: list[int]
 
 
 @dataclass(frozen=True)
-class Keyed:
+class KeyComparison:
     """Two tables compared by a key; ``changes`` are the first changed rows, by their number before and after."""
 
-    added: Found
-    removed: Found
+    added: RowSet
+    removed: RowSet
     matched: int
     changed: int
     changes: Sequence[tuple[int, int]]
@@ -75,14 +75,14 @@ class TableEngine(Protocol):
         """A lazy frame over the stream, which is read once for every query of the frame."""
 
     def collect(self, frame: nw.LazyFrame[Any]) -> pa.Table:
-        """Run a query. What reading a stream raised is raised as it was."""
+        """Run a query. An error that a stream raised while it was read is raised unchanged."""
 
-    def keyed(
+    def compare_by_key(
         self, before: Stream, after: Stream, *, key: Sequence[str], rest: Sequence[str], limit: int
-    ) -> Keyed:
-        """The rows of both tables by the columns of ``key``, which no two rows of a table share; those that match are compared in ``rest``."""
+    ) -> KeyComparison:
+        """Match the rows of both tables by the ``key`` columns, which are unique in each table, and compare the matched rows in ``rest``."""
 
-    def bags(
+    def compare_bags(
         self, before: Stream, after: Stream, *, columns: Sequence[str], limit: int
-    ) -> tuple[Found, Found]:
-        """Rows that only ``after`` and only ``before`` hold, a row that repeats counted as often as it does."""
+    ) -> tuple[RowSet, RowSet]:
+        """The rows that only ``after`` and that only ``before`` holds; a repeated row counts as often as it occurs."""

@@ -9,7 +9,7 @@ from typing import Any
 import narwhals as nw
 import pyarrow as pa
 
-from mainspring.data.engines.base import ROW, Found, Keyed, Stream
+from mainspring.data.engines.base import ROW, KeyComparison, RowSet, Stream
 from mainspring.errors import MissingExtra
 
 try:
@@ -36,17 +36,17 @@ class Polars:
         self._streams: list[Stream] = []
 
     def frame(self, stream: Stream) -> nw.LazyFrame[Any]:
-        frame: nw.LazyFrame[Any] = nw.from_native(self._lazy(stream))
+        frame: nw.LazyFrame[Any] = nw.from_native(self._scan_stream(stream))
         return frame
 
     def collect(self, frame: nw.LazyFrame[Any]) -> pa.Table:
-        found: pa.Table = self._run(frame.to_native()).to_arrow()
-        return found
+        table: pa.Table = self._run(frame.to_native()).to_arrow()
+        return table
 
-    def keyed(
+    def compare_by_key(
         self, before: Stream, after: Stream, *, key: Sequence[str], rest: Sequence[str], limit: int
-    ) -> Keyed:
-        a, b = (self._run(self._lazy(stream)) for stream in (before, after))
+    ) -> KeyComparison:
+        a, b = (self._run(self._scan_stream(stream)) for stream in (before, after))
         shared: dict[str, Any] = {"on": list(key), "nulls_equal": True}
         matched = a.join(b, how="inner", suffix=_AFTER, **shared)
         differs = (
@@ -55,36 +55,37 @@ class Polars:
             else pl.lit(False)
         )
         changed = matched.filter(differs).select(ROW, f"{ROW}{_AFTER}").sort(ROW)
-        return Keyed(
-            added=_found(b.join(a, how="anti", **shared), limit),
-            removed=_found(a.join(b, how="anti", **shared), limit),
+        return KeyComparison(
+            added=_row_set(b.join(a, how="anti", **shared), limit),
+            removed=_row_set(a.join(b, how="anti", **shared), limit),
             matched=matched.height,
             changed=changed.height,
             changes=changed.head(limit).rows(),
         )
 
-    def bags(
+    def compare_bags(
         self, before: Stream, after: Stream, *, columns: Sequence[str], limit: int
-    ) -> tuple[Found, Found]:
+    ) -> tuple[RowSet, RowSet]:
         names = list(columns)
         nth = pl.int_range(pl.len()).over(names).alias("__nth")
-        a, b = (self._run(self._lazy(stream)).with_columns(nth) for stream in (before, after))
+        a, b = (self._run(self._scan_stream(stream)).with_columns(nth) for stream in (before, after))
         on = [*names, "__nth"]
         added, removed = (
-            _found(one.join(two, on=on, how="anti", nulls_equal=True), limit) for one, two in ((b, a), (a, b))
+            _row_set(present.join(absent, on=on, how="anti", nulls_equal=True), limit)
+            for present, absent in ((b, a), (a, b))
         )
         return added, removed
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _lazy(self, stream: Stream) -> pl.LazyFrame:
+    def _scan_stream(self, stream: Stream) -> pl.LazyFrame:
         self._streams.append(stream)
 
         def read(
             columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _size: int | None
         ) -> Iterator[pl.DataFrame]:
             for batch in stream:
-                frame = _frame(batch)
+                frame = _to_frame(batch)
                 if rows is not None:
                     frame = frame.head(rows)
                     rows -= frame.height
@@ -94,7 +95,7 @@ class Polars:
                 if rows == 0:
                     return
 
-        return register_io_source(read, schema=_frame(stream.schema.empty_table()).schema)
+        return register_io_source(read, schema=_to_frame(stream.schema.empty_table()).schema)
 
     def _run(self, frame: pl.LazyFrame) -> pl.DataFrame:
         try:
@@ -106,11 +107,11 @@ class Polars:
             raise
 
 
-def _frame(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+def _to_frame(rows: pa.Table | pa.RecordBatch) -> pl.DataFrame:
     frame = pl.from_arrow(rows)
     assert isinstance(frame, pl.DataFrame)  # noqa: S101 - tables and batches are never a series
     return frame
 
 
-def _found(frame: pl.DataFrame, limit: int) -> Found:
-    return Found(frame.height, frame.select(ROW).sort(ROW).head(limit).to_series().to_list())
+def _row_set(frame: pl.DataFrame, limit: int) -> RowSet:
+    return RowSet(frame.height, frame.select(ROW).sort(ROW).head(limit).to_series().to_list())

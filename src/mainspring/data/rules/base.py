@@ -1,12 +1,13 @@
-"""What a check rule is, and the table as it sees it.
+"""The base class of check rules, and the table that they check.
 
-A rule is one class, a child of :class:`Check` in a module of this folder; that alone makes it known. It names its columns, refuses
-what cannot be right, says what is to be counted, and makes a finding of the counts. All rules are counted in one select over one
-reading of the table; only a rule that failed (or that needs groups) reads its own columns once more.
+A rule is one subclass of :class:`Check` in a module of this folder; defining it registers it. It names its columns, refuses wrong
+parameters, states what to count, and makes a finding of the counts. All rules are counted by one select, which reads the table
+once; only a rule that failed (or that needs groups) reads its own columns a second time.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from mainspring.data.engines import ROW, Source, Stream, TableEngine
 from mainspring.data.shown import MAX_SAMPLE, plain_rows, plain_values
-from mainspring.data.values import decoded, engine_column, row_numbers
+from mainspring.data.values import decode_column, engine_column, row_numbers
 from mainspring.errors import InvalidInput
 from mainspring.records.data import FailedRow, Finding, Rule
 
@@ -29,21 +30,21 @@ _CHECKS: dict[type[Rule], type[Check[Any]]] = {}
 
 @dataclass(frozen=True)
 class Derived:
-    """A column made of columns of the table, in Arrow and batch by batch: for what engines would each do in their own way."""
+    """A column computed from columns of the table, in Arrow and batch by batch: for expressions whose results differ between engines."""
 
     columns: Sequence[str]
     type: pa.DataType
     make: Callable[..., Any]
-    """Takes the columns of one batch as chunked arrays; gives a column of ``type``."""
+    """Takes the columns of one batch as chunked arrays; returns a column of ``type``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is counted of a rule in the one select over the table.
+    """What the one select over the table counts for a rule.
 
     Rows where ``mask`` is true break the rule, and are counted as ``failing``; null is not true. ``counts`` are further aggregates
-    by name, ``derived`` the columns that these expressions need beside the rule's own. ``reason`` is the finding's, if the rule
-    fails. ``verdict``: it holds or fails whatever the rows are; a mask then only tells which rows to show.
+    by name, ``derived`` the columns that these expressions need in addition to the rule's own. ``reason`` is the finding's, if the rule
+    fails. ``verdict``: the rule holds or fails independent of the rows; a mask then only selects rows to show.
     """
 
     mask: nw.Expr | None = None
@@ -54,11 +55,11 @@ class Plan:
 
 
 Counts = Mapping[str, Any]
-"""What the select gave for one rule: ``failing``, and the names in its ``counts``."""
+"""The results of the select for one rule: ``failing``, and the names in its ``counts``."""
 
 
-class Check(Generic[R]):
-    """How one rule is checked. A child names its record, and overrides what is its own."""
+class Check(ABC, Generic[R]):
+    """How one rule is checked. A subclass names its record, and overrides what differs for it."""
 
     record: ClassVar[type[Rule]]
 
@@ -78,19 +79,19 @@ class Check(Generic[R]):
         return [self.rule.column]  # type: ignore[attr-defined]
 
     def validate(self, place: str) -> None:
-        """Whether the rule can be right for any table; raises :class:`InvalidInput` naming ``place``."""
+        """Check the parameters of the rule, without a table; raises :class:`InvalidInput` naming ``place``."""
 
+    @abstractmethod
     def plan(self, table: Scan) -> Plan:
-        """What is to be counted in a table with these columns."""
-        raise NotImplementedError
+        """What to count in a table with these columns."""
 
     def judge(self, table: Scan, plan: Plan, counts: Counts) -> Finding:
-        """The finding: here for rules of which no row, or no more than :meth:`allowed`, may fail."""
+        """The finding. This implementation is for rules where at most the share :meth:`allowed` of the rows may fail."""
         failing = counts.get(FAILING, 0)
         if plan.verdict is True:
             return self.finding(table, passed=True)
         if plan.verdict is False:
-            sample = self.sample(table, table.first(self, plan, plan.mask if failing else None))
+            sample = self.sample(table, table.find_first(self, plan, plan.mask if failing else None))
             return self.finding(
                 table, passed=False, failing=failing or table.rows, reason=plan.reason, sample=sample
             )
@@ -98,24 +99,25 @@ class Check(Generic[R]):
         if share <= self.allowed():
             return self.finding(table, passed=True, failing=failing, value=share)
         reason = plan.reason or f"{failing} of {table.rows} rows"
-        sample = self.sample(table, table.first(self, plan, plan.mask))
+        sample = self.sample(table, table.find_first(self, plan, plan.mask))
         return self.finding(table, passed=False, failing=failing, value=share, reason=reason, sample=sample)
 
     def allowed(self) -> float:
         """The share of rows that may fail."""
         return 0.0
 
-    # --- for the children --------------------------------------------------------------------------------------------
+    # --- for subclasses ----------------------------------------------------------------------------------------------
 
     def name(self, what: str) -> str:
         """A name for a derived column or a count that no other rule has."""
         return f"r{self._number}_{what}"
 
     def finding(self, table: Scan, *, passed: bool, **facts: Any) -> Finding:
+        """A finding of this rule; ``facts`` are further fields of the record."""
         return Finding(rule=self.rule, passed=passed, rows=table.rows, **facts)  # type: ignore[arg-type]
 
     def sample(self, table: Scan, numbers: Sequence[int]) -> list[FailedRow]:
-        """These rows as a person sees them, the rule's own columns first."""
+        """These rows with their values as JSON can carry them, the rule's own columns first."""
         first = self.columns()
         names = [*first, *(n for n in table.schema.names if n not in first)][:_MAX_COLUMNS_SHOWN]
         rows = plain_rows(table.source.take(numbers, names))
@@ -154,7 +156,7 @@ class Scan:
         return self.engine.frame(self._stream(list(dict.fromkeys(columns)), derived or {}))
 
     def collect(self, frame: nw.LazyFrame[Any]) -> pa.Table:
-        """Run a query; what it gives is small."""
+        """Run a query with a small result."""
         return self.engine.collect(frame)
 
     def scalars(self, frame: nw.LazyFrame[Any], aggregates: Mapping[str, nw.Expr]) -> dict[str, Any]:
@@ -166,29 +168,30 @@ class Scan:
         ).to_pylist()[0]
         return row
 
-    def first(self, check: Check[Any], plan: Plan, mask: nw.Expr | None) -> list[int]:
+    def find_first(self, check: Check[Any], plan: Plan, mask: nw.Expr | None) -> list[int]:
         """The numbers of the first rows where ``mask`` is true (None: of the first rows)."""
         if mask is None:
             return list(range(min(self.rows, MAX_SAMPLE)))
         bad = self.frame(check.columns(), plan.derived).filter(mask)
-        found = self.collect(bad.select(ROW).sort(ROW).head(MAX_SAMPLE))
-        return [int(n) for n in found.column(ROW).to_pylist()]
+        numbers = self.collect(bad.select(ROW).sort(ROW).head(MAX_SAMPLE))
+        return [int(n) for n in numbers.column(ROW).to_pylist()]
 
     def values(self, name: str, numbers: Sequence[int]) -> list[Any]:
-        """The values of a column in these rows, as a person sees them."""
+        """The values of a column in these rows, as JSON can carry them."""
         return plain_values(self.source.take(numbers, [name]).column(name))
 
     def keys(self, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
-        """These columns batch by batch as the engine gets them, with the number of the first row."""
+        """These columns as the engine gets them, batch by batch, with the number of each batch's first row."""
         first = 0
         for batch in self.source.batches(columns):
-            yield first, [engine_column(decoded(c)) for c in batch.columns]
+            yield first, [engine_column(decode_column(c)) for c in batch.columns]
             first += batch.num_rows
 
     def _stream(self, columns: list[str], derived: Mapping[str, Derived]) -> Stream:
         read = list(dict.fromkeys([*columns, *(c for d in derived.values() for c in d.columns)]))
         fields = [
-            pa.field(self._names[c], engine_column(decoded(pa.array([], self.type(c)))).type) for c in columns
+            pa.field(self._names[c], engine_column(decode_column(pa.array([], self.type(c)))).type)
+            for c in columns
         ]
         fields += [pa.field(name, d.type) for name, d in derived.items()]
         schema = pa.schema([*fields, pa.field(ROW, pa.int64())])
@@ -196,28 +199,28 @@ class Scan:
         def batches() -> Iterator[pa.RecordBatch]:
             first = 0
             for batch in self.source.batches(read):
-                raw = {c: decoded(batch.column(c)) for c in read}
-                made = [engine_column(raw[c]) for c in columns]
-                made += [d.make(*(raw[c] for c in d.columns)) for d in derived.values()]
+                raw = {c: decode_column(batch.column(c)) for c in read}
+                arrays = [engine_column(raw[c]) for c in columns]
+                arrays += [d.make(*(raw[c] for c in d.columns)) for d in derived.values()]
                 numbers = row_numbers(first, batch.num_rows)
-                yield pa.RecordBatch.from_arrays([*map(_whole, made), numbers], schema=schema)
+                yield pa.RecordBatch.from_arrays([*map(_to_array, arrays), numbers], schema=schema)
                 first += batch.num_rows
 
         return Stream(schema, batches)
 
 
-def fails(mask: nw.Expr) -> nw.Expr:
-    """1 where the mask is true, else 0: also where it is null (an absent value compared)."""
+def zero_or_one(mask: nw.Expr) -> nw.Expr:
+    """1 where the mask is true, else 0, also where it is null (a comparison with a null)."""
     return nw.when(mask).then(nw.lit(1)).otherwise(nw.lit(0))
 
 
-def total(numbers: nw.Expr) -> nw.Expr:
-    """The sum of whole numbers. House rule: cast before a sum and back after it (Spark refuses truth values, DuckDB widens)."""
+def sum_of_counts(numbers: nw.Expr) -> nw.Expr:
+    """The sum of whole numbers as int64. The cast before the sum is for Spark, which cannot add truth values; the one after it for DuckDB, which widens."""
     return numbers.cast(nw.Int64).sum().cast(nw.Int64)
 
 
 def check_bounds(low: float | None, high: float | None, place: str) -> None:
-    """Refuse bounds between which nothing can lie."""
+    """Refuse bounds that no value can lie between. Raises :class:`InvalidInput`."""
     if any(b is not None and b != b for b in (low, high)):  # noqa: PLR0124 - NaN is what does not equal itself
         raise InvalidInput("a bound is a number", value="nan", place=place)
     if low is not None and high is not None and low > high:
@@ -225,25 +228,25 @@ def check_bounds(low: float | None, high: float | None, place: str) -> None:
 
 
 def check_bounded(low: float | None, high: float | None, place: str) -> None:
-    """Refuse a rule without any bound."""
+    """Refuse a rule without any bound. Raises :class:`InvalidInput`."""
     if low is None and high is None:
         raise InvalidInput(
             "a rule without a bound holds always", place=place, next_step="Give min, max or both."
         )
 
 
-def between(low: float | None, high: float | None) -> str:
-    """Bounds in words."""
+def bounds_text(low: float | None, high: float | None) -> str:
+    """Bounds as text for messages."""
     if low is None:
-        return f"at most {_shown(high)}"
-    return f"at least {_shown(low)}" if high is None else f"{_shown(low)} to {_shown(high)}"
+        return f"at most {_bound_text(high)}"
+    return f"at least {_bound_text(low)}" if high is None else f"{_bound_text(low)} to {_bound_text(high)}"
 
 
-def _shown(bound: float | None) -> str:
+def _bound_text(bound: float | None) -> str:
     return f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def _to_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -8,7 +8,14 @@ import narwhals as nw
 import pyarrow as pa
 import pyarrow.types as pt
 
-from mainspring.data.periods import ANY_ZONE_S, ZONED_TOLERANCE_S, moment, moments, per_second, whole_units
+from mainspring.data.periods import (
+    ANY_ZONE_S,
+    ZONED_TOLERANCE_S,
+    moment_text,
+    moments,
+    per_second,
+    whole_units,
+)
 from mainspring.data.rules.base import FAILING, Check, Counts, Derived, Plan, Scan
 from mainspring.records.base import seconds
 from mainspring.records.data import Finding, FreshnessRule
@@ -17,11 +24,11 @@ _NEWEST = "newest"
 
 
 class FreshnessCheck(Check[FreshnessRule]):
-    """The newest row that is not of the future is new enough, and no row is of the future."""
+    """The newest row that is not in the future is new enough, and no row is in the future."""
 
     record = FreshnessRule
 
-    def validate(self, place: str) -> None:  # noqa: ARG002 - a duration names itself
+    def validate(self, place: str) -> None:  # noqa: ARG002 - the error of a duration needs no place
         seconds(self.rule.max_age)
 
     def plan(self, table: Scan) -> Plan:
@@ -43,17 +50,17 @@ class FreshnessCheck(Check[FreshnessRule]):
         if plan.verdict is not None:
             return self.finding(table, passed=False, failing=1, reason=plan.reason)
         future, newest, unit = counts[FAILING], counts[_NEWEST], per_second(table.type(self.rule.column))
-        first = table.first(self, plan, plan.mask) if future else []
+        first = table.find_first(self, plan, plan.mask) if future else []
         reasons = []
         if future:
             reasons.append(
-                f"{future} rows are of the future, e.g. {table.values(self.rule.column, first[:1])[0]}"
+                f"{future} rows are in the future, e.g. {table.values(self.rule.column, first[:1])[0]}"
             )
         if newest is None:
-            reasons.append("no row is of the past" if future else "the column holds no time at all")
+            reasons.append("no row is in the past" if future else "the column holds no time at all")
         elif (whole_units(table.now, unit) - newest) / unit > seconds(self.rule.max_age):
             reasons.append(
-                f"the newest row is of {self._shown(table, plan, newest)}, older than {self.rule.max_age}"
+                f"the newest row is of {self._newest_text(table, plan, newest)}, older than {self.rule.max_age}"
             )
         return self.finding(
             table,
@@ -64,10 +71,10 @@ class FreshnessCheck(Check[FreshnessRule]):
             sample=self.sample(table, first) if future else [],
         )
 
-    def _shown(self, table: Scan, plan: Plan, newest: int) -> str:
+    def _newest_text(self, table: Scan, plan: Plan, newest: int) -> str:
         column = self.rule.column
-        known = moment(newest, per_second(table.type(column)))
+        known = moment_text(newest, per_second(table.type(column)))
         if known is not None:
             return known
-        at = table.first(self, plan, nw.col(self.name("at")) == newest)
+        at = table.find_first(self, plan, nw.col(self.name("at")) == newest)
         return str(table.values(column, at[:1])[0])

@@ -15,7 +15,17 @@ import pyarrow.types as pt
 from mainspring.data.engines import ROW
 from mainspring.data.periods import period_keys, period_label
 from mainspring.data.profile import arrow_kind
-from mainspring.data.rules.base import Check, Counts, Derived, Plan, Scan, between, check_bounds, fails, total
+from mainspring.data.rules.base import (
+    Check,
+    Counts,
+    Derived,
+    Plan,
+    Scan,
+    bounds_text,
+    check_bounds,
+    sum_of_counts,
+    zero_or_one,
+)
 from mainspring.data.rules.values import comparable
 from mainspring.records.classes import LabelReader
 from mainspring.records.data import Finding, LabelRateRule
@@ -33,6 +43,8 @@ _N, _POSITIVES, _PERIOD = "__n", "positives", "period"
 
 
 class LabelRateCheck(Check[LabelRateRule]):
+    """The rate of the positive class lies within the bounds, in the whole table or in every period and group."""
+
     record = LabelRateRule
 
     def columns(self) -> list[str]:
@@ -80,7 +92,7 @@ class LabelRateCheck(Check[LabelRateRule]):
         keys = [k for k in (_PERIOD if periods else None, table.key(rule.by) if rule.by else None) if k]
         counted = [
             nw.len().cast(nw.Int64).alias(_N),
-            total(fails(hit)).alias(_POSITIVES),
+            sum_of_counts(zero_or_one(hit)).alias(_POSITIVES),
             nw.col(ROW).min().alias(ROW),
         ]
         grouped = known.group_by(*keys).agg(*counted) if keys else known.select(*counted)
@@ -93,17 +105,17 @@ class LabelRateCheck(Check[LabelRateRule]):
         class_type: ClassType | None = _CLASS_TYPES.get(arrow_kind(kind))
         if class_type is None:
             return None, f"the column holds {kind}, which is never {rule.positive!r}"
-        own = [False, True] if class_type == "bool" else _classes(table, rule.column)
+        own = [False, True] if class_type == "bool" else _distinct_values(table, rule.column)
         reader = LabelReader(Task.MULTICLASS, [str(v) for v in own], class_type)
         index = reader.read(rule.positive)
         if index is not None:
             named = own[int(index)]
             return (pa.scalar(named, kind) if isinstance(named, Decimal) else named), ""
-        # It may just not occur: a rate of 0. A truth value is a number only where the column holds nothing but 0 and 1.
+        # The class may simply not occur: the rate is 0. A truth value names a number only if the column holds only 0 and 1.
         if type(rule.positive) in (comparable(kind) or set()):
-            return _held(rule.positive, kind), ""
+            return _in_column_type(rule.positive, kind), ""
         if class_type != "string" and isinstance(rule.positive, bool) and set(own) <= {0, 1}:
-            return _held(int(rule.positive), kind), ""
+            return _in_column_type(int(rule.positive), kind), ""
         return None, f"the column holds {kind} ({reader.named()}), which is never {rule.positive!r}"
 
     def _judge_rates(self, table: Scan, groups: pa.Table) -> Finding:
@@ -125,7 +137,7 @@ class LabelRateCheck(Check[LabelRateRule]):
             )[:_MAX_GROUPS]
         ]
         reason = (
-            f"{len(bad)} of {int(judged.sum())} groups outside {between(rule.low, rule.high)}"
+            f"{len(bad)} of {int(judged.sum())} groups outside {bounds_text(rule.low, rule.high)}"
             if len(bad)
             else ""
         )
@@ -149,7 +161,7 @@ class LabelRateCheck(Check[LabelRateRule]):
 
 
 class _Periods:
-    """The period of each row. A time that the zone does not know makes the whole column unknown, and is remembered."""
+    """The period of each row. A time that does not exist in the zone makes the whole batch null and sets ``unknown``."""
 
     def __init__(self, rule: LabelRateRule) -> None:
         self._per = rule.per
@@ -163,8 +175,8 @@ class _Periods:
             return pa.nulls(len(column), pa.int64())
 
 
-def _classes(table: Scan, name: str) -> list[Any]:
-    """The first distinct values of a column; reads no further than it needs."""
+def _distinct_values(table: Scan, name: str) -> list[Any]:
+    """The first distinct values of a column; stops reading when there are enough."""
     known = pa.array([], table.type(name))
     if pt.is_dictionary(known.type):
         known = known.cast(known.type.value_type)
@@ -176,8 +188,8 @@ def _classes(table: Scan, name: str) -> list[Any]:
     return [v for v in own if not (isinstance(v, float) and math.isnan(v))]
 
 
-def _held(positive: Any, kind: pa.DataType) -> Any:
-    """A positive that is none of the classes, as the column would hold it; null, which nothing equals, if it cannot."""
+def _in_column_type(positive: Any, kind: pa.DataType) -> Any:
+    """A positive value that does not occur, in the type of the column; null, which equals nothing, if the column cannot hold it."""
     if pt.is_decimal(kind):
         try:
             return pa.scalar(Decimal(repr(positive)), kind)

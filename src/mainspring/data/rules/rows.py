@@ -8,9 +8,9 @@ import narwhals as nw
 import numpy as np
 
 from mainspring.data.engines import ROW
-from mainspring.data.rules.base import Check, Counts, Plan, Scan, between, check_bounded, check_bounds
+from mainspring.data.rules.base import Check, Counts, Plan, Scan, bounds_text, check_bounded, check_bounds
 from mainspring.data.shown import MAX_SAMPLE
-from mainspring.data.values import same_as
+from mainspring.data.values import equal_mask
 from mainspring.errors import InvalidInput
 from mainspring.records.data import Finding, RowCountRule, UniqueRule
 
@@ -18,6 +18,8 @@ _N = "__n"
 
 
 class RowCountCheck(Check[RowCountRule]):
+    """The number of rows lies within the bounds."""
+
     record = RowCountRule
 
     def columns(self) -> list[str]:
@@ -33,11 +35,13 @@ class RowCountCheck(Check[RowCountRule]):
     def judge(self, table: Scan, plan: Plan, counts: Counts) -> Finding:  # noqa: ARG002
         rule, rows = self.rule, table.rows
         passed = (rule.min is None or rows >= rule.min) and (rule.max is None or rows <= rule.max)
-        reason = "" if passed else f"{rows} rows, wanted {between(rule.min, rule.max)}"
+        reason = "" if passed else f"{rows} rows, wanted {bounds_text(rule.min, rule.max)}"
         return self.finding(table, passed=passed, failing=int(not passed), value=float(rows), reason=reason)
 
 
 class UniqueCheck(Check[UniqueRule]):
+    """No two rows have the same key; null equals null, and NaN equals NaN."""
+
     record = UniqueRule
 
     def columns(self) -> list[str]:
@@ -53,20 +57,20 @@ class UniqueCheck(Check[UniqueRule]):
     def judge(self, table: Scan, plan: Plan, counts: Counts) -> Finding:  # noqa: ARG002
         keys = list(dict.fromkeys(table.key(c) for c in self.rule.columns))
         groups = table.frame(self.rule.columns).group_by(*keys).agg(nw.len().cast(nw.Int64).alias(_N), nw.col(ROW).min().alias(ROW)).filter(nw.col(_N) > 1)  # fmt: skip
-        found = int(table.scalars(groups, {_N: nw.col(_N).sum().cast(nw.Int64)})[_N] or 0)
-        if not found:
+        failing = int(table.scalars(groups, {_N: nw.col(_N).sum().cast(nw.Int64)})[_N] or 0)
+        if not failing:
             return self.finding(table, passed=True)
-        # Whatever the groups are: the first failing rows are in those that begin first, so ten groups are enough for ten rows.
+        # The first ten failing rows are in the ten groups that begin first, so more groups need not be read.
         begins = table.collect(groups.select(ROW).sort(ROW).head(MAX_SAMPLE)).column(ROW).to_pylist()
-        sample = self.sample(table, self._rows_like(table, begins))
+        sample = self.sample(table, self._find_rows_like(table, begins))
         return self.finding(
-            table, passed=False, failing=found, reason=f"{found} rows share their key", sample=sample
+            table, passed=False, failing=failing, reason=f"{failing} rows share their key", sample=sample
         )
 
-    def _rows_like(self, table: Scan, begins: list[int]) -> list[int]:
-        """The first rows whose key is that of one of these rows; reads no further than the last of them."""
+    def _find_rows_like(self, table: Scan, begins: list[int]) -> list[int]:
+        """The first rows that have the key of one of these rows; reads no further than the last row to show."""
         known: list[list[Any]] = [[] for _ in begins]
-        found: list[int] = []
+        numbers: list[int] = []
         for first, columns in table.keys(self.rule.columns):
             size = len(columns[0])
             for at, begin in enumerate(begins):
@@ -74,9 +78,9 @@ class UniqueCheck(Check[UniqueRule]):
                     known[at] = [column[begin - first] for column in columns]
             like = np.zeros(size, dtype=bool)
             for key in filter(None, known):
-                same = [same_as(column, value) for column, value in zip(columns, key, strict=True)]
+                same = [equal_mask(column, value) for column, value in zip(columns, key, strict=True)]
                 like |= np.logical_and.reduce(same)
-            found += (first + np.flatnonzero(like)[: MAX_SAMPLE - len(found)]).tolist()
-            if len(found) == MAX_SAMPLE:
+            numbers += (first + np.flatnonzero(like)[: MAX_SAMPLE - len(numbers)]).tolist()
+            if len(numbers) == MAX_SAMPLE:
                 break
-        return found
+        return numbers

@@ -24,6 +24,8 @@ _SPELLS_NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 
 
 class TypeCheck(Check[TypeRule]):
+    """The column has the type, whatever its values are."""
+
     record = TypeRule
 
     def plan(self, table: Scan) -> Plan:
@@ -32,13 +34,18 @@ class TypeCheck(Check[TypeRule]):
             return Plan(verdict=True)
         reason = f"the column holds {kind}, not {rule.type}"
         if arrow_kind(kind) == "string" and rule.type in {"number", "int64", "float64"}:
-            return _masked(
-                self, lambda text: pc.invert(matches(text, _SPELLS_NUMBER)), reason=reason, verdict=False
+            return _masked_plan(
+                self,
+                lambda text: pc.invert(match_pattern(text, _SPELLS_NUMBER)),
+                reason=reason,
+                verdict=False,
             )
         return Plan(reason=reason, verdict=False)
 
 
 class NotNullCheck(Check[NotNullRule]):
+    """The share of nulls is within the limit; NaN counts as null."""
+
     record = NotNullRule
 
     def validate(self, place: str) -> None:
@@ -55,6 +62,8 @@ class NotNullCheck(Check[NotNullRule]):
 
 
 class RangeCheck(Check[RangeRule]):
+    """Every value lies within the bounds, which are inclusive; NaN does not."""
+
     record = RangeRule
 
     def validate(self, place: str) -> None:
@@ -70,10 +79,10 @@ class RangeCheck(Check[RangeRule]):
         if pt.is_decimal(kind):
             low = Decimal("-Infinity") if rule.min is None else Decimal(repr(rule.min))
             high = Decimal("Infinity") if rule.max is None else Decimal(repr(rule.max))
-            return _masked(self, lambda column: _each(column, lambda v: not low <= v <= high))
+            return _masked_plan(self, lambda column: _fail_each(column, lambda v: not low <= v <= high))
         column = table.column(rule.column)
         if pt.is_integer(kind):
-            return Plan(mask=_outside_whole(column, rule, kind))
+            return Plan(mask=_outside_mask(column, rule, kind))
         column = column.cast(nw.Float64)  # a bound is not rounded to the column's width
         parts = [column < float(rule.min)] if rule.min is not None else []
         parts += [column > float(rule.max)] if rule.max is not None else []
@@ -81,8 +90,8 @@ class RangeCheck(Check[RangeRule]):
         return Plan(mask=functools.reduce(operator.or_, parts))
 
 
-def _outside_whole(column: nw.Expr, rule: RangeRule, kind: pa.DataType) -> nw.Expr:
-    """Whole numbers are compared with whole bounds: as floats, those beyond 2^53 would be rounded first."""
+def _outside_mask(column: nw.Expr, rule: RangeRule, kind: pa.DataType) -> nw.Expr:
+    """The mask of values outside the bounds. Whole numbers are compared with whole bounds: as floats, those beyond 2^53 would be rounded."""
     least, most = whole_limits(kind)
     low = (
         least
@@ -107,6 +116,8 @@ def _outside_whole(column: nw.Expr, rule: RangeRule, kind: pa.DataType) -> nw.Ex
 
 
 class SetCheck(Check[SetRule]):
+    """Every value is one of the allowed ones."""
+
     record = SetRule
 
     def validate(self, place: str) -> None:
@@ -123,22 +134,21 @@ class SetCheck(Check[SetRule]):
                 for v in rule.allowed
                 if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
             }
-            return _masked(self, lambda column: _each(column, lambda v: v not in exact))
+            return _masked_plan(self, lambda column: _fail_each(column, lambda v: v not in exact))
         column = table.column(rule.column)
-        allowed = _allowed(rule, kind)
+        allowed = _allowed_in_type(rule, kind)
         if not allowed:
             return Plan(mask=~column.is_null(), reason=f"no allowed value has the column's type, {kind}")
         if pt.is_floating(kind):
             column = column.cast(nw.Float64)
-        if pt.is_integer(
-            kind
-        ):  # engines differ in what they make of a number that the column's type cannot hold
+        # Engines differ in how they treat a number that the column's type cannot hold.
+        if pt.is_integer(kind):
             least, most = whole_limits(kind)
             allowed = [v for v in allowed if least <= v <= most]
         return Plan(mask=~column.is_in(allowed) if allowed else ~column.is_null())
 
 
-def _allowed(rule: SetRule, kind: pa.DataType) -> list[Any]:
+def _allowed_in_type(rule: SetRule, kind: pa.DataType) -> list[Any]:
     """The allowed values that a value of this column can equal, as it holds them."""
     wanted = comparable(kind)
     allowed: list[Any] = [v for v in rule.allowed if wanted is not None and type(v) in wanted]
@@ -148,17 +158,19 @@ def _allowed(rule: SetRule, kind: pa.DataType) -> list[Any]:
         held = np.float32 if kind.bit_width < 64 else np.float64
         with np.errstate(over="ignore"):
             pairs = [(v, float(held(v))) for v in allowed if isinstance(v, float) or int(float(v)) == v]
-        # What the column can only hold as an infinity equals none of its values.
+        # A finite number that the column can only hold as infinity equals none of its values.
         return [kept for v, kept in pairs if math.isfinite(kept) or not math.isfinite(v)]
     return allowed
 
 
 class RegexCheck(Check[RegexRule]):
+    """Every value matches the whole pattern."""
+
     record = RegexRule
 
     def validate(self, place: str) -> None:
         try:
-            matches(pa.array([""]), whole(self.rule.pattern))
+            match_pattern(pa.array([""]), full_match_pattern(self.rule.pattern))
         except pa.ArrowException as error:
             raise InvalidInput(
                 f"the pattern does not compile: {str(error).splitlines()[0]}",
@@ -173,28 +185,28 @@ class RegexCheck(Check[RegexRule]):
             return Plan(verdict=True)
         if arrow_kind(kind) != "string":
             return Plan(reason=f"the column holds {kind}, not text", verdict=False)
-        pattern = whole(self.rule.pattern)
-        return _masked(self, lambda text: pc.invert(matches(text, pattern)))
+        pattern = full_match_pattern(self.rule.pattern)
+        return _masked_plan(self, lambda text: pc.invert(match_pattern(text, pattern)))
 
 
-def whole(pattern: str) -> str:
-    """The pattern as one of the whole text."""
+def full_match_pattern(pattern: str) -> str:
+    """A pattern that matches only if the whole text matches ``pattern``."""
     return f"^(?:{pattern})$"
 
 
-def matches(text: Any, pattern: str) -> Any:
-    """Which values match (RE2). Engines have expressions of their own dialect, so patterns are matched here, once for all."""
+def match_pattern(text: Any, pattern: str) -> Any:
+    """A mask of the values that match (RE2). Engines differ in their dialects, so patterns are matched here, in Arrow, for all of them."""
     return pc.match_substring_regex(text, pattern)
 
 
-def _masked(check: Check[Any], make: Callable[[Any], Any], **facts: Any) -> Plan:
+def _masked_plan(check: Check[Any], make: Callable[[Any], Any], **facts: Any) -> Plan:
     """A plan whose mask is made in Arrow from the rule's column."""
     name = check.name("mask")
     return Plan(mask=nw.col(name), derived={name: Derived(check.columns(), pa.bool_(), make)}, **facts)
 
 
-def _each(column: Any, fails: Callable[[Any], bool]) -> pa.Array:
-    """Decimals that fail, told exactly: engines would make floats of them."""
+def _fail_each(column: Any, fails: Callable[[Any], bool]) -> pa.Array:
+    """A mask of the decimals that fail, computed exactly in Python, because engines would convert them to floats."""
     return pa.array([v is not None and fails(v) for v in column.to_pylist()], pa.bool_())
 
 
