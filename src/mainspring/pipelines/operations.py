@@ -87,7 +87,7 @@ class Pipelines:
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
     def download_log(self, run: str, step: str) -> Download:
-        """What the step's latest attempt wrote (its beginning and end, if it was long); a cached one gives its origin's."""
+        """The log of the step's latest attempt (its beginning and end, if it is long); for a cached step that of the execution whose result it took."""
         execution = self._latest_execution(run, step)
         digest = execution.log
         if execution.cached_from is not None:
@@ -102,7 +102,7 @@ class Pipelines:
 
     @operation(role=Role.EDITOR, changes=True)
     def cancel_run(self, run: str, *, reason: str = "") -> PipelineRun:
-        """Ask the runner of a run to stop it; it does within seconds. Raises :class:`Conflict` if the run has ended."""
+        """Ask the runner of a run to stop it, which takes a few seconds. Raises :class:`Conflict` if the run has ended."""
         with self._base.ledger.decision() as d:
             record = rows.read_run(d.tx, self._base.project, run)
             if record.state != "running":
@@ -141,19 +141,19 @@ class Pipelines:
 
     @operation(role=Role.EDITOR, changes=True, keyed=False)
     def heartbeat_step(self, execution: Id, *, token: str) -> Heartbeat:
-        """Say that the step is still being run; answers whether to go on. To be called every third of the lease's ``ttl_s``.
+        """Report that the step still runs; answers whether to go on. To be called every third of the lease's ``ttl_s``.
 
-        Raises :class:`Fenced` if the attempt was given up: nothing of it will be taken.
+        Raises :class:`Fenced` if the attempt is lost: nothing of it can be committed.
         """
         with self._base.store.write() as tx:
             return attempts.prolong_attempt(tx, self._base.project, execution, token)
 
     @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB, keyed=False)
     def finish_step(self, execution: Id, *, token: str, result: StepResult) -> StepExecution:
-        """Commit what an attempt came to, once; the same call again returns what was committed.
+        """Commit the result of an attempt, once; the same call again returns what was committed.
 
         Every digest in ``result`` is of an object that was put into this project before. Raises :class:`NotFound` for one that was
-        not, :class:`Fenced` if the attempt was given up. An ``error`` of kind ``lost`` gives the step back.
+        not, :class:`Fenced` if the attempt is lost. An ``error`` of kind ``lost`` gives the step back.
         """
         check_result(self._base, result)
         with self._base.ledger.decision() as d:
@@ -166,7 +166,7 @@ class Pipelines:
         if not executions:
             known = [s.name for s in graph.steps]
             raise NotFound(
-                f"run {run} has not come to a step {step!r}",
+                f"run {run} has no execution of a step {step!r}",
                 value=step,
                 next_step=near(step, known, what="step"),
             )
