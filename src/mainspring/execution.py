@@ -1,7 +1,7 @@
-"""Running a pipeline of this project so that it is also a tracked run: one id, seen from both rooms.
+"""Running a pipeline of this project so that it is also a tracked run: both rooms use the same id.
 
 The pipelines room records the graph, the steps and the cache; the tracking room records code, environment, params and
-metrics. Here both are told about the same execution.
+metrics.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ class Execution:
         check: bool = True,
     ) -> PipelineRun:
         """Run ``file.py:function``; see :meth:`mainspring.pipelines.runner.Runner.run`."""
-        return self._runner().run(
-            source, params, on_event=self._recording(on_event, params or {}), check=check
+        return self._make_runner().run(
+            source, params, on_event=self._event_handler(on_event, params or {}), check=check
         )
 
     def plan(self, source: str, params: Mapping[str, Any] | None = None) -> list[Why]:
-        """What a run would take from the cache, and why; nothing runs."""
-        return self._runner().plan(source, params)
+        """For each step whether a run would take its result from the cache, and why; nothing runs."""
+        return self._make_runner().plan(source, params)
 
     def resume(self, run: str, *, on_event: OnEvent | None = None, check: bool = True) -> PipelineRun:
-        """Go on with an interrupted or failed run."""
-        return self._runner().resume(run, on_event=self._recording(on_event, {}), check=check)
+        """Continue an interrupted or failed run; see :meth:`mainspring.pipelines.runner.Runner.resume`."""
+        return self._make_runner().resume(run, on_event=self._event_handler(on_event, {}), check=check)
 
-    def _runner(self) -> Runner:
+    def _make_runner(self) -> Runner:
         from mainspring.pipelines import Runner
         from mainspring.tracking.capture import environment_digest
 
@@ -78,39 +78,41 @@ class Execution:
             workspace={"root": str(self._root), "project": self._base.project},
         )
 
-    def _recording(self, on_event: OnEvent | None, params: Mapping[str, Any]) -> OnEvent:
-        def tell(event: PipelineEvent) -> None:
+    def _event_handler(self, on_event: OnEvent | None, params: Mapping[str, Any]) -> OnEvent:
+        """A handler that keeps the tracked run in step with the pipeline run, and passes each event on."""
+
+        def handle(event: PipelineEvent) -> None:
             if event.kind == "started":
-                self._begin(event.run, event.detail, params, event.files)
+                self._begin_run(event.run, event.detail, params, event.files)
             elif event.kind == "ended":
-                self._end(event.run)
+                self._end_run(event.run)
             if on_event is not None:
                 on_event(event)
 
-        return tell
+        return handle
 
-    def _begin(self, run: str, pipeline: str, params: Mapping[str, Any], files: list[str]) -> None:
+    def _begin_run(self, run: str, pipeline: str, params: Mapping[str, Any], files: list[str]) -> None:
         from mainspring.tracking.capture import capture
 
-        shown = {k: v if isinstance(v, str) else to_json(v).decode() for k, v in params.items()}
+        texts = {k: v if isinstance(v, str) else to_json(v).decode() for k, v in params.items()}
         self._tracking.create_run(
-            experiment="pipelines", name=pipeline, id=run, params=shown, tags={"pipeline": pipeline}
+            experiment="pipelines", name=pipeline, id=run, params=texts, tags={"pipeline": pipeline}
         )
-        found = capture(root=self._root, files=files)
+        captured = capture(root=self._root, files=files)
         self._tracking.record_capture(
             run=run,
-            code=found.code,
-            environment=found.environment,
-            source=found.source,
-            files=found.files,
+            code=captured.code,
+            environment=captured.environment,
+            source=captured.source,
+            files=captured.files,
         )
 
-    def _end(self, run: str) -> None:
-        for one in self._pipelines.get_effects(run=run):
-            if one.reused and one.effect.kind == "artifact":
-                kept = one.effect.data
+    def _end_run(self, run: str) -> None:
+        for entry in self._pipelines.get_effects(run=run):
+            if entry.reused and entry.effect.kind == "artifact":
+                artifact = entry.effect.data
                 self._tracking.log_artifact(
-                    run=run, path=kept["path"], digest=kept["digest"], size=kept["size"]
+                    run=run, path=artifact["path"], digest=artifact["digest"], size=artifact["size"]
                 )
         points = [
             Point.of(f"{s.step}.{name}", float(value))
@@ -119,12 +121,12 @@ class Execution:
         ]
         if points:
             self._tracking.log_batch(run=run, batch_id="steps", metrics=points)
-        ended = self._pipelines.get_run(id=run).state
-        self._tracking.finish_run(run=run, status="finished" if ended == "finished" else "failed")
+        state = self._pipelines.get_run(id=run).state
+        self._tracking.finish_run(run=run, status="finished" if state == "finished" else "failed")
 
 
 def worker_runner(execution: Execution) -> Callable[[str, dict[str, Any]], str]:
-    """What the loop's worker needs: run a pipeline, give the run's id, raise if it failed."""
+    """A function for the loop's worker: it runs a pipeline and returns the run's id. It raises if the run did not finish."""
 
     def run(source: str, params: dict[str, Any]) -> str:
         ended = execution.run(source, params)

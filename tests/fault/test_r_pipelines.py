@@ -170,7 +170,7 @@ def _kill_and_resume(make: Callable[..., Foundation], tmp_path: Path, kills: int
             "last": "last",
         }
         assert not {names[s] for s in finished} & set(after), "a finished step ran again"
-        assert processes.with_cookie(run.id) == []
+        assert processes.find_by_cookie(run.id) == []
         assert base.ledger.verify().ok
         per_step = [e.step for e in _executions(base) if e.state == "finished"]
         assert sorted(per_step) == sorted(names)
@@ -507,7 +507,7 @@ def test_r15_sigterm_interrupts_and_the_run_resumes(foundation: Foundation, root
     end(process)
     run = Pipelines(foundation).list_runs().items[0]
     assert run.state == "interrupted"
-    assert processes.with_cookie(run.id) == []
+    assert processes.find_by_cookie(run.id) == []
     assert a_runner(foundation, root).resume(run.id).state == "finished"
 
 

@@ -160,12 +160,12 @@ def test_a_step_is_begun_by_one_worker(ops: Pipelines, begin: Begin) -> None:
 
 @pytest.mark.parametrize("store_url", ["postgres"], indirect=True)  # SQLite has one writer at a time
 def test_taking_waits_for_who_withdraws(base: Foundation, ops: Pipelines, begin: Begin) -> None:
-    """Seen red without the lock in attempts.take: PostgreSQL ended one of the two for a deadlock."""
+    """Seen red without the lock in attempts.take_offer: PostgreSQL ended one of the two for a deadlock."""
     begin()
     found = waiting(ops)
     with ThreadPoolExecutor(1) as pool:
         with base.store.write() as tx:
-            attempts._offered(tx, base.project, found.execution, lock=True)
+            attempts._read_offer(tx, base.project, found.execution, lock=True)
             taking = pool.submit(ops.begin_step, execution=found.execution, worker="w1")
             until = time.monotonic() + 60
             while not tx.scalar(
@@ -189,7 +189,7 @@ def test_finishing_again_answers_what_was_committed(base: Foundation, ops: Pipel
 
 
 def test_a_wrong_token_is_refused(base: Foundation, ops: Pipelines, begin: Begin) -> None:
-    """Seen red without the comparison in attempts._held: anybody's result was taken."""
+    """Seen red without the comparison in attempts._read_held_offer: anybody's result was taken."""
     begin()
     found = waiting(ops)
     for token in ("", "x"):  # nobody has begun it yet: the empty token is no token
@@ -210,7 +210,7 @@ def test_a_wrong_token_is_refused(base: Foundation, ops: Pipelines, begin: Begin
 def test_a_worker_that_is_not_heard_of_has_lost_its_step(
     base: Foundation, ops: Pipelines, begin: Begin
 ) -> None:
-    """Seen red without the state in attempts.finish: the stale worker's result stood beside the new one's."""
+    """Seen red without the state in attempts.finish_attempt: the stale worker's result stood beside the new one's."""
     run = begin(lease_ttl_s=1.0)
     stale = take(ops)  # no heartbeat follows
     fresh = take(ops, attempt=2)
@@ -268,7 +268,7 @@ def _finish_before_lost(ops: Pipelines, lease: StepLease, made: Artifact) -> tup
 
 
 def test_a_step_that_loses_every_worker_fails(ops: Pipelines, begin: Begin) -> None:
-    """Seen red without the bound in schedule.failed_once: it was offered for ever."""
+    """Seen red without the bound in schedule.record_failure: it was offered for ever."""
     run = begin(lease_ttl_s=0.2)
     for attempt in range(1, MAX_LOST + 1):
         take(ops, attempt=attempt)
@@ -294,14 +294,14 @@ def test_an_attempt_that_another_transaction_ends_first_is_not_ended_again(
     state.end_execution: the lost attempt was finished."""
     begin()
     lease, made = take(ops), put(base, b"abc")
-    facts = attempts._facts
+    facts = attempts._read_facts
 
-    def overtaken(tx: Writer, project: str, found: attempts._Offered) -> attempts.Facts:
+    def overtaken(tx: Writer, project: str, found: attempts._Offer) -> attempts.Facts:
         rows.lose_running(tx, project, lease.job.run)
         return facts(tx, project, found)
 
     with monkeypatch.context() as patched:
-        patched.setattr(attempts, "_facts", overtaken)
+        patched.setattr(attempts, "_read_facts", overtaken)
         with pytest.raises(Fenced, match="it is lost"):
             finish(ops, lease, made)
     assert finish(ops, lease, made) == "finished"  # nothing of that transaction was kept
@@ -438,7 +438,7 @@ def test_a_viewer_takes_no_step(ops: Pipelines, begin: Begin) -> None:
 def test_a_result_from_another_environment_serves_this_run_only(
     base: Foundation, ops: Pipelines, begin: Begin, project: Path
 ) -> None:
-    """Seen red without the comparison in attempts._facts: a run elsewhere took it for a result of its own environment."""
+    """Seen red without the comparison in attempts._read_facts: a run elsewhere took it for a result of its own environment."""
     begin()
     lease = take(ops, environment="f" * 64)
     finish(ops, lease, put(base, b"abc"))

@@ -16,12 +16,12 @@ Write = Callable[[str, str], Path]
 
 def digest(project: Path, spec: str = "m.py:f") -> str:
     forget_projects(project)
-    return Closures(project).of(load_function(spec, root=project)).digest
+    return Closures(project).analyse(load_function(spec, root=project)).digest
 
 
 def parts(project: Path, spec: str = "m.py:f") -> set[str]:
     forget_projects(project)
-    return set(Closures(project).of(load_function(spec, root=project)).parts)
+    return set(Closures(project).analyse(load_function(spec, root=project)).parts)
 
 
 BASE = {
@@ -125,7 +125,7 @@ def test_the_files_of_a_closure_are_those_it_reaches(project: Path, write: Write
     for name, text in BASE.items():
         write(name, text)
     write("pkg/unused.py", "X = 1\n")
-    found = Closures(project).of(load_function("m.py:f", root=project))
+    found = Closures(project).analyse(load_function("m.py:f", root=project))
     assert found.files == {"m.py", "pkg/a.py", "pkg/b.py", "pkg/c.py"}
 
 

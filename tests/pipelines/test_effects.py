@@ -122,7 +122,7 @@ def test_what_no_reference_can_stand_for_is_done_again(workspace: Workspace) -> 
         workspace.execution.run("p.py:approved")
     assert len(workspace.models.list_approvals(model="twice", version=1)) == 2
     why = workspace.execution.plan("p.py:approved")[0]
-    assert (why.hit, why.reason) == (False, "it called models.approve, which no earlier result can stand for")
+    assert (why.hit, why.reason) == (False, "it called models.approve, which no earlier result can replace")
 
 
 def test_a_dataset_is_read_by_version_and_stands_in_the_graph(workspace: Workspace) -> None:

@@ -473,7 +473,7 @@ def test_a_file_of_settled_status_is_not_read_again(tmp_path: Path, monkeypatch:
 
 
 def test_a_file_as_young_as_its_entry_is_read_again(tmp_path: Path) -> None:
-    """Racy clean. Seen red with ``_settled`` always true, on a file system whose times are put back."""
+    """Racy clean. Seen red with ``_is_settled`` always true, on a file system whose times are put back."""
     file = tmp_path / "young.csv"
     file.write_text("before")
     index = StatIndex(tmp_path / "index.json")
@@ -516,11 +516,11 @@ def test_what_counts_as_a_file(tmp_path: Path) -> None:
     found = Files(root, tmp_path)
     given = ["data/a.csv", "./data/a.csv", "data", ".git/config", "../outside/b.csv", str(outside / "b.csv"), str(outside),
              "*", "data/*.tsv", "[a-z]+", "**/.git/*", "~/none", "/", "", "data/none.csv", "a\nb", "x" * 5000, "link/b.csv", "\0", 3, None]  # fmt: skip
-    assert set(found.named(given)) == {"data/a.csv", "data", str(outside / "b.csv"), "link/b.csv"}
-    assert set(found.named("data/?.csv")) == {"data/a.csv"}
-    assert set(found.named("**/*.csv")) == {"data/a.csv", "link/b.csv"}, "a link in a circle counts once"
-    assert found.named(str(outside / "*.csv")) == {}
-    assert set(found.named_in_code(["*.csv", "data/*", "[a-z]/+", "no/*"])) == {"data/a.csv"}
+    assert set(found.find_named(given)) == {"data/a.csv", "data", str(outside / "b.csv"), "link/b.csv"}
+    assert set(found.find_named("data/?.csv")) == {"data/a.csv"}
+    assert set(found.find_named("**/*.csv")) == {"data/a.csv", "link/b.csv"}, "a link in a circle counts once"
+    assert found.find_named(str(outside / "*.csv")) == {}
+    assert set(found.find_named_in_code(["*.csv", "data/*", "[a-z]/+", "no/*"])) == {"data/a.csv"}
     before = found.fingerprint(root / "data")
     (outside / "b.csv").write_text("y")
     assert found.fingerprint(root / "data") == before

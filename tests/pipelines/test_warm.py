@@ -48,7 +48,7 @@ def test_runs_share_a_server_and_see_edits(
     assert (first["value"], second["value"]) == (1, 20)
     assert first["drawn"] != second["drawn"]
     warm.stop_idle()
-    assert processes._state(first["server"]) == "X"
+    assert processes._read_state(first["server"]) == "X"
 
 
 def test_another_environment_means_another_server(

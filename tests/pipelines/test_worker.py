@@ -431,7 +431,7 @@ def test_a_worker_is_stopped_while_its_libraries_are_imported(
 def test_a_worker_outlives_a_killed_server(
     tmp_path: Path, workspace: Workspace, folder: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Seen red without the patience of Worker._patiently: the result was dropped, and the run waited for the lease to end."""
+    """Seen red without the patience of Worker._retry: the result was dropped, and the run waited for the lease to end."""
     first, address = _up(workspace.settings.root, 0)
     second, fleet = None, Workers(tmp_path / "workers", address["url"], ensure_token(workspace.settings.home))
     try:
@@ -579,7 +579,7 @@ def test_a_result_that_the_server_refuses_fails_the_step_and_not_the_worker(
 def test_what_the_server_may_do_later_is_asked_for_again(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[MainspringError]
 ) -> None:
-    """Seen red with ``except Unavailable`` in Worker._patiently: a full disk cost the result."""
+    """Seen red with ``except Unavailable`` in Worker._retry: a full disk cost the result."""
     monkeypatch.setattr(worker, "_RETRY_S", 0.0)
     one, beats = _worker_here(workspace, tmp_path)
     answers = iter([error("not now"), error("not now"), None])
@@ -590,22 +590,22 @@ def test_what_the_server_may_do_later_is_asked_for_again(
             raise problem
         return "done"
 
-    assert one._patiently(call, beats) == "done"
+    assert one._retry(call, beats) == "done"
     with pytest.raises(InvalidInput):
-        one._patiently(lambda: _raise(InvalidInput("never")), beats)
+        one._retry(lambda: _raise(InvalidInput("never")), beats)
 
 
 def test_a_step_that_this_machine_cannot_run_is_given_back(workspace: Workspace, tmp_path: Path) -> None:
-    """Seen red without the OSError in Worker._attempt: it ended the program."""
+    """Seen red without the OSError in Worker._run_attempt: it ended the program."""
     one, beats = _worker_here(workspace, tmp_path)
     (tmp_path / "taken").write_text("")
-    result = one._attempt(beats._lease.job, tmp_path / "taken" / "scratch", beats)
+    result = one._run_attempt(beats._lease.job, tmp_path / "taken" / "scratch", beats)
     assert result.error is not None
     assert (result.error.kind, result.error.type) == ("lost", "NotADirectoryError")
 
 
-def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, worker._Beats]:
-    here = worker.Here("one", folder, environment_digest(), {})
+def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, worker._Heartbeats]:
+    here = worker.WorkerSettings("one", folder, environment_digest(), {})
     job = StepJob(
         project="numbers",
         run="r",
@@ -618,7 +618,7 @@ def _worker_here(workspace: Workspace, folder: Path) -> tuple[worker.Worker, wor
         sources={},
     )
     lease = StepLease(job=job, token="t", ttl_s=HELD_S)
-    return worker.Worker(workspace.pipelines, Uploads(workspace.base), here), worker._Beats(
+    return worker.Worker(workspace.pipelines, Uploads(workspace.base), here), worker._Heartbeats(
         workspace.pipelines, lease
     )
 

@@ -1,8 +1,9 @@
-"""Pipelines: plain functions as steps, composed into a graph that is data, cached by what they are made of.
+"""Pipelines: plain functions as steps, composed into a graph that is data; results are cached by code and inputs.
 
-``step`` declares; ``graph`` records the calls; ``closure`` and ``keys`` say when a result may be used again; ``runner`` and
-``drive`` execute in child processes (``executor``, ``forkserver``, ``worker``) and commit (``state``); ``operations``
-answers. Nothing is imported here before it is asked for: the decorators must load in a few milliseconds.
+``step`` has the decorators; ``graph`` records the calls of a pipeline; ``closure``, ``keys`` and ``planning`` decide when a result may
+be used again; ``runner`` and ``drive`` execute steps in child processes (``executor``, ``forkserver``, ``execute``) or at workers
+(``offers``, ``worker``) and commit their results (``attempts``, ``rows``); ``operations`` is the interface. Modules are imported on
+first use: the decorators must load in a few milliseconds.
 """
 
 from __future__ import annotations

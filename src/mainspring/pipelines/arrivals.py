@@ -1,4 +1,4 @@
-"""What a worker says its step came to is held against what it may say, before anything of it is kept."""
+"""Checks of the results that workers send, before anything of them is kept."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ MAX_MESSAGE = 10_000
 _SHAPES = frozenset({"single", "tuple", "named", "dict"})
 _NOT_A_NUMBER = frozenset({"nan", "inf", "-inf"})
 
-_DATA: dict[str, dict[str, type | tuple[type, ...]]] = {
+_EFFECT_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "alias": {"model": str, "alias": str, "version": int},
     "artifact": {"run": (str, type(None)), "path": str, "digest": str, "size": int},
 }
-"""What the data of an effect holds where a later run reads it."""
+"""The fields of an effect's data, by its kind, that later runs read."""
 
 
 def check_result(base: Foundation, result: StepResult) -> None:
-    """Raises :class:`InvalidInput` for what no step can come to, :class:`NotFound` for a digest that is not this project's."""
+    """Check a result that a worker sent.
+
+    Raises :class:`InvalidInput` for a result that no step can have, :class:`NotFound` for a digest of an object that is not this
+    project's.
+    """
     for what, count, most in (
         ("outputs", len(result.outputs), MAX_OUTPUTS),
         ("metrics", len(result.metrics), MAX_METRICS),
@@ -64,7 +68,7 @@ def _check_shape(result: StepResult) -> None:
                 "an output is no dataset version", value=artifact.source, place="result.outputs"
             )
         # The base name becomes a path wherever the output is an input next.
-        if artifact.kind in {"file", "tree"} and not _is_name(artifact.type):
+        if artifact.kind in {"file", "tree"} and not _is_file_name(artifact.type):
             raise InvalidInput("not the name of a file", value=artifact.type, place="result.outputs")
     if result.error is not None and len(result.error.message) > MAX_MESSAGE:
         raise InvalidInput(f"a message has at most {MAX_MESSAGE} characters", value=len(result.error.message), place="result.error")  # fmt: skip
@@ -74,7 +78,7 @@ def _check_shape(result: StepResult) -> None:
         raise InvalidInput("a single output is called 'value'", value=names[:5], place="result")
 
 
-def _is_name(text: str) -> bool:
+def _is_file_name(text: str) -> bool:
     return (
         text not in {".", ".."}
         and not set(text) & {"/", "\0"}
@@ -87,7 +91,7 @@ def _check_effect(base: Foundation, effect: Effect) -> None:
         return
     _check_reference(effect.ref)
     data: dict[str, Any] = effect.data
-    for name, kind in _DATA.get(effect.kind, {}).items():
+    for name, kind in _EFFECT_FIELDS.get(effect.kind, {}).items():
         if not isinstance(data.get(name), kind) or isinstance(data.get(name), bool):
             raise InvalidInput(f"an effect of kind {effect.kind} names its {name}", value=effect.ref, place="result.effects")  # fmt: skip
     if effect.kind == "artifact":

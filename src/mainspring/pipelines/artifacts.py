@@ -26,24 +26,24 @@ from mainspring.pipelines.job import Output
 from mainspring.records.base import to_json
 from mainspring.records.pipelines import ArtifactKind
 
-_SPECIAL = "$float"
+_FLOAT_KEY = "$float"
 _MAX_DEPTH = 200
 
 
 def split(value: object, *, names: tuple[str, ...] | None, place: str) -> tuple[str, dict[str, object]]:
-    """The outputs in a returned value: ``(shape, {name: value})``.
+    """The outputs in a returned value: ``(shape, {name: value})``. Raises :class:`InvalidInput` if it does not fit ``names``.
 
     ``names`` are the declared ones. Undeclared: a tuple has outputs ``0``, ``1``, ...; a dict with a value that is not
     plain JSON has its keys; anything else is the one output ``value``.
     """
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
-        found = names or fields or tuple(str(i) for i in range(len(value)))
-        if len(found) != len(value):
+        declared = names or fields or tuple(str(i) for i in range(len(value)))
+        if len(declared) != len(value):
             raise InvalidInput(
-                f"{len(value)} outputs returned, {len(found)} declared", value=found, place=place
+                f"{len(value)} outputs returned, {len(declared)} declared", value=declared, place=place
             )
-        return ("named" if fields else "tuple"), dict(zip(found, value, strict=True))
+        return ("named" if fields else "tuple"), dict(zip(declared, value, strict=True))
     if isinstance(value, dict) and (names is not None or not _is_plain(value)):
         if names is not None and set(value) != set(names):
             raise InvalidInput(
@@ -76,7 +76,10 @@ def join(shape: str, values: dict[str, object], *, hint: object = None) -> objec
 
 
 def save(value: object, folder: Path, *, name: str, number: int, hint: object, place: str) -> Output:
-    """Write ``value`` into ``folder``; raises :class:`InvalidInput` for a type that is not data."""
+    """Write ``value`` into ``folder`` as output ``number``; raises :class:`InvalidInput` for a type that is not data.
+
+    ``hint`` is the annotation of the output; ``place`` names it in errors.
+    """
     path = folder / f"out-{number}"
     kind: ArtifactKind
     module = type(value).__module__.split(".")[0]
@@ -102,12 +105,15 @@ def save(value: object, folder: Path, *, name: str, number: int, hint: object, p
         data = msgspec.to_builtins(value, str_keys=True)
     else:
         kind, type_name, data = "json", "", value
-    path.write_bytes(to_json(_mark(data, place=place)))
+    path.write_bytes(to_json(_encode_json(data, place=place)))
     return Output(name=name, kind=kind, path=str(path), type=type_name)
 
 
 def load(kind: str, path: Path, *, type_name: str, hint: object, place: str) -> object:
-    """Read an artifact back. ``hint`` (from the producer's or the consumer's annotation) gives a record its class."""
+    """Read an artifact back. ``hint`` (from the producer's or the consumer's annotation) gives a record its class.
+
+    Raises :class:`InvalidInput` without such an annotation, :class:`Corrupt` for a stored record that does not fit it.
+    """
     if kind in {"file", "tree"}:
         return path
     if kind == "bytes":
@@ -120,7 +126,7 @@ def load(kind: str, path: Path, *, type_name: str, hint: object, place: str) -> 
         import numpy as np
 
         return np.load(path, allow_pickle=False)
-    data = _unmark(msgspec.json.decode(path.read_bytes()))
+    data = _decode_json(msgspec.json.decode(path.read_bytes()))
     if kind == "json":
         return data
     if not isinstance(hint, type) or _type_name(hint) != type_name:
@@ -151,7 +157,7 @@ def _is_plain(value: object, depth: int = 0) -> bool:
 
 
 def _is_scalar(value: object) -> bool:
-    """A numpy number: plain data in a foreign coat."""
+    """Whether the value is a numpy scalar, which counts as plain data."""
     return (
         type(value).__module__ == "numpy"
         and getattr(value, "shape", None) == ()
@@ -159,19 +165,19 @@ def _is_scalar(value: object) -> bool:
     )
 
 
-def _mark(value: Any, *, place: str, depth: int = 0) -> Any:
-    """Plain data with non-finite floats spelt out; raises for anything that JSON would change or refuse."""
+def _encode_json(value: Any, *, place: str, depth: int = 0) -> Any:
+    """Plain data with non-finite floats as ``{"$float": text}``; raises :class:`InvalidInput` for what JSON would change or refuse."""
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {_SPECIAL: repr(float(value))}
+        return float(value) if math.isfinite(value) else {_FLOAT_KEY: repr(float(value))}
     if isinstance(value, str):
-        return _text(value, place=place)
+        return _check_text(value, place=place)
     if depth > _MAX_DEPTH:
         raise InvalidInput(f"nested deeper than {_MAX_DEPTH}", place=place)
     if isinstance(value, (list, tuple)):
-        return [_mark(v, place=place, depth=depth + 1) for v in value]
-    if isinstance(value, dict) and _SPECIAL not in value:
+        return [_encode_json(v, place=place, depth=depth + 1) for v in value]
+    if isinstance(value, dict) and _FLOAT_KEY not in value:
         if not all(isinstance(k, str) for k in value):
             raise InvalidInput(
                 "keys of a returned dict must be text",
@@ -179,17 +185,20 @@ def _mark(value: Any, *, place: str, depth: int = 0) -> Any:
                 place=place,
                 next_step="Write {str(key): ...}.",
             )
-        return {_text(k, place=place): _mark(v, place=place, depth=depth + 1) for k, v in value.items()}
+        return {
+            _check_text(k, place=place): _encode_json(v, place=place, depth=depth + 1)
+            for k, v in value.items()
+        }
     if _is_scalar(value):
-        return _mark(value.item(), place=place, depth=depth)
+        return _encode_json(value.item(), place=place, depth=depth)
     raise InvalidInput(
         f"a {type(value).__module__}.{type(value).__qualname__} cannot be an output",
         place=place,
-        next_step=_instead(value),
+        next_step=_suggest_output(value),
     )
 
 
-def _text(value: str, *, place: str) -> str:
+def _check_text(value: str, *, place: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -199,8 +208,8 @@ def _text(value: str, *, place: str) -> str:
     return str(value)
 
 
-def _instead(value: object) -> str:
-    """What to return in place of a value that is not data."""
+def _suggest_output(value: object) -> str:
+    """The next step in the error for a value that is not data: what to return instead."""
     module = type(value).__module__.split(".")[0]
     if module == "pandas":
         return "Return pyarrow.Table.from_pandas(frame)."
@@ -215,13 +224,13 @@ def _instead(value: object) -> str:
     return "Return a pyarrow.Table, a numpy array, plain JSON data, bytes, an annotated record, or a pathlib.Path to files you wrote."
 
 
-def _unmark(value: Any) -> Any:
+def _decode_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [_unmark(v) for v in value]
+        return [_decode_json(v) for v in value]
     if isinstance(value, dict):
-        if len(value) == 1 and _SPECIAL in value:
-            return float(value[_SPECIAL])
-        return {k: _unmark(v) for k, v in value.items()}
+        if len(value) == 1 and _FLOAT_KEY in value:
+            return float(value[_FLOAT_KEY])
+        return {k: _decode_json(v) for k, v in value.items()}
     return value
 
 

@@ -26,7 +26,7 @@ import blake3
 import msgspec
 
 from mainspring.errors import InvalidInput
-from mainspring.pipelines.constants import texts_in, variables_in
+from mainspring.pipelines.constants import list_texts, list_variables
 from mainspring.records.base import new_id, to_json
 
 _WHOLE = "*"
@@ -41,16 +41,16 @@ class Closure:
     digest: str
     parts: dict[str, str]
     files: frozenset[str] = frozenset()
-    """The project's files that hold them, relative to the project."""
+    """The project's files with these definitions, relative to the project."""
     texts: frozenset[str] = frozenset()
-    """Text constants in them: one that names a file is how most steps read a file that is no argument."""
+    """Text constants in the code. Most steps that read a file which is not an argument name it by such a constant."""
     variables: frozenset[str] = frozenset()
-    """Variables of the environment that they read."""
-    asks: frozenset[str] = frozenset()
-    """What the code asks the context of the run for: ``params``, ``at``."""
+    """Environment variables that the code reads."""
+    context_fields: frozenset[str] = frozenset()
+    """What the code reads from the context of the run: ``params``, ``at``."""
 
     def document(self) -> bytes:
-        """What ``digest`` is the digest of."""
+        """The bytes of which ``digest`` is the digest."""
         return to_json(self.parts)
 
 
@@ -70,7 +70,7 @@ class Closures:
         self._root = root.resolve()
         self._modules: dict[Path, tuple[tuple[int, int], _Module]] = {}
 
-    def of(self, function: Callable[..., Any]) -> Closure:
+    def analyse(self, function: Callable[..., Any]) -> Closure:
         """The closure of ``function``. Raises :class:`InvalidInput` if its source is not in a file."""
         target = inspect.unwrap(function)
         file = Path(target.__code__.co_filename)
@@ -81,9 +81,9 @@ class Closures:
                 next_step="Put steps in a module of the project.",
             )
         file = file.resolve()
-        if not self._is_project(file):  # a step from an installed package: its file stands for it
-            return self._finish({f"{file.name}:{target.__qualname__}": _hash(file.read_bytes())})
-        module = self._module(file)
+        if not self._is_project(file):  # a step from an installed package counts by its whole file
+            return self._make_closure({f"{file.name}:{target.__qualname__}": _hash(file.read_bytes())})
+        module = self._load_module(file)
         name = target.__qualname__.split(".")[0]
         if name not in module.bindings:
             raise InvalidInput(
@@ -91,46 +91,46 @@ class Closures:
             )
         parts: dict[str, str] = {}
         self._walk(file, name, parts)
-        files = {self._show(file), *(label.rpartition(":")[0] for label in parts)}
-        self._made(function, parts, set())
-        self._computed(parts)
+        files = {self._display_name(file), *(label.rpartition(":")[0] for label in parts)}
+        self._add_captured(function, parts, set())
+        self._add_computed(parts)
         known = {f for f in files if (self._root / f).is_file()}
-        nodes = list(self._nodes(parts))
+        nodes = list(self._list_nodes(parts))
         names = {
             n.attr if isinstance(n, ast.Attribute) else n.id
             for n in nodes
             if isinstance(n, (ast.Attribute, ast.Name))
         }
         return replace(
-            self._finish(parts),
+            self._make_closure(parts),
             files=frozenset(known),
-            texts=frozenset(t for t in texts_in(nodes) if len(t) < _MAX_NAME),
-            variables=frozenset(variables_in(nodes)),
-            asks=frozenset(names & {"params", "at"} if "current" in names else ()),
+            texts=frozenset(t for t in list_texts(nodes) if len(t) < _MAX_NAME),
+            variables=frozenset(list_variables(nodes)),
+            context_fields=frozenset(names & {"params", "at"} if "current" in names else ()),
         )
 
-    def _finish(self, parts: dict[str, str]) -> Closure:
+    def _make_closure(self, parts: dict[str, str]) -> Closure:
         ordered = dict(sorted(parts.items()))
         return Closure(digest=_hash(to_json(ordered)), parts=ordered)
 
-    def _nodes(self, parts: dict[str, str]) -> Iterator[ast.AST]:
+    def _list_nodes(self, parts: dict[str, str]) -> Iterator[ast.AST]:
         """The syntax trees of the definitions."""
         for label in parts:
             shown, _, name = label.rpartition(":")
             file = self._root / shown
-            statements = self._module(file).bindings.get(name, []) if file in self._modules else []
+            statements = self._load_module(file).bindings.get(name, []) if file in self._modules else []
             for statement in statements:
                 yield from ast.walk(statement)
 
-    def _made(self, function: Any, parts: dict[str, str], seen: set[int]) -> None:
-        """What the function, and each function wrapped in it, was made with: cells of a closure and defaults.
+    def _add_captured(self, function: Any, parts: dict[str, str], seen: set[int]) -> None:
+        """Add the values that the function, and each function wrapped in it, holds: closure cells and defaults.
 
-        They are values, made when the module was imported: the source alone does not tell them.
+        They were made when the module was imported, so the source alone does not show them.
         """
         while inspect.isfunction(function) and id(function) not in seen:
             seen.add(id(function))
             file = Path(function.__code__.co_filename).resolve()
-            shown = self._show(file) if self._is_project(file) else file.name
+            shown = self._display_name(file) if self._is_project(file) else file.name
             label = f"{shown}:{function.__qualname__}"
             cells: dict[str, Any] = {}
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -143,37 +143,41 @@ class Closures:
                 ("cells", cells),
                 ("defaults", {**defaults, **(function.__kwdefaults__ or {})}),
             ):
-                told = {n: self._value(v, parts, seen) for n, v in values.items()}
-                if kind == "defaults":  # the source stands for a default that cannot be compared
-                    told = {n: v for n, v in told.items() if v[0] != "object"}
-                if told:
-                    parts[f"{label}<{kind}>"] = _hash(to_json(told))
+                described = {n: self._describe_value(v, parts, seen) for n, v in values.items()}
+                if kind == "defaults":  # a default that cannot be compared counts by its source
+                    described = {n: v for n, v in described.items() if v[0] != "object"}
+                if described:
+                    parts[f"{label}<{kind}>"] = _hash(to_json(described))
             function = getattr(function, "__wrapped__", None)
 
-    def _value(self, value: Any, parts: dict[str, str], seen: set[int]) -> Any:
-        """A value as it counts in the key: plain data by content, functions and classes by their definition."""
+    def _describe_value(self, value: Any, parts: dict[str, str], seen: set[int]) -> Any:
+        """A value as it enters the key: plain data by content, functions and classes by their definition."""
         if inspect.isfunction(value):
-            self._made(value, parts, seen)
+            self._add_captured(value, parts, seen)
         if inspect.ismodule(value) or inspect.isclass(value) or callable(value):
             name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
             if name is not None:
-                self._define(value, parts)
+                self._follow_definition(value, parts)
                 return ["name", getattr(value, "__module__", "") or "", name]
         with contextlib.suppress(TypeError, ValueError, RecursionError):
-            return ["value", type(value).__name__, msgspec.to_builtins(_sorted(value), enc_hook=_spelt)]
-        # Nothing tells whether two such objects are alike: then they are not.
+            return [
+                "value",
+                type(value).__name__,
+                msgspec.to_builtins(_sort_sets(value), enc_hook=_encode_value),
+            ]
+        # Whether two such objects are equal is unknown, so a new id makes them differ.
         return ["object", type(value).__name__, new_id()]
 
-    def _define(self, value: Any, parts: dict[str, str]) -> None:
+    def _follow_definition(self, value: Any, parts: dict[str, str]) -> None:
         """Follow a function or class that is reached by value to its definition in the project."""
         with contextlib.suppress(TypeError, OSError):
             file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").resolve()
             name = str(getattr(value, "__qualname__", "")).split(".")[0]
             if self._is_project(file) and file.is_file():
-                self._walk(file, name if name in self._module(file).bindings else _WHOLE, parts)
+                self._walk(file, name if name in self._load_module(file).bindings else _WHOLE, parts)
 
-    def _computed(self, parts: dict[str, str]) -> None:
-        """Names of modules whose value was computed at import (``SIZE = int(os.environ["SIZE"])``): the value counts too."""
+    def _add_computed(self, parts: dict[str, str]) -> None:
+        """Add the value of names that were computed at import, such as ``SIZE = int(os.environ["SIZE"])``."""
         loaded = {
             getattr(m, "__file__", None): m
             for m in list(sys.modules.values())
@@ -189,7 +193,7 @@ class Closures:
                 parts[f"{label}<value>"] = _hash(repr(value).encode("utf-8", "surrogatepass"))
 
     def _is_computed(self, file: Path, name: str) -> bool:
-        for statement in self._module(file).bindings.get(name, []):
+        for statement in self._load_module(file).bindings.get(name, []):
             try:
                 ast.literal_eval(getattr(statement, "value", None) or statement)
             except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
@@ -204,48 +208,48 @@ class Closures:
             if (here, wanted) in seen:
                 continue
             seen.add((here, wanted))
-            module = self._module(here)
-            label = self._show(here)
+            module = self._load_module(here)
+            label = self._display_name(here)
             effects_key = f"{label}:<import>"
             if module.effects and effects_key not in parts:
                 parts[effects_key] = _digest(module.effects)
-                waiting += self._references(here, module, module.effects, parts)
+                waiting += self._list_references(here, module, module.effects, parts)
             names = list(module.bindings) if wanted == _WHOLE else [wanted]
-            for one in names:
-                statements = module.bindings.get(one)
+            for bound in names:
+                statements = module.bindings.get(bound)
                 if statements is None:
                     continue
-                parts[f"{label}:{one}"] = _digest(statements)
-                waiting += self._references(here, module, statements, parts)
+                parts[f"{label}:{bound}"] = _digest(statements)
+                waiting += self._list_references(here, module, statements, parts)
             if wanted == _WHOLE:
-                waiting += self._reexports(here, module)
+                waiting += self._list_reexports(here, module)
 
-    def _reexports(self, file: Path, module: _Module) -> Iterator[tuple[Path, str]]:
+    def _list_reexports(self, file: Path, module: _Module) -> Iterator[tuple[Path, str]]:
         for target, attribute, level in module.imports.values():
-            yield from self._resolve(file, target, attribute, level)
+            yield from self._resolve_import(file, target, attribute, level)
 
-    def _references(
+    def _list_references(
         self, file: Path, module: _Module, statements: list[ast.stmt], parts: dict[str, str]
     ) -> Iterator[tuple[Path, str]]:
-        """Where the names loaded in ``statements`` lead."""
-        local = _imports_of(statements)
+        """The definitions, as (file, name), to which the names loaded in ``statements`` refer."""
+        local = _list_imports(statements)
         imports = {**module.imports, **local}
-        attributes = _uses(statements)
+        attributes = _list_uses(statements)
         for name, used in attributes.items():
             if name in module.bindings and name not in local:
                 yield file, name
             elif name in imports:
                 target, attribute, level = imports[name]
-                yield from self._follow(
-                    file, (target, attribute, level), used, parts, label=f"{self._show(file)}:{name}"
+                yield from self._follow_import(
+                    file, (target, attribute, level), used, parts, label=f"{self._display_name(file)}:{name}"
                 )
             else:
                 for star, level in module.stars:
-                    found = self._file_of(file, star, level)
-                    if found is not None:
-                        yield found, name
+                    module_file = self._find_file(file, star, level)
+                    if module_file is not None:
+                        yield module_file, name
 
-    def _follow(
+    def _follow_import(
         self,
         file: Path,
         binding: tuple[str, str | None, int],
@@ -255,7 +259,7 @@ class Closures:
         label: str,
     ) -> Iterator[tuple[Path, str]]:
         target, attribute, level = binding
-        reached = list(self._resolve(file, target, attribute, level))
+        reached = list(self._resolve_import(file, target, attribute, level))
         if not reached:  # outside the project: by name
             parts[label] = f"import {'.' * level}{target}{':' + attribute if attribute else ''}"
             return
@@ -263,43 +267,47 @@ class Closures:
             if name != _WHOLE:
                 yield where, name
                 continue
-            for one in used:  # a module: only what is taken from it, or all of it where that cannot be told
+            for (
+                attribute_used
+            ) in used:  # a module: only the attributes taken from it, or all of it where they are unknown
                 submodule = (
-                    self._file_of(where, one, 1) if one is not None and where.name == "__init__.py" else None
+                    self._find_file(where, attribute_used, 1)
+                    if attribute_used is not None and where.name == "__init__.py"
+                    else None
                 )
-                if one is None:
+                if attribute_used is None:
                     yield where, _WHOLE
-                elif one in self._module(where).bindings:
-                    yield where, one
+                elif attribute_used in self._load_module(where).bindings:
+                    yield where, attribute_used
                 elif submodule is not None:
                     yield submodule, _WHOLE
-                elif one in self._module(where).imports:
-                    yield from self._resolve(where, *self._module(where).imports[one])
+                elif attribute_used in self._load_module(where).imports:
+                    yield from self._resolve_import(where, *self._load_module(where).imports[attribute_used])
                 else:
                     yield where, _WHOLE
 
-    def _resolve(
+    def _resolve_import(
         self, file: Path, target: str, attribute: str | None, level: int
     ) -> Iterator[tuple[Path, str]]:
         """The project definitions that an import binds; nothing if it leads out of the project."""
         if attribute is not None:
-            submodule = self._file_of(file, f"{target}.{attribute}" if target else attribute, level)
-            module = self._file_of(file, target, level)
-            if module is not None and (submodule is None or attribute in self._module(module).bindings):
-                known = self._module(module)
-                if attribute not in known.bindings and attribute in known.imports:
-                    yield from self._resolve(module, *known.imports[attribute])
+            submodule = self._find_file(file, f"{target}.{attribute}" if target else attribute, level)
+            module = self._find_file(file, target, level)
+            if module is not None and (submodule is None or attribute in self._load_module(module).bindings):
+                reached = self._load_module(module)
+                if attribute not in reached.bindings and attribute in reached.imports:
+                    yield from self._resolve_import(module, *reached.imports[attribute])
                 else:
-                    yield module, attribute if attribute in known.bindings else _WHOLE
+                    yield module, attribute if attribute in reached.bindings else _WHOLE
             elif submodule is not None:
                 yield submodule, _WHOLE
             return
-        # ``import a.b.c`` binds ``a``; what is used of it cannot be told from the first attribute: take all on the way.
-        module = self._file_of(file, target, level)
+        # ``import a.b.c`` binds ``a``, and the first attribute does not show what is used of it: take everything on the way.
+        module = self._find_file(file, target, level)
         if module is not None:
             yield module, _WHOLE
 
-    def _file_of(self, file: Path, target: str, level: int) -> Path | None:
+    def _find_file(self, file: Path, target: str, level: int) -> Path | None:
         """The file of a module in the project, found as Python would: relative to a package, or on the project's path."""
         parts = [p for p in target.split(".") if p]
         if level:
@@ -319,10 +327,10 @@ class Closures:
     def _is_project(self, file: Path) -> bool:
         return file.is_relative_to(self._root) and not _NOT_PROJECT & set(file.relative_to(self._root).parts)
 
-    def _show(self, file: Path) -> str:
+    def _display_name(self, file: Path) -> str:
         return file.relative_to(self._root).as_posix()
 
-    def _module(self, file: Path) -> _Module:
+    def _load_module(self, file: Path) -> _Module:
         stat = file.stat()
         stamp = (stat.st_mtime_ns, stat.st_size)
         known = self._modules.get(file)
@@ -331,36 +339,36 @@ class Closures:
         try:
             tree = ast.parse(file.read_bytes(), filename=str(file))
         except (SyntaxError, ValueError) as error:
-            raise InvalidInput(f"not valid Python: {error}", place=self._show(file)) from None
+            raise InvalidInput(f"not valid Python: {error}", place=self._display_name(file)) from None
         _normalise(tree)
         module = _Module(file)
         for statement in tree.body:
-            _note(module, statement)
+            _add_statement(module, statement)
         self._modules[file] = (stamp, module)
         return module
 
 
 def _is_constant(value: Any) -> bool:
-    """Plain data that cannot change under the name: a cache that fills up is not code."""
+    """Whether the value is immutable plain data: a mutable one, such as a cache that fills up, is not part of the code."""
     if value is None or isinstance(value, (str, int, float, bool, bytes)):
         return True
     return isinstance(value, (tuple, frozenset)) and all(_is_constant(v) for v in value)
 
 
-def _sorted(value: Any) -> Any:
-    """Sets in a fixed order, so that equal ones are told alike in every process."""
+def _sort_sets(value: Any) -> Any:
+    """The value with sets in a fixed order, so that equal ones get equal digests in every process."""
     if isinstance(value, (set, frozenset)):
-        return ["set", *sorted((_sorted(v) for v in value), key=repr)]
+        return ["set", *sorted((_sort_sets(v) for v in value), key=repr)]
     if isinstance(value, (list, tuple)):
-        return [_sorted(v) for v in value]
+        return [_sort_sets(v) for v in value]
     if isinstance(value, dict):
-        return {k: _sorted(v) for k, v in value.items()}
+        return {k: _sort_sets(v) for k, v in value.items()}
     if isinstance(value, float):
         return repr(value)
     return value
 
 
-def _spelt(value: Any) -> Any:
+def _encode_value(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, complex):
@@ -369,10 +377,10 @@ def _spelt(value: Any) -> Any:
     raise TypeError(msg)
 
 
-def _note(module: _Module, statement: ast.stmt) -> None:
-    """File a top-level statement under the names it binds."""
+def _add_statement(module: _Module, statement: ast.stmt) -> None:
+    """Record a top-level statement under the names that it binds."""
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        for name, binding in _bindings(statement):
+        for name, binding in _list_bindings(statement):
             if name == "*":
                 module.stars.append((binding[0], binding[2]))
             else:
@@ -386,17 +394,17 @@ def _note(module: _Module, statement: ast.stmt) -> None:
         return  # a docstring, or a bare constant
     for inner in ast.walk(statement) if isinstance(statement, (ast.If, ast.Try, ast.With)) else ():
         if isinstance(inner, (ast.Import, ast.ImportFrom)):
-            for name, binding in _bindings(inner):
+            for name, binding in _list_bindings(inner):
                 module.imports.setdefault(name, binding)
-    bound = _bound_names(statement)
+    bound = _list_bound_names(statement)
     for name in bound:
         module.bindings.setdefault(name, []).append(statement)
-    only_imports = isinstance(statement, (ast.If, ast.Try)) and bool(_imports_of([statement]))
+    only_imports = isinstance(statement, (ast.If, ast.Try)) and bool(_list_imports([statement]))
     if not bound and not only_imports:
         module.effects.append(statement)
 
 
-def _bound_names(statement: ast.stmt) -> set[str]:
+def _list_bound_names(statement: ast.stmt) -> set[str]:
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return {statement.name}
     names = {
@@ -410,7 +418,7 @@ def _bound_names(statement: ast.stmt) -> set[str]:
             for n in ast.walk(statement)
             if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
         }
-    # ``TABLE["a"] = 1`` and ``CONFIG.depth = 3`` change what a name stands for.
+    # ``TABLE["a"] = 1`` and ``CONFIG.depth = 3`` change the value of a name.
     for target in getattr(statement, "targets", None) or [getattr(statement, "target", None)]:
         changed = target
         while isinstance(changed, (ast.Subscript, ast.Attribute)):
@@ -420,7 +428,9 @@ def _bound_names(statement: ast.stmt) -> set[str]:
     return names
 
 
-def _bindings(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, tuple[str, str | None, int]]]:
+def _list_bindings(
+    statement: ast.Import | ast.ImportFrom,
+) -> Iterator[tuple[str, tuple[str, str | None, int]]]:
     """``(bound name, (module, attribute, level))`` of an import."""
     if isinstance(statement, ast.Import):
         for alias in statement.names:
@@ -430,32 +440,32 @@ def _bindings(statement: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, tup
             yield (alias.asname or alias.name), (statement.module or "", alias.name, statement.level)
 
 
-def _imports_of(statements: list[ast.stmt]) -> dict[str, tuple[str, str | None, int]]:
-    found: dict[str, tuple[str, str | None, int]] = {}
+def _list_imports(statements: list[ast.stmt]) -> dict[str, tuple[str, str | None, int]]:
+    imports: dict[str, tuple[str, str | None, int]] = {}
     for statement in statements:
         for node in ast.walk(statement):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                found.update(_bindings(node))
-    return found
+                imports.update(_list_bindings(node))
+    return imports
 
 
-def _uses(statements: list[ast.stmt]) -> dict[str, set[str | None]]:
+def _list_uses(statements: list[ast.stmt]) -> dict[str, set[str | None]]:
     """Names that are loaded, each with the attributes taken from it directly; None among them for a use as a value."""
-    found: dict[str, set[str | None]] = {}
+    uses: dict[str, set[str | None]] = {}
     waiting: list[ast.AST] = list(statements)
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found.setdefault(node.value.id, set()).add(node.attr)
+            uses.setdefault(node.value.id, set()).add(node.attr)
             continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            found.setdefault(node.id, set()).add(None)
+            uses.setdefault(node.id, set()).add(None)
         waiting += ast.iter_child_nodes(node)
-    return found
+    return uses
 
 
 def _normalise(tree: ast.Module) -> None:
-    """Drop docstrings, and our own decorators: a changed timeout is not a changed result."""
+    """Drop docstrings and the decorators ``step`` and ``pipeline``: a changed timeout does not change a result."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             node.decorator_list = [d for d in node.decorator_list if not _is_ours(d)]

@@ -1,7 +1,7 @@
-"""What a running step can ask and tell: ``mainspring.pipelines.context.current()``.
+"""What a running step can read and record: ``mainspring.pipelines.context.current()``.
 
-Standard library only. Outside a recorded execution ``current()`` gives a context that keeps what it is told in memory, so
-that a step that uses it can still be called as a plain function in a test.
+Standard library only. Outside a recorded execution ``current()`` returns a context that keeps everything in memory, so that a step
+which uses it can still be called as a plain function in a test.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class StepContext:
 
     @property
     def run_ref(self) -> str:
+        """The reference of the run in lineage: ``run:<id>``."""
         return f"run:{self.run}"
 
     @property
@@ -65,7 +66,7 @@ class StepContext:
         return self._scratch
 
     def log_metric(self, name: str, value: float) -> None:
-        """Keep a number with this execution; NaN and infinities are kept as they are. The last value of a name stands."""
+        """Keep a number with this execution; NaN and infinities are kept as they are. A later value of the same name replaces the earlier one."""
         if len(self.metrics) >= MAX_METRICS and name not in self.metrics:
             raise InvalidInput(
                 f"a step keeps at most {MAX_METRICS} metrics",
@@ -76,11 +77,11 @@ class StepContext:
 
     def used(self, reference: str) -> None:
         """Declare that this step used a thing (``dataset_version:<id>``): an edge from it to this execution."""
-        self._note(self.references_used, reference)
+        self._add_reference(self.references_used, reference)
 
     def produced(self, reference: str) -> None:
         """Declare that this step made a thing (``model_version:delay@3``): an edge from this execution to it."""
-        self._note(self.references_produced, reference)
+        self._add_reference(self.references_produced, reference)
 
     def workspace(self) -> Any:
         """The workspace the runner works in, opened in this process; the same one at every call."""
@@ -104,7 +105,7 @@ class StepContext:
         if opened is not None and hasattr(opened, "close"):
             opened.close()
 
-    def _note(self, references: list[str], reference: str) -> None:
+    def _add_reference(self, references: list[str], reference: str) -> None:
         kind, _, ident = reference.partition(":")
         if not kind or not ident:
             raise InvalidInput(
@@ -120,15 +121,16 @@ class StepContext:
             references.append(reference)
 
 
-_current: ContextVar[StepContext | None] = ContextVar("mainspring_step", default=None)
+active: ContextVar[StepContext | None] = ContextVar("mainspring_step", default=None)
+"""The context of the step that runs here; set by ``execute`` around the call."""
 
 
 def current() -> StepContext:
-    """The context of the step that runs here; a loose one, fresh for each thread of calls, outside a pipeline."""
-    context = _current.get()
+    """The context of the step that runs here; outside a pipeline a context that belongs to no run, one per thread."""
+    context = active.get()
     if context is None:
         context = StepContext()
-        _current.set(context)
+        active.set(context)
     return context
 
 
@@ -139,5 +141,5 @@ def set_opener(opener: Callable[..., Any] | None) -> None:
 
 
 def encode_metrics(metrics: dict[str, float]) -> dict[str, float | str]:
-    """Metrics as JSON can hold them: non-finite numbers as text."""
+    """Metrics for JSON: non-finite numbers become text (``nan``, ``inf``, ``-inf``)."""
     return {k: v if math.isfinite(v) else repr(v) for k, v in metrics.items()}

@@ -1,8 +1,8 @@
-"""Driving one run to its end: advance in the database, start what is ready, wait, commit, again.
+"""Driving one run to its end: decide in the database, start what is ready, wait, commit, repeat.
 
-Everything a moment decides (what finished, what can be taken from the cache, what starts) is one transaction, checked
-against the lease's fencing token: a runner that lost its run commits nothing any more. ``schedule`` knows what comes next, ``attempts``
-what an attempt comes to in the database; ``launching`` starts attempts and keeps what they leave.
+All decisions of one pass of the loop (which attempts finished, which results are taken from the cache, which attempts start) are one
+transaction, checked against the fencing token of the run's lease: a runner that lost the lease cannot commit. ``schedule`` knows what
+comes next, ``attempts`` writes the end of an attempt to the database, ``launching`` starts attempts and stores their outputs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _POLL_S = 0.25
 
 
 class Drive:
-    """One run under one lease."""
+    """One run under one lease. Used by one thread; a second one only renews the lease."""
 
     def __init__(
         self,
@@ -77,17 +77,21 @@ class Drive:
         self._stop = threading.Event()
         self._ended: RunState | None = None
 
-    def go(self) -> RunState:
-        """Run until every step is done, failed or skipped. Raises :class:`Fenced` if the lease is lost on the way."""
+    def run_to_end(self) -> RunState:
+        """Run until every step is done, failed or skipped; returns the state in which the run ended.
+
+        Raises :class:`Fenced` if the lease is lost on the way. Any other exception ends the run as ``interrupted`` and is raised
+        again.
+        """
         with self._base.store.read() as tx:
-            for step, attempt in rows.attempts_of(tx, self._base.project, self._run.id).items():
+            for step, attempt in rows.read_attempt_numbers(tx, self._base.project, self._run.id).items():
                 if step in self._schedule.nodes:
                     self._schedule.nodes[step].attempt = attempt
-        renewer = threading.Thread(target=self._renew, name="pipeline-lease", daemon=True)
+        renewer = threading.Thread(target=self._renew_lease, name="pipeline-lease", daemon=True)
         renewer.start()
         try:
-            with _terminating():
-                return self._loop()
+            with _interrupt_on_sigterm():
+                return self._run_loop()
         except Fenced:
             raise
         except BaseException:
@@ -105,14 +109,14 @@ class Drive:
 
     # --- the loop ------------------------------------------------------------------------------------------------------
 
-    def _loop(self) -> RunState:
+    def _run_loop(self) -> RunState:
         ended: list[tuple[Attempt, Ended | Result]] = []
         watched = time.monotonic()
         while True:
             if self._fenced.is_set():
                 self._base.leases.renew(self._lease, ttl_s=self._ttl_s)  # raises Fenced, naming the lease
             starts = self._advance(ended)
-            self._tell()
+            self._report_events()
             if self._ended is not None:
                 return self._ended
             ended = []
@@ -127,19 +131,19 @@ class Drive:
                 ended = [(self._running.pop(e.execution), e) for e in self._executor.poll(wait_s=waited)]
             if time.monotonic() - watched > _WATCH_S:
                 watched = time.monotonic()
-                self._watch_cancel()
+                self._check_cancelled()
 
-    def _renew(self) -> None:
+    def _renew_lease(self) -> None:
         while not self._stop.wait(self._ttl_s / 3):
             try:
                 self._base.leases.renew(self._lease, ttl_s=self._ttl_s)
             except Fenced:
                 self._fenced.set()
                 return
-            except Exception:  # noqa: BLE001, S112 - a busy database: the token is checked at every commit anyway
+            except Exception:  # noqa: BLE001, S112 - the database may be busy; the token is checked at every commit anyway
                 continue
 
-    def _watch_cancel(self) -> None:
+    def _check_cancelled(self) -> None:
         with self._base.store.read() as tx:
             cancelled = rows.is_cancelled(tx, self._base.project, self._run.id)
         if cancelled and not self._schedule.cancelled:
@@ -148,29 +152,31 @@ class Drive:
                 if not self._executor.is_here:
                     with self._base.ledger.decision() as d:
                         self._base.leases.check(d.tx, self._lease)
-                        attempts.withdraw(d, self._base.project, execution)
+                        attempts.withdraw_offer(d, self._base.project, execution)
                 self._executor.kill(execution)
 
-    # --- one moment ----------------------------------------------------------------------------------------------------
+    # --- one pass ------------------------------------------------------------------------------------------------------
 
     def _advance(self, ended: list[tuple[Attempt, Ended | Result]]) -> list[Attempt]:
         if not ended and self._schedule.is_idle():
             return []
-        self._planner.moment += bool(ended)
-        self._planner.look(self._schedule.to_look_at(after_an_end=bool(ended)))
+        self._planner.generation += bool(ended)
+        self._planner.read_fingerprints(self._schedule.list_judgeable(after_an_end=bool(ended)))
         with contextlib.ExitStack() as stack:
             outcomes = []
             if ended:
                 writer = stack.enter_context(self._base.objects.writing())
-                outcomes = [self._launcher.store(writer, attempt, how) for attempt, how in ended]
+                outcomes = [
+                    self._launcher.store_outcome(writer, attempt, ending) for attempt, ending in ended
+                ]
                 writer.flush()
                 failpoint("pipelines.outputs")
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, self._lease)
                 for outcome in outcomes:
-                    self._commit(d, outcome)
+                    self._commit_outcome(d, outcome)
                 starts = self._start_ready(d)
-                self._maybe_end(d)
+                self._end_if_over(d)
             failpoint("pipelines.committed")
         for attempt, _ in ended:
             shutil.rmtree(attempt.scratch, ignore_errors=True)
@@ -181,9 +187,9 @@ class Drive:
         cached: dict[str, str] = {}
         # In topological order, so one pass follows a chain of hits to its end.
         for node in self._schedule.nodes.values():
-            cause = self._schedule.lacking(node)
+            cause = self._schedule.find_failed_upstream(node)
             if cause is not None:
-                self._skip(d, node, cause)
+                self._skip_step(d, node, cause)
             if not self._schedule.is_ready(node) or not self._schedule.has_room():
                 continue
             judgement = self._planner.judge(
@@ -195,20 +201,20 @@ class Drive:
                 verified=self._verified,
             )
             for bad in judgement.bad:
-                rows.distrust(d.tx, self._base.project, bad)
+                rows.invalidate_entry(d.tx, self._base.project, bad)
             if judgement.entry is not None:
-                self._take(d, node, judgement, judgement.entry)
+                self._take_cached(d, node, judgement, judgement.entry)
                 cached[node.step.name] = judgement.entry.cached_from or judgement.entry.id
             else:
-                starts.append(self._begin(d, node, judgement))
+                starts.append(self._begin_attempt(d, node, judgement))
         if cached:
             d.event(EventKind.STEP_CACHED, f"run:{self._run.id}", {"steps": cached})
         return starts
 
-    def _take(self, d: Decision, node: Node, judgement: Judgement, entry: StepExecution) -> None:
-        self._schedule.took(node, Done(entry.shape, entry.outputs, entry.id), judgement.why.reason)
+    def _take_cached(self, d: Decision, node: Node, judgement: Judgement, entry: StepExecution) -> None:
+        self._schedule.mark_cached(node, Done(entry.shape, entry.outputs, entry.id), judgement.why.reason)
         if entry.run == self._run.id:
-            return  # resumed: it stands in this run already
+            return  # a resumed run has this execution already
         node.attempt += 1
         execution = msgspec.structs.replace(
             rows.new_execution(
@@ -229,9 +235,9 @@ class Drive:
             d.refer(artifact.digest, f"step:{execution.id}", tree=artifact.kind == "tree")
         rows.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
-    def _begin(self, d: Decision, node: Node, judgement: Judgement) -> Attempt:
+    def _begin_attempt(self, d: Decision, node: Node, judgement: Judgement) -> Attempt:
         is_here = self._launcher.is_here(node)
-        self._schedule.began(node, judgement.why.reason, elsewhere=not is_here)
+        self._schedule.mark_running(node, judgement.why.reason, elsewhere=not is_here)
         execution = rows.new_execution(
             run=self._run.id,
             step=node.step.name,
@@ -246,7 +252,7 @@ class Drive:
         scratch = self._launcher.folder / "steps" / execution.id
         return Attempt(node, execution, judgement, scratch, time.monotonic())
 
-    def _skip(self, d: Decision, node: Node, cause: str) -> None:
+    def _skip_step(self, d: Decision, node: Node, cause: str) -> None:
         execution = msgspec.structs.replace(
             rows.new_execution(
                 run=self._run.id, step=node.step.name, state="skipped", attempt=node.attempt + 1, why=None
@@ -254,50 +260,50 @@ class Drive:
             error=StepError(kind="upstream", type="", message=f"step {cause!r} has no result"),
         )
         rows.insert_execution(d.tx, self._base.project, self._run.pipeline, execution, ingredients=None)
-        self._schedule.skipped(node, cause)
+        self._schedule.mark_skipped(node, cause)
 
-    def _maybe_end(self, d: Decision) -> None:
-        self._ended = self._schedule.ending()
+    def _end_if_over(self, d: Decision) -> None:
+        self._ended = self._schedule.end_state()
         if self._ended is None:
             return
         step, error = self._schedule.failed or (None, None)
         rows.end_run(d, self._base.project, self._run.id, self._ended, error=error, step=step)
-        self._schedule.note("ended", None, self._ended)
+        self._schedule.add_event("ended", None, self._ended)
 
     # --- ending --------------------------------------------------------------------------------------------------------
 
-    def _commit(self, d: Decision, outcome: Outcome) -> None:
+    def _commit_outcome(self, d: Decision, outcome: Outcome) -> None:
         attempt, node = outcome.attempt, outcome.attempt.node
         execution, project, result = attempt.execution, self._base.project, outcome.result
         if result is None:
-            found = attempts.settle(d, project, execution.id)
-            if found.state in attempts.UNDER_WAY:
+            current = attempts.settle_attempt(d, project, execution.id)
+            if current.state in attempts.UNDER_WAY:
                 self._running[execution.id] = attempt
-                self._executor.watch_on(execution.id)
+                self._executor.keep_watching(execution.id)
                 return
-            shape, outputs, error = found.shape, found.outputs, found.error
+            shape, outputs, error = current.shape, current.outputs, current.error
         else:
             facts = Facts(
                 self._run.pipeline, attempt.judgement.ingredients.code, self._run.environment, outcome.unfit
             )
-            attempts.end(d, project, execution, result, facts)
+            attempts.end_attempt(d, project, execution, result, facts)
             shape, outputs, error = result.shape, result.outputs, result.error
         seconds = time.monotonic() - attempt.began
         if error is not None:
-            self._schedule.failed_once(node, error, seconds)
+            self._schedule.record_failure(node, error, seconds)
             return
-        self._schedule.finished(node, Done(shape, outputs, execution.id), seconds)
+        self._schedule.mark_finished(node, Done(shape, outputs, execution.id), seconds)
         self._verified.update(a.digest for a in outputs)
 
-    def _tell(self) -> None:
-        """Progress is told only of what is committed."""
-        for event in self._schedule.take_notes():
+    def _report_events(self) -> None:
+        """Report progress; called after the commit, so that only committed events are reported."""
+        for event in self._schedule.take_events():
             self._on_event(event)
 
 
 @contextlib.contextmanager
-def _terminating() -> Iterator[None]:
-    """SIGTERM ends the run in order (state ``interrupted``), where nobody else handles it and this is the main thread."""
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """While this is entered, SIGTERM ends the run as ``interrupted``, if this is the main thread and no other handler is set."""
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL

@@ -1,9 +1,9 @@
-"""What steps leave in other rooms: noted while they run, held against what is there now, replayed as references.
+"""Effects: what steps create in other rooms, recorded while they run, checked on a cache hit, and repeated as references.
 
-A step that committed data or registered a model is taken from the cache like any other, if what it left is still there:
-then the new run gets edges to the same things. What cannot be replayed as a reference (a deployment, feedback, a moved alias
-that has moved on) makes the step run again. What a step writes to tracking runs by itself is not noted, except artifacts:
-``context.current().log_metric`` is the way to numbers that a hit repeats.
+A step that committed data or registered a model is taken from the cache like any other, if its effects still exist: the new run
+then gets edges to the same things. An effect that cannot be repeated as a reference (a deployment, feedback, an alias that has been
+moved since) makes the step run again. What a step writes to tracking runs is not recorded here, except artifacts: use
+``context.current().log_metric`` for numbers that a cache hit shall repeat.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Collector:
         self.effects: list[Effect] = []
 
     def __call__(self, operation: str, arguments: dict[str, Any], result: object) -> None:
-        found = _effect(operation, arguments, result)
-        if found is not None:
-            self.add(found)
+        effect = _effect_of_result(operation, arguments, result)
+        if effect is not None:
+            self.add(effect)
 
     def add(self, effect: Effect) -> None:
-        """Note it once; a later move of the same alias replaces the earlier."""
+        """Record an effect once; a later move of the same alias replaces the earlier one."""
         if effect.kind in {"alias", "artifact"}:
             self.effects = [e for e in self.effects if (e.kind, e.ref) != (effect.kind, effect.ref)]
         known = any((e.kind, e.ref) == (effect.kind, effect.ref) and e.data for e in self.effects)
@@ -47,7 +47,7 @@ class Collector:
             self.effects.append(effect)
 
     def with_declared(self, references: Iterable[str]) -> list[Effect]:
-        """Everything noted, and what the step itself declared with ``produced``."""
+        """All recorded effects, and those that the step itself declared with ``produced``."""
         for reference in references:
             kind, _ = split_ref(reference)
             if not any(e.ref == reference for e in self.effects):
@@ -60,12 +60,12 @@ class Collector:
         return self.effects
 
 
-def _effect(operation: str, arguments: dict[str, Any], result: object) -> Effect | None:
+def _effect_of_result(operation: str, arguments: dict[str, Any], result: object) -> Effect | None:
     room = operation.partition(".")[0]
     if room in _ACTING_ROOMS or operation in _ACTIONS:
         return Effect(kind="action", ref=operation, operation=operation)
 
-    def get(name: str) -> Any:  # results are records of rooms that this one does not know
+    def get(name: str) -> Any:  # results are records of rooms that this one does not import
         return getattr(result, name, None)
 
     match type(result).__name__:
@@ -105,23 +105,23 @@ def _effect(operation: str, arguments: dict[str, Any], result: object) -> Effect
     return None
 
 
-def gone(tx: Reader, base: Foundation, effects: Iterable[Effect]) -> str | None:
-    """Why the results of a step with these effects cannot be taken; None if all it left is still there."""
+def find_missing(tx: Reader, base: Foundation, effects: Iterable[Effect]) -> str | None:
+    """Why a result with these effects cannot be taken from the cache; None if all of them still exist."""
     for effect in effects:
-        reason = _gone(tx, base, effect)
+        reason = _reason_missing(tx, base, effect)
         if reason is not None:
             return reason
     return None
 
 
-def _gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
+def _reason_missing(tx: Reader, base: Foundation, effect: Effect) -> str | None:
     match effect.kind:
         case "action":
-            return f"it called {effect.ref}, which no earlier result can stand for"
+            return f"it called {effect.ref}, which no earlier result can replace"
         case "dataset_version":
-            return _data_gone(tx, base, effect)
+            return _reason_data_missing(tx, base, effect)
         case "model_version":
-            return _model_gone(tx, base, effect)
+            return _reason_model_missing(tx, base, effect)
         case "alias":
             from mainspring.models import rows
 
@@ -137,7 +137,7 @@ def _gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
     return None
 
 
-def _data_gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
+def _reason_data_missing(tx: Reader, base: Foundation, effect: Effect) -> str | None:
     ident, dataset = split_ref(effect.ref)[1], effect.data.get("dataset")
     row = tx.first(
         "SELECT tree FROM dataset_versions WHERE project = ? AND id = ? AND deleted_us IS NULL AND (dataset = ? OR ? = '') LIMIT 1",
@@ -153,17 +153,17 @@ def _data_gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
     return f"{named}, which it committed, was deleted"
 
 
-def _model_gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
+def _reason_model_missing(tx: Reader, base: Foundation, effect: Effect) -> str | None:
     from mainspring.errors import MainspringError
     from mainspring.models import rows
 
     ident = split_ref(effect.ref)[1]
     model, _, number = ident.rpartition("@")
     try:
-        found = rows.read_version(tx, base, model, int(number)) if number.isdecimal() else None
+        version = rows.read_version(tx, base, model, int(number)) if number.isdecimal() else None
     except MainspringError:
-        found = None
-    if found is not None and base.objects.has(found.package):
+        version = None
+    if version is not None and base.objects.has(version.package):
         return None
     return f"model version {ident}, which it registered, is gone"
 
@@ -171,14 +171,16 @@ def _model_gone(tx: Reader, base: Foundation, effect: Effect) -> str | None:
 # --- rows ---------------------------------------------------------------------------------------------------------------
 
 
-def store(tx: Writer, project: str, execution: str, effects: Iterable[Effect]) -> None:
+def insert_effects(tx: Writer, project: str, execution: str, effects: Iterable[Effect]) -> None:
+    """Store the effects of an execution, in their order."""
     tx.many(
         "INSERT INTO step_effects (project, execution, number, effect) VALUES (?, ?, ?, ?)",
         [(project, execution, n, to_json(e).decode()) for n, e in enumerate(effects, 1)],
     )
 
 
-def of_execution(tx: Reader, project: str, execution: str) -> list[Effect]:
+def read_effects(tx: Reader, project: str, execution: str) -> list[Effect]:
+    """The effects of an execution, in their order."""
     rows = tx.all(
         "SELECT effect FROM step_effects WHERE project = ? AND execution = ? ORDER BY number",
         project,
@@ -187,8 +189,8 @@ def of_execution(tx: Reader, project: str, execution: str) -> list[Effect]:
     return [from_json(r["effect"], Effect) for r in rows]
 
 
-def of_run(tx: Reader, project: str, run: str) -> list[RunEffect]:
-    """Effects of the run's finished steps and of those that its cached steps stand for, in the order of the steps."""
+def list_run_effects(tx: Reader, project: str, run: str) -> list[RunEffect]:
+    """Effects of the run's finished steps, and of the executions whose results its cached steps took, in the order of the steps."""
     rows = tx.all(
         "SELECT x.step AS step, x.cached_from AS origin, e.effect AS effect FROM step_executions x "
         "JOIN step_effects e ON e.project = x.project AND e.execution = COALESCE(x.cached_from, x.id) "
@@ -201,10 +203,10 @@ def of_run(tx: Reader, project: str, run: str) -> list[RunEffect]:
     ]
 
 
-def made_here(tx: Reader, project: str, reference: str, *, since_us: int) -> bool:
-    """Whether the thing did not exist before the moment ``since_us`` (machine time): only then can a step have caused it."""
-    first = tx.scalar(
+def is_new_since(tx: Reader, project: str, reference: str, *, since_us: int) -> bool:
+    """Whether the thing did not exist before ``since_us`` (machine time, microseconds): only then can a step have caused it."""
+    first_us = tx.scalar(
         "SELECT wall_us FROM events WHERE project = ? AND subject = ? AND kind IN ('dataset.committed', 'model.registered') ORDER BY seq LIMIT 1",
         project, reference,
     )  # fmt: skip
-    return first is None or int(first) >= since_us
+    return first_us is None or int(first_us) >= since_us

@@ -1,4 +1,4 @@
-"""One attempt at a step, in its own process (or inline): inputs from files, the call, outputs to files, one result."""
+"""One attempt at a step, in its own process or inline: read inputs from files, call the function, write outputs and one result."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from mainspring.pipelines.preload import loaded_since
 from mainspring.pipelines.step import StepOptions
 from mainspring.records.pipelines import Argument, Artifact, StepError, StepJob, StepSource
 
-_MESSAGE = 2000
+_MAX_MESSAGE = 2000
 
 
 def main(task_file: Path) -> int:
-    """Run the task in this process, which is its own; returns the exit code."""
+    """Run the task in this process, which runs nothing else; returns the exit code."""
     task = read_task(task_file)
     before = frozenset(sys.modules)
     os.chdir(task.place.root)
@@ -57,9 +57,9 @@ def main(task_file: Path) -> int:
 
 
 def execute(task: Task, function: Callable[..., Any] | None = None, *, alone: bool = False) -> Result:
-    """Call the step and save what it returns. Whatever goes wrong is in the result; nothing is raised.
+    """Call the step and save its outputs. An error is part of the result; nothing is raised.
 
-    ``alone``: nothing else runs in this process, so what any of its threads decides is the step's.
+    ``alone``: nothing else runs in this process, so decisions of all its threads are effects of the step.
     """
     effects = Collector()
     with observing(effects, process=alone):
@@ -77,26 +77,26 @@ def _execute(job: StepJob, place: Place, function: Callable[..., Any] | None, ef
         at=job.at,
         params=dict(job.params),
         inputs={
-            n: [f"object:{o.digest}" for s in _sources(a, job) for o in s.outputs]
+            n: [f"object:{o.digest}" for s in _list_sources(a, job) for o in s.outputs]
             for n, a in job.arguments.items()
         },
         workspace_opener=place.opener,
         workspace_options=dict(place.workspace),
         _scratch=Path(place.scratch) / "work",
     )
-    token = context._current.set(here)  # noqa: SLF001 - the worker is the other half of the context
+    token = context.active.set(here)
     phase: typing.Literal["input", "exception", "output"] = "input"
     try:
         if function is None:
             function = load_function(job.function, root=Path(place.root))
-        bound = _arguments(function, job, place)
+        bound = _bind_arguments(function, job, place)
         phase = "exception"
         value = function(*bound.args, **bound.kwargs)
         phase = "output"
-        shape, outputs = _save(value, function, job, Path(place.scratch))
+        shape, outputs = _save_outputs(value, function, job, Path(place.scratch))
         here.close()
     except MemoryError as error:
-        return Result(error=_failure("memory", error))
+        return Result(error=_describe_failure("memory", error))
     except BaseException as error:  # noqa: BLE001 - user code may raise anything, SystemExit included
         kind = phase if phase == "exception" or isinstance(error, MainspringError) else "exception"
         if isinstance(error, SystemExit):
@@ -105,9 +105,9 @@ def _execute(job: StepJob, place: Place, function: Callable[..., Any] | None, ef
                     kind="exit", type="SystemExit", message=f"the step called exit({error.code!r})"
                 )
             )
-        return Result(error=_failure(kind, error), metrics=context.encode_metrics(here.metrics))
+        return Result(error=_describe_failure(kind, error), metrics=context.encode_metrics(here.metrics))
     finally:
-        context._current.reset(token)  # noqa: SLF001
+        context.active.reset(token)
     return Result(
         outputs=outputs,
         shape=shape,
@@ -118,7 +118,7 @@ def _execute(job: StepJob, place: Place, function: Callable[..., Any] | None, ef
     )
 
 
-def _failure(
+def _describe_failure(
     kind: typing.Literal["memory", "input", "exception", "output"], error: BaseException
 ) -> StepError:
     with contextlib.suppress(Exception):
@@ -128,45 +128,49 @@ def _failure(
     except Exception:  # noqa: BLE001 - even __str__ is user code
         message = "(its message cannot be shown)"
     return StepError(
-        kind=kind, type=type(error).__name__, message=message[:_MESSAGE].encode("utf-8", "replace").decode()
+        kind=kind,
+        type=type(error).__name__,
+        message=message[:_MAX_MESSAGE].encode("utf-8", "replace").decode(),
     )
 
 
-def _arguments(function: Callable[..., Any], job: StepJob, here: Place) -> inspect.BoundArguments:
+def _bind_arguments(function: Callable[..., Any], job: StepJob, here: Place) -> inspect.BoundArguments:
     signature = inspect.signature(function)
-    hints = _hints(function)
+    hints = _type_hints(function)
     bound = signature.bind_partial()
     for name, argument in job.arguments.items():
-        value = _value(argument, job, here, hint=hints.get(name), place=f"{job.step}({name})")
+        value = _load_value(argument, job, here, hint=hints.get(name), place=f"{job.step}({name})")
         if signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
             value = tuple(value)
         bound.arguments[name] = value
     return bound
 
 
-def _value(argument: Argument, job: StepJob, here: Place, *, hint: Any, place: str) -> Any:
+def _load_value(argument: Argument, job: StepJob, here: Place, *, hint: Any, place: str) -> Any:
     if argument.kind == "value":
-        return _literal(argument.value, hint, place=place)
+        return _convert_literal(argument.value, hint, place=place)
     if argument.kind == "list":
-        return [_value(a, job, here, hint=_element(hint), place=place) for a in argument.items]
+        return [_load_value(a, job, here, hint=_element_hint(hint), place=place) for a in argument.items]
     if argument.kind == "dict":
         return {
-            k: _value(a, job, here, hint=_element(hint), place=place)
+            k: _load_value(a, job, here, hint=_element_hint(hint), place=place)
             for k, a in zip(argument.keys, argument.items, strict=True)
         }
     source = job.sources[source_key(argument)]
     returned = _return_hint(source, here)
     if argument.kind == "output" and argument.output is None and source.shape != "single":
-        values = {o.name: _load(o, here, (_part(returned, o.name),), place) for o in source.outputs}
+        values = {
+            o.name: _load_artifact(o, here, (_part_hint(returned, o.name),), place) for o in source.outputs
+        }
         return artifacts.join(source.shape, values, hint=returned)
     wanted = argument.output if argument.kind == "output" and argument.output is not None else "value"
-    for one in source.outputs:
-        if one.name == wanted:
-            made = returned if source.shape == "single" else _part(returned, wanted)
-            return _load(one, here, (hint, made), place)
-    if source.shape == "single":  # one plain dict or list: the wanted part of it
-        one = source.outputs[0]
-        return _pick(_load(one, here, (returned,), place), wanted, place=place)
+    for output in source.outputs:
+        if output.name == wanted:
+            made = returned if source.shape == "single" else _part_hint(returned, wanted)
+            return _load_artifact(output, here, (hint, made), place)
+    if source.shape == "single":  # a single dict or list: take the wanted part of it
+        output = source.outputs[0]
+        return _pick_part(_load_artifact(output, here, (returned,), place), wanted, place=place)
     raise InvalidInput(
         f"the earlier step has no output {wanted!r}",
         value=[o.name for o in source.outputs],
@@ -175,7 +179,7 @@ def _value(argument: Argument, job: StepJob, here: Place, *, hint: Any, place: s
     )
 
 
-def _pick(value: Any, wanted: str, *, place: str) -> Any:
+def _pick_part(value: Any, wanted: str, *, place: str) -> Any:
     if isinstance(value, dict) and wanted in value:
         return value[wanted]
     if isinstance(value, list) and wanted.lstrip("-").isdigit() and -len(value) <= int(wanted) < len(value):
@@ -183,37 +187,37 @@ def _pick(value: Any, wanted: str, *, place: str) -> Any:
     raise InvalidInput(f"the earlier step returned nothing under {wanted!r}", place=place)
 
 
-def _load(artifact: Artifact, here: Place, hints: tuple[Any, ...], place: str) -> Any:
+def _load_artifact(artifact: Artifact, here: Place, hints: tuple[Any, ...], place: str) -> Any:
     path, type_name = Path(here.inputs[input_key(artifact)]), artifact.type
     fitting = next((h for h in hints if isinstance(h, type) and h.__qualname__ == type_name), hints[0])
     return artifacts.load(artifact.kind, path, type_name=type_name, hint=fitting, place=place)
 
 
-def _literal(value: Any, hint: Any, *, place: str) -> Any:
+def _convert_literal(value: Any, hint: Any, *, place: str) -> Any:
     if hint is None or hint is Any:
         return value
     try:
-        return msgspec.convert(value, hint, dec_hook=_revive)
+        return msgspec.convert(value, hint, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
         raise InvalidInput(
             f"the argument does not fit its annotation: {error}", value=value, place=place
         ) from None
-    except (TypeError, NotImplementedError):  # an annotation msgspec has no opinion on
+    except (TypeError, NotImplementedError):  # msgspec does not support the annotation
         return value
 
 
-def _revive(kind: type, value: Any) -> Any:
-    """A path inside a record travels as text."""
+def _decode_path(kind: type, value: Any) -> Any:
+    """Make a path from text: paths inside records are stored as text."""
     if issubclass(kind, Path) and isinstance(value, str):
         return kind(value)
     msg = f"{kind.__name__} cannot be made of data"
     raise NotImplementedError(msg)
 
 
-def _save(
+def _save_outputs(
     value: object, function: Callable[..., Any], job: StepJob, folder: Path
 ) -> tuple[str, list[Output]]:
-    hint = _hints(function).get("return")
+    hint = _type_hints(function).get("return")
     place = f"what step {job.step!r} returned"
     shape, values = artifacts.split(
         value,
@@ -224,7 +228,7 @@ def _save(
     )
     outputs = []
     for number, (name, part) in enumerate(values.items()):
-        part_hint = hint if shape == "single" else _part(hint, name)
+        part_hint = hint if shape == "single" else _part_hint(hint, name)
         outputs.append(
             artifacts.save(
                 part,
@@ -238,7 +242,7 @@ def _save(
     return shape, outputs
 
 
-def _part(hint: Any, name: str) -> Any:
+def _part_hint(hint: Any, name: str) -> Any:
     """The annotation of one output."""
     if typing.get_origin(hint) is tuple and name.isdigit():
         parts = typing.get_args(hint)
@@ -248,26 +252,26 @@ def _part(hint: Any, name: str) -> Any:
     return None
 
 
-def _element(hint: Any) -> Any:
+def _element_hint(hint: Any) -> Any:
     parts = typing.get_args(hint)
     return parts[-1] if parts and typing.get_origin(hint) in (list, dict, tuple) else None
 
 
 def _return_hint(source: StepSource, here: Place) -> Any:
-    """The producer's return annotation, where a class is needed to read what it made: types come from code, never from data."""
+    """The return annotation of the producing step, if its outputs need a class to be read: types come from code, never from data."""
     needs = source.shape == "named" or any(o.kind == "record" for o in source.outputs)
     if source.producer is None or not needs:
         return None
-    return _hints(load_function(source.producer, root=Path(here.root))).get("return")
+    return _type_hints(load_function(source.producer, root=Path(here.root))).get("return")
 
 
-def _sources(argument: Argument, job: StepJob) -> list[StepSource]:
+def _list_sources(argument: Argument, job: StepJob) -> list[StepSource]:
     if argument.kind in {"output", "path", "dataset"}:
         return [job.sources[source_key(argument)]]
-    return [s for a in argument.items for s in _sources(a, job)]
+    return [s for a in argument.items for s in _list_sources(a, job)]
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):

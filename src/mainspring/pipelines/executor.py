@@ -1,4 +1,4 @@
-"""Where attempts at steps run. The contract is five methods; the local one forks from a warm server."""
+"""Where attempts at steps run: the contract of executors, and the local one, which forks from a warm server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READ = 1 << 16
 
 @dataclass(frozen=True)
 class Ended:
-    """An attempt is over, its whole tree is gone. ``status`` is as from waitpid; None if its parent was lost."""
+    """The end of an attempt: none of its processes is left. ``status`` is as from waitpid; None if it is unknown."""
 
     execution: str
     status: int | None
@@ -39,30 +39,34 @@ class Executor(Protocol):
 
     @property
     def is_here(self) -> bool:
-        """Whether attempts run on this machine, with the project's files at hand. Elsewhere they are offered in the database
-        first, and whoever runs one begins and finishes it by the operations."""
+        """Whether attempts run on this machine, where the project's files are. Otherwise they are first offered in the database, and
+        a worker begins and finishes them by the operations."""
         ...
 
     def start(self, job: StepJob, prepare: Callable[[], tuple[Task, CappedLog]]) -> None:
-        """Begin an attempt; after ``job.timeout_s`` its whole tree is killed. ``prepare`` fetches its inputs to this machine and
-        opens its log: an executor that runs it elsewhere never calls it."""
+        """Begin an attempt; after ``job.timeout_s`` seconds its whole process tree is killed.
+
+        ``prepare`` fetches its inputs to this machine and opens its log; an executor that runs it elsewhere never calls it.
+        """
         ...
 
     def poll(self, *, wait_s: float) -> list[Ended]:
-        """What ended since the last call (elsewhere: what was committed, or has lost its worker); waits at most ``wait_s`` for
-        the first."""
+        """Attempts that ended since the last call; waits at most ``wait_s`` seconds for the first.
+
+        Elsewhere an attempt ends when its result was committed, or when no heartbeat came in time.
+        """
         ...
 
-    def watch_on(self, execution: str) -> None:
-        """An attempt that came back from :meth:`poll` has not ended after all: its worker was heard of meanwhile. Only elsewhere."""
+    def keep_watching(self, execution: str) -> None:
+        """Watch an attempt again that :meth:`poll` returned although it has not ended: a heartbeat came meanwhile. Only elsewhere."""
         ...
 
     def kill(self, execution: str) -> None:
-        """End an attempt early: SIGTERM, a grace, then the whole tree. It still comes back from :meth:`poll`."""
+        """End an attempt early: SIGTERM, a grace period, then SIGKILL for the whole tree. :meth:`poll` still returns it."""
         ...
 
     def close(self) -> None:
-        """Kill what still runs and free everything. Idempotent."""
+        """Kill the attempts that still run and free all resources. Idempotent."""
         ...
 
 
@@ -94,7 +98,7 @@ class LocalProcesses:
     def start(self, job: StepJob, prepare: Callable[[], tuple[Task, CappedLog]]) -> None:
         task, log = prepare()
         if self._server is None:
-            self._server = warm.take(self._root, self._modules)
+            self._server = warm.take_server(self._root, self._modules)
         server = self._server
         server.spawned += 1
         read, write = os.pipe()
@@ -127,13 +131,13 @@ class LocalProcesses:
             ready = select(watched, [], [], wait)[0]
             for running in self._running.values():
                 if running.pipe in ready:
-                    _drain(running, once=True)
+                    _drain_pipe(running, once=True)
             ended = self._receive() if self._server is not None and self._server.control in ready else []
             if ended or time.monotonic() >= until:
                 return ended
 
-    def watch_on(self, execution: str) -> None:
-        """Nothing to do here: a process that has ended has ended."""
+    def keep_watching(self, execution: str) -> None:
+        """Does nothing: a process that has ended cannot run again."""
 
     def kill(self, execution: str) -> None:
         running = self._running.get(execution)
@@ -141,8 +145,8 @@ class LocalProcesses:
             running.cancelled = True
             server = self._server
             if server is not None and server.waiting and all(r.cancelled for r in self._running.values()):
-                # It still imports, and hears of nothing else meanwhile: no step has begun, so none needs a grace.
-                server.waiting = 0  # its end says nothing against what it imports
+                # The server is importing and reads no message meanwhile. No step has begun, so none needs a grace period.
+                server.waiting = 0  # it is killed here, so stop() must not blame its imports
                 processes.kill_tree(server.process.pid)
                 return
             self._send_kill(server, running, grace_s=self._grace_s)
@@ -153,16 +157,16 @@ class LocalProcesses:
             return
         if self._end_running(server):
             processes.kill_by_cookie(self._run)
-            warm.give_back(server)
+            warm.return_server(server)
         else:
             server.stop()
             processes.kill_by_cookie(self._run)
         for running in self._running.values():
-            _finish(running)
+            _close_running(running)
         self._running.clear()
 
     def _end_running(self, server: WarmServer) -> bool:
-        """Kill what still runs; whether the server has confirmed the end of all of it."""
+        """Kill the attempts that still run; returns whether the server has confirmed the end of all of them."""
         for running in self._running.values():
             self._send_kill(server, running, grace_s=0.0)
         left = {r.number for r in self._running.values()}
@@ -185,7 +189,7 @@ class LocalProcesses:
                 running.timed_out = True
                 running.deadline = now + self._grace_s + 10
                 self._send_kill(self._server, running, grace_s=self._grace_s)
-            else:  # the server itself does not answer: it hangs in an import
+            else:  # the server did not answer the kill in time: it hangs in an import
                 running.deadline = None
                 if self._server is not None:
                     processes.kill_tree(self._server.process.pid)
@@ -202,24 +206,24 @@ class LocalProcesses:
         assert self._server is not None  # noqa: S101 - only called with a server
         message = self._server.receive()
         if message is None:
-            return self._lost()
+            return self._end_all()
         if message["op"] != "exited":
             return []
         for execution, running in list(self._running.items()):
             if running.number == message["id"]:
                 del self._running[execution]
-                _finish(running)
+                _close_running(running)
                 return [Ended(execution, int(str(message["status"])), running.timed_out, running.cancelled)]
         return []
 
-    def _lost(self) -> list[Ended]:
+    def _end_all(self) -> list[Ended]:
         """The server died, and its children with it. The next start makes a new one."""
         ended = [Ended(e, None, r.timed_out, r.cancelled) for e, r in self._running.items()]
         self.close()
         return ended
 
 
-def _drain(running: _Running, *, once: bool = False) -> None:
+def _drain_pipe(running: _Running, *, once: bool = False) -> None:
     while running.pipe >= 0:
         try:
             data = os.read(running.pipe, _READ)
@@ -234,8 +238,8 @@ def _drain(running: _Running, *, once: bool = False) -> None:
             return
 
 
-def _finish(running: _Running) -> None:
-    _drain(running)
+def _close_running(running: _Running) -> None:
+    _drain_pipe(running)
     if running.pipe >= 0:
         os.close(running.pipe)
         running.pipe = -1

@@ -1,4 +1,4 @@
-"""Which executor runs the steps of a run, by the name that policy gives: ``[pipelines] executor = "..."``.
+"""The executors by name, as policy selects one: ``[pipelines] executor = "..."``.
 
 A new one is a module with a class that meets :class:`mainspring.pipelines.executor.Executor`, a function here that imports and
 makes it, its line in :data:`FACTORIES`, and its name in ``records.pipelines.ExecutorName``.
@@ -18,7 +18,7 @@ from mainspring.records.pipelines import ExecutorName
 
 @dataclass(frozen=True)
 class Setup:
-    """What an executor is made for: one run of the project at ``root``. ``modules`` are what its steps are known to import."""
+    """The run for which an executor is made, of the project at ``root``. ``modules``: what its steps are known to import."""
 
     base: Foundation
     run: str
@@ -26,23 +26,23 @@ class Setup:
     modules: Sequence[str]
 
 
-def _local(setup: Setup) -> Executor:
+def _make_local(setup: Setup) -> Executor:
     from mainspring.pipelines.executor import LocalProcesses
 
     return LocalProcesses(run=setup.run, root=setup.root, modules=setup.modules)
 
 
-def _worker(setup: Setup) -> Executor:
+def _make_offers(setup: Setup) -> Executor:
     from mainspring.pipelines.offers import Offers
 
     return Offers(setup.base.store, setup.base.project)
 
 
-FACTORIES: Mapping[ExecutorName, Callable[[Setup], Executor]] = {"local": _local, "worker": _worker}
+FACTORIES: Mapping[ExecutorName, Callable[[Setup], Executor]] = {"local": _make_local, "worker": _make_offers}
 
 
 def check_executor(name: str) -> ExecutorName:
-    """The name of an executor that there is; raises :class:`ConfigError` for another."""
+    """``name``, if an executor has it; raises :class:`ConfigError` otherwise."""
     for known in FACTORIES:
         if name == known:
             return known
@@ -52,4 +52,5 @@ def check_executor(name: str) -> ExecutorName:
 
 
 def make_executor(name: ExecutorName, setup: Setup) -> Executor:
+    """A new executor for one run; its user closes it."""
     return FACTORIES[name](setup)

@@ -1,9 +1,10 @@
-"""Files that are arguments of a step: found, compared by content, remembered by their status.
+"""Files that are arguments of a step: recognised in text, compared by content, their digests kept by file status.
 
 An argument is a file argument if it is text (or a :class:`pathlib.Path`) that names an existing file or folder inside the
-project, or by its absolute path a regular file anywhere; a pattern of ``glob`` stands for the files that it matches. Its content is hashed once; the status of the file (inode, size,
-times) says whether that must be done again. Times are coarser than writes, so a status is believed only if it is older than
-the hashing by :data:`RACY_NS`, as Git's index does with entries that are as young as itself ("racy clean").
+project, or by its absolute path a regular file anywhere; a pattern of ``glob`` means the files that it matches. The content is hashed once;
+the status of the file (inode, size, times) says whether that must be done again. File times are coarser than the time between two
+writes, so a status is trusted only if the file was last changed at least :data:`RACY_NS` before it was hashed. Git's index has the
+same rule for entries as young as itself ("racy clean").
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ import msgspec
 from mainspring.records.base import new_id, to_json
 
 IGNORED = frozenset({".mainspring", ".git", ".venv", "__pycache__"})
-"""Folders that are never input: ours, Git's, the environment's, compiled code."""
+"""Folders that are never input: Mainspring's, Git's, the virtual environment, compiled code."""
 
 MAX_FILES = 100_000
 MAX_REMEMBERED = 200_000
 RACY_NS = 2_000_000_000
-"""File systems stamp times in steps of up to two seconds (FAT); a file changed within one shows no later time."""
+"""Two seconds: the coarsest time stamp of a file system (FAT). A second change within that time shows no later stamp."""
 
 _PIECE = 1 << 20
 _MAX_TEXT = 4096
@@ -41,7 +42,7 @@ _Entry = tuple[int, int, int, int, int, int, str]
 
 @dataclass
 class Fingerprint:
-    """What a file argument holds. ``digest`` is never equal to another one if ``problem`` says that it cannot be compared."""
+    """The content of a file argument. If it cannot be compared, ``problem`` says why and ``digest`` is a value that never repeats."""
 
     path: str
     digest: str
@@ -61,9 +62,9 @@ class StatIndex:
         """BLAKE3 of the file's bytes. Raises :class:`OSError` for what cannot be read."""
         self._load()
         name = str(path)
-        before = _status(path)
+        before = _status(path)  # taken before and after hashing: equal if nobody wrote meanwhile
         known = self.entries.get(name)
-        if known is not None and known[:5] == before and _settled(known):
+        if known is not None and known[:5] == before and _is_settled(known):
             return known[6]
         for _ in range(3):
             began = time.time_ns()
@@ -78,7 +79,7 @@ class StatIndex:
         raise OSError(msg)
 
     def save(self) -> None:
-        """Keep what was learnt; a full disk or a foreign owner is no reason to fail a run."""
+        """Write the index if it changed. A full disk or a file of another user does not fail the run."""
         if not self._changed:
             return
         self._changed = False
@@ -96,16 +97,16 @@ class StatIndex:
             return
         self._loaded = True
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
-            found = msgspec.json.decode(self.file.read_bytes(), type=dict[str, _Entry])
-            self.entries = {**found, **self.entries}
+            saved = msgspec.json.decode(self.file.read_bytes(), type=dict[str, _Entry])
+            self.entries = {**saved, **self.entries}
 
 
 def _status(path: Path) -> _Status:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _settled(entry: _Entry) -> bool:
+def _is_settled(entry: _Entry) -> bool:
     """Whether the file was old enough when it was hashed that a later change must show in its times."""
     return max(entry[3], entry[4]) < entry[5] - RACY_NS
 
@@ -126,42 +127,42 @@ class Files:
         self._resolved = root.resolve()
         self.index = StatIndex(home / "pipelines" / "files.json")
 
-    def named(self, value: Any) -> dict[str, Path]:
-        """The file arguments in plain data (text in lists and dicts, keys too), by the name they are shown with."""
-        found: dict[str, Path] = {}
-        for text in _texts(value):
-            place = self.place(text)
+    def find_named(self, value: Any) -> dict[str, Path]:
+        """The files that text in plain data names (in lists and dicts, keys too), by their display names."""
+        matches: dict[str, Path] = {}
+        for text in _list_texts(value):
+            place = self.resolve_text(text)
             if place is not None:
-                found[self.show(place)] = place
+                matches[self.display_name(place)] = place
             elif _is_pattern(text):
-                found |= self._matching(text)
-        return found
+                matches |= self._match_pattern(text)
+        return matches
 
-    def named_in_code(self, texts: Iterable[str]) -> dict[str, Path]:
-        """Files of the project that text in the code names. A folder only by a name with a slash: ``"data"`` is a word first."""
-        found: dict[str, Path] = {}
+    def find_named_in_code(self, texts: Iterable[str]) -> dict[str, Path]:
+        """Files of the project that text constants name. A folder counts only if the text has a slash: ``"data"`` is usually a plain word."""
+        matches: dict[str, Path] = {}
         for text in texts:
             if os.path.isabs(text):  # noqa: PTH117 - text, not a path
                 continue
-            place = self.place(text)
+            place = self.resolve_text(text)
             if place is not None and (place.is_file() or "/" in text.strip("./")):
-                found[self.show(place)] = place
+                matches[self.display_name(place)] = place
             elif place is None and _is_pattern(text) and "/" in text:
-                found |= self._matching(text)
-        return found
+                matches |= self._match_pattern(text)
+        return matches
 
-    def _matching(self, pattern: str) -> dict[str, Path]:
-        """The files of the project that a pattern of ``glob`` matches; one more or less is a change, too."""
-        found: dict[tuple[int, int], Path] = {}  # a file that links lead to several times is one
+    def _match_pattern(self, pattern: str) -> dict[str, Path]:
+        """The files of the project that a pattern of ``glob`` matches; an added or removed file is a change, too."""
+        by_inode: dict[tuple[int, int], Path] = {}  # a file reached through several links counts once
         names = glob.iglob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 - as the step will call it
         for name in sorted(itertools.islice(names, MAX_FILES), key=lambda n: (len(n), n)):
-            place = self.place(name)
-            if place is not None and place.is_file() and self.inside(place) is not None:
+            place = self.resolve_text(name)
+            if place is not None and place.is_file() and self.relative_to_project(place) is not None:
                 status = place.stat()
-                found.setdefault((status.st_dev, status.st_ino), place)
-        return {self.show(place): place for place in found.values()}
+                by_inode.setdefault((status.st_dev, status.st_ino), place)
+        return {self.display_name(place): place for place in by_inode.values()}
 
-    def place(self, text: str) -> Path | None:
+    def resolve_text(self, text: str) -> Path | None:
         """The existing file or folder that ``text`` names, if it counts as an input."""
         if not text or len(text) > _MAX_TEXT or "\0" in text or "\n" in text:
             return None
@@ -171,25 +172,26 @@ class Files:
             mode = path.stat().st_mode
         except (OSError, ValueError):
             return None
-        inside = self.inside(path)
+        inside = self.relative_to_project(path)
         if inside is None:
             return path if os.path.isabs(text) and stat.S_ISREG(mode) else None  # noqa: PTH117 - text, not a path
         if IGNORED & set(inside.parts):
             return None
         return path if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
-    def show(self, path: Path) -> str:
-        inside = self.inside(path)
+    def display_name(self, path: Path) -> str:
+        """The path relative to the project if it is inside, else the absolute path."""
+        inside = self.relative_to_project(path)
         return str(path) if inside is None else inside.as_posix()
 
     def fingerprint(self, path: Path) -> Fingerprint:
-        """The content of a file, or of everything below a folder: names, bytes, what links lead to."""
-        shown = self.show(path)
+        """The fingerprint of a file, or of everything below a folder: names, bytes, targets of links."""
+        shown = self.display_name(path)
         try:
             if not path.is_dir():
                 return Fingerprint(shown, self.index.digest(path))
             hasher = blake3.blake3()
-            for count, (name, what) in enumerate(self._below(path), 1):
+            for count, (name, what) in enumerate(self._list_content(path), 1):
                 if count > MAX_FILES:
                     return Fingerprint(shown, new_id(), f"holds more than {MAX_FILES:,} files")
                 hasher.update(to_json([name, what]) + b"\n")
@@ -199,10 +201,10 @@ class Files:
         except OSError as error:
             return Fingerprint(shown, new_id(), f"cannot be read: {error.strerror or error}")
 
-    def below(self, path: Path) -> Iterator[tuple[str, Path]]:
-        """The plain files that a file argument inside the project stands for, by their names in the project."""
+    def list_plain_files(self, path: Path) -> Iterator[tuple[str, Path]]:
+        """The plain files of a file argument inside the project, by their names in the project: itself, or all below a folder."""
         if not path.is_dir():
-            yield self.show(path), path
+            yield self.display_name(path), path
             return
         seen: set[tuple[int, int]] = set()
         for folder, folders, names in os.walk(path, followlinks=True):
@@ -215,19 +217,19 @@ class Files:
             for name in sorted(names):
                 file = Path(folder, name)
                 if file.is_file():
-                    yield self.show(file), file
+                    yield self.display_name(file), file
 
-    def _below(self, folder: Path) -> Iterator[tuple[str, str]]:
+    def _list_content(self, folder: Path) -> Iterator[tuple[str, str]]:
         """Files below a folder by relative name, in a fixed order. Linked folders are entered once each."""
         seen: set[tuple[int, int]] = set()
         waiting = [(folder, "")]
         while waiting:
             here, prefix = waiting.pop()
-            found = here.stat()
-            if (found.st_dev, found.st_ino) in seen:
-                yield prefix, "seen before"
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                yield prefix, "seen before"  # a link in a circle
                 continue
-            seen.add((found.st_dev, found.st_ino))
+            seen.add((status.st_dev, status.st_ino))
             with os.scandir(here) as entries:
                 listed = sorted(entries, key=lambda e: e.name)
             for entry in listed:
@@ -243,8 +245,8 @@ class Files:
                 else:
                     yield name, "not a plain file"
 
-    def inside(self, path: Path) -> Path | None:
-        """The path relative to the project, by its name or by where it leads."""
+    def relative_to_project(self, path: Path) -> Path | None:
+        """The path relative to the project, by its name or by the target of its links; None if it is outside."""
         if path.is_relative_to(self.root):
             return path.relative_to(self.root)
         with contextlib.suppress(OSError, RuntimeError):
@@ -255,20 +257,20 @@ class Files:
 
 
 def _is_pattern(text: str) -> bool:
-    """Whether text is a pattern of file names: the marks of one, and a slash or an ending. A lone ``*`` is a word."""
+    """Whether text is a pattern of file names: wildcards, and a slash or a dot. A lone ``*`` is a plain word."""
     return (
         len(text) <= _MAX_TEXT and "\n" not in text and glob.has_magic(text) and bool({"/", "."} & set(text))
     )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _list_texts(value: Any) -> Iterator[str]:
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, dict):
-            waiting += one.keys()
-            waiting += one.values()
-        elif isinstance(one, (list, tuple)):
-            waiting += one
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, (list, tuple)):
+            waiting += item

@@ -1,8 +1,8 @@
 """The warm parent of step processes: single-threaded, imports installed libraries once and forks for every attempt.
 
 The runner (``warm``) talks to it over a socket pair, one JSON message per packet. When the socket ends (the runner closed
-it, or died) it kills every tree it started and ends; so it does when nobody has spoken to it for a while. It never imports
-code of a project: every step does that afresh, in its own process. It is started as ``python -m``.
+it, or died) it kills every process tree that it started and ends; so it does when no message has come for a while. It never imports
+code of a project: every step does that anew, in its own process. It is started as ``python -m``.
 
     runner → {"op": "preload", "modules": ["sklearn.linear_model:LogisticRegression"]}
     runner ← {"op": "loaded", "avoided": []}
@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from mainspring.pipelines import execute, preload, processes
 
 _MAX_PACKET = 1 << 16
-_MOST_AVOIDED = 4
+_MAX_AVOIDED = 4
 
 
 @dataclass
@@ -41,7 +41,7 @@ class _Child:
 
 
 class Forkserver:
-    """The loop; ``serve`` returns when the runner is gone."""
+    """Forks steps and kills them on request; ``serve`` returns when the runner has closed the socket or is dead."""
 
     def __init__(
         self, control: socket.socket, *, idle_s: float, wanted: list[str], avoid: frozenset[str]
@@ -73,7 +73,7 @@ class Forkserver:
                 if self._control in ready and not self._receive():
                     return
         finally:
-            self._end()
+            self._kill_all()
 
     def _wait_s(self) -> float | None:
         deadlines = [c.deadline for c in self._children.values() if c.deadline is not None]
@@ -99,17 +99,17 @@ class Forkserver:
 
     def preload(self, names: list[str]) -> None:
         self._wanted += names
-        threaded = preload.load(names, avoid=self._avoid)
+        threaded = preload.load_modules(names, avoid=self._avoid)
         if threaded is not None and not self._children:
-            if len(self._avoid) >= _MOST_AVOIDED:
+            if len(self._avoid) >= _MAX_AVOIDED:
                 self._wanted = []
-            self._start_over(self._avoid | {threaded})
+            self._restart(self._avoid | {threaded})
         freeze()
         with contextlib.suppress(OSError):
             self._control.send(json.dumps({"op": "loaded", "avoided": sorted(self._avoid)}).encode())
 
-    def _start_over(self, avoid: frozenset[str]) -> NoReturn:
-        """Become a fresh process without the library; what the runner has sent meanwhile waits in the socket."""
+    def _restart(self, avoid: frozenset[str]) -> NoReturn:
+        """Replace this process by a new one that avoids the library; messages that the runner sends meanwhile wait in the socket."""
         setup = {
             "control": self._control.fileno(),
             "idle_s": self._idle_s,
@@ -117,7 +117,7 @@ class Forkserver:
             "avoid": sorted(avoid),
         }
         self._control.set_inheritable(True)
-        os.execv(  # noqa: S606 - ourselves
+        os.execv(  # noqa: S606 - this same program
             sys.executable, [sys.executable, "-P", "-m", "mainspring.pipelines.forkserver", json.dumps(setup)]
         )
 
@@ -129,7 +129,7 @@ class Forkserver:
             try:
                 self._become_step(parent, run, log)
                 code = execute.main(task)
-            except BaseException:  # noqa: BLE001 - the last line of a process: say it in the log and end
+            except BaseException:  # noqa: BLE001 - nobody is left to handle it: write it to the step's log and end
                 traceback.print_exc()
                 with contextlib.suppress(Exception):
                     sys.stderr.flush()
@@ -143,12 +143,13 @@ class Forkserver:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         processes.die_with_parent()
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(70)
         processes.become_subreaper()
         os.setsid()
-        processes.wear_cookie(run)
-        # From here on the next runner finds us. If ours is dead already, the next one may have looked before.
+        processes.set_cookie(run)
+        # From here on the runner that resumes the run finds this process by its cookie. If our runner is dead already, that one may
+        # have searched before the cookie was set: then this process must end by itself.
         ends = poll()
         ends.register(self._control, 0)
         if any(event & POLLHUP for _, event in ends.poll(0)):
@@ -162,13 +163,13 @@ class Forkserver:
             os.close(descriptor)
         gc.enable()
         numpy_random = sys.modules.get("numpy.random")
-        if numpy_random is not None:  # or every step of every run would draw the same "random" numbers
+        if numpy_random is not None:  # otherwise every step would inherit, and draw, the same random numbers
             numpy_random.seed()
 
     def _kill(self, number: int, grace_s: float) -> None:
         for child in self._children.values():
             if child.number == number:
-                processes.send(child.pid, signal.SIGTERM)
+                processes.send_signal(child.pid, signal.SIGTERM)
                 child.deadline = time.monotonic() + grace_s
 
     def _kill_overdue(self) -> None:
@@ -195,25 +196,25 @@ class Forkserver:
                 self._control.send(json.dumps({"op": "exited", "id": number, "status": status}).encode())
 
     def _kill_orphans(self) -> None:
-        """What a step that ended left behind became our child: no other child is unknown to us."""
+        """Kill what steps that ended left behind: as subreaper this process adopted it, and it knows all its own children."""
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            strangers = [p for p in processes.children(os.getpid()) if p not in self._children]
-            if not strangers:
+            orphans = [p for p in processes.children(os.getpid()) if p not in self._children]
+            if not orphans:
                 return
-            for pid in strangers:
+            for pid in orphans:
                 processes.kill_tree(pid)
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, 0)
 
-    def _end(self) -> None:
+    def _kill_all(self) -> None:
         for pid in list(self._children):
             processes.kill_tree(pid)
         processes.kill_tree_below(os.getpid())
 
 
 def freeze() -> None:
-    """What is loaded by now is not collected any more: its pages stay shared with the children."""
+    """Exclude everything that is loaded from garbage collection, so that its memory pages stay shared with the children."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -226,7 +227,7 @@ def main() -> int:
     control.set_inheritable(False)
     wanted, avoid = list(setup.get("modules", ())), frozenset(setup.get("avoid", ()))
     server = Forkserver(control, idle_s=float(setup["idle_s"]), wanted=[], avoid=avoid)
-    if avoid and "modules" in setup:  # started over: the answer to the message before is still owed
+    if avoid and "modules" in setup:  # restarted: the preload request that led to it is not answered yet
         server.preload(wanted)
     freeze()
     server.serve()

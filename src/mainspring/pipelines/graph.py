@@ -1,4 +1,4 @@
-"""From a pipeline's body to its graph: the calls are noted, parameters are converted, the result is data."""
+"""From a pipeline's body to its graph: step calls are recorded, parameters are converted, the result is data."""
 
 from __future__ import annotations
 
@@ -23,25 +23,33 @@ MAX_STEPS = 10_000
 
 @dataclass(frozen=True)
 class Built:
-    """A graph with the functions its steps call, by step name, and what each declares to return."""
+    """A graph with the functions that its steps call and the output names that they declare, both by step name."""
 
     graph: Graph
     functions: dict[str, Callable[..., Any]]
     outputs: dict[str, tuple[str, ...] | None]
 
 
-class Handle:
-    """Stands for what a step will return. Pass it on, index it, or unpack it if its outputs are declared."""
+@dataclass(frozen=True)
+class Reference:
+    """What a handle refers to: an output of a step, or everything that it returns (``output`` is None)."""
 
-    __slots__ = ("_names", "_output", "_step")
+    step: str
+    output: str | None
+
+
+class Handle:
+    """The future result of a step. Pass it to another step, index it, or unpack it if its outputs are declared."""
+
+    # Attributes of a handle are outputs of its step, so its own data has a name that no output can have.
+    __slots__ = ("__reference__", "_names")
 
     def __init__(self, step: str, output: str | None, names: tuple[str, ...] | None) -> None:
-        self._step = step
-        self._output = output
+        self.__reference__ = Reference(step, output)
         self._names = names
 
     def __getitem__(self, key: str | int) -> Handle:
-        if self._output is not None or (
+        if self.__reference__.output is not None or (
             self._names is not None and not isinstance(key, int) and key not in self._names
         ):
             raise self._cannot(
@@ -50,49 +58,50 @@ class Handle:
         if isinstance(key, int) and self._names is not None:
             if not -len(self._names) <= key < len(self._names):
                 raise IndexError(key)
-            return Handle(self._step, self._names[key], None)
-        return Handle(self._step, str(key), None)
+            return Handle(self.__reference__.step, self._names[key], None)
+        return Handle(self.__reference__.step, str(key), None)
 
     def __getattr__(self, name: str) -> Handle:
         if name.startswith("__"):
             raise AttributeError(name)
-        if self._output is None and self._names and name in self._names:
-            return Handle(self._step, name, None)
+        if self.__reference__.output is None and self._names and name in self._names:
+            return Handle(self.__reference__.step, name, None)
         raise self._cannot(f"has no output {name!r}", near(name, self._names or (), what="named output"))
 
     def __iter__(self) -> Iterator[Handle]:
-        if self._names is None or self._output is not None:
+        if self._names is None or self.__reference__.output is not None:
             raise self._cannot(
                 "cannot be unpacked or looped over",
                 "Annotate the step with tuple[...] or a NamedTuple, or write @step(outputs=('a', 'b')); look into values only inside steps.",
             )
-        return iter([Handle(self._step, n, None) for n in self._names])
+        return iter([Handle(self.__reference__.step, n, None) for n in self._names])
 
     def __bool__(self) -> bool:
         raise self._cannot("has no value yet", "Branch on parameters here; decide by results inside a step.")
 
     def __repr__(self) -> str:
         return (
-            f"<output of {self._step}>"
-            if self._output is None
-            else f"<output {self._output} of {self._step}>"
+            f"<output of {self.__reference__.step}>"
+            if self.__reference__.output is None
+            else f"<output {self.__reference__.output} of {self.__reference__.step}>"
         )
 
     def _cannot(self, what: str, next_step: str) -> InvalidInput:
         return InvalidInput(
-            f"the result of step {self._step!r} {what}", place="pipeline body", next_step=next_step
+            f"the result of step {self.__reference__.step!r} {what}",
+            place="pipeline body",
+            next_step=next_step,
         )
 
 
 class Builder:
-    """Notes the step calls of one pipeline body."""
+    """Records the step calls of one pipeline body."""
 
     def __init__(self, *, root: Path) -> None:
         self._root = root
         self._steps: dict[str, GraphStep] = {}
         self._functions: dict[str, Callable[..., Any]] = {}
         self._outputs: dict[str, tuple[str, ...] | None] = {}
-        self._handles: dict[str, list[Handle]] = {}
 
     def call(
         self,
@@ -101,7 +110,7 @@ class Builder:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Handle:
-        name = self._fresh(function.__name__)
+        name = self._unused_name(function.__name__)
         if len(self._steps) >= MAX_STEPS:
             raise InvalidInput(f"a pipeline has at most {MAX_STEPS} steps", place=name)
         try:
@@ -113,7 +122,7 @@ class Builder:
         self._steps[name] = GraphStep(
             name=name,
             function=function_spec(function, self._root),
-            arguments={k: self._argument(v, place=f"{name}({k})") for k, v in bound.arguments.items()},
+            arguments={k: self._make_argument(v, place=f"{name}({k})") for k, v in bound.arguments.items()},
             isolation=options.isolation,
             cache=options.cache,
             version=options.version,
@@ -122,13 +131,15 @@ class Builder:
             backoff_s=options.backoff_s,
             memory_bytes=options.memory_bytes,
             outputs=None if options.outputs is None else list(options.outputs),
-            paths=self._counted(options, bound, name),
+            paths=self._check_paths(options, bound, name),
         )
         self._functions[name] = function
         self._outputs[name] = declared_outputs(function, options)
         return Handle(name, None, self._outputs[name])
 
-    def _counted(self, options: StepOptions, bound: inspect.BoundArguments, place: str) -> bool | list[str]:
+    def _check_paths(
+        self, options: StepOptions, bound: inspect.BoundArguments, place: str
+    ) -> bool | list[str]:
         if isinstance(options.paths, bool):
             return options.paths
         for name in options.paths:
@@ -143,33 +154,33 @@ class Builder:
 
     def rename(self, handle: Handle, name: str) -> Handle:
         check_name(name, what="step")
-        old = handle._step  # noqa: SLF001 - handles are this module's
-        used = any(old in _upstream(s) for s in self._steps.values())
-        if name in self._steps or used or handle._output is not None:  # noqa: SLF001
+        old_name = handle.__reference__.step
+        used = any(old_name in _list_upstream(s) for s in self._steps.values())
+        if name in self._steps or used or handle.__reference__.output is not None:
             raise InvalidInput(
                 "a step must get its own name, before its result is used", value=name, place="pipeline body"
             )
         self._steps = {
-            name if k == old else k: msgspec.structs.replace(s, name=name) if k == old else s
+            name if k == old_name else k: msgspec.structs.replace(s, name=name) if k == old_name else s
             for k, s in self._steps.items()
         }
-        self._functions[name] = self._functions.pop(old)
-        self._outputs[name] = self._outputs.pop(old)
+        self._functions[name] = self._functions.pop(old_name)
+        self._outputs[name] = self._outputs.pop(old_name)
         return Handle(name, None, self._outputs[name])
 
     def order(self, handle: Handle, earlier: Sequence[Handle]) -> Handle:
         names = list(self._steps)
-        mine = handle._step  # noqa: SLF001
-        step = self._steps[mine]
-        added = [e._step for e in earlier]  # noqa: SLF001
+        later = handle.__reference__.step
+        step = self._steps[later]
+        added = [e.__reference__.step for e in earlier]
         for other in added:
-            if names.index(other) >= names.index(mine):
+            if names.index(other) >= names.index(later):
                 raise InvalidInput(
                     "a step can only wait for one that was called before it",
                     value=other,
-                    place=f"after({mine})",
+                    place=f"after({later})",
                 )
-        self._steps[mine] = msgspec.structs.replace(step, after=sorted({*step.after, *added}))
+        self._steps[later] = msgspec.structs.replace(step, after=sorted({*step.after, *added}))
         return handle
 
     def finish(self, pipeline: str) -> Built:
@@ -183,35 +194,36 @@ class Builder:
             Graph(pipeline=pipeline, steps=list(self._steps.values())), self._functions, self._outputs
         )
 
-    def _fresh(self, base: str) -> str:
+    def _unused_name(self, base: str) -> str:
         name, n = base, 1
         while name in self._steps:
             n += 1
             name = f"{base}_{n}"
         return name
 
-    def _argument(self, value: object, *, place: str) -> Argument:
+    def _make_argument(self, value: object, *, place: str) -> Argument:
         if isinstance(value, Handle):
-            if value._step not in self._steps:  # noqa: SLF001
+            if value.__reference__.step not in self._steps:
                 raise InvalidInput(
                     "this result belongs to another pipeline, or its step was renamed",
                     value=repr(value),
                     place=place,
                 )
-            return Argument(kind="output", step=value._step, output=value._output)  # noqa: SLF001
+            reference = value.__reference__
+            return Argument(kind="output", step=reference.step, output=reference.output)
         if isinstance(value, Path):
             return Argument(kind="path", value=str(value))
         if isinstance(value, Dataset):
             return Argument(kind="dataset", value=value.name, output=value.version)
         if isinstance(value, (list, tuple)) and _has_reference(value):
-            return Argument(kind="list", items=[self._argument(v, place=place) for v in value])
+            return Argument(kind="list", items=[self._make_argument(v, place=place) for v in value])
         if isinstance(value, dict) and _has_reference(value):
             keys = [str(k) for k in value]
             return Argument(
-                kind="dict", keys=keys, items=[self._argument(v, place=place) for v in value.values()]
+                kind="dict", keys=keys, items=[self._make_argument(v, place=place) for v in value.values()]
             )
         try:
-            plain = msgspec.to_builtins(value, enc_hook=_plain)
+            plain = msgspec.to_builtins(value, enc_hook=_encode_path)
             if not _all_finite(plain):
                 raise InvalidInput(
                     "NaN and infinity cannot be literal arguments",
@@ -249,7 +261,7 @@ def after(result: Any, *earlier: Any) -> Any:
 
 
 def build(pipeline: Pipeline[..., Any], params: Mapping[str, Any], *, root: Path) -> Built:
-    """Run the body with ``params`` (already converted) and return its graph. Nothing of the steps runs."""
+    """Run the body with ``params`` (already converted) and return its graph. No step runs."""
     builder = Builder(root=root)
     token = recording.set(builder)
     try:
@@ -261,17 +273,17 @@ def build(pipeline: Pipeline[..., Any], params: Mapping[str, Any], *, root: Path
 
 def upstream(step: GraphStep) -> list[str]:
     """Names of the steps that must end before this one."""
-    return sorted(_upstream(step))
+    return sorted(_list_upstream(step))
 
 
-def convert_params(pipeline: Pipeline[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def convert_params(pipeline: Pipeline[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Values for the pipeline's parameters: text is read as the annotated type, everything else must already fit.
 
     Raises :class:`InvalidInput` naming an unknown, missing or unfit parameter.
     """
     signature = inspect.signature(pipeline.function)
-    hints = _hints(pipeline.function)
-    for name in given:
+    hints = _type_hints(pipeline.function)
+    for name in arguments:
         if name not in signature.parameters:
             raise InvalidInput(
                 "unknown parameter",
@@ -281,9 +293,9 @@ def convert_params(pipeline: Pipeline[..., Any], given: Mapping[str, Any]) -> di
             )
     values: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
-        if name in given:
+        if name in arguments:
             values[name] = _convert(
-                given[name], hints.get(name, Any), place=f"parameter {name} of pipeline {pipeline.name}"
+                arguments[name], hints.get(name, Any), place=f"parameter {name} of pipeline {pipeline.name}"
             )
         elif parameter.default is not inspect.Parameter.empty:
             values[name] = parameter.default
@@ -299,10 +311,10 @@ def convert_params(pipeline: Pipeline[..., Any], given: Mapping[str, Any]) -> di
 
 def params_as_data(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as plain JSON data, for the record of a run."""
-    return {k: msgspec.to_builtins(_shown(v), enc_hook=_plain) for k, v in values.items()}
+    return {k: msgspec.to_builtins(_dataset_as_text(v), enc_hook=_encode_path) for k, v in values.items()}
 
 
-def _shown(value: Any) -> Any:
+def _dataset_as_text(value: Any) -> Any:
     return f"{value.name}@{value.version}" if isinstance(value, Dataset) else value
 
 
@@ -310,7 +322,7 @@ def declared_outputs(function: Callable[..., Any], options: StepOptions) -> tupl
     """Names of a step's outputs where its declaration gives them; None for a single value or an undeclared dict."""
     if options.outputs is not None:
         return options.outputs
-    hint = _hints(function).get("return")
+    hint = _type_hints(function).get("return")
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
         return None if Ellipsis in parts else tuple(str(i) for i in range(len(parts)))
@@ -322,7 +334,7 @@ def declared_outputs(function: Callable[..., Any], options: StepOptions) -> tupl
 
 
 def function_spec(function: Callable[..., Any], root: Path) -> str:
-    """``file:qualname``; the file relative to the project where it lies inside."""
+    """``file:qualname``; the file is relative to the project if it is inside, else absolute."""
     file = Path(inspect.unwrap(function).__code__.co_filename)
     resolved = file.resolve()
     shown = (
@@ -333,19 +345,19 @@ def function_spec(function: Callable[..., Any], root: Path) -> str:
     return f"{shown}:{function.__qualname__}"
 
 
-def _upstream(step: GraphStep) -> set[str]:
-    found = set(step.after)
+def _list_upstream(step: GraphStep) -> set[str]:
+    names = set(step.after)
     waiting = list(step.arguments.values())
     while waiting:
         argument = waiting.pop()
         if argument.kind == "output":
-            found.add(argument.step)
+            names.add(argument.step)
         waiting += argument.items
-    return found
+    return names
 
 
-def _plain(value: Any) -> Any:
-    """A path inside a record is its text: the content of what it names counts all the same."""
+def _encode_path(value: Any) -> Any:
+    """A path inside a record becomes text; the content of the file that it names counts as for any other text."""
     if isinstance(value, Path):
         return str(value)
     msg = f"{type(value).__name__} is not plain data"
@@ -368,14 +380,14 @@ def _all_finite(value: object) -> bool:
     return not isinstance(value, (list, tuple)) or all(_all_finite(v) for v in value)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _type_hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
     except (
         NameError,
         TypeError,
         AttributeError,
-    ):  # names only known to a type checker: as good as no annotation
+    ):  # names that only a type checker knows: treated as no annotation
         return {}
 
 
@@ -396,7 +408,7 @@ def _convert(value: Any, hint: Any, *, place: str) -> Any:
             f"the value does not fit its type: {error}",
             value=value,
             place=place,
-            next_step=f"Give {_show(hint)}.",
+            next_step=f"Give {_type_name(hint)}.",
         ) from None
 
 
@@ -407,5 +419,5 @@ def _is_container(hint: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, (list, dict, tuple, set, msgspec.Struct))
 
 
-def _show(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint)

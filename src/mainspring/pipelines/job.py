@@ -1,4 +1,4 @@
-"""One attempt on the machine that executes it: its job with its place, and what came back, as JSON files in its scratch directory.
+"""One attempt on the machine that executes it: its job with its place, and its result, as JSON files in its scratch directory.
 
 The job itself (``records.pipelines.StepJob``) is described by digests and is the same wherever it runs.
 """
@@ -44,7 +44,7 @@ class Output(Record, frozen=True):
 
 
 class Result(Record, frozen=True):
-    """What the attempt came to. ``used`` and ``produced`` are references for lineage."""
+    """The result of an attempt. ``used`` and ``produced`` are references for lineage."""
 
     error: StepError | None = None
     outputs: list[Output] = []
@@ -54,18 +54,18 @@ class Result(Record, frozen=True):
     produced: list[str] = []
     effects: list[Effect] = []
     modules: list[str] = []
-    """Installed modules that the attempt imported itself: worth loading before the next one."""
+    """Installed modules that the attempt imported itself, for the warm server to preload."""
 
 
 def source_key(argument: Argument) -> str:
-    """Where a job keeps what the argument refers to."""
+    """The key in ``StepJob.sources`` of what the argument refers to."""
     if argument.kind == "dataset":
         return f"dataset:{argument.value}@{argument.output}"
     return argument.step if argument.kind == "output" else f"path:{argument.value}"
 
 
 def input_key(artifact: Artifact) -> str:
-    """What a place knows an input by: files that a step sees as paths are told apart by their names too."""
+    """The key in :attr:`Place.inputs` of an input. Files that a step sees as paths are distinguished by their names too."""
     if artifact.kind in {"file", "tree"}:
         return f"{artifact.digest}/{artifact.type or 'data'}"
     return artifact.digest
@@ -82,7 +82,7 @@ def read_task(path: Path) -> Task:
 
 
 def write_result(scratch: Path, result: Result) -> None:
-    """Appears whole or not at all: its presence means that every output is complete."""
+    """Write the result by a rename, so that it is complete or absent: if it exists, every output is complete."""
     part = scratch / f"{RESULT}.part"
     part.write_bytes(to_json(result))
     part.replace(scratch / RESULT)

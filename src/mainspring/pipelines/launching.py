@@ -1,4 +1,4 @@
-"""Attempts brought to where they run, and what they left brought back: between the drive's decisions, outside its transactions."""
+"""Starting attempts where they run, and storing their outputs: between the decisions of a run, outside its transactions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mainspring.pipelines import attempts, execute, rows, warm
 from mainspring.pipelines.executor import Ended, Executor
 from mainspring.pipelines.job import Place, Result, Task, read_result
 from mainspring.pipelines.logs import CappedLog
-from mainspring.pipelines.outcomes import LogText, classify, describe, folder_of, log_file, needed
+from mainspring.pipelines.outcomes import LogText, classify, describe, list_source_keys, log_file, run_folder
 from mainspring.pipelines.places import StoredObjects, fetch_inputs
 from mainspring.pipelines.planning import Judgement, Planner
 from mainspring.pipelines.schedule import Node, Schedule
@@ -36,7 +36,7 @@ declare("pipelines.started", "pipelines.spawned")
 
 @dataclass
 class Attempt:
-    """An attempt that is under way, or one that just ended. ``log`` is opened where it runs on this machine."""
+    """An attempt that is under way, or one that just ended. ``began`` is monotonic time; ``log`` is open if it runs on this machine."""
 
     node: Node
     execution: StepExecution
@@ -48,7 +48,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt came to; ``result`` is None where it ended elsewhere, which the database tells."""
+    """The result of an attempt; ``result`` is None if it ran elsewhere: then the database has it."""
 
     attempt: Attempt
     result: StepResult | None
@@ -66,7 +66,7 @@ class Settings:
 
 
 class Launcher:
-    """Starts the attempts of one run, here or elsewhere, and keeps what they leave."""
+    """Starts the attempts of one run, here or elsewhere, and stores their outputs and logs."""
 
     def __init__(
         self,
@@ -86,32 +86,32 @@ class Launcher:
         self._schedule = schedule
         self._executor = executor
         self._settings = settings
-        self.folder = folder_of(base.home, run.id)
+        self.folder = run_folder(base.home, run.id)
 
     def is_here(self, node: Node) -> bool:
-        """Whether the attempt runs on this machine: an inline step is the runner's, whatever runs the others."""
+        """Whether the attempt runs on this machine. An inline step runs in the runner under every executor."""
         return self._executor.is_here or node.step.isolation == "inline"
 
     def launch(self, attempt: Attempt) -> Result | None:
-        """Start an attempt. An inline one, or one whose inputs cannot be read, is over at once: then its result."""
+        """Start an attempt. Returns the result of one that has ended already: an inline one, or one whose inputs cannot be read."""
         failpoint("pipelines.started")
-        job = self._job(attempt)
+        job = self._make_job(attempt)
         try:
             if not self.is_here(attempt.node):
-                job = self._offer(attempt, job)
+                job = self._offer_attempt(attempt, job)
             elif attempt.node.step.isolation == "inline":
-                return self._inline(attempt, job)
+                return self._run_inline(attempt, job)
             self._executor.start(job, lambda: self._prepare(attempt, job))
         except (Corrupt, NotFound) as error:
-            self._distrust_inputs(attempt)
+            self._invalidate_unreadable_inputs(attempt)
             text = f"an input cannot be read any more: {error}; the step that made it will run again in the next run"
             return Result(error=StepError(kind="input", type=type(error).__name__, message=text))
-        except InvalidInput as error:  # what it needs cannot travel
+        except InvalidInput as error:  # a file that it needs cannot be sent to a worker
             return Result(error=StepError(kind="input", type=type(error).__name__, message=str(error)))
         failpoint("pipelines.spawned")
         return None
 
-    def _inline(self, attempt: Attempt, job: StepJob) -> Result:
+    def _run_inline(self, attempt: Attempt, job: StepJob) -> Result:
         task, log = self._prepare(attempt, job)
         text = LogText(log)
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
@@ -120,7 +120,7 @@ class Launcher:
         return result
 
     def _prepare(self, attempt: Attempt, job: StepJob) -> tuple[Task, CappedLog]:
-        """Give an attempt its place on this machine: inputs from the object store, the project's own files."""
+        """Make the place of an attempt on this machine: inputs from the object store, the project's own files, a log."""
         attempt.scratch.mkdir(parents=True, mode=0o700)
         place = Place(
             root=self._run.root,
@@ -134,32 +134,35 @@ class Launcher:
         attempt.log = CappedLog(log_file(self._base.home, self._run.id, attempt.execution.id))
         return Task(job=job, place=place), attempt.log
 
-    def _offer(self, attempt: Attempt, job: StepJob) -> StepJob:
-        """Put what the attempt needs of the project into the object store, and let workers take it."""
+    def _offer_attempt(self, attempt: Attempt, job: StepJob) -> StepJob:
+        """Put the project's files that the attempt needs into the object store, and offer the attempt to workers."""
         step, judgement = attempt.node.step, attempt.judgement
         with self._base.objects.writing() as writer:
-            files = self._planner.pack(writer, step)
-            writer.put(self._planner.code_of(step.name))
+            files = self._planner.pack_files(writer, step)
+            writer.put(self._planner.get_code_document(step.name))
             writer.flush()
-            unfit = self._planner.disturbed(step, judgement)
+            unfit = self._planner.find_changed_file(step, judgement)
             job = msgspec.structs.replace(
-                job, files=files, modules=self._planner.modules(), variables=self._planner.variables(step)
+                job,
+                files=files,
+                modules=self._planner.list_modules(),
+                variables=self._planner.list_variables(step),
             )
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, self._lease)
                 ttl_s, code = self._settings.lease_ttl_s, judgement.ingredients.code
-                attempts.offer(d, job, code=code, ttl_s=ttl_s, unfit=unfit)
+                attempts.offer_step(d, job, code=code, ttl_s=ttl_s, unfit=unfit)
         return job
 
-    def _distrust_inputs(self, attempt: Attempt) -> None:
+    def _invalidate_unreadable_inputs(self, attempt: Attempt) -> None:
         with self._base.ledger.decision() as d:
             self._base.leases.check(d.tx, self._lease)
             for name in attempt.node.upstream:
                 done = self._schedule.done[name]
-                if done.execution is not None and any(not self._readable(a) for a in done.outputs):
-                    rows.distrust(d.tx, self._base.project, done.execution)
+                if done.execution is not None and any(not self._is_readable(a) for a in done.outputs):
+                    rows.invalidate_entry(d.tx, self._base.project, done.execution)
 
-    def _readable(self, artifact: Artifact) -> bool:
+    def _is_readable(self, artifact: Artifact) -> bool:
         try:
             for _ in self._base.objects.chunks(artifact.digest):
                 pass
@@ -167,10 +170,10 @@ class Launcher:
             return False
         return True
 
-    def _job(self, attempt: Attempt) -> StepJob:
+    def _make_job(self, attempt: Attempt) -> StepJob:
         step, run, nodes = attempt.node.step, self._run, self._schedule.nodes
         sources = {}
-        for key in needed(step):
+        for key in list_source_keys(step):
             done = self._schedule.done[key]
             producer = nodes[key].step.function if key in nodes else None
             sources[key] = StepSource(shape=done.shape, outputs=done.outputs, producer=producer)
@@ -191,16 +194,16 @@ class Launcher:
             outputs=step.outputs,
         )
 
-    def store(self, writer: ObjectWriter, attempt: Attempt, how: Ended | Result) -> Outcome:
-        """Put the bytes of an attempt's outputs and log; nothing refers to them yet."""
-        if isinstance(how, Ended) and not self.is_here(attempt.node):
+    def store_outcome(self, writer: ObjectWriter, attempt: Attempt, ending: Ended | Result) -> Outcome:
+        """Put the bytes of an attempt's outputs and log into the store; the next transaction refers to them."""
+        if isinstance(ending, Ended) and not self.is_here(attempt.node):
             return Outcome(attempt, None)
-        if isinstance(how, Result):
-            result, error = how, how.error
+        if isinstance(ending, Result):
+            result, error = ending, ending.error
         else:
-            found = read_result(attempt.scratch)
-            result, error = found or Result(), classify(how, found)
-        warm.learn(Path(self._run.root), result.modules)
+            returned = read_result(attempt.scratch)
+            result, error = returned or Result(), classify(ending, returned)
+        warm.remember_modules(Path(self._run.root), result.modules)
         log = None
         if attempt.log is not None:
             attempt.log.close()
@@ -209,5 +212,7 @@ class Launcher:
         described = describe(result, error, writer, log=log, keep=self.folder / "in")
         if described.error is not None:
             return Outcome(attempt, described)
-        writer.put(self._planner.code_of(attempt.node.step.name))
-        return Outcome(attempt, described, self._planner.disturbed(attempt.node.step, attempt.judgement))
+        writer.put(self._planner.get_code_document(attempt.node.step.name))
+        return Outcome(
+            attempt, described, self._planner.find_changed_file(attempt.node.step, attempt.judgement)
+        )

@@ -1,4 +1,4 @@
-"""Importing project code: only ever in the runner's process and in the processes of steps, never in a server."""
+"""Importing project code: only in the runner's process and in the processes of steps, never in a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mainspring.pipelines.step import Pipeline, options_of
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _roots: set[Path] = set()
-_added: set[str] = set()  # entries of sys.path that were not there before
+_added_paths: set[str] = set()  # entries of sys.path that were not there before
 
 
 def load_pipeline(spec: str, *, root: Path) -> Pipeline[..., Any]:
@@ -38,13 +38,13 @@ def load_pipeline(spec: str, *, root: Path) -> Pipeline[..., Any]:
         raise NotFound("there is no such pipeline file", value=file, place=str(root))
     forget_projects(root)
     module = load_module(path, root=root)
-    found = getattr(module, name, None)
-    if not isinstance(found, Pipeline):
+    pipeline = getattr(module, name, None)
+    if not isinstance(pipeline, Pipeline):
         known = [k for k, v in vars(module).items() if isinstance(v, Pipeline)]
         raise NotFound(
             f"{file} has no pipeline {name!r}", next_step=near(name, known, what="pipeline in this file")
         )
-    return found
+    return pipeline
 
 
 def load_function(spec: str, *, root: Path) -> Callable[..., Any]:
@@ -71,9 +71,9 @@ def load_module(path: Path, *, root: Path) -> ModuleType:
     for module in list(sys.modules.values()):
         if getattr(module, "__file__", None) == str(path):
             return module
-    _on_path(root, path.parent)
+    _set_path(root, path.parent)
     _roots.add(root.resolve())
-    name = _dotted(path, root)
+    name = _dotted_name(path, root)
     try:
         if name is not None:
             return importlib.import_module(name)
@@ -113,17 +113,18 @@ def forget_projects(*roots: Path) -> None:
     importlib.invalidate_caches()
 
 
-def _on_path(root: Path, folder: Path) -> None:
-    """The project's root first, then the folder of the file, as when it is run as a script; other projects go."""
+def _set_path(root: Path, folder: Path) -> None:
+    """Put the project's root first on ``sys.path``, then the folder of the file, as for a script; remove other projects' entries."""
     wanted = [str(root.resolve()), str(folder)]
-    # Only what was put there here goes: a directory that the caller had on the path stays there.
-    stale = {p for p in _added if p not in wanted and not Path(p).is_relative_to(root.resolve())}
-    _added.difference_update(stale)
-    _added.update(p for p in wanted if p not in sys.path)
+    # Only entries that this module added are removed: a directory that the caller had on the path stays.
+    stale = {p for p in _added_paths if p not in wanted and not Path(p).is_relative_to(root.resolve())}
+    _added_paths.difference_update(stale)
+    _added_paths.update(p for p in wanted if p not in sys.path)
     sys.path[:] = [*dict.fromkeys(wanted), *(p for p in sys.path if p not in wanted and p not in stale)]
 
 
-def _dotted(path: Path, root: Path) -> str | None:
+def _dotted_name(path: Path, root: Path) -> str | None:
+    """The module name under which Python would import this very file; None if there is none."""
     root = root.resolve()
     if not path.is_relative_to(root) or path.suffix != ".py":
         return None

@@ -21,11 +21,11 @@ class CappedLog:
         self._tail: deque[bytes] = deque()
         self._tail_size = 0
         self._dropped = 0
-        self._shown = 0.0
+        self._written_at = 0.0
         self._file = path.open("wb")
 
     def write(self, data: bytes) -> None:
-        """Take what the step wrote; memory stays bounded however much it is."""
+        """Add output of the step. At most ``cap`` bytes are kept in memory and on disk, however much is written."""
         room = self._half - self._head
         if room > 0:
             self._file.write(data[:room])
@@ -41,19 +41,19 @@ class CappedLog:
             self._tail_size -= gone
             self._dropped += gone
         now = time.monotonic()
-        if now - self._shown > _REFRESH_S:
-            self._shown = now
-            self._show()
+        if now - self._written_at > _REFRESH_S:
+            self._written_at = now
+            self._write_tail()
 
     def close(self) -> int:
-        """Write the end; returns how many bytes the file has."""
+        """Write the tail and close; returns the size of the file in bytes."""
         if self._file.closed:
             return self.path.stat().st_size
-        self._show()
+        self._write_tail()
         self._file.close()
         return self.path.stat().st_size
 
-    def _show(self) -> None:
+    def _write_tail(self) -> None:
         tail = b"".join(self._tail)
         dropped = self._dropped + max(0, len(tail) - self._half)
         self._file.seek(self._head)

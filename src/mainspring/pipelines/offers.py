@@ -16,12 +16,12 @@ from mainspring.pipelines.logs import CappedLog
 from mainspring.records.pipelines import StepJob
 from mainspring.storage.sql import Store
 
-_LOOK_S = 0.05
-"""Between two looks at the database while steps are under way elsewhere."""
+_POLL_S = 0.05
+"""Seconds between two queries of the database while steps are under way elsewhere."""
 
 
 class Offers:
-    """Waits for attempts that others begin and finish."""
+    """Waits for attempts that workers begin and finish."""
 
     is_here = False
 
@@ -39,19 +39,19 @@ class Offers:
             ended: set[str] = set()
             if self._under_way:
                 with self._store.read() as tx:
-                    ended = self._under_way - attempts.under_way(tx, self._project, self._under_way)
+                    ended = self._under_way - attempts.select_under_way(tx, self._project, self._under_way)
                 self._under_way -= ended
             left = until - time.monotonic()
             if ended or left <= 0:
                 return [Ended(e, None, timed_out=False, cancelled=False) for e in sorted(ended)]
-            time.sleep(min(_LOOK_S, left))
+            time.sleep(min(_POLL_S, left))
 
-    def watch_on(self, execution: str) -> None:
+    def keep_watching(self, execution: str) -> None:
         self._under_way.add(execution)
 
     def kill(self, execution: str) -> None:
-        """Nothing to do here: a waiting offer is withdrawn by the drive, a worker is told with its next heartbeat."""
+        """Does nothing: the drive withdraws a waiting offer, and a worker is notified in the answer to its next heartbeat."""
 
     def close(self) -> None:
-        """Nothing to do here: what is under way when a run is interrupted is lost, and its worker is told so."""
+        """Forget the attempts. Those under way when a run is interrupted are marked as lost, and their workers' calls are refused."""
         self._under_way.clear()

@@ -1,4 +1,4 @@
-"""Questions about pipeline runs, the command to cancel one, and how a worker anywhere runs a step: begin, heartbeat, finish."""
+"""Operations on pipeline runs: list and read them, cancel one, and run a step at a worker (begin, heartbeat, finish)."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ class Pipelines:
         """The latest execution of each step in the order of the graph; with ``attempts`` every one, oldest first."""
         with self._base.store.read() as tx:
             graph = rows.read_run(tx, self._base.project, run).graph
-            found = rows.read_executions(tx, self._base.project, run)
+            executions = rows.read_executions(tx, self._base.project, run)
         if attempts:
-            return found
-        latest = {e.step: e for e in found}
+            return executions
+        latest = {e.step: e for e in executions}
         order = {s.name: i for i, s in enumerate(graph.steps)}
         return sorted(latest.values(), key=lambda e: order.get(e.step, len(order)))
 
     @operation(role=Role.VIEWER)
     def explain_step(self, run: str, step: str) -> Why:
         """Why a step of the run ran, or why its earlier result was taken."""
-        execution = self._step(run, step)
+        execution = self._latest_execution(run, step)
         if execution.why is None:
             message = execution.error.message if execution.error else "it has not been decided yet"
             return Why(step=step, hit=None, reason=message)
@@ -83,12 +83,12 @@ class Pipelines:
     def get_effects(self, run: str) -> list[RunEffect]:
         """What the run's steps committed, registered and logged; also what an earlier run did whose results this one took."""
         with self._base.store.read() as tx:
-            return effects.of_run(tx, self._base.project, run)
+            return effects.list_run_effects(tx, self._base.project, run)
 
     @operation(role=Role.VIEWER, kind=Kind.DOWNLOAD)
     def download_log(self, run: str, step: str) -> Download:
-        """What the step's latest attempt wrote (its beginning and end, if it was long); a cached one gives its origin's."""
-        execution = self._step(run, step)
+        """The log of the step's latest attempt (its beginning and end, if it is long); for a cached step that of the execution whose result it took."""
+        execution = self._latest_execution(run, step)
         digest = execution.log
         if execution.cached_from is not None:
             with self._base.store.read() as tx:
@@ -102,7 +102,7 @@ class Pipelines:
 
     @operation(role=Role.EDITOR, changes=True)
     def cancel_run(self, run: str, *, reason: str = "") -> PipelineRun:
-        """Ask the runner of a run to stop it; it does within seconds. Raises :class:`Conflict` if the run has ended."""
+        """Ask the runner of a run to stop it, which takes a few seconds. Raises :class:`Conflict` if the run has ended."""
         with self._base.ledger.decision() as d:
             record = rows.read_run(d.tx, self._base.project, run)
             if record.state != "running":
@@ -121,7 +121,7 @@ class Pipelines:
         if not 1 <= limit <= 500:
             raise InvalidInput("limit must be 1 to 500", value=limit)
         with self._base.store.read() as tx:
-            return attempts.waiting(tx, self._base.project, limit=limit)
+            return attempts.list_waiting(tx, self._base.project, limit=limit)
 
     @operation(role=Role.EDITOR, changes=True)
     def begin_step(self, execution: Id, *, worker: str, environment: str = "") -> StepLease:
@@ -133,42 +133,44 @@ class Pipelines:
         _check_text(worker, what="worker", least=1)
         _check_text(environment, what="environment", least=0)
         with self._base.ledger.decision() as d:
-            lease = attempts.take(d, self._base.project, execution, worker=worker, environment=environment)
+            lease = attempts.take_offer(
+                d, self._base.project, execution, worker=worker, environment=environment
+            )
             d.event(EventKind.STEP_BEGUN, ref("step", execution), {"run": lease.job.run, "step": lease.job.step, "worker": worker})  # fmt: skip
             return d.done(lease)
 
     @operation(role=Role.EDITOR, changes=True, keyed=False)
     def heartbeat_step(self, execution: Id, *, token: str) -> Heartbeat:
-        """Say that the step is still being run; answers whether to go on. To be called every third of the lease's ``ttl_s``.
+        """Report that the step still runs; answers whether to go on. To be called every third of the lease's ``ttl_s``.
 
-        Raises :class:`Fenced` if the attempt was given up: nothing of it will be taken.
+        Raises :class:`Fenced` if the attempt is lost: nothing of it can be committed.
         """
         with self._base.store.write() as tx:
-            return attempts.beat(tx, self._base.project, execution, token)
+            return attempts.prolong_attempt(tx, self._base.project, execution, token)
 
     @operation(role=Role.EDITOR, changes=True, max_body=16 * MIB, keyed=False)
     def finish_step(self, execution: Id, *, token: str, result: StepResult) -> StepExecution:
-        """Commit what an attempt came to, once; the same call again returns what was committed.
+        """Commit the result of an attempt, once; the same call again returns what was committed.
 
         Every digest in ``result`` is of an object that was put into this project before. Raises :class:`NotFound` for one that was
-        not, :class:`Fenced` if the attempt was given up. An ``error`` of kind ``lost`` gives the step back.
+        not, :class:`Fenced` if the attempt is lost. An ``error`` of kind ``lost`` gives the step back.
         """
         check_result(self._base, result)
         with self._base.ledger.decision() as d:
-            return d.done(attempts.finish(d, self._base.project, execution, token, result))
+            return d.done(attempts.finish_attempt(d, self._base.project, execution, token, result))
 
-    def _step(self, run: str, step: str) -> StepExecution:
+    def _latest_execution(self, run: str, step: str) -> StepExecution:
         with self._base.store.read() as tx:
             graph = rows.read_run(tx, self._base.project, run).graph
-            found = [e for e in rows.read_executions(tx, self._base.project, run) if e.step == step]
-        if not found:
+            executions = [e for e in rows.read_executions(tx, self._base.project, run) if e.step == step]
+        if not executions:
             known = [s.name for s in graph.steps]
             raise NotFound(
-                f"run {run} has not come to a step {step!r}",
+                f"run {run} has no execution of a step {step!r}",
                 value=step,
                 next_step=near(step, known, what="step"),
             )
-        return found[-1]
+        return executions[-1]
 
 
 def _check_text(text: str, *, what: str, least: int) -> None:

@@ -1,4 +1,4 @@
-"""What an attempt came to, and where it keeps its files on the runner's machine."""
+"""The result of an attempt: why it failed, its outputs by digest, and where its files are on the runner's machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LogText(io.TextIOBase):
 
 
 def classify(ended: Ended, result: Result | None) -> StepError | None:
-    """Why an attempt in a process failed; None if it did not."""
+    """Why an attempt in a process failed; None if it did not. ``result`` is None if the process left none."""
     if ended.cancelled:
         return StepError(kind="cancelled", type="", message="the run was cancelled")
     if ended.timed_out:
@@ -74,14 +74,14 @@ def classify(ended: Ended, result: Result | None) -> StepError | None:
 def describe(
     result: Result, error: StepError | None, target: Target, *, log: str | None, keep: Path
 ) -> StepResult:
-    """The result of an attempt by digests: its outputs are put into ``target``, and left in ``keep`` for steps that run here next.
+    """The result of an attempt by digests: its outputs are put into ``target``, and moved to ``keep`` for the next steps on this machine.
 
-    An output that cannot be stored fails the step, unless the store itself has failed.
+    An output that cannot be stored fails the step. Raises the error of a store that itself has failed (status 500 and above).
     """
     outputs: list[Artifact] = []
     if error is None:
         try:
-            outputs = [_put(target, o, keep) for o in result.outputs]
+            outputs = [_put_output(target, o, keep) for o in result.outputs]
         except (MainspringError, FileNotFoundError) as problem:
             if not isinstance(problem, FileNotFoundError) and problem.status >= 500:
                 raise
@@ -97,13 +97,13 @@ def describe(
     )
 
 
-def _put(target: Target, output: Output, keep: Path) -> Artifact:
+def _put_output(target: Target, output: Output, keep: Path) -> Artifact:
     path = Path(output.path)
     reference = (
         put_path(target, path) if output.kind == "tree" else target.put(path, table=output.kind == "table")
     )
     if output.kind not in {"file", "tree"}:
-        # What was just written is the input of the next step: no need to read it back.
+        # The next step reads the same bytes: moving the file saves reading it back from the store.
         kept = keep / reference.digest
         kept.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):
@@ -113,7 +113,7 @@ def _put(target: Target, output: Output, keep: Path) -> Artifact:
     )
 
 
-def folder_of(home: Path, run: str) -> Path:
+def run_folder(home: Path, run: str) -> Path:
     """Scratch of a run: inputs and working directories. Removed at its end."""
     return home / "pipelines" / "work" / run
 
@@ -123,14 +123,15 @@ def log_file(home: Path, run: str, execution: str) -> Path:
     return home / "pipelines" / "logs" / run / f"{execution}.log"
 
 
-def needed(step: GraphStep) -> set[str]:
-    found: set[str] = set()
+def list_source_keys(step: GraphStep) -> set[str]:
+    """The keys (:func:`~mainspring.pipelines.job.source_key`) of everything that the arguments of a step refer to."""
+    keys: set[str] = set()
     waiting = list(step.arguments.values())
     while waiting:
         argument = waiting.pop()
         waiting += argument.items
         if argument.kind == "output":
-            found.add(argument.step)
+            keys.add(argument.step)
         elif argument.kind in {"path", "dataset"}:
-            found.add(source_key(argument))
-    return found
+            keys.add(source_key(argument))
+    return keys

@@ -54,7 +54,7 @@ class StoredObjects:
 
 
 class ServedObjects:
-    """Objects that a server hands out. What arrives is held against its digest: nothing else is believed."""
+    """Objects of a server. The bytes that arrive are checked against their digest."""
 
     def __init__(self, room: Uploads) -> None:
         self._room = room
@@ -80,17 +80,17 @@ class ServedObjects:
 
 
 class SentObjects:
-    """Puts files on a server, as an object writer does here. ``patiently`` makes a call, and again where no answer comes."""
+    """Puts files on a server, as an object writer does here. ``retry`` makes a call, and repeats it while the server does not answer."""
 
-    def __init__(self, room: Uploads, *, patiently: Callable[[Callable[[], ObjectRef]], ObjectRef]) -> None:
+    def __init__(self, room: Uploads, *, retry: Callable[[Callable[[], ObjectRef]], ObjectRef]) -> None:
         self._room = room
-        self._patiently = patiently
+        self._retry = retry
 
-    def put(self, source: Path, /, *, table: bool = False) -> ObjectRef:  # noqa: ARG002 - the server cuts as it does for all
-        return self._patiently(lambda: self._room.put(body=_pieces(source)))
+    def put(self, source: Path, /, *, table: bool = False) -> ObjectRef:  # noqa: ARG002 - the server chunks every object in its own way
+        return self._retry(lambda: self._room.put(body=_read_pieces(source)))
 
     def tree(self, entries: dict[str, ObjectRef], /) -> ObjectRef:
-        return self._patiently(lambda: self._room.create_tree(files=entries))
+        return self._retry(lambda: self._room.create_tree(files=entries))
 
 
 def put_path(target: Target, path: Path) -> ObjectRef:
@@ -111,20 +111,20 @@ def put_path(target: Target, path: Path) -> ObjectRef:
 
 
 def fetch_inputs(job: StepJob, source: Source, *, scratch: Path, shared: Path) -> dict[str, str]:
-    """Bring every input of ``job`` to this machine; returns where each lies, by :func:`input_key`.
+    """Bring every input of ``job`` to this machine; returns the path of each, by :func:`input_key`.
 
-    Files that the step sees as paths are its own copy, in ``scratch``: what it does to them stays with it. Others lie in
-    ``shared``, once for all steps.
+    Files that the step sees as paths are copied into ``scratch``, so that it may change its copy. Other inputs are read only, and are in
+    ``shared`` once for all steps.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for artifact in (o for s in job.sources.values() for o in s.outputs):
         key = input_key(artifact)
-        if key not in found:
-            found[key] = str(_fetch(artifact, source, scratch / "in" / key, shared / key))
-    return found
+        if key not in paths:
+            paths[key] = str(_fetch_artifact(artifact, source, scratch / "in" / key, shared / key))
+    return paths
 
 
-def _fetch(artifact: Artifact, source: Source, own: Path, common: Path) -> Path:
+def _fetch_artifact(artifact: Artifact, source: Source, own: Path, common: Path) -> Path:
     target = own if artifact.kind in {"file", "tree"} else common
     target.parent.mkdir(parents=True, exist_ok=True)
     if artifact.kind == "tree":
@@ -138,7 +138,7 @@ def _fetch(artifact: Artifact, source: Source, own: Path, common: Path) -> Path:
     return target
 
 
-def _pieces(path: Path) -> Iterable[bytes]:
+def _read_pieces(path: Path) -> Iterable[bytes]:
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             yield piece

@@ -1,4 +1,4 @@
-"""Which steps would run: keys from ingredients, cache entries from keys, and the words that explain it."""
+"""Which steps would run: cache keys from ingredients, cache entries by key, and the reason for each hit or miss."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ VERIFY_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Done:
-    """The outputs of a step that is over, or of a path from outside."""
+    """The outputs of a step that has ended, or of a path or dataset from outside the graph."""
 
     shape: str
     outputs: list[Artifact]
@@ -50,7 +50,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known of a step before it runs. ``entry`` is what can be taken instead; ``bad`` are entries that cannot."""
+    """The decision about a step before it runs.
+
+    ``entry`` is the cache entry to take instead of running it, if there is one; ``bad`` are ids of entries to invalidate.
+    """
 
     ingredients: Ingredients
     inputs: list[Artifact]
@@ -60,7 +63,7 @@ class Judgement:
 
 
 class Planner:
-    """Judges the steps of one graph, with one environment."""
+    """Decides for each step of one graph, in one environment, whether it must run."""
 
     def __init__(
         self,
@@ -72,23 +75,23 @@ class Planner:
         closures: Closures,
         context: Mapping[str, object],
     ) -> None:
-        """``context``: what a step can ask ``current()`` for, ``params`` and ``at``; it counts where a step's code does."""
+        """``context``: what a step can read from ``current()``, ``params`` and ``at``; part of the key of steps whose code reads it."""
         self._context = context
         self._base = base
         self._built = built
         self._root = root
         self._environment = environment
         self._files = Files(root, base.home)
-        self._prints: dict[str, tuple[int, dict[str, Fingerprint]]] = {}
-        self.moment = 0
-        """Grows whenever a step has run: what it may have written must be looked at again."""
+        self._fingerprints: dict[str, tuple[int, dict[str, Fingerprint]]] = {}
+        self.generation = 0
+        """Grows whenever an attempt has ended: fingerprints of an earlier generation are stale, since the step may have written files."""
         self._codes: dict[str, Closure] = {
-            s.name: closures.of(built.functions[s.name]) for s in built.graph.steps
+            s.name: closures.analyse(built.functions[s.name]) for s in built.graph.steps
         }
-        self._defaults = {s.name: _defaults(built.functions[s.name]) for s in built.graph.steps}
+        self._defaults = {s.name: _read_defaults(built.functions[s.name]) for s in built.graph.steps}
 
-    def modules(self) -> list[str]:
-        """What the steps' code imports from outside the project, as ``module`` or ``module:name``: worth importing once for all."""
+    def list_modules(self) -> list[str]:
+        """What the steps' code imports from outside the project, as ``module`` or ``module:name``, for the warm server to preload."""
         named = {
             v.removeprefix("import ")
             for c in self._codes.values()
@@ -97,22 +100,22 @@ class Planner:
         }
         return sorted(named)
 
-    def source_files(self) -> list[str]:
+    def list_source_files(self) -> list[str]:
         """The project's files that the steps' code is made of, relative to the project."""
         return sorted({f for c in self._codes.values() for f in c.files})
 
-    def code_of(self, step: str) -> bytes:
+    def get_code_document(self, step: str) -> bytes:
         """The document that the digest of a step's code names: its definitions with their digests."""
         return self._codes[step].document()
 
-    def variables(self, step: GraphStep) -> dict[str, str | None]:
+    def list_variables(self, step: GraphStep) -> dict[str, str | None]:
         """The variables of the environment that a step's code reads, with short digests of what they hold here."""
         return {n: keys.variable_digest(n) for n in sorted(self._codes[step.name].variables)}
 
-    def pack(self, writer: ObjectWriter, step: GraphStep) -> str:
-        """Put what a step needs of the project where the project is not: its source files, and files that it names by text.
+    def pack_files(self, writer: ObjectWriter, step: GraphStep) -> str:
+        """Store what a step needs of the project on another machine: its source files, and the files that it names by text.
 
-        Returns the digest of a tree. Raises :class:`InvalidInput` for what cannot travel.
+        Returns the digest of a tree. Raises :class:`InvalidInput` for a file that cannot be sent to a worker.
         """
         from mainspring.tracking.sources import KEPT_BACK, Sources, imported, is_secret
 
@@ -125,7 +128,7 @@ class Planner:
                 next_step='Call it from a step of the project, or set executor = "local" in [pipelines].',
             )
         sources = Sources()
-        needed = self.source_files()
+        needed = self.list_source_files()
         for shown in sorted({*needed, *imported(self._root)}):
             sources.add(shown, self._root / shown, root=self._root)
         kept_back = next((s for s in sources.states if s.skipped and s.path in needed), None)
@@ -137,15 +140,15 @@ class Planner:
                 next_step='Rename or split it, or set executor = "local" in [pipelines].',
             )
         entries = {name: writer.put(data) for name, data in sources.contents.items()}
-        for shown, path in self._named(step).items():
-            if self._files.inside(path) is None:
+        for shown, path in self._list_named_files(step).items():
+            if self._files.relative_to_project(path) is None:
                 raise InvalidInput(
                     "a file outside the project, named by text, cannot travel to a worker",
                     value=shown,
                     place=place,
                     next_step="Pass it as a pathlib.Path, or commit it as a dataset and read that by version.",
                 )
-            for name, file in self._files.below(path):
+            for name, file in self._files.list_plain_files(path):
                 if is_secret(name):  # whoever may view the project could read it in the object store
                     raise InvalidInput(
                         f"a file named by text cannot travel to a worker: {KEPT_BACK}",
@@ -156,34 +159,39 @@ class Planner:
                 entries[name] = writer.put(file)
         return writer.tree(entries).digest
 
-    def done(self) -> None:
-        """Nothing more will be asked: keep what was learnt of files for the next time."""
+    def save_index(self) -> None:
+        """Save the digests of files that were computed, for the next run."""
         self._files.index.save()
 
-    # --- what comes from outside the graph ---------------------------------------------------------------------------
+    # --- inputs from outside the graph -------------------------------------------------------------------------------
 
-    def take_sources(
+    def resolve_sources(
         self, writer: Callable[[], AbstractContextManager[ObjectWriter]], pinned: Mapping[str, str]
     ) -> dict[str, Done]:
-        """Resolve datasets to versions, and put files and directories that are arguments into the store.
+        """Resolve datasets to versions, and store files and directories that are path arguments; both by source key.
 
-        ``pinned``: versions that an interrupted run has been reading, by source key.
+        ``pinned``: versions that an interrupted run has been reading, by source key. Raises :class:`NotFound` for a dataset, version
+        or path that does not exist.
         """
-        found = {k: self._version(a, pinned.get(k)) for k, a in self._sources("dataset").items()}
-        paths = self._sources("path")
+        sources = {
+            k: self._resolve_dataset(a, pinned.get(k)) for k, a in self._list_sources("dataset").items()
+        }
+        paths = self._list_sources("path")
         if paths:
             with writer() as opened:
-                found |= {k: Done("single", [self._take(opened, str(a.value))]) for k, a in paths.items()}
-        return found
+                sources |= {
+                    k: Done("single", [self._store_path(opened, str(a.value))]) for k, a in paths.items()
+                }
+        return sources
 
-    def _sources(self, kind: str) -> dict[str, Argument]:
+    def _list_sources(self, kind: str) -> dict[str, Argument]:
         """Arguments of a kind, by source key."""
-        found: dict[str, Argument] = {}
+        arguments: dict[str, Argument] = {}
         for step in self._built.graph.steps:
-            found |= {source_key(a): a for a in _flat(step) if a.kind == kind}
-        return found
+            arguments |= {source_key(a): a for a in _list_arguments(step) if a.kind == kind}
+        return arguments
 
-    def _version(self, argument: Argument, pinned: str | None) -> Done:
+    def _resolve_dataset(self, argument: Argument, pinned: str | None) -> Done:
         name, selector = str(argument.value), pinned or argument.output or dataset_rows.LATEST
         base = self._base
         try:
@@ -204,50 +212,55 @@ class Planner:
 
     # --- files named by text -----------------------------------------------------------------------------------------
 
-    def look(self, steps: Iterable[GraphStep]) -> None:
-        """Read the file arguments of ``steps`` as they are now; done outside transactions where it can be."""
+    def read_fingerprints(self, steps: Iterable[GraphStep]) -> None:
+        """Fingerprint the file arguments of ``steps``. Called outside transactions where possible, because it reads whole files."""
         for step in steps:
-            self._prints[step.name] = (self.moment, self.fingerprints(step))
+            self._fingerprints[step.name] = (self.generation, self.fingerprint_files(step))
 
-    def fingerprints(self, step: GraphStep) -> dict[str, Fingerprint]:
-        """What the files hold that text among the arguments names, by their names in the project."""
-        return {shown: self._files.fingerprint(path) for shown, path in self._named(step).items()}
+    def fingerprint_files(self, step: GraphStep) -> dict[str, Fingerprint]:
+        """Fingerprints of the files that a step names by text, by their names in the project."""
+        return {shown: self._files.fingerprint(path) for shown, path in self._list_named_files(step).items()}
 
-    def _named(self, step: GraphStep) -> dict[str, Path]:
+    def _list_named_files(self, step: GraphStep) -> dict[str, Path]:
         """The files that text among the arguments, defaults and code of a step names, by their names in the project."""
         places: dict[str, Path] = {}
         for name, argument in step.arguments.items():
             if step.paths is True or (step.paths is not False and name in step.paths):
-                for part in _flatten(argument):
+                for part in _walk_argument(argument):
                     if part.kind == "value":
-                        places |= self._files.named(part.value)
+                        places |= self._files.find_named(part.value)
         if step.paths is not False:
-            places |= self._files.named([self._defaults[step.name][n] for n in self._left_out(step)])
-            places |= self._files.named_in_code(self._codes[step.name].texts)
+            places |= self._files.find_named(
+                [self._defaults[step.name][n] for n in self._list_defaulted(step)]
+            )
+            places |= self._files.find_named_in_code(self._codes[step.name].texts)
         return dict(sorted(places.items()))
 
-    def _left_out(self, step: GraphStep) -> list[str]:
-        """Arguments that the call leaves to their defaults, where text in them counts."""
+    def _list_defaulted(self, step: GraphStep) -> list[str]:
+        """Arguments that the call leaves to their defaults, as far as text in them counts as a file name."""
         wanted = self._defaults[step.name].keys() - step.arguments.keys()
         return sorted(n for n in wanted if step.paths is True or n in (step.paths or []))
 
-    def _looked(self, step: GraphStep) -> dict[str, Fingerprint]:
-        moment, found = self._prints.get(step.name, (-1, {}))
-        if moment != self.moment:
-            self.look([step])
-            found = self._prints[step.name][1]
-        return found
+    def _current_fingerprints(self, step: GraphStep) -> dict[str, Fingerprint]:
+        generation, fingerprints = self._fingerprints.get(step.name, (-1, {}))
+        if generation != self.generation:
+            self.read_fingerprints([step])
+            fingerprints = self._fingerprints[step.name][1]
+        return fingerprints
 
-    def disturbed(self, step: GraphStep, before: Judgement) -> str | None:
-        """Whether files among the arguments changed while the step ran: nobody knows then what it read."""
-        now = {name: p.digest for name, p in self.fingerprints(step).items()}
-        was = before.ingredients.files
-        for name in sorted(now.keys() | was.keys()):
-            if now.get(name) != was.get(name):
+    def find_changed_file(self, step: GraphStep, before: Judgement) -> str | None:
+        """The reason not to reuse a result: a file among the arguments that changed while the step ran. None if none did.
+
+        It is unknown then which content the step read.
+        """
+        now = {name: p.digest for name, p in self.fingerprint_files(step).items()}
+        earlier = before.ingredients.files
+        for name in sorted(now.keys() | earlier.keys()):
+            if now.get(name) != earlier.get(name):
                 return f"file {name} changed while the step ran last"
         return None
 
-    # --- judging -----------------------------------------------------------------------------------------------------
+    # --- decisions ---------------------------------------------------------------------------------------------------
 
     def judge(
         self,
@@ -259,9 +272,12 @@ class Planner:
         run: str | None,
         verified: set[str],
     ) -> Judgement:
-        """The key of a step whose upstream is done, and the entry that can stand for running it."""
-        resolved = {n: _resolve(a, done) for n, a in step.arguments.items() if _refers(a)}
-        code, files = self._codes[step.name], self._looked(step)
+        """The cache key of a step whose upstream is done, and the entry to take instead of running it.
+
+        ``run`` is the run at hand (None for a plan), ``verified`` the digests that were read and checked before; it grows.
+        """
+        resolved = {n: _resolve_artifacts(a, done) for n, a in step.arguments.items() if _refers(a)}
+        code, files = self._codes[step.name], self._current_fingerprints(step)
         ingredients = keys.ingredients_of(
             step,
             code=code.digest,
@@ -269,13 +285,13 @@ class Planner:
             resolved=resolved,
             environment=self._environment,
             files={name: p.digest for name, p in files.items()},
-            asked={
-                **{f"current().{name}": self._context[name] for name in sorted(code.asks)},
-                **{f"variable {name}": value for name, value in self.variables(step).items()},
+            from_context={
+                **{f"current().{name}": self._context[name] for name in sorted(code.context_fields)},
+                **{f"variable {name}": value for name, value in self.list_variables(step).items()},
             },
         )
         key = keys.key_of(ingredients)
-        inputs = list({(a.name, a.digest): a for found in resolved.values() for a in found}.values())
+        inputs = list({(a.name, a.digest): a for artifacts in resolved.values() for a in artifacts}.values())
         entry = rows.find_entry(tx, self._base.project, key, run=run) if run is not None else None
         if entry is None and step.cache:
             entry = rows.find_entry(tx, self._base.project, key)
@@ -306,24 +322,24 @@ class Planner:
         run: str | None,
         verified: set[str],
     ) -> Judgement:
-        """Whether an entry with the right key can be taken: its artifacts are whole and its effects still there."""
+        """Whether an entry with the right key can be taken: its artifacts must be intact and its effects must still exist."""
         key, origin = entry.key, entry.cached_from or entry.id
         bad: list[str] = []
         change: Change | None = None
-        broken = next((a for a in entry.outputs if not self._usable(a, verified)), None)
+        broken = next((a for a in entry.outputs if not self._is_usable(a, verified)), None)
         if broken is not None:
             change = Change(what="artifact", name=broken.name, before=broken.digest[:12])
             reason, bad = f"artifact {broken.name} is gone or corrupt", [entry.id, origin]
-        elif entry.run == run:  # its effects are this run's own
+        elif entry.run == run:  # a resumed run: the effects are its own
             reason = "it had finished in this run"
         else:
-            left = effects.of_execution(tx, self._base.project, origin)
-            missing = effects.gone(tx, self._base, left)
+            origin_effects = effects.read_effects(tx, self._base.project, origin)
+            missing = effects.find_missing(tx, self._base, origin_effects)
             if missing is not None:
                 change = Change(what="effect", name=missing)
                 reason = missing
             else:
-                reason = _as_it_was(ingredients, left)
+                reason = _explain_hit(ingredients, origin_effects)
         hit = change is None
         why = Why(
             step=step.name,
@@ -335,7 +351,7 @@ class Planner:
         )
         return Judgement(ingredients, inputs, why, entry if hit else None, bad)
 
-    def _usable(self, artifact: Artifact, verified: set[str]) -> bool:
+    def _is_usable(self, artifact: Artifact, verified: set[str]) -> bool:
         if artifact.digest in verified:
             return True
         objects = self._base.objects
@@ -355,7 +371,7 @@ class Planner:
             verified.add(artifact.digest)
         return good
 
-    def _take(self, writer: ObjectWriter, text: str) -> Artifact:
+    def _store_path(self, writer: ObjectWriter, text: str) -> Artifact:
         path = (self._root / text).absolute()
         if not path.exists():
             raise NotFound(
@@ -369,7 +385,7 @@ class Planner:
 
 
 def pin(graph: Graph, sources: Mapping[str, Done]) -> Graph:
-    """The graph with the version in every argument that is a dataset."""
+    """The graph with the resolved version in every dataset argument."""
 
     def pinned(argument: Argument) -> Argument:
         if argument.kind == "dataset":
@@ -384,44 +400,44 @@ def pin(graph: Graph, sources: Mapping[str, Done]) -> Graph:
     return msgspec.structs.replace(graph, steps=steps)
 
 
-def _as_it_was(ingredients: Ingredients, left: list[Effect]) -> str:
-    """Why an entry is taken: what was compared by content, and which things of other rooms it stands for."""
+def _explain_hit(ingredients: Ingredients, taken_effects: list[Effect]) -> str:
+    """The reason for a hit: what was compared by content, and how many versions of datasets and models it repeats."""
     by_content = [f"file {name}" for name in ingredients.files] + list(ingredients.paths.values())
     reason = "everything it depends on is as it was"
     if by_content:
         more = f" and {len(by_content) - 3} more" if len(by_content) > 3 else ""
         reason += f" (compared by content: {', '.join(by_content[:3])}{more})"
-    kept = [e.ref for e in left if e.kind in {"dataset_version", "model_version"}]
+    kept = [e.ref for e in taken_effects if e.kind in {"dataset_version", "model_version"}]
     return reason + (f"; takes {len(kept)} versions it made before" if kept else "")
 
 
-def _defaults(function: Callable[..., object]) -> dict[str, object]:
+def _read_defaults(function: Callable[..., object]) -> dict[str, object]:
     """Defaults of a step's arguments, paths as text."""
-    found = {
+    defaults = {
         n: p.default for n, p in inspect.signature(function).parameters.items() if p.default is not p.empty
     }
-    return {n: str(v) if isinstance(v, Path) else v for n, v in found.items()}
+    return {n: str(v) if isinstance(v, Path) else v for n, v in defaults.items()}
 
 
 def _refers(argument: Argument) -> bool:
     return argument.kind in {"output", "path", "dataset", "list", "dict"}
 
 
-def _flatten(argument: Argument) -> Iterator[Argument]:
+def _walk_argument(argument: Argument) -> Iterator[Argument]:
     yield argument
     for item in argument.items:
-        yield from _flatten(item)
+        yield from _walk_argument(item)
 
 
-def _flat(step: GraphStep) -> Iterator[Argument]:
+def _list_arguments(step: GraphStep) -> Iterator[Argument]:
     for argument in step.arguments.values():
-        yield from _flatten(argument)
+        yield from _walk_argument(argument)
 
 
-def _resolve(argument: Argument, done: Mapping[str, Done]) -> list[Artifact]:
+def _resolve_artifacts(argument: Argument, done: Mapping[str, Done]) -> list[Artifact]:
     if argument.kind in {"output", "path", "dataset"}:
-        found: Sequence[Artifact] = done[source_key(argument)].outputs
+        artifacts: Sequence[Artifact] = done[source_key(argument)].outputs
         wanted = argument.output if argument.kind == "output" else None
-        chosen = [a for a in found if a.name == wanted]
-        return chosen or list(found)
-    return [a for item in argument.items for a in _resolve(item, done)]
+        chosen = [a for a in artifacts if a.name == wanted]
+        return chosen or list(artifacts)
+    return [a for item in argument.items for a in _resolve_artifacts(item, done)]

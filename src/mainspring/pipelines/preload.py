@@ -1,9 +1,9 @@
-"""Importing ahead, in the warm server: only what is installed, and nothing that would make forking unsafe.
+"""Importing in advance, in the warm server: only installed modules, and none that would make forking unsafe.
 
 Project files are never imported here, so an edit is always seen. A library that starts threads when it is imported must not
-be loaded: a forked child has its locks but not its threads. Two know about forks (``pthread_atfork``): OpenBLAS takes its
-threads down before one, jemalloc (in pyarrow) holds its locks during one. Any other cannot be unloaded again, so the server
-starts itself over without it.
+be loaded: a forked child has its locks but not its threads. Two libraries handle forks (``pthread_atfork``): OpenBLAS ends its
+threads before a fork, jemalloc (in pyarrow) holds its locks during one. Any other cannot be unloaded again, so the server
+restarts without it.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _INSTALLED = frozenset({"site-packages", "dist-packages"})
 _SETTLE_S = 0.05
 _FORK_SAFE = frozenset({"jemalloc_bg_thd"})
 KNOWN_THREADED = frozenset({"duckdb", "polars"})
-"""Found by the check below; naming them saves a server the discovery."""
+"""The check below finds them too; listing them here saves each server a restart."""
 
 
-def load(names: list[str], *, avoid: frozenset[str] = frozenset()) -> str | None:
+def load_modules(names: list[str], *, avoid: frozenset[str] = frozenset()) -> str | None:
     """Import each of ``names`` (``module`` or ``module:attribute``); returns the package of the first that left threads, or None.
 
-    What fails here fails again, and is reported, in the step that needs it.
+    Errors are ignored: the same import fails again, and is reported, in the step that needs it.
     """
     for name in names:
         package = name.partition(":")[0].partition(".")[0]
         if package in avoid or package in KNOWN_THREADED or not is_installed(package):
             continue
         with contextlib.suppress(BaseException):
-            _load(name)
-        if threads() > 1 and not _forks_clean():
+            _import_name(name)
+        if count_threads() > 1 and not _threads_end_at_fork():
             return package
     return None
 
 
-def _load(name: str) -> None:
+def _import_name(name: str) -> None:
     module_name, _, attribute = name.partition(":")
     module = sys.modules.get(module_name) or importlib.import_module(module_name)
     if attribute and attribute != "*" and not hasattr(module, attribute):
@@ -63,37 +63,37 @@ def is_installed(name: str) -> bool:
 
 def loaded_since(before: frozenset[str]) -> list[str]:
     """Installed modules that were imported after ``before`` was taken of ``sys.modules``, in the order of their import."""
-    found = []
+    names = []
     for name, module in list(sys.modules.items()):
         if name in before:
             continue
-        with contextlib.suppress(Exception):  # anything may stand in sys.modules
+        with contextlib.suppress(Exception):  # sys.modules may hold any object
             spec = module.__spec__
             if spec is not None and (
                 name.startswith("mainspring.") or _INSTALLED & set(Path(spec.origin or "").parts)
             ):
-                found.append(name)
-    return found
+                names.append(name)
+    return names
 
 
-def threads() -> int:
-    """Threads of this process, the libraries' own included but not those that are known to be safe; 1 where that cannot be known."""
-    found = 0
+def count_threads() -> int:
+    """How many threads this process has, those of libraries included, known safe ones excluded; at least 1 if ``/proc`` is missing."""
+    count = 0
     try:
         for task in Path("/proc/self/task").iterdir():
-            found += (task / "comm").read_text().strip() not in _FORK_SAFE
+            count += (task / "comm").read_text().strip() not in _FORK_SAFE
     except OSError:
-        return max(1, found)
-    return found
+        return max(1, count)
+    return count
 
 
-def _forks_clean() -> bool:
-    """Whether the threads are gone after a fork: then their library knows about forks. Some only live for a moment."""
+def _threads_end_at_fork() -> bool:
+    """Whether the other threads have ended after a fork: then their library handles forks, or they were short-lived."""
     pid = os.fork()
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    until = time.monotonic() + _SETTLE_S
-    while threads() > 1 and time.monotonic() < until:
+    until = time.monotonic() + _SETTLE_S  # a thread that is ending needs a moment
+    while count_threads() > 1 and time.monotonic() < until:
         time.sleep(0.002)
-    return threads() == 1
+    return count_threads() == 1

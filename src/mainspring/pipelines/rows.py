@@ -1,4 +1,4 @@
-"""The rows of pipeline runs and step executions: how they are written, read and looked up as cache entries."""
+"""The rows of pipeline runs and step executions: written, read, and looked up as cache entries."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ _ENDED: dict[RunState, EventKind] = {
 
 
 def wall_us() -> int:
+    """The machine's time in microseconds; policy time, which a simulation may move, is the clock's."""
     return time.time_ns() // 1000
 
 
 def insert_run(d: Decision, project: str, run: PipelineRun) -> None:
+    """Write a new run, with its event and the edges from its environment and datasets."""
     d.tx.execute(
         "INSERT INTO pipeline_runs (project, id, pipeline, state, params, graph, source, root, environment, at_us, started_us) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        project, run.id, run.pipeline, run.state, _text(run.params), _text(run.graph), run.source, run.root, run.environment,
+        project, run.id, run.pipeline, run.state, _json_text(run.params), _json_text(run.graph), run.source, run.root, run.environment,
         to_us(run.at or run.started), to_us(run.started),
     )  # fmt: skip
     d.event(
@@ -61,15 +63,15 @@ def insert_run(d: Decision, project: str, run: PipelineRun) -> None:
 
 
 def datasets_of(graph: Graph) -> list[Argument]:
-    """The arguments that are versions of datasets, each once."""
-    found: dict[tuple[str, str | None], Argument] = {}
+    """The arguments that are versions of datasets, each once, in a fixed order."""
+    arguments: dict[tuple[str, str | None], Argument] = {}
     waiting = [a for step in graph.steps for a in step.arguments.values()]
     while waiting:
         argument = waiting.pop()
         waiting += argument.items
         if argument.kind == "dataset":
-            found[str(argument.value), argument.output] = argument
-    return [found[k] for k in sorted(found, key=str)]
+            arguments[str(argument.value), argument.output] = argument
+    return [arguments[k] for k in sorted(arguments, key=str)]
 
 
 def end_run(
@@ -81,9 +83,10 @@ def end_run(
     error: StepError | None = None,
     step: str | None = None,
 ) -> None:
+    """Set the final state of a run, with its event. ``error`` and ``step`` name what failed first."""
     d.tx.execute(
         "UPDATE pipeline_runs SET state = ?, ended_us = ?, error = ?, failed_step = ? WHERE project = ? AND id = ?",
-        state, wall_us(), None if error is None else _text(error), step, project, run,
+        state, wall_us(), None if error is None else _json_text(error), step, project, run,
     )  # fmt: skip
     data: dict[str, Any] = (
         {} if error is None else {"step": step, "kind": error.kind, "message": error.message[:500]}
@@ -92,7 +95,7 @@ def end_run(
 
 
 def reopen_run(d: Decision, project: str, run: str) -> None:
-    """A new runner goes on with the run: what the old one left running is lost."""
+    """A new runner goes on with the run: executions that the old one left under way are lost."""
     lose_running(d.tx, project, run)
     d.tx.execute(
         "UPDATE pipeline_runs SET state = 'running', ended_us = NULL, error = NULL, failed_step = NULL, cancel = 0 WHERE project = ? AND id = ?",
@@ -102,14 +105,14 @@ def reopen_run(d: Decision, project: str, run: str) -> None:
 
 
 def lose_running(tx: Writer, project: str, run: str) -> None:
-    """Whatever of the run is under way is lost, at workers too: what they send from now on is refused."""
+    """Mark the executions of the run that are under way as lost, at workers too: results that come later are refused."""
     tx.execute(
         "UPDATE step_executions SET state = 'lost', ended_us = ? WHERE project = ? AND run = ? AND state IN ('waiting', 'running')",
         wall_us(),
         project,
         run,
     )
-    # After the executions, as where one of them ends: two transactions that take the same rows in two orders block each other.
+    # After the executions, as in attempts.end_attempt: transactions that lock the same rows in different orders block each other.
     tx.execute(
         "DELETE FROM object_refs WHERE project = ? AND owner IN "
         "(SELECT 'job:' || id FROM step_executions WHERE project = ? AND run = ? AND state = 'lost')",
@@ -129,9 +132,9 @@ def insert_execution(
     tx.execute(
         "INSERT INTO step_executions (project, id, run, pipeline, step, state, attempt, cache_key, ingredients, inputs, outputs, shape, metrics, why, "
         "error, cached_from, started_us, ended_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        project, e.id, e.run, pipeline, e.step, e.state, e.attempt, e.key, None if ingredients is None else _text(ingredients),
-        _text(e.inputs), _text(e.outputs), e.shape, _text(e.metrics), None if e.why is None else _text(e.why),
-        None if e.error is None else _text(e.error), e.cached_from, to_us(e.started), None if e.ended is None else to_us(e.ended),
+        project, e.id, e.run, pipeline, e.step, e.state, e.attempt, e.key, None if ingredients is None else _json_text(ingredients),
+        _json_text(e.inputs), _json_text(e.outputs), e.shape, _json_text(e.metrics), None if e.why is None else _json_text(e.why),
+        None if e.error is None else _json_text(e.error), e.cached_from, to_us(e.started), None if e.ended is None else to_us(e.ended),
     )  # fmt: skip
 
 
@@ -144,12 +147,15 @@ def end_execution(
     result: StepResult,
     unfit: str | None = None,
 ) -> bool:
-    """False if it is not under way any more: another transaction has ended it, and that stands."""
+    """End an execution; False if it is no longer under way, because another transaction has ended it.
+
+    The condition on the state makes this a compare-and-set: of several callers exactly one ends the execution.
+    """
     error = result.error
     changed = tx.execute(
         "UPDATE step_executions SET state = ?, outputs = ?, shape = ?, metrics = ?, log = ?, error = ?, unfit = ?, ended_us = ? "
         "WHERE project = ? AND id = ? AND state IN ('waiting', 'running')",
-        state, _text(result.outputs), result.shape, _text(result.metrics), result.log, None if error is None else _text(error), unfit,
+        state, _json_text(result.outputs), result.shape, _json_text(result.metrics), result.log, None if error is None else _json_text(error), unfit,
         wall_us(), project, execution,
     )  # fmt: skip
     return bool(changed)
@@ -165,38 +171,38 @@ def record_finished(
     environment: str,
     result: StepResult,
 ) -> None:
-    """The event, the edges and the references of a step that really ran and finished."""
-    me = ref("step", execution.id)
+    """Write the event, the edges and the references of a step that ran and finished (not one taken from the cache)."""
+    subject = ref("step", execution.id)
     for artifact in execution.inputs:
-        d.edge(artifact.source or ref("object", artifact.digest), me, "input")
+        d.edge(artifact.source or ref("object", artifact.digest), subject, "input")
         if (
             not artifact.source
         ):  # a dataset's version keeps its own bytes, and gives them up when it is deleted
-            d.refer(artifact.digest, me, tree=artifact.kind == "tree")
+            d.refer(artifact.digest, subject, tree=artifact.kind == "tree")
     for artifact in result.outputs:
-        d.edge(me, ref("object", artifact.digest), "output")
-        d.refer(artifact.digest, me, tree=artifact.kind == "tree")
+        d.edge(subject, ref("object", artifact.digest), "output")
+        d.refer(artifact.digest, subject, tree=artifact.kind == "tree")
     if result.log is not None:
-        d.refer(result.log, me)
-    d.edge(ref("run", execution.run), me, "step")
-    d.edge(ref("code", code), me, "code")
-    d.refer(code, me)
+        d.refer(result.log, subject)
+    d.edge(ref("run", execution.run), subject, "step")
+    d.edge(ref("code", code), subject, "code")
+    d.refer(code, subject)
     if environment:
-        d.edge(ref("environment", environment), me, "environment")
+        d.edge(ref("environment", environment), subject, "environment")
     for reference in result.used:
-        d.edge(reference, me, "used")
-    effects.store(d.tx, project, execution.id, result.effects)
+        d.edge(reference, subject, "used")
+    effects.insert_effects(d.tx, project, execution.id, result.effects)
     since = to_us(execution.started)
     for effect in result.effects:
         if effect.kind in {"alias", "action", "artifact"}:
             continue
-        if effects.made_here(d.tx, project, effect.ref, since_us=since):
-            d.edge(me, effect.ref, "produced")
-        else:  # it was there before: whoever makes equal content again is not its cause
-            d.edge(effect.ref, me, "reused")
+        if effects.is_new_since(d.tx, project, effect.ref, since_us=since):
+            d.edge(subject, effect.ref, "produced")
+        else:  # it existed before: making equal content again does not make the step its cause
+            d.edge(effect.ref, subject, "reused")
     d.event(
         EventKind.STEP_FINISHED,
-        me,
+        subject,
         {
             "run": execution.run,
             "pipeline": pipeline,
@@ -208,7 +214,10 @@ def record_finished(
 
 
 def find_entry(tx: Reader, project: str, key: str, *, run: str | None = None) -> StepExecution | None:
-    """The newest usable execution with this key; with ``run``, only one of that run (cached ones too)."""
+    """The newest usable execution with this key; with ``run``, only one of that run (cached ones too).
+
+    The index over project, key and state leads to the few candidates; ids are ordered by time, so the largest is the newest.
+    """
     where, values = "state = 'finished' AND unfit IS NULL", [project, key]
     if run is not None:
         where, values = "state IN ('finished', 'cached') AND run = ?", [project, key, run]
@@ -220,7 +229,7 @@ def find_entry(tx: Reader, project: str, key: str, *, run: str | None = None) ->
 
 
 def find_earlier(tx: Reader, project: str, pipeline: str, step: str) -> Earlier | None:
-    """The newest finished execution of a step with what it was made of: what a miss is compared with."""
+    """The newest finished execution of a step with its ingredients, to explain a cache miss by comparison."""
     row = tx.first(
         "SELECT id, cache_key, ingredients, unfit FROM step_executions WHERE project = ? AND pipeline = ? AND step = ? AND state = 'finished' "
         "AND ingredients IS NOT NULL ORDER BY id DESC LIMIT 1",
@@ -233,29 +242,33 @@ def find_earlier(tx: Reader, project: str, pipeline: str, step: str) -> Earlier 
 
 
 def record_reuse(d: Decision, project: str, execution: StepExecution, origin: str) -> bool:
-    """A result was taken that had effects: the new run and execution are led to by the same things. Whether it had any."""
-    found = effects.of_execution(d.tx, project, origin)
-    if not found:
+    """Write edges from the effects of a result that was taken from the cache to the new execution and run.
+
+    Returns whether the execution ``origin`` had any effects.
+    """
+    origin_effects = effects.read_effects(d.tx, project, origin)
+    if not origin_effects:
         return False
-    me, run = ref("step", execution.id), ref("run", execution.run)
-    d.edge(ref("step", origin), me, "cached")
-    d.edge(run, me, "step")
-    for effect in found:
+    subject, run = ref("step", execution.id), ref("run", execution.run)
+    d.edge(ref("step", origin), subject, "cached")
+    d.edge(run, subject, "step")
+    for effect in origin_effects:
         if effect.kind not in {"alias", "action"}:
-            d.edge(effect.ref, me, "reused")
+            d.edge(effect.ref, subject, "reused")
             d.edge(effect.ref, run, "reused")
     return True
 
 
-def distrust(tx: Writer, project: str, execution: str) -> None:
-    """Its bytes are gone or wrong: never take this entry again."""
+def invalidate_entry(tx: Writer, project: str, execution: str) -> None:
+    """Mark a cache entry whose bytes are missing or wrong, so that it is never taken again."""
     tx.execute(
         "UPDATE step_executions SET state = 'lost' WHERE project = ? AND (id = ? OR cached_from = ?) AND state IN ('finished', 'cached')",
         project, execution, execution,
     )  # fmt: skip
 
 
-def attempts_of(tx: Reader, project: str, run: str) -> dict[str, int]:
+def read_attempt_numbers(tx: Reader, project: str, run: str) -> dict[str, int]:
+    """The number of the latest attempt at each step of the run."""
     rows = tx.all(
         "SELECT step, max(attempt) AS n FROM step_executions WHERE project = ? AND run = ? GROUP BY step",
         project,
@@ -265,6 +278,7 @@ def attempts_of(tx: Reader, project: str, run: str) -> dict[str, int]:
 
 
 def read_run(tx: Reader, project: str, run: str) -> PipelineRun:
+    """One run; raises :class:`NotFound`."""
     return run_of(
         tx.one(
             "SELECT * FROM pipeline_runs WHERE project = ? AND id = ?",
@@ -276,6 +290,7 @@ def read_run(tx: Reader, project: str, run: str) -> PipelineRun:
 
 
 def read_executions(tx: Reader, project: str, run: str) -> list[StepExecution]:
+    """Every execution of the run, oldest first."""
     rows = tx.all(
         f"SELECT {_STEP_COLUMNS} FROM step_executions WHERE project = ? AND run = ? ORDER BY id", project, run
     )
@@ -283,6 +298,7 @@ def read_executions(tx: Reader, project: str, run: str) -> list[StepExecution]:
 
 
 def read_execution(tx: Reader, project: str, execution: str) -> StepExecution:
+    """One execution; raises :class:`NotFound`."""
     row = tx.one(
         f"SELECT {_STEP_COLUMNS} FROM step_executions WHERE project = ? AND id = ?",
         project, execution, what=f"step execution {execution}",
@@ -291,7 +307,7 @@ def read_execution(tx: Reader, project: str, execution: str) -> StepExecution:
 
 
 def read_ingredients(tx: Reader, project: str, execution: str) -> Ingredients:
-    """What the cache key of an execution that ran is made of."""
+    """The ingredients of the cache key of an execution that ran."""
     text = tx.scalar(
         "SELECT ingredients FROM step_executions WHERE project = ? AND id = ?", project, execution
     )
@@ -367,5 +383,5 @@ def run_lease(base: Foundation, run: str) -> str:
     return f"pipeline-run:{base.project}:{run}"
 
 
-def _text(value: object) -> str:
+def _json_text(value: object) -> str:
     return to_json(value).decode()

@@ -20,7 +20,7 @@ from mainspring.pipelines.job import source_key
 from mainspring.pipelines.launching import Settings
 from mainspring.pipelines.loading import load_pipeline
 from mainspring.pipelines.operations import Pipelines
-from mainspring.pipelines.outcomes import folder_of
+from mainspring.pipelines.outcomes import run_folder
 from mainspring.pipelines.planning import Done, Planner, pin
 from mainspring.pipelines.step import Pipeline
 from mainspring.records.base import new_id
@@ -78,9 +78,9 @@ class Runner:
         """
         built, loaded, values = self._build(pipeline, params or {})
         shown, at = params_as_data(values), self._base.clock.now()
-        planner = self._planner(built, shown, at)
+        planner = self._make_planner(built, shown, at)
         started = from_us(rows.wall_us())
-        sources = planner.take_sources(self._base.objects.writing, {})
+        sources = planner.resolve_sources(self._base.objects.writing, {})
         run = PipelineRun(
             id=new_id(),
             pipeline=loaded.name,
@@ -93,7 +93,7 @@ class Runner:
             started=started,
             at=at,
         )
-        lease = self._acquire(run.id)
+        lease = self._acquire_lease(run.id)
         try:
             with self._base.ledger.decision() as d:
                 rows.insert_run(d, self._base.project, run)
@@ -101,45 +101,48 @@ class Runner:
                     for artifact in done.outputs:
                         if not artifact.source:
                             d.refer(artifact.digest, f"run:{run.id}", tree=artifact.kind == "tree")
-            return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
+            return self._run_to_end(run, built, planner, lease, sources, on_event=on_event, check=check)
         finally:
             self._base.leases.release(lease)
 
     def plan(self, pipeline: Pipeline[..., Any] | str, params: Mapping[str, Any] | None = None) -> list[Why]:
-        """For each step whether its result would be taken, and why; nothing runs and nothing is recorded."""
+        """For each step whether its result would be taken from the cache, and why; nothing runs and nothing is recorded.
+
+        ``hit`` is None for a step whose inputs are not known before an earlier step has run.
+        """
         built, loaded, values = self._build(pipeline, params or {})
-        planner = self._planner(built, params_as_data(values), self._base.clock.now())
-        done = planner.take_sources(self._base.objects.writing, {})
-        planner.look(built.graph.steps)
+        planner = self._make_planner(built, params_as_data(values), self._base.clock.now())
+        done = planner.resolve_sources(self._base.objects.writing, {})
+        planner.read_fingerprints(built.graph.steps)
         verified: set[str] = set()
-        found: list[Why] = []
+        decisions: list[Why] = []
         with self._base.store.read() as tx:
             for step in built.graph.steps:
                 missing = [u for u in upstream(step) if u not in done]
                 if missing:
-                    found.append(
+                    decisions.append(
                         Why(
                             step=step.name, hit=None, reason=f"depends on what {', '.join(missing)} will give"
                         )
                     )
                     continue
                 judgement = planner.judge(tx, step, done, pipeline=loaded.name, run=None, verified=verified)
-                found.append(judgement.why)
+                decisions.append(judgement.why)
                 if judgement.entry is not None:
                     done[step.name] = Done(judgement.entry.shape, judgement.entry.outputs)
-        planner.done()
-        return found
+        planner.save_index()
+        return decisions
 
     def resume(self, run_id: str, *, on_event: OnEvent | None = None, check: bool = True) -> PipelineRun:
-        """Go on with a run whose runner died, was stopped, or whose step failed. Finished steps are not run again.
+        """Continue a run whose runner died or was stopped, or that failed. Finished steps are not run again.
 
-        Processes that the old runner left are found and killed first. Raises :class:`Conflict` while another runner has
-        the run.
+        Processes that the old runner left are killed first. Raises :class:`Conflict` while another runner has the run, and
+        :class:`StepFailed` like :meth:`run`.
         """
         run = self._ops.get_run(id=run_id)
         if run.state == "finished":
             return run
-        lease = self._acquire(run_id)
+        lease = self._acquire_lease(run_id)
         try:
             processes.kill_by_cookie(run_id)
             processes.kill_ownerless()
@@ -147,13 +150,15 @@ class Runner:
             loaded = load_pipeline(run.source, root=self._root)
             values = convert_params(loaded, run.params)
             built = build(loaded, values, root=self._root)
-            planner = self._planner(built, run.params, run.at or run.started, environment=run.environment)
+            planner = self._make_planner(
+                built, run.params, run.at or run.started, environment=run.environment
+            )
             pinned = {source_key(a): a.version for a in rows.datasets_of(run.graph) if a.version}
-            sources = planner.take_sources(self._base.objects.writing, pinned)
+            sources = planner.resolve_sources(self._base.objects.writing, pinned)
             with self._base.ledger.decision() as d:
                 self._base.leases.check(d.tx, lease)
                 rows.reopen_run(d, self._base.project, run_id)
-            return self._drive(run, built, planner, lease, sources, on_event=on_event, check=check)
+            return self._run_to_end(run, built, planner, lease, sources, on_event=on_event, check=check)
         finally:
             self._base.leases.release(lease)
 
@@ -164,7 +169,7 @@ class Runner:
         values = convert_params(loaded, params)
         return build(loaded, values, root=self._root), loaded, values
 
-    def _planner(
+    def _make_planner(
         self, built: Built, params: Mapping[str, Any], at: datetime, *, environment: str | None = None
     ) -> Planner:
         return Planner(
@@ -176,7 +181,7 @@ class Runner:
             context={"params": dict(params), "at": at.isoformat()},
         )
 
-    def _drive(
+    def _run_to_end(
         self,
         run: PipelineRun,
         built: Built,
@@ -187,17 +192,17 @@ class Runner:
         on_event: OnEvent | None,
         check: bool,
     ) -> PipelineRun:
-        tell: OnEvent = on_event or (lambda _: None)
+        report: OnEvent = on_event or (lambda _: None)
         file = run.source.rpartition(":")[0]
-        files = sorted({*planner.source_files(), *([] if Path(file).is_absolute() else [file])})
-        tell(PipelineEvent(kind="started", run=run.id, detail=run.pipeline, files=files))
-        setup = Setup(base=self._base, run=run.id, root=self._root, modules=planner.modules())
+        files = sorted({*planner.list_source_files(), *([] if Path(file).is_absolute() else [file])})
+        report(PipelineEvent(kind="started", run=run.id, detail=run.pipeline, files=files))
+        setup = Setup(base=self._base, run=run.id, root=self._root, modules=planner.list_modules())
         executor = make_executor(self._executor, setup)
-        folder_of(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
+        run_folder(self._base.home, run.id).mkdir(parents=True, exist_ok=True, mode=0o700)
         Drive(
-            self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=tell, sources=sources
-        ).go()  # fmt: skip
-        planner.done()
+            self._base, run, built, planner, lease, executor=executor, settings=self._settings, on_event=report, sources=sources
+        ).run_to_end()  # fmt: skip
+        planner.save_index()
         ended = self._ops.get_run(id=run.id)
         if check and ended.state != "finished":
             error = ended.error
@@ -206,22 +211,25 @@ class Runner:
                 if error
                 else f"the run was {ended.state}",
                 place=f"pipeline {ended.pipeline}, run {run.id}",
-                next_step=f"Its log: mainspring runs log {run.id} {ended.failed_step or ''}. Mend it, then resume the run or start a new one.",
+                next_step=f"Its log: mainspring runs log {run.id} {ended.failed_step or ''}. Fix the cause, then resume the run or start a new one.",
             )
         return ended
 
-    def _acquire(self, run_id: str) -> Lease:
+    def _acquire_lease(self, run_id: str) -> Lease:
         name = rows.run_lease(self._base, run_id)
-        me = processes.identity()
+        holder = processes.identity()
         try:
-            return self._base.leases.acquire(name, holder=me, ttl_s=self._settings.lease_ttl_s)
+            return self._base.leases.acquire(name, holder=holder, ttl_s=self._settings.lease_ttl_s)
         except Conflict:
-            if not self._free_dead_holder(name):
+            if not self._expire_dead_holder(name):
                 raise
-            return self._base.leases.acquire(name, holder=me, ttl_s=self._settings.lease_ttl_s)
+            return self._base.leases.acquire(name, holder=holder, ttl_s=self._settings.lease_ttl_s)
 
-    def _free_dead_holder(self, name: str) -> bool:
-        """A holder of this machine that is known to be dead need not be waited for; the token still grows."""
+    def _expire_dead_holder(self, name: str) -> bool:
+        """Expire the lease of a holder on this machine that is known to be dead, instead of waiting for its end.
+
+        The condition on the token keeps this from expiring a lease that another runner has acquired meanwhile.
+        """
         with self._base.store.write() as tx:
             row = tx.first("SELECT holder, token FROM leases WHERE name = ?", name)
             if row is None or not processes.is_dead(str(row["holder"])):

@@ -1,6 +1,7 @@
-"""What comes next in a run: which steps are ready, what their ends mean for the others, when the run is over.
+"""What comes next in a run: which steps are ready, what the end of one means for the others, when the run is over.
 
-Nothing here touches the database or a process. The drive asks, does, and tells what came of it.
+Nothing here touches the database or a process. :class:`~mainspring.pipelines.drive.Drive` asks what to do, does it, and records the
+outcome here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from mainspring.records.pipelines import GraphStep, PipelineEvent, RunState, Ste
 
 MAX_BACKOFF_S = 60.0
 MAX_LOST = 3
-"""So many attempts at a step may lose their worker one after the other before it counts as failed: it may be what kills them."""
+"""After this many lost attempts in a row a step counts as failed: the step itself may be what kills its workers."""
 
 RETURNED = "returned"
-"""The type of a ``lost`` error where the worker gave the step back in order."""
+"""The type of a ``lost`` error if the worker returned the step when it was stopped; such an attempt does not count."""
 
 _RETRIED = frozenset({"exception", "signal", "timeout", "exit"})
 
@@ -29,7 +30,7 @@ Kind = Literal["cached", "waiting", "running", "retry", "finished", "failed", "s
 
 @dataclass
 class Node:
-    """A step of the run as it stands. ``not_before`` is monotonic time."""
+    """The current state of a step in the run. ``not_before`` is monotonic time in seconds."""
 
     step: GraphStep
     upstream: list[str]
@@ -55,10 +56,10 @@ class Schedule:
         self._running = 0
         self._events: list[PipelineEvent] = []
 
-    # --- asking --------------------------------------------------------------------------------------------------------
+    # --- queries -------------------------------------------------------------------------------------------------------
 
     def is_idle(self) -> bool:
-        """Nothing to decide: all workers busy, or what waits must wait longer."""
+        """Whether there is nothing to decide: all workers are busy, or the waiting steps must wait longer."""
         if self.cancelled and not self._running:
             return False
         if not self.has_room():
@@ -74,8 +75,11 @@ class Schedule:
             and all(self.nodes[u].phase == "done" for u in node.upstream)
         )
 
-    def to_look_at(self, *, after_an_end: bool) -> Iterator[GraphStep]:
-        """Steps that may be judged now; before anything has run, all that wait may, one after the other."""
+    def list_judgeable(self, *, after_an_end: bool) -> Iterator[GraphStep]:
+        """Steps that may be judged now: the ready ones after an attempt has ended, otherwise all that wait.
+
+        Before anything has run, a chain of cache hits may reach every waiting step.
+        """
         for node in self.nodes.values():
             if self.is_ready(node) if after_an_end else node.phase == "waiting":
                 yield node.step
@@ -83,14 +87,14 @@ class Schedule:
     def has_room(self) -> bool:
         return self._running < self._workers
 
-    def lacking(self, node: Node) -> str | None:
-        """The step before a waiting one that will never have a result."""
+    def find_failed_upstream(self, node: Node) -> str | None:
+        """The name of an upstream step that will never have a result, if the step waits for one."""
         if node.phase != "waiting":
             return None
         return next((u for u in node.upstream if self.nodes[u].phase in {"failed", "skipped"}), None)
 
     def wait_s(self, limit: float) -> float:
-        """How long nothing new can be ready, at most ``limit``."""
+        """Seconds until the next retry may start, at most ``limit``."""
         waits = [
             n.not_before - time.monotonic()
             for n in self.nodes.values()
@@ -98,8 +102,8 @@ class Schedule:
         ]
         return max(0.0, min([limit, *waits]))
 
-    def ending(self) -> RunState | None:
-        """How the run ends, if it does now."""
+    def end_state(self) -> RunState | None:
+        """The state in which the run ends; None while it goes on."""
         phases = {n.phase for n in self.nodes.values()}
         if "running" in phases or ("waiting" in phases and not self.cancelled):
             return None
@@ -108,34 +112,39 @@ class Schedule:
             return "cancelled"
         return "failed" if error else "finished"
 
-    # --- telling -------------------------------------------------------------------------------------------------------
+    # --- changes -------------------------------------------------------------------------------------------------------
 
-    def took(self, node: Node, result: Done, reason: str) -> None:
-        """An earlier result stands for the step."""
+    def mark_cached(self, node: Node, result: Done, reason: str) -> None:
+        """The step has an earlier result, taken from the cache."""
         node.phase = "done"
         self.done[node.step.name] = result
-        self.note("cached", node, reason)
+        self.add_event("cached", node, reason)
 
-    def began(self, node: Node, reason: str, *, elsewhere: bool) -> None:
+    def mark_running(self, node: Node, reason: str, *, elsewhere: bool) -> None:
         node.attempt += 1
         node.phase = "running"
         self._running += 1
-        self.note("waiting" if elsewhere else "running", node, "waits for a worker" if elsewhere else reason)
+        self.add_event(
+            "waiting" if elsewhere else "running", node, "waits for a worker" if elsewhere else reason
+        )
 
-    def skipped(self, node: Node, cause: str) -> None:
+    def mark_skipped(self, node: Node, cause: str) -> None:
         node.phase = "skipped"
-        self.note("skipped", node, f"{cause} has no result")
+        self.add_event("skipped", node, f"{cause} has no result")
 
-    def finished(self, node: Node, result: Done, seconds: float) -> None:
+    def mark_finished(self, node: Node, result: Done, seconds: float) -> None:
         node.phase = "done"
         self._running -= 1
         self.done[node.step.name] = result
-        self.note("finished", node, "", seconds)
+        self.add_event("finished", node, "", seconds)
 
-    def failed_once(self, node: Node, error: StepError, seconds: float) -> None:
-        """An attempt failed: the step is tried again after a pause, or has failed. A lost attempt is no failure of the step."""
+    def record_failure(self, node: Node, error: StepError, seconds: float) -> None:
+        """An attempt failed: the step is tried again after a pause, or has failed.
+
+        A lost attempt is not a failure of the step. The pause doubles with every failure, up to :data:`MAX_BACKOFF_S`.
+        """
         self._running -= 1
-        said = f"{error.type or error.kind}: {error.message}"
+        detail = f"{error.type or error.kind}: {error.message}"
         if error.kind == "lost":
             node.lost += error.type != RETURNED
             again = node.lost < MAX_LOST
@@ -147,19 +156,19 @@ class Schedule:
             pause = min(node.step.backoff_s * 2 ** (node.failures - 1), MAX_BACKOFF_S)
         if again and not self.cancelled:
             node.phase, node.not_before = "waiting", time.monotonic() + pause
-            self.note("retry", node, f"{said}; again in {pause:g} s", seconds)
+            self.add_event("retry", node, f"{detail}; again in {pause:g} s", seconds)
             return
         node.phase = "failed"
         if self.cancelled and error.kind == "lost":
             error = StepError(kind="cancelled", type="", message=f"the run was cancelled; {error.message}")
         self.failed = self.failed or (node.step.name, error)
-        self.note("failed", node, said, seconds)
+        self.add_event("failed", node, detail, seconds)
 
-    def note(self, kind: Kind, node: Node | None, detail: str, seconds: float | None = None) -> None:
+    def add_event(self, kind: Kind, node: Node | None, detail: str, seconds: float | None = None) -> None:
         name = node.step.name if node is not None else None
         self._events.append(PipelineEvent(kind=kind, run=self.run, step=name, detail=detail, seconds=seconds))
 
-    def take_notes(self) -> list[PipelineEvent]:
-        """What happened since the last call; asked for when it is committed."""
+    def take_events(self) -> list[PipelineEvent]:
+        """Events since the last call; the caller takes them after they are committed."""
         events, self._events = self._events, []
         return events

@@ -23,7 +23,7 @@ Isolation = Literal["process", "inline"]
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step is executed; none of it but ``version`` is part of the cache key."""
+    """How a step is executed. Of these only ``version`` is part of the cache key."""
 
     isolation: Isolation = "process"
     cache: bool = True
@@ -49,20 +49,20 @@ class Dataset:
 
         if current().execution:
             raise InvalidInput(
-                "a step cannot read a dataset behind the cache's back",
+                "a step can read a dataset only as an argument: otherwise the cache would not see which version it read",
                 value=self.name,
                 place=current().step,
                 next_step="Write dataset(...) in the pipeline's body, as an argument of the step.",
             )
-        # By name, as a step's process opens its workspace: this room does not know what composes it.
+        # Imported by name: a room does not import the layers above it.
         return importlib.import_module("mainspring.api").read_dataset(self.name, self.version)
 
 
 def dataset(name: str, version: str | int = "latest") -> Any:
     """In a pipeline body: a version of a dataset as an argument of a step.
 
-    ``version`` is ``latest``, a number, a tag, an id or its unique beginning; it is looked up when a run is planned, and the
-    run reads that one to its end. The step gets the table (a :class:`pyarrow.Table`), or a folder of its own with the
+    ``version`` is ``latest``, a number, a tag, an id or its unique beginning; it is resolved when a run is planned, and the
+    run reads that version to its end. The step gets the table (a :class:`pyarrow.Table`), or a folder of its own with the
     version's files. The version is part of the cache key and an input of the run in lineage. Outside a run, a step that is
     called with it reads the same from the nearest workspace.
     """
@@ -77,7 +77,7 @@ def dataset(name: str, version: str | int = "latest") -> Any:
 
 
 class Recorder(Protocol):
-    """What notes the step calls of a pipeline body (``graph.Builder``)."""
+    """Records the step calls of a pipeline body (``graph.Builder``)."""
 
     def call(
         self,
@@ -123,12 +123,12 @@ def step(
     """Declare a function as a pipeline step.
 
     ``timeout`` and ``backoff`` are in seconds (the pause doubles with every retry, up to a minute), ``memory_mb`` is what
-    the step may allocate beyond what it starts with, in MiB. ``version`` is a word of yours in the cache key, for what the
-    code closure cannot see. ``outputs`` names the parts of a returned tuple or dict; a ``NamedTuple``, ``TypedDict`` or
+    the step may allocate beyond what it starts with, in MiB. ``version`` is any text: it is part of the cache key, for
+    changes that the code closure cannot see. ``outputs`` names the parts of a returned tuple or dict; a ``NamedTuple``, ``TypedDict`` or
     fixed ``tuple[...]`` annotation does so by itself. Text among the arguments that names an existing file or folder of the
-    project counts by its content; ``paths=False`` takes it as mere text, ``paths=("source",)`` looks at these arguments only
-    (for the name of a folder that the step writes to). ``isolation="inline"`` runs the step inside the runner: faster, and
-    without deadline, limit or protection from a crash. Raises :class:`InvalidInput` for an option that cannot be right.
+    project counts by its content; ``paths=False`` takes it as plain text, ``paths=("source",)`` looks for files in these
+    arguments only (use it for the name of a folder that the step writes to). ``isolation="inline"`` runs the step inside the runner: faster, and
+    without deadline, limit or protection from a crash. Raises :class:`InvalidInput` for an invalid option.
 
     >>> @step
     ... def double(x: int) -> int:
@@ -136,35 +136,6 @@ def step(
     >>> double(21)
     42
     """
-    if isolation not in {"process", "inline"}:
-        raise InvalidInput(
-            "unknown isolation", value=isolation, place="@step", next_step="Use 'process' or 'inline'."
-        )
-    if isolation == "inline" and (timeout is not None or memory_mb is not None):
-        raise InvalidInput(
-            "an inline step can have neither timeout nor memory limit",
-            place="@step",
-            next_step="Remove isolation='inline', or the limit.",
-        )
-    if (
-        (timeout is not None and timeout <= 0)
-        or retries < 0
-        or backoff < 0
-        or (memory_mb is not None and memory_mb <= 0)
-    ):
-        raise InvalidInput(
-            "timeout and memory_mb must be positive, retries and backoff not negative", place="@step"
-        )
-    if outputs is not None and (
-        not isinstance(outputs, tuple) or not outputs or len(set(outputs)) != len(outputs)
-    ):
-        raise InvalidInput("outputs must be different names in a tuple", value=outputs, place="@step")
-    if not isinstance(paths, bool) and not (
-        isinstance(paths, tuple) and all(isinstance(name, str) for name in paths)
-    ):
-        raise InvalidInput(
-            "paths is True, False or a tuple of the names of arguments", value=paths, place="@step"
-        )
     options = StepOptions(
         isolation=isolation,
         cache=cache,
@@ -176,16 +147,17 @@ def step(
         outputs=outputs,
         paths=paths,
     )
+    _check_options(options)
 
     def declare(target: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(target)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             recorder = recording.get()
             if recorder is None:
-                given = [_read(a) for a in args]
-                return target(*given, **{k: _read(v) for k, v in kwargs.items()})
-            noted: R = recorder.call(target, options, args, kwargs)
-            return noted
+                values = [_read_dataset(a) for a in args]
+                return target(*values, **{k: _read_dataset(v) for k, v in kwargs.items()})
+            handle: R = recorder.call(target, options, args, kwargs)
+            return handle
 
         call.__mainspring_step__ = options  # type: ignore[attr-defined]
         return call
@@ -193,17 +165,53 @@ def step(
     return declare if function is None else declare(function)
 
 
-def _read(value: Any) -> Any:
-    """What a plain call passes for a dataset: its content."""
+def _check_options(options: StepOptions) -> None:
+    if options.isolation not in {"process", "inline"}:
+        raise InvalidInput(
+            "unknown isolation",
+            value=options.isolation,
+            place="@step",
+            next_step="Use 'process' or 'inline'.",
+        )
+    if options.isolation == "inline" and (options.timeout_s is not None or options.memory_bytes is not None):
+        raise InvalidInput(
+            "an inline step can have neither timeout nor memory limit",
+            place="@step",
+            next_step="Remove isolation='inline', or the limit.",
+        )
+    if (
+        (options.timeout_s is not None and options.timeout_s <= 0)
+        or options.retries < 0
+        or options.backoff_s < 0
+        or (options.memory_bytes is not None and options.memory_bytes <= 0)
+    ):
+        raise InvalidInput(
+            "timeout and memory_mb must be positive, retries and backoff not negative", place="@step"
+        )
+    outputs, paths = options.outputs, options.paths
+    if outputs is not None and (
+        not isinstance(outputs, tuple) or not outputs or len(set(outputs)) != len(outputs)
+    ):
+        raise InvalidInput("outputs must be different names in a tuple", value=outputs, place="@step")
+    if not isinstance(paths, bool) and not (
+        isinstance(paths, tuple) and all(isinstance(name, str) for name in paths)
+    ):
+        raise InvalidInput(
+            "paths is True, False or a tuple of the names of arguments", value=paths, place="@step"
+        )
+
+
+def _read_dataset(value: Any) -> Any:
+    """The content of a dataset, for a plain call; any other value unchanged."""
     if isinstance(value, Dataset):
         return value.read()
     if type(value) in {list, tuple} and any(isinstance(v, Dataset) for v in value):
-        return type(value)(_read(v) for v in value)
+        return type(value)(_read_dataset(v) for v in value)
     return value
 
 
 class Pipeline(Generic[P, R]):
-    """A composition of steps. Calling it runs its steps as the plain functions they are; a runner records it first."""
+    """A composition of steps. Calling it runs its steps as plain functions; a runner records it first."""
 
     def __init__(self, function: Callable[P, R], *, name: str) -> None:
         self.function = function

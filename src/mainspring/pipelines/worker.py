@@ -1,9 +1,9 @@
-"""``python -m mainspring.pipelines.worker --url URL --token-file FILE``: runs steps of pipelines whose runner is elsewhere.
+"""``python -m mainspring.pipelines.worker --url URL --token-file FILE``: runs steps of pipelines whose runner is on another machine.
 
 It asks the server for steps that wait (of runs with ``executor = "worker"``), takes one, fetches its code and inputs by their
 digests, runs it in a child process as a runner does, sends outputs and log, and finishes it. One step at a time: start several
-for more. On SIGTERM or SIGINT it gives the step back and ends; when it is killed, its children die with it and the step is tried
-again as soon as its heartbeats have been missing for long enough.
+to run more at once. On SIGTERM or SIGINT it gives the step back and ends. When it is killed, its children die with it, and the step
+is tried again once no heartbeat has come for the length of the lease.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ from mainspring.pipelines.schedule import RETURNED
 from mainspring.records.pipelines import StepError, StepExecution, StepJob, StepLease, StepResult
 
 OPENER = "mainspring.remote:open_served"
-"""Opens the workspace behind a server, for this program and for the steps that it runs; a room does not import what stands above it."""
+"""``module:function`` that opens the workspace behind a server, for this program and for the steps that it runs. It is imported by name,
+because a room does not import the layers above it."""
 
 IDLE_S = 0.5
 PATIENCE_S = 600.0
-"""So long a finished step's result is offered to a server that does not answer, or has no time or room for it."""
+"""How long, in seconds, the result of a finished step is sent again to a server that does not answer or cannot take it."""
 
 _RETRY_S = 1.0
 _POLL_S = 0.1
@@ -62,8 +63,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Here:
-    """What is the same for every step of this worker. ``workspace`` are the keywords of :data:`OPENER`."""
+class WorkerSettings:
+    """What is the same for every step of this worker. ``workspace``: keyword arguments of :data:`OPENER`."""
 
     name: str
     folder: Path
@@ -74,119 +75,126 @@ class Here:
 class Worker:
     """Takes steps of one project and runs them, one at a time."""
 
-    def __init__(self, pipelines: Pipelines, objects: Uploads, here: Here) -> None:
+    def __init__(self, pipelines: Pipelines, objects: Uploads, settings: WorkerSettings) -> None:
         self._pipelines = pipelines
         self._objects = objects
-        self._here = here
+        self._settings = settings
         self._stopped = False
 
     def stop(self) -> None:
         """Give the current step back and return from :meth:`run`. May be called from a signal handler."""
-        self._stopped = True  # no event: its lock may be held by the very thread that a signal interrupts
+        self._stopped = True  # not a threading.Event: the thread that the signal interrupts may hold its lock
 
     def run(self, *, once: bool = False) -> None:
-        """Run steps until :meth:`stop`; with ``once`` at most one, if any waits. Raises what the server refuses for good."""
+        """Run steps until :meth:`stop`; with ``once`` at most one, if any waits.
+
+        Raises the error of a call that the server refuses (status below 500); other errors are retried.
+        """
         while not self._stopped:
             try:
-                lease = self._take()
+                lease = self._take_step()
             except MainspringError as error:
                 if error.status < 500:
                     raise
-                _say(f"{error}; trying again")
+                _print_line(f"{error}; trying again")
                 lease = None
             if lease is not None:
-                self._work(lease)
+                self._run_step(lease)
             if once:
                 return
             if lease is None:
                 time.sleep(IDLE_S)
 
-    def _take(self) -> StepLease | None:
+    def _take_step(self) -> StepLease | None:
         for step in self._pipelines.list_waiting_steps():
             with contextlib.suppress(Conflict, NotFound):  # another was first, or its run has stopped
                 return self._pipelines.begin_step(
-                    execution=step.execution, worker=self._here.name, environment=self._here.environment
+                    execution=step.execution,
+                    worker=self._settings.name,
+                    environment=self._settings.environment,
                 )
         return None
 
-    def _work(self, lease: StepLease) -> None:
+    def _run_step(self, lease: StepLease) -> None:
         job = lease.job
-        _say(f"step {job.step} of run {job.run}, attempt {job.attempt}")
-        scratch = self._here.folder / job.execution
-        beats = _Beats(self._pipelines, lease)
+        _print_line(f"step {job.step} of run {job.run}, attempt {job.attempt}")
+        scratch = self._settings.folder / job.execution
+        beats = _Heartbeats(self._pipelines, lease)
         beats.start()
         try:
-            result = self._attempt(job, scratch, beats)
+            result = self._run_attempt(job, scratch, beats)
             if not beats.fenced:
-                self._finish(lease, result, beats)
+                self._finish_step(lease, result, beats)
         except MainspringError as error:
             if isinstance(error, (PermissionDenied, Unauthenticated)):
-                raise  # this worker may not do what it is here for
-            _say(f"step {job.step}: {error}; it will be tried again")
+                raise  # the token does not allow this worker to run steps
+            _print_line(f"step {job.step}: {error}; it will be tried again")
         finally:
-            beats.end()
+            beats.stop()
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _attempt(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
-        """Run the job and put what it left; whatever goes wrong with it is in the result."""
+    def _run_attempt(self, job: StepJob, scratch: Path, beats: _Heartbeats) -> StepResult:
+        """Run the job and store its outputs; an error of the step is part of the result."""
         try:
             scratch.mkdir(mode=0o700)
             return self._run_job(job, scratch, beats)
-        except OSError as error:  # a full disk, a file that cannot be read: another machine may fare better
-            _say(f"step {job.step}: {error}; it is given back")
+        except OSError as error:  # a full disk or an unreadable file: the step may succeed on another machine
+            _print_line(f"step {job.step}: {error}; it is given back")
             return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
 
-    def _run_job(self, job: StepJob, scratch: Path, beats: _Beats) -> StepResult:
+    def _run_job(self, job: StepJob, scratch: Path, beats: _Heartbeats) -> StepResult:
         try:
-            task = self._prepare(job, scratch)
+            task = self._prepare_task(job, scratch)
         except (Corrupt, InvalidInput, NotFound) as error:
-            text = f"what the step needs is not to be had: {error}"
+            text = f"an input or source file of the step is not available: {error}"
             return StepResult(error=StepError(kind="input", type=type(error).__name__, message=text))
-        except MainspringError as error:  # on the way to this machine: another may fare better
+        except MainspringError as error:  # the transfer failed: the step may succeed on another machine
             if error.status < 500:
                 raise
             return StepResult(error=StepError(kind="lost", type=type(error).__name__, message=str(error)))
         log = CappedLog(scratch / "log")
-        result, failure = self._execute(task, log, beats)
+        result, failure = self._execute_task(task, log, beats)
         if beats.fenced:
             return StepResult(error=failure)
-        target = SentObjects(self._objects, patiently=lambda call: self._patiently(call, beats))
+        target = SentObjects(self._objects, retry=lambda call: self._retry(call, beats))
         try:
             digest = target.put(log.path).digest if log.path.stat().st_size else None
         except MainspringError as error:
-            return _refused(error)
-        return describe(result, failure, target, log=digest, keep=self._inputs(job))
+            return _refused_result(error)
+        return describe(result, failure, target, log=digest, keep=self._inputs_folder(job))
 
-    def _prepare(self, job: StepJob, scratch: Path) -> Task:
+    def _prepare_task(self, job: StepJob, scratch: Path) -> Task:
         _check_variables(job)
         source, root = ServedObjects(self._objects), scratch / "project"
         if job.files is None:
             root.mkdir()
         else:
             source.write_tree(job.files, root)
-        inputs = fetch_inputs(job, source, scratch=scratch, shared=self._inputs(job))
+        inputs = fetch_inputs(job, source, scratch=scratch, shared=self._inputs_folder(job))
         place = Place(
             root=str(root),
             scratch=str(scratch),
             inputs=inputs,
             opener=OPENER,
-            workspace=self._here.workspace,
+            workspace=self._settings.workspace,
         )
         return Task(job=job, place=place)
 
-    def _inputs(self, job: StepJob) -> Path:
-        """Inputs and outputs of the run at hand, for its further steps; those of other runs go."""
-        kept = self._here.folder / f"run-{job.run}"
-        for other in self._here.folder.glob("run-*"):
+    def _inputs_folder(self, job: StepJob) -> Path:
+        """The folder with inputs and outputs of this run, for its next steps; the folders of other runs are removed."""
+        kept = self._settings.folder / f"run-{job.run}"
+        for other in self._settings.folder.glob("run-*"):
             if other != kept:
                 shutil.rmtree(other, ignore_errors=True)
         kept.mkdir(exist_ok=True)
         return kept
 
-    def _execute(self, task: Task, log: CappedLog, beats: _Beats) -> tuple[Result, StepError | None]:
+    def _execute_task(
+        self, task: Task, log: CappedLog, beats: _Heartbeats
+    ) -> tuple[Result, StepError | None]:
         job = task.job
-        # The warm server is one for all steps of this worker: what differs between them is in the task.
-        executor = LocalProcesses(run=job.execution, root=self._here.folder, modules=job.modules)
+        # All steps of this worker use one warm server: everything that differs between them is in the task.
+        executor = LocalProcesses(run=job.execution, root=self._settings.folder, modules=job.modules)
         try:
             executor.start(job, lambda: (task, log))
             killed, ended = False, executor.poll(wait_s=_POLL_S)
@@ -197,29 +205,32 @@ class Worker:
                 ended = executor.poll(wait_s=_POLL_S)
         finally:
             executor.close()
-        found = read_result(Path(task.place.scratch))
-        result, error = found or Result(), classify(ended[0], found)
+        returned = read_result(Path(task.place.scratch))
+        result, error = returned or Result(), classify(ended[0], returned)
         if ended[0].cancelled and not beats.is_over:
-            error = StepError(kind="lost", type=RETURNED, message=f"worker {self._here.name} was stopped")
-        warm.learn(self._here.folder, result.modules)
+            error = StepError(kind="lost", type=RETURNED, message=f"worker {self._settings.name} was stopped")
+        warm.remember_modules(self._settings.folder, result.modules)
         return result, error
 
-    def _finish(self, lease: StepLease, result: StepResult, beats: _Beats) -> None:
+    def _finish_step(self, lease: StepLease, result: StepResult, beats: _Heartbeats) -> None:
         execution, token = lease.job.execution, lease.token
 
         def finish(result: StepResult) -> StepExecution:
-            return self._patiently(
+            return self._retry(
                 lambda: self._pipelines.finish_step(execution=execution, token=token, result=result), beats
             )
 
         try:
             ended = finish(result)
         except MainspringError as error:
-            ended = finish(_refused(error))
-        _say(f"step {lease.job.step}: {ended.state}")
+            ended = finish(_refused_result(error))
+        _print_line(f"step {lease.job.step}: {ended.state}")
 
-    def _patiently(self, call: Callable[[], T], beats: _Beats) -> T:
-        """The call, again and again while the server does not answer or cannot take it; less long once this worker is to end."""
+    def _retry(self, call: Callable[[], T], beats: _Heartbeats) -> T:
+        """Make the call, and repeat it for :data:`PATIENCE_S` while the server fails (status 500 and above) or does not answer.
+
+        Raises at once what the server refuses, and any error once the attempt is lost or this worker was stopped.
+        """
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -231,28 +242,34 @@ class Worker:
                 time.sleep(_RETRY_S)
 
 
-def _refused(error: MainspringError) -> StepResult:
-    """The result of a step whose own result the server refuses: tried again, it would be refused again. Raises any other error."""
+def _refused_result(error: MainspringError) -> StepResult:
+    """The failure to record for a step whose result the server refuses: another attempt would be refused too.
+
+    Raises any other error again.
+    """
     if isinstance(error, (Fenced, PermissionDenied, Unauthenticated)) or error.status >= 500:
         raise error
-    text = f"the server refuses what the step left: {error}"[:MAX_MESSAGE]
+    text = f"the server refuses the result of the step: {error}"[:MAX_MESSAGE]
     return StepResult(error=StepError(kind="output", type=type(error).__name__, message=text))
 
 
 def _check_variables(job: StepJob) -> None:
-    """A result under the key that the runner made must have come from the values that the key names."""
+    """Environment variables that the code reads must have the values that are part of the runner's cache key."""
     for name, wanted in job.variables.items():
         if variable_digest(name) != wanted:
             raise InvalidInput(
-                "this variable of the environment is not here what it is where the run was started",
+                "an environment variable that the step reads has another value here than where the run was started",
                 value=name,
                 place=f"step {job.step}",
                 next_step="Start the worker with the same value, or pass the value to the step as an argument.",
             )
 
 
-class _Beats(threading.Thread):
-    """Keeps an attempt alive, also while its outputs are sent, and hears whether to go on."""
+class _Heartbeats(threading.Thread):
+    """Sends heartbeats for an attempt, also while its outputs are sent, and records whether to go on.
+
+    ``fenced``: the attempt is lost, nothing of it can be committed. ``cancelled``: its run was cancelled.
+    """
 
     def __init__(self, pipelines: Pipelines, lease: StepLease) -> None:
         super().__init__(name="heartbeats", daemon=True)
@@ -264,7 +281,7 @@ class _Beats(threading.Thread):
 
     @property
     def is_over(self) -> bool:
-        """The attempt is not wanted any more."""
+        """Whether the attempt is lost or cancelled, so that its process can be killed."""
         return self.fenced or self.cancelled
 
     def run(self) -> None:
@@ -279,10 +296,10 @@ class _Beats(threading.Thread):
                 return
             except (
                 MainspringError
-            ):  # it may answer next time; whether the attempt is lost by then, it will say
+            ):  # the next call may succeed; the server decides whether the attempt is lost by then
                 continue
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._ended.set()
         self.join()
 
@@ -291,24 +308,26 @@ class _Beats(threading.Thread):
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = _arguments(argv)
+    arguments = _parse_arguments(argv)
     try:
-        with _own_folder(given.dir) as folder, _workspace(given) as (workspace, options):
+        with _make_folder(arguments.dir) as folder, _open_workspace(arguments) as (workspace, options):
             from mainspring.tracking.capture import environment_digest
 
-            here = Here(given.name, folder, environment_digest(), options)
-            worker = Worker(workspace.pipelines, workspace.objects, here)
+            settings = WorkerSettings(arguments.name, folder, environment_digest(), options)
+            worker = Worker(workspace.pipelines, workspace.objects, settings)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: worker.stop())
-            _say(f"worker {given.name} waits for steps of project {given.project} at {given.url}")
-            worker.run(once=given.once)
+            _print_line(
+                f"worker {arguments.name} waits for steps of project {arguments.project} at {arguments.url}"
+            )
+            worker.run(once=arguments.once)
     except MainspringError as error:
-        _say(str(error))
+        _print_line(str(error))
         return 1
     return 0
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m mainspring.pipelines.worker", description=(__doc__ or "").split("\n\n")[1]
     )
@@ -330,8 +349,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def _workspace(given: argparse.Namespace) -> Iterator[tuple[Any, dict[str, object]]]:
-    options = {"url": given.url, "token_file": str(given.token_file.absolute()), "project": given.project}
+def _open_workspace(arguments: argparse.Namespace) -> Iterator[tuple[Any, dict[str, object]]]:
+    options = {
+        "url": arguments.url,
+        "token_file": str(arguments.token_file.absolute()),
+        "project": arguments.project,
+    }
     module, _, name = OPENER.partition(":")
     workspace = getattr(importlib.import_module(module), name)(**options)
     with contextlib.closing(workspace):
@@ -339,40 +362,43 @@ def _workspace(given: argparse.Namespace) -> Iterator[tuple[Any, dict[str, objec
 
 
 @contextlib.contextmanager
-def _own_folder(parent: Path | None) -> Iterator[Path]:
-    """A folder of this worker's own below ``parent``; what killed workers left there goes."""
-    with contextlib.ExitStack() as held:
+def _make_folder(parent: Path | None) -> Iterator[Path]:
+    """A folder for this worker below ``parent``; folders of killed workers are removed."""
+    with contextlib.ExitStack() as locks:
         if parent is None:
             folder = Path(tempfile.mkdtemp(prefix="worker-")).resolve()
         else:
             parent.mkdir(parents=True, exist_ok=True)
-            with _locked(
-                parent / "lock"
-            ):  # or a worker that starts now would take a new folder for one that was left
-                _clear(parent)
+            # Lock order: the parent, then the worker's folder. Without the parent's lock, a worker that starts at the same time could
+            # remove this folder before it is locked.
+            with _lock_file(parent / "lock"):
+                _remove_abandoned(parent)
                 folder = Path(tempfile.mkdtemp(prefix="worker-", dir=parent)).resolve()
-                held.enter_context(_locked(folder / "lock"))
+                locks.enter_context(_lock_file(folder / "lock"))
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _clear(parent: Path) -> None:
+def _remove_abandoned(parent: Path) -> None:
     for left in parent.glob("worker-*"):
-        with contextlib.suppress(OSError), _locked(left / "lock", wait=False):
+        with contextlib.suppress(OSError), _lock_file(left / "lock", wait=False):
             shutil.rmtree(left, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock on a file; the system gives it back when this process dies. Raises :class:`BlockingIOError` without ``wait``."""
+def _lock_file(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the system releases it when this process dies.
+
+    Without ``wait`` raises :class:`BlockingIOError` if another process holds it.
+    """
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 

@@ -25,7 +25,7 @@ SIGNATURE = Signature(
 
 
 class Parts(NamedTuple):
-    """Rows to train on, and newer rows that judge."""
+    """Training rows, and newer hold-out rows."""
 
     train: pa.Table
     holdout: pa.Table
@@ -50,13 +50,13 @@ def clean(rows: pa.Table) -> pa.Table:
 
 @ms.step
 def split(rows: pa.Table, holdout: int) -> Parts:
-    """The newest ``holdout`` rows judge what the older ones teach."""
+    """The newest ``holdout`` rows are the hold-out, the older ones are for training."""
     return Parts(rows.slice(0, rows.num_rows - holdout), rows.slice(rows.num_rows - holdout))
 
 
 @ms.step
 def fit(train: pa.Table, holdout: pa.Table, model: str) -> dict[str, float]:
-    """Fit, measure on the hold-out, and register with everything that it came from."""
+    """Fit, evaluate on the hold-out, and register the model with its origin."""
     from sklearn.compose import ColumnTransformer
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -100,7 +100,7 @@ def train(
 ) -> Any:
     """Collect, clean, split, fit and register. ``until`` is the moment of decision, given by the loop.
 
-    The offers are read by version (commit them first), so that every model leads back to the version it was made from.
+    The offers are read by version (commit them first), so that the origin of every model names the version that it was trained on.
     """
     parts = split(clean(collect(ms.dataset(data, version), until)), holdout)
     return fit(parts.train, parts.holdout, model)

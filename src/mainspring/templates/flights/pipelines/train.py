@@ -53,7 +53,7 @@ def collect(feed: str, until: str) -> pa.Table:
     files = sorted(Path(feed).glob("*.parquet"))
     tables = [t.filter(pc.less_equal(t["label_arrived_at"], moment)) for t in map(pq.read_table, files)]
     rows = pa.concat_tables(tables)
-    # A corrected delivery repeats flights under a later arrival; the newest word stands.
+    # A corrected delivery repeats flights under a later arrival: the newest row counts.
     newest = rows.group_by("flight_id").aggregate([("label_arrived_at", "max")])
     keys = newest.rename_columns(["flight_id", "label_arrived_at"])
     return rows.join(keys, ["flight_id", "label_arrived_at"], join_type="left semi").sort_by(
@@ -63,7 +63,7 @@ def collect(feed: str, until: str) -> pa.Table:
 
 @step(cache=False)
 def record(rows: pa.Table, until: str) -> str:
-    """What was collected becomes a version of ``flights``, if it holds what the policy asks; returns the version's id."""
+    """Commit the collected rows as a version of ``flights``, after the checks of the policy; returns the version's id."""
     workspace = current().workspace()
     checks = workspace.settings.config.data["flights"].checks
     version = workspace.data.commit(
@@ -74,10 +74,10 @@ def record(rows: pa.Table, until: str) -> str:
 
 @step
 def clean(rows: pa.Table, temp_unit: str = "F") -> pa.Table:
-    """Only flights that arrived, with the label made of the delay; what is known after departure is dropped here.
+    """Only flights that arrived, with the label made from the delay; columns known only after departure are dropped here.
 
-    ``temp_unit``: the unit that the model is to learn temperatures in. The feed and the requests
-    speak Fahrenheit: whoever changes this must change the serving side with it.
+    ``temp_unit``: the unit of the temperatures that the model learns. The feed and the requests are in Fahrenheit: if you
+    change this, change the serving side too.
     """
     arrived = rows.filter(pc.is_valid(rows["arr_delay"]))
     late = pc.greater(arrived["arr_delay"], 15)
@@ -95,7 +95,7 @@ def clean(rows: pa.Table, temp_unit: str = "F") -> pa.Table:
 
 @step
 def split(rows: pa.Table, until: str, holdout_days: int) -> Parts:
-    """The newest ``holdout_days`` judge; the past, whose labels were there before them, trains."""
+    """The newest ``holdout_days`` are the hold-out; earlier rows whose labels had arrived before it are for training."""
     cutoff = int(datetime.fromisoformat(until).timestamp() * 1_000_000)
     parts = time_split(
         _micros(rows, "event_time"),
@@ -108,7 +108,7 @@ def split(rows: pa.Table, until: str, holdout_days: int) -> Parts:
 
 @step
 def tune(train: pa.Table, trials: int, half_life: int, seed: int, family: str = "") -> dict[str, Any]:
-    """Three families (or the one that is named) on the same folds of time; the selected one with its params."""
+    """Tune three families (or the named one) on the same time folds; returns the selected one with its params."""
     chosen = train.take(even_sample(train.num_rows, SEARCH_ROWS, seed))
     y = labels(chosen)
     folds = expanding_folds(
@@ -131,7 +131,7 @@ def tune(train: pa.Table, trials: int, half_life: int, seed: int, family: str = 
 
     wanted = [family] if family else PREFERRED
     families = [Family(name, fit(name), SPACES[name], DEFAULTS[name]) for name in wanted]
-    found = search(
+    selection = search(
         families,
         y,
         folds,
@@ -141,14 +141,14 @@ def tune(train: pa.Table, trials: int, half_life: int, seed: int, family: str = 
         seed=seed,
         prefer="simplest",
     )
-    for trial in found.trials:
+    for trial in selection.trials:
         if trial.loss is not None:
             current().log_metric(f"trial_{trial.number}_{trial.family}_log_loss", trial.loss)
     return {
-        "family": found.family,
-        "params": found.params,
-        "reason": found.reason,
-        "log_loss": found.trials[found.selected].loss,
+        "family": selection.family,
+        "params": selection.params,
+        "reason": selection.reason,
+        "log_loss": selection.trials[selection.selected].loss,
     }
 
 
@@ -163,7 +163,7 @@ def train_and_register(
     half_life: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Fit the selected family on the training rows, evaluate it, and register it as data with all it came from."""
+    """Fit the selected family on the training rows, evaluate it, and register it with its origin."""
     context = current()
     workspace = context.workspace()
     inputs = [context.run_ref, f"dataset_version:{source}"]
@@ -183,10 +183,12 @@ def train_and_register(
         labels(parts_holdout), scores, task=Task.BINARY, metrics=["log_loss", "auc", "brier"], blocks=_micros(parts_holdout, "event_time") // DAY_US,
         slices={"carrier": parts_holdout["carrier"].to_pylist(), "origin": parts_holdout["origin"].to_pylist()}, replicates=100, seed=seed,
     )  # fmt: skip
-    metrics = {name: found.value for name, found in result.metrics.items() if found.value is not None}
+    metrics = {
+        name: estimate.value for name, estimate in result.metrics.items() if estimate.value is not None
+    }
     bounds = {
-        f"{name}.{end}": getattr(found, end)
-        for name, found in result.metrics.items()
+        f"{name}.{end}": getattr(estimate, end)
+        for name, estimate in result.metrics.items()
         for end in ("low", "high")
     }
     context.used(f"dataset_version:{training.id}")
@@ -235,7 +237,7 @@ SPACES = {
         "learning_rate": Real(0.03, 0.12, log=True),
     },
 }
-# January's best first: another family takes over only when the first is shown to be worse, not on the noise of a few folds.
+# The best in January comes first: it is replaced only if it is shown to be worse than another, not by the noise of a few folds.
 # "curves" is tried only by name.
 PREFERRED = ["boosting", "forest", "logistic"]
 DEFAULTS = {
@@ -259,7 +261,7 @@ def estimator(family: str, params: dict[str, Any], seed: int) -> Any:
     texts = [len(NUMBERS) + i for i in range(len(TEXTS))]
     filled = SimpleImputer(strategy="median")
     if family in {"logistic", "curves"}:
-        # Bins, not slopes: a line through January's temperatures says nothing true about July's, a last bin stays bounded.
+        # Bins, not slopes: a line through January's temperatures does not extrapolate to July's; the last bin stays bounded.
         bins = make_pipeline(filled, KBinsDiscretizer(10, encode="onehot-dense", strategy="uniform"))
         smooth = make_pipeline(filled, StandardScaler(), PolynomialFeatures(2, include_bias=False))
         known = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
@@ -267,7 +269,7 @@ def estimator(family: str, params: dict[str, Any], seed: int) -> Any:
             [("n", bins if family == "logistic" else smooth, numbers), ("t", known, texts)]
         )
         return make_pipeline(inputs, LogisticRegression(max_iter=200, random_state=seed, **params))
-    # Trees split on carrier and origin; a hundred destinations as columns cost much and gave nothing (docs of the study).
+    # Trees split on carrier and origin; a hundred destinations as columns cost time and improved nothing.
     inputs = ColumnTransformer(
         [
             ("n", filled, numbers),
@@ -283,7 +285,7 @@ def estimator(family: str, params: dict[str, Any], seed: int) -> Any:
 
 
 def recency(moments: Any, half_life: int) -> Any:
-    """Weight of each row by its age in days (1 on average): how many flights are late shifts with the season. None: all alike."""
+    """Weight of each row by its age in days (1 on average), since the share of late flights changes with the season. None: all equal."""
     if half_life <= 0:
         return None
     weights = 0.5 ** ((moments.max() - moments) / (half_life * DAY_US))
@@ -291,13 +293,13 @@ def recency(moments: Any, half_life: int) -> Any:
 
 
 def fitted(family: str, params: Any, matrix: Any, y: Any, seed: int, weights: Any = None) -> Any:
-    """A fitted estimator. One thread: on a machine that also serves, threads that wait for one another cost more than they give."""
+    """A fitted estimator. One thread: on a machine that also serves, more threads wait for each other and gain nothing."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
         model = estimator(family, dict(params), seed)
-        given = {} if weights is None else {f"{model.steps[-1][0]}__sample_weight": weights}
-        return model.fit(matrix, y, **given)
+        options = {} if weights is None else {f"{model.steps[-1][0]}__sample_weight": weights}
+        return model.fit(matrix, y, **options)
 
 
 def features(rows: pa.Table) -> Any:
@@ -312,10 +314,12 @@ def features(rows: pa.Table) -> Any:
 
 
 def labels(rows: pa.Table) -> Any:
+    """The labels as 0 and 1."""
     return rows[LABEL].to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _micros(rows: pa.Table, column: str) -> Any:
+    """A column of times in microseconds."""
     return rows[column].cast(pa.int64()).to_numpy()
 
 
