@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mainspring.demo import report
+from mainspring.demo.account import Account
 from mainspring.records.events import EventKind
 
 if TYPE_CHECKING:
-    from mainspring.demo.story import Account
     from mainspring.workspace import Workspace
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mainspring.demo.account import Account
+from mainspring.demo.ending import collect_figures
 from mainspring.demo.processes import MemoryMeter, Process
 from mainspring.demo.progress import Progress
 from mainspring.demo.world import FAULTS, OPERATOR, YEAR, Faults, World
@@ -47,20 +49,6 @@ class Choices:
     """The port of the pages; 0 for any free one, None for 8700 if it is free."""
 
 
-@dataclass
-class Account:
-    """The counts of this process, which are compared with the workspace at the end."""
-
-    sent: int = 0
-    failed: int = 0
-    labels: int = 0
-    errors: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    label_rates: list[dict[str, str]] = field(default_factory=list)
-    refused: dict[str, Any] | None = None
-    versions: list[str] = field(default_factory=list)
-
-
 class Story:
     """One run of the demo."""
 
@@ -78,8 +66,6 @@ class Story:
 
     def run(self) -> dict[str, Any]:
         """Run the whole year; returns the figures of the last line."""
-        from mainspring.demo.ending import collect_figures
-
         started = time.monotonic()
         place = self._choices.directory
         make_project(place, without=self._choices.without)

@@ -17,10 +17,12 @@ from mainspring.storage.objects.pack import pack_key, read_table
 from mainspring.storage.objects.repair import check_blob
 
 if TYPE_CHECKING:
-    from mainspring.storage.objects.store import Objects
+    from mainspring.storage.objects.stored import StoredObjects
 
 
-def check(objects: Objects, roots: Iterable[str], *, read_data: bool, subset: tuple[int, int]) -> FsckReport:
+def check(
+    objects: StoredObjects, roots: Iterable[str], *, read_data: bool, subset: tuple[int, int]
+) -> FsckReport:
     """See :meth:`Objects.fsck`."""
     problems: list[FsckProblem] = [*_check_format(objects), *_check_index(objects)]
     sizes = {key.removeprefix("packs/"): size for key, size in objects.store.list("packs/")}
@@ -45,7 +47,7 @@ def check(objects: Objects, roots: Iterable[str], *, read_data: bool, subset: tu
     )
 
 
-def _check_index(objects: Objects) -> list[FsckProblem]:
+def _check_index(objects: StoredObjects) -> list[FsckProblem]:
     """Read every index file again from the store; the damaged ones are reported and left out."""
     problems, files, marked = [], [], set()
     for key, _ in sorted(objects.store.list("index/")):
@@ -63,7 +65,7 @@ def _check_index(objects: Objects) -> list[FsckProblem]:
     return problems
 
 
-def _check_packs(objects: Objects, known: dict[str, int], sizes: dict[str, int]) -> list[FsckProblem]:
+def _check_packs(objects: StoredObjects, known: dict[str, int], sizes: dict[str, int]) -> list[FsckProblem]:
     problems = []
     for name, size in sorted(known.items()):
         place = f"packs/{name}"
@@ -90,7 +92,7 @@ def _check_packs(objects: Objects, known: dict[str, int], sizes: dict[str, int])
     return problems
 
 
-def _check_reachable(objects: Objects, roots: Iterable[str]) -> list[FsckProblem]:
+def _check_reachable(objects: StoredObjects, roots: Iterable[str]) -> list[FsckProblem]:
     reached = mark(objects, roots)
     problems = []
     for digest, origin in sorted(reached.missing.items()):
@@ -127,7 +129,7 @@ def _check_reachable(objects: Objects, roots: Iterable[str]) -> list[FsckProblem
     return problems
 
 
-def _check_format(objects: Objects) -> list[FsckProblem]:
+def _check_format(objects: StoredObjects) -> list[FsckProblem]:
     """Problems of ``format.json`` and ``owner.json``, which are read again and compared with what was read at opening."""
     problems = []
     for key, read, expected in (
@@ -143,7 +145,7 @@ def _check_format(objects: Objects) -> list[FsckProblem]:
     return problems
 
 
-def _check_data(objects: Objects, packs: list[str]) -> tuple[list[FsckProblem], int]:
+def _check_data(objects: StoredObjects, packs: list[str]) -> tuple[list[FsckProblem], int]:
     """Every byte of the packs: header, blobs (also those that no index lists), table and end."""
     problems, total = [], 0
     by_pack: dict[str, dict[bytes, Entry]] = {}
@@ -174,7 +176,7 @@ def _check_data(objects: Objects, packs: list[str]) -> tuple[list[FsckProblem], 
     return problems, total
 
 
-def _find_damage(objects: Objects, raw: bytes, entry: Entry, data: bytes, *, indexed: bool) -> str:
+def _find_damage(objects: StoredObjects, raw: bytes, entry: Entry, data: bytes, *, indexed: bool) -> str:
     """What is wrong with a blob; empty for an intact one."""
     try:
         check_blob(raw, entry, data[entry.offset : entry.offset + entry.length])
@@ -203,7 +205,7 @@ def _compare_tables(indexed: dict[bytes, Entry], table: dict[bytes, Entry], plac
     ]
 
 
-def _add_owners(objects: Objects, problems: list[FsckProblem]) -> list[FsckProblem]:
+def _add_owners(objects: StoredObjects, problems: list[FsckProblem]) -> list[FsckProblem]:
     """The problems, each with the whole objects that a damaged blob belongs to: itself, or all chunked objects that contain it."""
     damaged = {p.subject for p in problems if p.kind == "corrupt" and not p.objects and len(p.subject) == 64}
     if not damaged:

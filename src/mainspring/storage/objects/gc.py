@@ -18,7 +18,7 @@ from mainspring.storage.objects.index import TREE, Entry, dump_index, join_entri
 from mainspring.storage.objects.pack import Pack, begun_s, pack_key, pack_size
 
 if TYPE_CHECKING:
-    from mainspring.storage.objects.store import Objects
+    from mainspring.storage.objects.stored import StoredObjects
 
 declare(
     "objects.gc.marked", "objects.gc.packs", "objects.gc.index", "objects.gc.old_index", "objects.gc.deleted"
@@ -39,7 +39,7 @@ class Reached:
     wrong_size: dict[str, str] = field(default_factory=dict)
 
 
-def mark(objects: Objects, roots: Iterable[str]) -> Reached:
+def mark(objects: StoredObjects, roots: Iterable[str]) -> Reached:
     """Follow trees and recipes from ``roots``. Damage never raises: it is recorded, and marking goes on (SAFETY O18)."""
     reached = Reached()
     pending: list[tuple[bytes, str, int | None]] = [
@@ -63,7 +63,7 @@ def mark(objects: Objects, roots: Iterable[str]) -> Reached:
     return reached
 
 
-def _list_references(objects: Objects, raw: bytes, entry: Entry) -> list[tuple[bytes, int]]:
+def _list_references(objects: StoredObjects, raw: bytes, entry: Entry) -> list[tuple[bytes, int]]:
     inner_blobs: list[tuple[bytes, int]] = []
     if entry.is_recipe:
         recipe = objects.recipe_as_stored(raw)
@@ -87,7 +87,7 @@ class _Plan:
 
 
 def collect(
-    objects: Objects,
+    objects: StoredObjects,
     roots: Iterable[str],
     *,
     dry_run: bool,
@@ -126,7 +126,7 @@ def collect(
 
 
 def _plan(
-    objects: Objects, reached: Reached, sizes: dict[str, int], *, young_after: float, min_live: float
+    objects: StoredObjects, reached: Reached, sizes: dict[str, int], *, young_after: float, min_live: float
 ) -> _Plan:
     rows: dict[bytes, Entry] = {}
     for raw, entry in objects.index:
@@ -161,7 +161,7 @@ def _plan(
 
 
 def _apply(
-    objects: Objects,
+    objects: StoredObjects,
     plan: _Plan,
     sizes: dict[str, int],
     old_files: list[str],
@@ -192,7 +192,7 @@ def _apply(
 
 
 def _rewrite_packs(
-    objects: Objects,
+    objects: StoredObjects,
     move: dict[bytes, Entry],
     rows: dict[bytes, Entry],
     sizes: dict[str, int],

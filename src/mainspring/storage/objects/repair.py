@@ -26,7 +26,7 @@ from mainspring.storage.objects.pack import Pack, pack_key, read_table, salvage_
 from mainspring.storage.objects.trees import MAX_TREE_BYTES, load_tree
 
 if TYPE_CHECKING:
-    from mainspring.storage.objects.store import Objects
+    from mainspring.storage.objects.stored import StoredObjects
 
 declare("objects.repair.packs", "objects.repair.index", "objects.repair.deleted")
 
@@ -39,7 +39,7 @@ def check_blob(raw: bytes, entry: Entry, data: bytes) -> None:
         raise Corrupt("its stored bytes have another digest", value=raw.hex())
 
 
-def repair(objects: Objects, *, check: Callable[[], None]) -> list[str]:
+def repair(objects: StoredObjects, *, check: Callable[[], None]) -> list[str]:
     """Repair index files and frames of packs; returns the keys that were damaged. ``check`` raises when the exclusive hold is lost.
 
     A damaged blob stays as it is: only another copy can replace it. Intact files are not changed.
@@ -77,7 +77,7 @@ def repair(objects: Objects, *, check: Callable[[], None]) -> list[str]:
     return sorted([*damaged, *(f"packs/{name}" for name in replaced)])
 
 
-def _read_intact_rows(objects: Objects) -> tuple[dict[bytes, Entry], list[str], list[str]]:
+def _read_intact_rows(objects: StoredObjects) -> tuple[dict[bytes, Entry], list[str], list[str]]:
     """The rows of the intact index files, the keys of the damaged ones, and the keys of all."""
     rows: dict[bytes, Entry] = {}
     damaged, files = [], []
@@ -94,7 +94,7 @@ def _read_intact_rows(objects: Objects) -> tuple[dict[bytes, Entry], list[str], 
 
 
 def _copy_blobs(
-    objects: Objects, broken: list[str], rows: dict[bytes, Entry], sizes: dict[str, int]
+    objects: StoredObjects, broken: list[str], rows: dict[bytes, Entry], sizes: dict[str, int]
 ) -> list[str]:
     """Copy the blobs of packs with a damaged frame into new packs, if all that the index lists are intact; returns the old packs."""
     done = []
@@ -127,7 +127,7 @@ def _salvage_rows(name: str, data: bytes) -> dict[bytes, Entry]:
         return {}
 
 
-def _flag_trees(objects: Objects, rows: dict[bytes, Entry], sizes: dict[str, int]) -> None:
+def _flag_trees(objects: StoredObjects, rows: dict[bytes, Entry], sizes: dict[str, int]) -> None:
     """Flag every object that can be read as a tree: a table may be older than the flag, and gc must follow all trees."""
     objects.use_index(Index([IndexFile("repaired", dump_index(rows, sizes))]))
     for raw, entry in list(rows.items()):

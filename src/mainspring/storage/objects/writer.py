@@ -31,7 +31,7 @@ from mainspring.storage.objects.pack import Pack, pack_key
 from mainspring.storage.objects.trees import dump_tree
 
 if TYPE_CHECKING:
-    from mainspring.storage.objects.store import Objects
+    from mainspring.storage.objects.stored import StoredObjects
 
 declare(
     "objects.add.looked_up", "objects.add.packed", "objects.flush.begin", "objects.flush.packs", "objects.flush.index",
@@ -47,7 +47,7 @@ _MERGE_SPREAD = 16
 class ObjectWriter:
     """Made by :meth:`Objects.writing`. Belongs to one thread. Memory: a few packs (32 MiB each)."""
 
-    def __init__(self, objects: Objects, *, check: Callable[[], None]) -> None:
+    def __init__(self, objects: StoredObjects, *, check: Callable[[], None]) -> None:
         self._objects = objects
         self._store = objects.store
         self._form = objects.form

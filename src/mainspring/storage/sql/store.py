@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from mainspring.errors import ConfigError, NotFound
+from mainspring.errors import NotFound
 
 Row = dict[str, Any]
 Value = str | int | float | bytes | None
@@ -159,37 +158,3 @@ class Store:
 
     def close(self) -> None:
         self.engine.close()
-
-
-def open_store(url: str, *, home: Path, lost: Callable[[], str | None] = lambda: None) -> Store:
-    """Open ``sqlite`` (a file in ``home``) or ``postgresql://...`` and bring its schema up to date.
-
-    If there is no database yet, ``lost`` returns the evidence that there was one (None: no evidence). With evidence, and for a
-    database file that is cut off or not a database, raises :class:`Corrupt` instead of creating a new one. Raises
-    :class:`ConfigError` for another URL.
-    """
-    from mainspring.storage.sql.migrations import migrate
-
-    engine: Engine
-    if url == "sqlite":
-        from mainspring.storage.sql.files import check_file
-        from mainspring.storage.sql.sqlite import SqliteEngine
-
-        check_file(home / "meta.db", lost)
-        engine = SqliteEngine(home / "meta.db", lock=home / "locks" / "write.lock")
-    elif url.startswith(("postgresql://", "postgres://")):
-        from mainspring.storage.sql.postgres import PostgresEngine
-
-        engine = PostgresEngine(url)
-    else:
-        raise ConfigError(
-            "unknown database",
-            value=url.rsplit("@", maxsplit=1)[-1],
-            next_step="Use 'sqlite' or 'postgresql://...'.",
-        )
-    try:
-        migrate(engine, lost)
-    except BaseException:
-        engine.close()
-        raise
-    return Store(engine)
