@@ -30,7 +30,8 @@ from mainspring.serving.core import Core
 from mainspring.serving.log import PredictionLog
 from mainspring.serving.metrics import MAX_SERIES, Metrics
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.table import LiveTable, Version, build
+from mainspring.serving.table import LiveTable, build
+from mainspring.serving.versions import Version
 from mainspring.storage.journal import JournalReader
 
 SIGNATURE = Signature(inputs=[Column(name="x0", type="float64")], task=Task.BINARY, classes=["no", "yes"])

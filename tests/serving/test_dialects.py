@@ -28,7 +28,8 @@ from mainspring.serving.lookup import find_deployment
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
 from mainspring.serving.protocol import Protocol
-from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget, Version, build
+from mainspring.serving.table import LiveDeployment, LiveTable, LiveTarget, build
+from mainspring.serving.versions import Version
 from mainspring.serving.wire import JSON, Headers, RawHeaders, Reply
 from mainspring.storage.journal import JournalReader
 

@@ -447,7 +447,7 @@ def test_a_model_is_warmed_up_with_a_row_it_knows(tmp_path: Path, example: bool)
     """Seen red with a row of empty text, and (packages from before) with a failure on a row that we made up taken for the model's."""
     import json
 
-    from mainspring.serving.table import open_version
+    from mainspring.serving.versions import open_version
 
     strict_about_words(tmp_path / "p")
     manifest = json.loads((tmp_path / "p" / "model.json").read_text())

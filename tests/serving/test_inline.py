@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mainspring.serving.hosting import _exchange
 from mainspring.serving.model_process import LENGTH
-from mainspring.serving.table import Version, open_version
+from mainspring.serving.versions import Version, open_version
 
 pytestmark = pytest.mark.timeout(900)
 

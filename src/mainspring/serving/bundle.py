@@ -26,7 +26,8 @@ from mainspring.records.serving import ROUTES_FILE, Deployment, RouteTable, tabl
 from mainspring.serving.hosting import Nursery
 from mainspring.serving.metrics import Metrics
 from mainspring.serving.options import ServeOptions
-from mainspring.serving.table import LiveTable, Version, build, load_version, packages_of
+from mainspring.serving.table import LiveTable, build, load_version, packages_of
+from mainspring.serving.versions import Version
 from mainspring.storage.failpoints import declare, failpoint
 
 declare("serving.load", "serving.switch")

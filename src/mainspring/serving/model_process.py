@@ -40,7 +40,6 @@ from mainspring.serving.seccomp import refuse_processes
 
 MAX_MESSAGE = 32 << 10
 LENGTH = struct.Struct("<I")
-BATCH = 64
 _PROBE_CPU_S = 3
 _FILES = 256
 
@@ -109,7 +108,7 @@ def _run_nursery(control: socket.socket, packages: Path, sandbox: str) -> None:
     # Threads of a parent do not exist after a fork: libraries must start none while they are imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import mainspring.serving.table  # noqa: F401 - so that keepers have it loaded after the fork
+    import mainspring.serving.versions  # noqa: F401 - so that keepers have it loaded after the fork
 
     code_places()  # cached for keepers, which cannot look for them once they are confined
     memory = _open_readonly("/proc/self/statm")
@@ -171,7 +170,7 @@ def _read_size(memory: int) -> int | None:
 def _run_keeper(
     control: socket.socket, folder: Path, sandbox: str, request: KeepRequest, size: int | None
 ) -> None:
-    from mainspring.serving.table import open_version
+    from mainspring.serving.versions import open_version
 
     control.send(b'{"event":"begun"}')
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

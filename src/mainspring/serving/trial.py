@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     folder = Path(argv[0])
     options = ServeOptions(bundle=str(folder.parent.parent))
     from mainspring.models import formats
-    from mainspring.serving.table import open_version
+    from mainspring.serving.versions import open_version
 
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
