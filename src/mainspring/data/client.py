@@ -16,6 +16,7 @@ from mainspring.operations import delegating
 from mainspring.records.base import Selector, to_json
 from mainspring.records.data import CheckRule, DatasetVersion
 from mainspring.records.reading import Reading, ReadReport
+from mainspring.streams import read_pieces
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +106,7 @@ class DataClient(_Operations):
             file = Path(folder) / "table.parquet"
             with open_source(source, reading, place=place) as read:
                 write_batches(file, read.schema, read.batches, place=place, reading=report_json)
-            version = self.operations.commit_table(body=_read_pieces(file), checks=checks or None, **common)
+            version = self.operations.commit_table(body=read_pieces(file), checks=checks or None, **common)
         # For content that was already there the record holds the report of its first reading; the caller needs that of this one.
         return replace(version, reading=report)
 
@@ -198,12 +199,6 @@ def _to_reading(reading: Reading | Mapping[str, Any] | None) -> Reading:
             place="reading",
             next_step=f"Its fields: {', '.join(Reading.__struct_fields__)}.",
         ) from None
-
-
-def _read_pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            yield piece
 
 
 def _list_plain_files(root: Path) -> Iterator[tuple[str, Path]]:

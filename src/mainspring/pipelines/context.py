@@ -24,6 +24,12 @@ MAX_REFERENCE = 2000
 _opener: Callable[..., Any] | None = None
 
 
+def import_named(name: str) -> Any:
+    """What ``module:name`` names: how this room reaches what is composed above it, without importing it."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 @dataclass
 class StepContext:
     """One execution of a step. ``run``, ``execution`` are ids, empty outside a pipeline; ``at`` is policy time (RFC 3339)."""
@@ -88,8 +94,7 @@ class StepContext:
         if self._workspace is None:
             opener = _opener
             if opener is None and self.workspace_opener is not None:
-                module, _, name = self.workspace_opener.partition(":")
-                opener = getattr(importlib.import_module(module), name)
+                opener = import_named(self.workspace_opener)
             if opener is None:
                 raise Unavailable(
                     "this step runs outside a workspace",

@@ -14,6 +14,7 @@ from mainspring.records.objects import ObjectRef
 from mainspring.records.pipelines import Artifact, StepJob
 from mainspring.storage.materialise import SafeFolder
 from mainspring.storage.objects.trees import load_tree
+from mainspring.streams import read_pieces
 
 if TYPE_CHECKING:
     from mainspring.lineage.uploads import Uploads
@@ -87,7 +88,7 @@ class SentObjects:
         self._retry = retry
 
     def put(self, source: Path, /, *, table: bool = False) -> ObjectRef:  # noqa: ARG002 - the server chunks every object in its own way
-        return self._retry(lambda: self._room.put(body=_read_pieces(source)))
+        return self._retry(lambda: self._room.put(body=read_pieces(source)))
 
     def tree(self, entries: dict[str, ObjectRef], /) -> ObjectRef:
         return self._retry(lambda: self._room.create_tree(files=entries))
@@ -136,9 +137,3 @@ def _fetch_artifact(artifact: Artifact, source: Source, own: Path, common: Path)
                 file.write(chunk)
         part.replace(target)
     return target
-
-
-def _read_pieces(path: Path) -> Iterable[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            yield piece

@@ -7,7 +7,6 @@ being recorded it returns a :class:`~mainspring.pipelines.graph.Handle` and noth
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -36,6 +35,10 @@ class StepOptions:
     paths: bool | tuple[str, ...] = True
 
 
+_READER = "mainspring.api:read_dataset"
+"""What reads a dataset from the nearest workspace, outside of a run."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A version of a dataset, to be read by a step: see :func:`dataset`."""
@@ -45,7 +48,7 @@ class Dataset:
 
     def read(self) -> Any:
         """The version's table (or, of a version of files, their folder), from the nearest workspace."""
-        from mainspring.pipelines.context import current
+        from mainspring.pipelines.context import current, import_named
 
         if current().execution:
             raise InvalidInput(
@@ -54,8 +57,7 @@ class Dataset:
                 place=current().step,
                 next_step="Write dataset(...) in the pipeline's body, as an argument of the step.",
             )
-        # Imported by name: a room does not import the layers above it.
-        return importlib.import_module("mainspring.api").read_dataset(self.name, self.version)
+        return import_named(_READER)(self.name, self.version)
 
 
 def dataset(name: str, version: str | int = "latest") -> Any:
