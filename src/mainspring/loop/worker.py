@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mainspring import config as configuration
 from mainspring.config import Config
@@ -23,12 +23,31 @@ from mainspring.records.models import ModelVersion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mainspring.rooms import Namespaces
+    from mainspring.data import DataClient
+    from mainspring.loop.operations import Loop
+    from mainspring.models import ModelsClient
+    from mainspring.pipelines import Pipelines
+    from mainspring.training import Training
 
     RunPipeline = Callable[[str, dict[str, Any]], str]
 
 
-def work(workspace: Namespaces, config: Config, job_id: str, run_pipeline: RunPipeline) -> Job:
+class WorkerRooms(Protocol):
+    """What a worker asks of a workspace, here or remote."""
+
+    @property
+    def loop(self) -> Loop: ...
+    @property
+    def models(self) -> ModelsClient: ...
+    @property
+    def pipelines(self) -> Pipelines: ...
+    @property
+    def training(self) -> Training: ...
+    @property
+    def data(self) -> DataClient: ...
+
+
+def work(workspace: WorkerRooms, config: Config, job_id: str, run_pipeline: RunPipeline) -> Job:
     """Do the job. ``run_pipeline(source, params)`` runs it and returns the run's id, raising if it failed.
 
     An error of the product, or a step that failed, becomes the job's result; it does not end this process.
@@ -50,7 +69,7 @@ def work(workspace: Namespaces, config: Config, job_id: str, run_pipeline: RunPi
 
 
 @contextlib.contextmanager
-def _heartbeat(workspace: Namespaces, job: Job, *, every_s: float = 10.0) -> Iterator[None]:
+def _heartbeat(workspace: WorkerRooms, job: Job, *, every_s: float = 10.0) -> Iterator[None]:
     """Send heartbeats from a thread until the block ends."""
     stop = threading.Event()
 
@@ -81,7 +100,7 @@ def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
     return {**policy.params, **job.params, "until": job.requested_at.isoformat()}
 
 
-def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
+def registered_by(workspace: WorkerRooms, model: str, run: str) -> ModelVersion:
     """The version of ``model`` that the run registered, or whose registration by an earlier run it took from the cache."""
     for version in workspace.models.list_versions(model=model, limit=50).items:
         if version.run == run:
@@ -99,7 +118,7 @@ def registered_by(workspace: Namespaces, model: str, run: str) -> ModelVersion:
     )
 
 
-def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) -> Verdict:
+def gate(workspace: WorkerRooms, policy: ModelPolicy, candidate: ModelVersion) -> Verdict:
     """Judge a registered version by the policy's gate on its hold-out, and record the verdict."""
     from mainspring.models.formats import load
 
@@ -140,7 +159,7 @@ def gate(workspace: Namespaces, policy: ModelPolicy, candidate: ModelVersion) ->
     )
 
 
-def _find_champion(workspace: Namespaces, candidate: ModelVersion) -> ModelVersion | None:
+def _find_champion(workspace: WorkerRooms, candidate: ModelVersion) -> ModelVersion | None:
     aliases = workspace.models.list_aliases(model=candidate.model)
     number = next((a.version for a in aliases if a.alias == CHAMPION), None)
     return (
