@@ -4,7 +4,7 @@ The most frequent categories are counted by name. The counts of dropped categori
 :data:`BUCKETS` buckets, so the counts by hash are exact however many categories there are and however the parts were merged.
 In addition, every category whose hash is among the smallest is counted individually: a *coordinated sample* (E. Cohen,
 H. Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007), which selects the same categories in every profile.
-Neither count depends on which categories happened to be frequent in one data set; therefore tests on them are unbiased.
+Neither count depends on which categories happened to be frequent in one dataset; therefore tests on them are unbiased.
 """
 
 from __future__ import annotations

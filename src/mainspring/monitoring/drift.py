@@ -123,7 +123,7 @@ def judge(
         )
     any_drift = any(c.verdict is Verdict.DRIFT for c in judged)
     if control is not None and smallest is not None:
-        # Only an alarm counts as a discovery: significance without a large enough effect earns no error budget.
+        # Only an alert counts as a discovery: significance without a large enough effect earns no error budget.
         control.test(smallest if any_drift else 1.0)
     verdict = (
         Verdict.DRIFT

@@ -327,7 +327,7 @@ class OnlineControl:
     """LORD++: grants each test of a stream its own level, so that false discoveries stay rare over all time.
 
     Before the first rejection the levels add up to less than ``alpha / 2``: the chance that a stream in which nothing
-    ever changes raises *any* alarm is below that, whatever the dependence between its tests. A rejection earns
+    ever changes raises *any* alert is below that, whatever the dependence between its tests. A rejection earns
     budget back. Only the newest 50 rejections are kept; forgetting older ones makes it stricter, never laxer.
     """
 

@@ -81,7 +81,7 @@ def save_package(
     tolerance: float | None,
     trust: TrustPolicy,
     metrics: Mapping[str, float] | None,
-    **provenance: Any,
+    **origin: Any,
 ) -> Package:
     """See :func:`mainspring.models.formats.save`."""
     if format not in {*names(), "auto"}:
@@ -98,7 +98,7 @@ def save_package(
     evidence = _collect_evidence(estimator, signature, sample, training, limit)
     known = known_values(estimator, signature, evidence.rows, evidence.reference, null_text)
     finite, not_finite = _split_metrics(metrics or {})
-    notes = dict(provenance.pop("notes") or {})
+    notes = dict(origin.pop("notes") or {})
     if not_finite:
         notes["metrics_not_finite"] = not_finite  # JSON has no NaN: noted as text rather than lost
     draft = Package(
@@ -111,7 +111,7 @@ def save_package(
         example=_example(evidence.rows, signature),
         null_text=null_text,
         known=known,
-        **provenance,
+        **origin,
     )
     package, payloads = _choose_form(estimator, draft, format, evidence, trust)
     write_package(folder, package, payloads)
