@@ -176,6 +176,9 @@ def test_t11_training_goes_on_without_a_server_and_nothing_is_lost(
     assert not list((tmp_path / "spool").iterdir())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*the store is not reachable:RuntimeWarning"
+)  # on a slow machine it tries often
 def test_a_spool_of_several_batches_is_stored_whole(tracking: Tracking, tmp_path: Path) -> None:
     """More points than one call takes, at once. Seen red with shipping going on behind the record that follows a full batch."""
     down = _Down(tracking)

@@ -53,7 +53,7 @@ class Experiments:
         """One experiment, by its name or by its id: pass one of them. Deleted ones are returned too (``deleted`` says so)."""
         if (name is None) == (id is None):
             raise InvalidInput(
-                "one of name and id is needed",
+                "an experiment is selected by its name or by its id",
                 place="name, id",
                 next_step="Pass one of them.",
             )
