@@ -470,5 +470,6 @@ def go(folder: str):
     ]  # fmt: skip
     assert ops.list_runs(limit=1).next is None
     assert sorted(operations_of(Pipelines)) == [
-        "begin_step", "cancel", "effects", "finish_step", "heartbeat", "log", "run", "runs", "steps", "waiting_steps", "why",
+        "begin_step", "cancel_run", "download_log", "explain_step", "finish_step", "get_effects", "get_run", "heartbeat_step",
+        "list_runs", "list_steps", "list_waiting_steps",
     ]  # fmt: skip

@@ -250,6 +250,7 @@ def _read_offer(tx: Reader | Writer, project: str, execution: str, *, lock: bool
 
 
 def _read_held_offer(tx: Writer, project: str, execution: str, token: str) -> _Offer:
+    """Lock and read the offer of an attempt; raises :class:`Fenced` if ``token`` is not its token (compared in constant time)."""
     offer = _read_offer(tx, project, execution, lock=True)
     if not offer.token or not secrets.compare_digest(offer.token.encode(), token.encode("utf-8", "replace")):
         raise _fenced(offer.execution)

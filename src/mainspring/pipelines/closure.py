@@ -201,6 +201,7 @@ class Closures:
         return False
 
     def _walk(self, file: Path, name: str, parts: dict[str, str]) -> None:
+        """Add the definition ``name`` of ``file`` and, transitively, everything that it refers to, to ``parts``."""
         seen: set[tuple[Path, str]] = set()
         waiting = [(file, name)]
         while waiting:
@@ -489,6 +490,7 @@ def _is_ours(decorator: ast.expr) -> bool:
 
 
 def _digest(statements: list[ast.stmt]) -> str:
+    """The digest of a definition: of its syntax tree without positions, so layout and comments do not matter."""
     return _hash("\n".join(ast.dump(s) for s in statements).encode())
 
 

@@ -158,6 +158,11 @@ class Drive:
     # --- one pass ------------------------------------------------------------------------------------------------------
 
     def _advance(self, ended: list[tuple[Attempt, Ended | Result]]) -> list[Attempt]:
+        """Store the outputs of ``ended``, then decide and commit in one transaction; returns the attempts to start.
+
+        Objects are put before the transaction that refers to them, and ``writing`` stays open until the commit, so that garbage
+        collection does not remove them in between.
+        """
         if not ended and self._schedule.is_idle():
             return []
         self._planner.generation += bool(ended)
@@ -212,6 +217,7 @@ class Drive:
         return starts
 
     def _take_cached(self, d: Decision, node: Node, judgement: Judgement, entry: StepExecution) -> None:
+        """Record that the step takes the result of an earlier execution, with references to its outputs."""
         self._schedule.mark_cached(node, Done(entry.shape, entry.outputs, entry.id), judgement.why.reason)
         if entry.run == self._run.id:
             return  # a resumed run has this execution already
@@ -236,6 +242,7 @@ class Drive:
         rows.record_reuse(d, self._base.project, execution, entry.cached_from or entry.id)
 
     def _begin_attempt(self, d: Decision, node: Node, judgement: Judgement) -> Attempt:
+        """Record an attempt as running (here) or waiting (for a worker); it is started after the commit."""
         is_here = self._launcher.is_here(node)
         self._schedule.mark_running(node, judgement.why.reason, elsewhere=not is_here)
         execution = rows.new_execution(
@@ -273,6 +280,7 @@ class Drive:
     # --- ending --------------------------------------------------------------------------------------------------------
 
     def _commit_outcome(self, d: Decision, outcome: Outcome) -> None:
+        """Commit the end of an attempt here, or read what was committed for one elsewhere."""
         attempt, node = outcome.attempt, outcome.attempt.node
         execution, project, result = attempt.execution, self._base.project, outcome.result
         if result is None:

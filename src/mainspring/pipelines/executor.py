@@ -224,6 +224,7 @@ class LocalProcesses:
 
 
 def _drain_pipe(running: _Running, *, once: bool = False) -> None:
+    """Move the step's output from the pipe to its log; with ``once`` one read only, so that one step cannot hold up the others."""
     while running.pipe >= 0:
         try:
             data = os.read(running.pipe, _READ)

@@ -139,6 +139,7 @@ class Forkserver:
         self._children[pid] = _Child(number, pid)
 
     def _become_step(self, parent: int, run: str, log: int) -> None:
+        """In the new child: reset signals, leave the server's session, and redirect output to the log."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)

@@ -242,6 +242,7 @@ class Planner:
         return sorted(n for n in wanted if step.paths is True or n in (step.paths or []))
 
     def _current_fingerprints(self, step: GraphStep) -> dict[str, Fingerprint]:
+        """Fingerprints of this generation; read now, inside the transaction, if :meth:`read_fingerprints` was not called."""
         generation, fingerprints = self._fingerprints.get(step.name, (-1, {}))
         if generation != self.generation:
             self.read_fingerprints([step])
@@ -352,6 +353,7 @@ class Planner:
         return Judgement(ingredients, inputs, why, entry if hit else None, bad)
 
     def _is_usable(self, artifact: Artifact, verified: set[str]) -> bool:
+        """Whether the bytes of an artifact are there; up to :data:`VERIFY_BYTES` they are read, which checks their digest."""
         if artifact.digest in verified:
             return True
         objects = self._base.objects
@@ -420,21 +422,25 @@ def _read_defaults(function: Callable[..., object]) -> dict[str, object]:
 
 
 def _refers(argument: Argument) -> bool:
+    """Whether the argument refers to artifacts, itself or in its items."""
     return argument.kind in {"output", "path", "dataset", "list", "dict"}
 
 
 def _walk_argument(argument: Argument) -> Iterator[Argument]:
+    """The argument and everything nested in it."""
     yield argument
     for item in argument.items:
         yield from _walk_argument(item)
 
 
 def _list_arguments(step: GraphStep) -> Iterator[Argument]:
+    """All arguments of a step, nested ones included."""
     for argument in step.arguments.values():
         yield from _walk_argument(argument)
 
 
 def _resolve_artifacts(argument: Argument, done: Mapping[str, Done]) -> list[Artifact]:
+    """The artifacts that an argument refers to, given the results of the steps and sources that are done."""
     if argument.kind in {"output", "path", "dataset"}:
         artifacts: Sequence[Artifact] = done[source_key(argument)].outputs
         wanted = argument.output if argument.kind == "output" else None

@@ -121,6 +121,7 @@ class Schedule:
         self.add_event("cached", node, reason)
 
     def mark_running(self, node: Node, reason: str, *, elsewhere: bool) -> None:
+        """An attempt begins: here, or as an offer that waits for a worker."""
         node.attempt += 1
         node.phase = "running"
         self._running += 1
@@ -129,10 +130,12 @@ class Schedule:
         )
 
     def mark_skipped(self, node: Node, cause: str) -> None:
+        """The step never runs, because the step ``cause`` has no result."""
         node.phase = "skipped"
         self.add_event("skipped", node, f"{cause} has no result")
 
     def mark_finished(self, node: Node, result: Done, seconds: float) -> None:
+        """An attempt finished after ``seconds``."""
         node.phase = "done"
         self._running -= 1
         self.done[node.step.name] = result
