@@ -172,7 +172,7 @@ def test_o08_a_workspace_without_objects_knows_its_database_too(tmp_path: Path) 
 
 
 def test_o08_the_database_of_another_workspace_is_named(root: Path) -> None:
-    """Database and objects both come from another place. Seen red without the refusal in ``_sign``."""
+    """Database and objects both come from another place. Seen red without the refusal in ``_record_database``."""
     make(root.parent / "other")
     shutil.copy(root.parent / "other" / META, root / META)
     shutil.rmtree(root / OBJECTS)
