@@ -33,7 +33,7 @@ def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
     script = tmp_path / "snippets.py"
     script.write_text("\n\n".join(_fences(page, "python")))
     done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
 
