@@ -146,7 +146,7 @@ def test_duckdb_draws_no_progress_bar() -> None:
     from mainspring.data.engines.duckdb import open_duckdb
 
     with open_duckdb() as engine:
-        assert engine._all("SELECT current_setting('enable_progress_bar')") == [(False,)]
+        assert engine._fetch_all("SELECT current_setting('enable_progress_bar')") == [(False,)]
 
 
 def test_what_fits_nowhere_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
