@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mainspring.clock import ManualClock
 from mainspring.lineage import Foundation, Ledger
 from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
+
+# A slow machine is not a broken test: what takes long under load is neither a missed deadline nor a bad strategy.
+settings.register_profile("load", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("load")
+
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -83,6 +84,22 @@ def test_the_glossary_defines_every_term() -> None:
         for w in re.split(r",|\(|\)", row)
     }
     assert {t.strip() for t in TERMS.replace("\n", " ").split(",")} - defined == set()
+
+
+def test_the_walks_name_places_that_exist() -> None:
+    """docs/design/walks.md leads through the code by file and function."""
+    places = re.findall(r"`(src/[\w/]+\.py): ([\w.]+)`", (ROOT / "docs" / "design" / "walks.md").read_text())
+    assert len(places) > 20
+    for file, name in places:
+        scope: list[ast.stmt] = ast.parse((ROOT / file).read_text()).body
+        for part in name.split("."):
+            named = [
+                n
+                for n in scope
+                if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and n.name == part
+            ]
+            assert named, f"{file}: {name}"
+            scope = named[0].body
 
 
 def test_reference_pages_are_current() -> None:

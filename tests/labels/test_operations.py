@@ -67,7 +67,11 @@ def test_m02_identical_labels_count_once_and_conflicting_ones_are_revisions(benc
     assert bench.labels.get_stats(deployment="delay").revised == 1
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=20), st.integers(1, 7))
 def test_m02_any_sequence_of_batches_counts_each_content_once(
     make_bench: Any, events: list[tuple[int, int]], size: int

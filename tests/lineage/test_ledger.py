@@ -148,7 +148,11 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), json_values, max_size=4))
 def test_an_honest_event_never_fails_verification(ledger: Ledger, data: dict[str, Any]) -> None:
     """Whatever JSON makes of NaN, -0.0, 1e22, big integers and signs from everywhere."""

@@ -82,7 +82,11 @@ def test_a_batch_is_stored_once(tracking: Tracking) -> None:
     assert tracking.get_metric_history(run=run, key="x").total == 10
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     numbers=st.lists(
         st.tuples(

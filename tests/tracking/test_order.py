@@ -116,7 +116,11 @@ def paged(both: Tracking, limit: int, **query: Any) -> list[str]:
         assert len(page.items) == limit
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     keys=st.lists(_keys, min_size=1, max_size=4, unique_by=lambda k: k[0]),
     limit=st.sampled_from([1, 4, 7]),
@@ -214,7 +218,11 @@ def test_a_page_mark_is_checked_before_the_database_sees_it(both: Tracking, bad:
         both.search_runs(order_by=_ORDER, after=bad)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     values=st.lists(
         st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)), max_size=4

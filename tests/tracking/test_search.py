@@ -145,7 +145,11 @@ _filters = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(text=_filters, few=st.sampled_from([-1, 500]))
 @example(text="metrics.m != 0", few=500)
 @example(text="params.p LIKE 'a*b?[c]'", few=500)
