@@ -19,9 +19,11 @@ from mainspring.records.models import ModelVersion
 from mainspring.records.serving import Deployment
 
 if TYPE_CHECKING:
+    from mainspring.remote import RemoteWorkspace
     from mainspring.rooms import Namespaces
     from mainspring.training.automl.board import TrainedVersion
     from mainspring.training.automl.rungs import OnProgress
+    from mainspring.workspace import Workspace
 
 _TAKEN_UP_S = 5.0
 
@@ -140,7 +142,7 @@ def _settings() -> Settings:
     return settings
 
 
-def _opened() -> Namespaces:
+def _opened() -> Workspace | RemoteWorkspace:
     from mainspring.api import open as opened
 
     return opened()

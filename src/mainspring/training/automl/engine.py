@@ -231,12 +231,8 @@ class _Work:
         raise last
 
     def _register(self, candidate: Candidate) -> ModelVersion:
-        problem, settings = self._problem, {}
+        problem = self._problem
         estimator = self._estimator(candidate)
-        settings = {
-            "target": problem.target, "task": problem.task, "metric": self._metric.name, "time": problem.time, "group": problem.group,
-            "seed": self._seed,
-        }  # fmt: skip
         text = script_of(
             estimator,
             run=self._run.id,
@@ -245,8 +241,11 @@ class _Work:
             training=self._training,
             holdout=self._holdout,
             lists={"NUMBERS": list(problem.numbers), "TEXTS": list(problem.texts)},
-            settings={k.upper(): str(v) if k == "task" else v for k, v in settings.items()},
-        )
+            settings={
+                "TARGET": problem.target, "TASK": problem.task.value, "METRIC": self._metric.name, "TIME": problem.time,
+                "GROUP": problem.group, "SEED": self._seed,
+            },
+        )  # fmt: skip
         version = fit_and_register(
             self._workspace,
             self._run,
@@ -255,8 +254,13 @@ class _Work:
             training=self._training,
             holdout=self._holdout,
             inputs=problem.inputs,
+            target=problem.target,
+            task=problem.task,
+            metric=self._metric.name,
+            time=problem.time,
+            group=problem.group,
             tags={"family": candidate.family, "candidate": candidate.name},
-            **settings,
+            seed=self._seed,
         )
         self._run.log_artifact(text.encode(), "train.py")
         return version

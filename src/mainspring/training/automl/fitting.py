@@ -28,14 +28,16 @@ def scores_of(estimator: Any, inputs: pa.Table, task: Task, classes: Any) -> Flo
     found = np.asarray(estimator.predict_proba(inputs), dtype=np.float64)
     wide = np.zeros((inputs.num_rows, len(classes)))
     wide[:, np.searchsorted(classes, estimator.classes_)] = found
-    return np.ascontiguousarray(wide[:, 1]) if task is Task.BINARY else wide
+    positive: Floats = np.ascontiguousarray(wide[:, 1])
+    return positive if task is Task.BINARY else wide
 
 
 def truth_of(labels: Any, task: Task, classes: Any) -> Floats:
     """Labels as metrics take them: numbers, or positions in ``classes``."""
     if task is Task.REGRESSION:
         return np.asarray(labels, dtype=np.float64)
-    return np.searchsorted(classes, labels).astype(np.float64)
+    positions: Floats = np.searchsorted(classes, labels).astype(np.float64)
+    return positions
 
 
 def classes_of(labels: Any, task: Task) -> Any:

@@ -107,7 +107,8 @@ def thinned(rows: Rows, most: int, seed: int) -> Rows:
     """The rows, or ``most`` of them drawn evenly, in their order."""
     if len(rows) <= most:
         return rows
-    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
+    drawn: Rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
+    return drawn
 
 
 def bounded(folds: list[tuple[Rows, Rows]], seed: int) -> list[tuple[Rows, Rows]]:
@@ -117,7 +118,8 @@ def bounded(folds: list[tuple[Rows, Rows]], seed: int) -> list[tuple[Rows, Rows]
 
 def _ranks(times: Any) -> Rows:
     """For each row, how many are strictly older: folds then hold equal numbers of rows, however rows lie in time."""
-    return np.searchsorted(np.sort(times), times, side="left").astype(np.int64)
+    older: Rows = np.searchsorted(np.sort(times), times, side="left").astype(np.int64)
+    return older
 
 
 def _codes(column: Any) -> Any:

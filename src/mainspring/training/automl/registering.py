@@ -144,7 +144,7 @@ def _evaluated(
 
 def _numbers(result: Evaluation) -> dict[str, float]:
     """The metrics and the ends of their intervals, where there are any."""
-    found = {}
+    found: dict[str, float] = {}
     for name, interval in result.metrics.items():
         ends = {name: interval.value, f"{name}.low": interval.low, f"{name}.high": interval.high}
         found |= {k: float(v) for k, v in ends.items() if v is not None and np.isfinite(v)}
