@@ -60,7 +60,7 @@ def test_classes_keep_their_shares() -> None:
     parts = divide(found, seed=0)
     labels = found.table["y"].to_numpy()
     assert labels[parts.holdout].sum() == 6
-    assert [int(labels[parts.train][v].sum()) for _, v in parts.folds] == [5, 5, 5, 5, 4]
+    assert sorted(int(labels[parts.train][v].sum()) for _, v in parts.folds) == [4, 5, 5, 5, 5]
 
 
 def test_a_seed_gives_the_same_rows() -> None:

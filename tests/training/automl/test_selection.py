@@ -26,19 +26,16 @@ def chosen(truth: Any, scores: dict[tuple[str, str], Any]) -> Selection:
 
 
 def test_the_best_of_many_that_guess_is_not_taken_for_a_model() -> None:
-    """24 candidates that know nothing, 200 times: at most one search in twenty may find something.
-
-    Seen red with the level not divided by the number of candidates: a third of the searches found something.
-    """
+    """12 candidates that know nothing, 80 times: at most one search in twenty may find something."""
     rng = np.random.default_rng(0)
     found = 0
-    for _ in range(200):
-        truth = (rng.random(200) < 0.4).astype(float)
-        scores: dict[tuple[str, str], Any] = {("dummy", "dummy"): np.full(200, 0.4)}
-        for n in range(24):
-            scores[f"linear-{n}", "linear"] = np.clip(0.4 + 0.005 * rng.normal(size=200), 0.01, 0.99)
+    for _ in range(80):
+        truth = (rng.random(150) < 0.4).astype(float)
+        scores: dict[tuple[str, str], Any] = {("dummy", "dummy"): np.full(150, 0.4)}
+        for n in range(12):
+            scores[f"linear-{n}", "linear"] = np.clip(0.4 + 0.005 * rng.normal(size=150), 0.01, 0.99)
         found += bool(chosen(truth, scores).ranked)
-    assert found <= 17  # 10 are expected at the limit; 17 or more then come about in 2 of 100 cases
+    assert found <= 9  # 4 are expected at the limit; 10 or more then come about in 1 of 100 cases
 
 
 def _world(noises: dict[tuple[str, str], float]) -> tuple[Any, dict[tuple[str, str], Any]]:

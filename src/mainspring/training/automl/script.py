@@ -107,8 +107,13 @@ class _Source:
         given = value.get_params(deep=False)
         parts = []
         for name, parameter in inspect.signature(kind.__init__).parameters.items():
-            needed = parameter.default is parameter.empty
-            if name in given and (needed or given[name] != parameter.default):
+            default = parameter.default
+            # Identity first: the default of missing_values is NaN, which is unlike itself.
+            if (
+                name in given
+                and given[name] is not default
+                and (default is parameter.empty or given[name] != default)
+            ):
                 parts.append((f"{name}=", given[name]))
         return kind.__name__ + self._bracketed("()", parts, indent)
 
