@@ -121,7 +121,7 @@ def test_all_that_the_long_way_records(
     again = workspace.models.get_version("churn", "latest")
     assert again.version == found.version + 1
     assert again.metrics == found.metrics
-    rows = held.select([c.name for c in found.signature.inputs])
+    rows = {c.name: held[c.name].to_pylist() for c in found.signature.inputs}
     first, second = (workspace.models.load("churn", v).predict(rows) for v in (found.version, again.version))
     assert np.array_equal(first, second)
     strange = {c.name: [None] if c.nullable else [3.0] for c in found.signature.inputs} | {
