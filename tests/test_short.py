@@ -122,6 +122,7 @@ def test_the_checks_of_the_policy_hold(project: Path, wine: Any) -> None:
 
 
 def test_without_a_server_the_command_that_starts_it_is_named(project: Path, trained: Any) -> None:
+    """Seen red while the room of the same name, once loaded, took the place of ``ms.deploy``."""
     deployed = ms.deploy(trained)
     assert deployed.answers is False
     assert deployed.says.endswith("Start it: mainspring up")

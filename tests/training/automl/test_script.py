@@ -34,6 +34,7 @@ def _script(candidate: Candidate, task: Task) -> tuple[Any, str]:
 @pytest.mark.parametrize("task", [Task.BINARY, Task.REGRESSION])
 @pytest.mark.parametrize("candidate", propose(10, seed=1), ids=lambda c: c.name)
 def test_the_script_makes_the_same_estimator(candidate: Candidate, task: Task) -> None:
+    """Seen red while NaN, the default of ``missing_values``, was written into the script as a name."""
     made, text = _script(candidate, task)
     there: dict[str, Any] = {"__name__": "script"}
     exec(compile(text, "train.py", "exec"), there)

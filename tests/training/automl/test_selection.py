@@ -26,7 +26,10 @@ def chosen(truth: Any, scores: dict[tuple[str, str], Any]) -> Selection:
 
 
 def test_the_best_of_many_that_guess_is_not_taken_for_a_model() -> None:
-    """12 candidates that know nothing, 80 times: at most one search in twenty may find something."""
+    """12 candidates that know nothing, 80 times: at most one search in twenty may find something.
+
+    Seen red with the level not divided by the number of candidates: 34 of 80 searches found something.
+    """
     rng = np.random.default_rng(0)
     found = 0
     for _ in range(80):
