@@ -15,21 +15,27 @@ if TYPE_CHECKING:
     from mainspring.errors import MainspringError
     from mainspring.pipelines.context import current
     from mainspring.pipelines.step import dataset, pipeline, step
+    from mainspring.short import commit, deploy, train
     from mainspring.workspace import Workspace
 
 __version__ = "0.1.0"
 
-__all__ = ["MainspringError", "Workspace", "current", "dataset", "open", "pipeline", "start_run", "step"]
+__all__ = [
+    "MainspringError", "Workspace", "commit", "current", "dataset", "deploy", "open", "pipeline", "start_run", "step", "train",
+]  # fmt: skip
 
 _WHERE = {
     "MainspringError": "mainspring.errors",
     "Workspace": "mainspring.workspace",
+    "commit": "mainspring.short",
     "current": "mainspring.pipelines.context",
     "dataset": "mainspring.pipelines.step",
+    "deploy": "mainspring.short",
     "open": "mainspring.api",
     "pipeline": "mainspring.pipelines.step",
     "start_run": "mainspring.api",
     "step": "mainspring.pipelines.step",
+    "train": "mainspring.short",
 }
 
 

@@ -8,6 +8,7 @@ The same code appears in Python (``error.code``), in HTTP (``{"error": {"code": 
     │   ├── ConfigError         422  ... in mainspring.toml
     │   ├── UnsafeFormat        422  a payload that would run code when loaded
     │   ├── CheckFailed         422  data broke its declared rules
+    │   ├── NothingPredicts     422  no model leads the dummy beyond noise
     │   ├── TooManyRows         422  more rows than one request may have
     │   ├── Malformed           400  a body that is not the JSON it should be
     │   ├── BadRequest          400  headers, host, framing
@@ -107,6 +108,12 @@ class UnsafeFormat(InvalidInput):
 
 class CheckFailed(InvalidInput):
     code = "check_failed"
+
+
+class NothingPredicts(InvalidInput):
+    code = "nothing_predicts"
+    leaderboard: Any = None
+    """What was tried (``training.automl.board.Leaderboard``), where the search ran."""
 
 
 class TooManyRows(InvalidInput):

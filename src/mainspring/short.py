@@ -1,0 +1,226 @@
+"""``ms.commit``, ``ms.train``, ``ms.deploy``: from rows to a served model in three lines, in the nearest project.
+
+Each is what the rooms offer, with the usual choices made; a workspace on a server (``MAINSPRING_URL``) is as good as one here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time as clocks
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mainspring import config as configuration
+from mainspring.config import Settings
+from mainspring.errors import Conflict, InvalidInput, NotFound
+from mainspring.records.base import Record
+from mainspring.records.data import DatasetVersion
+from mainspring.records.models import ModelVersion
+from mainspring.records.serving import Deployment
+
+if TYPE_CHECKING:
+    from mainspring.remote import RemoteWorkspace
+    from mainspring.rooms import Namespaces
+    from mainspring.training.automl.board import TrainedVersion
+    from mainspring.training.automl.rungs import OnProgress
+    from mainspring.workspace import Workspace
+
+_TAKEN_UP_S = 5.0
+
+
+class Deployed(Record, frozen=True, kw_only=True):
+    """What :func:`deploy` did. ``answers``: whether an inference server answers with this version now; None: not known from here."""
+
+    deployment: Deployment
+    model: str
+    version: int
+    answers: bool | None
+    address: str
+    says: str
+    """The same in words, with the command that comes next."""
+
+
+def commit(name: str, source: Any, **options: Any) -> DatasetVersion:
+    """Make a version of the dataset ``name`` from a frame, a list of dicts, a dict of columns or a path.
+
+    Checks and reading of ``[data.<name>]`` in ``mainspring.toml`` hold. Options are those of ``workspace.data.commit``.
+    """
+    settings = _settings()
+    policy = settings.config.data.get(name)
+    if policy is not None:
+        options = {"checks": policy.checks, "reading": policy.reading} | options
+    with _opened() as workspace:
+        return workspace.data.commit(name, source, **options)
+
+
+def train(
+    dataset: DatasetVersion | str,
+    *,
+    target: str,
+    time: str | None = None,
+    group: str | None = None,
+    task: str | None = None,
+    metric: str | None = None,
+    budget: str | float = "60s",
+    name: str | None = None,
+    seed: int = 0,
+    keep: Sequence[str] = (),
+    max_trials: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> TrainedVersion:
+    """Search for a model that predicts the column ``target`` and register the chosen one; it is returned with its leaderboard.
+
+    ``dataset``: a version, or a name (``"churn"``, ``"churn@3"``). ``time`` names a column by which the newest rows are held out,
+    ``group`` one whose groups are held out as a whole; without both, rows are held out at random. ``keep``: columns to use
+    although they look like identifiers, or give the target away. ``budget`` is a length of time for all of it; a search
+    that ends within it (``max_trials`` candidates, 24 by default) gives the same for the same ``seed``. ``name`` is the
+    model's, by default the dataset's. Raises :class:`~mainspring.errors.NothingPredicts` where no model leads the dummy beyond noise.
+    """
+    from mainspring.training.automl import engine
+
+    _settings()
+    with _opened() as workspace:
+        return engine.train(
+            workspace,
+            _version_of(workspace, dataset),
+            target=target,
+            time=time,
+            group=group,
+            task=task,
+            metric=metric,
+            budget=budget,
+            name=name,
+            seed=seed,
+            keep=keep,
+            max_trials=max_trials,
+            on_progress=on_progress,
+        )
+
+
+def deploy(
+    version: ModelVersion | str, *, name: str | None = None, reason: str = "deployed from Python"
+) -> Deployed:
+    """Let a model version answer under ``name``, by default the model's own; then it is the model's champion, too.
+
+    ``version``: what :func:`train` returned, or a name (``"churn"``, ``"churn@3"``). A gate of ``[model.<name>]`` in
+    ``mainspring.toml`` judges it first, if none has; a version that a gate or a person refused is refused here (Conflict).
+    What is returned, and a line on a terminal, says whether a server answers now and which command starts one.
+    """
+    settings = _settings()
+    with _opened() as workspace:
+        found = _model_of(workspace, version)
+        _pass_gate(workspace, settings, found)
+        if name is None or name == found.model:
+            workspace.models.set_alias(found.model, "champion", version=found.version, reason=reason)
+        elif objections := workspace.models.list_objections(found.model, found.version):
+            raise Conflict(
+                f"this version may not be deployed: {'; '.join(objections)}",
+                value=f"{found.model}@{found.version}",
+                next_step="Choose another version.",
+            )
+        made = workspace.deploy.deploy(
+            name or found.model, model=found.model, version=found.version, reason=reason
+        )
+    result = _said(settings, made, found)
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{result.says}\n")
+    return result
+
+
+# --- finding things --------------------------------------------------------------------------------------------------
+
+
+def _settings() -> Settings:
+    """Of the nearest project, or of a server that the environment names. Raises :class:`NotFound` where there is neither."""
+    settings = configuration.load()
+    if settings.url is None and not {"config", "home"} & set(settings.origins):
+        raise NotFound(
+            "there is no project here",
+            value=str(settings.root),
+            next_step="Type 'mainspring init NAME' and go into the directory NAME, or write a mainspring.toml here.",
+        )
+    return settings
+
+
+def _opened() -> Workspace | RemoteWorkspace:
+    from mainspring.api import open as opened
+
+    return opened()
+
+
+def _version_of(workspace: Namespaces, dataset: DatasetVersion | str) -> DatasetVersion:
+    if isinstance(dataset, DatasetVersion):
+        return dataset
+    name, _, selector = _name(dataset, "a dataset version, as ms.commit returns it").partition("@")
+    return workspace.data.get_version(name, selector or "latest")
+
+
+def _model_of(workspace: Namespaces, version: ModelVersion | str) -> ModelVersion:
+    if isinstance(version, ModelVersion):
+        return version
+    name, _, selector = _name(version, "a model version, as ms.train returns it").partition("@")
+    return workspace.models.get_version(name, selector or "latest")
+
+
+def _name(given: object, wanted: str) -> str:
+    if not isinstance(given, str):
+        raise InvalidInput(f"this is not {wanted}", value=type(given).__name__, next_step="Or give its name.")
+    return given
+
+
+def _pass_gate(workspace: Namespaces, settings: Settings, version: ModelVersion) -> None:
+    policy = settings.config.model.get(version.model)
+    if policy is None or not policy.gate or version.holdout is None:
+        return
+    if not workspace.loop.list_verdicts(version.model, version.version, limit=1):
+        from mainspring.loop.worker import gate
+
+        gate(workspace, policy, version)
+
+
+# --- whether it is served --------------------------------------------------------------------------------------------
+
+
+def _said(settings: Settings, deployment: Deployment, version: ModelVersion) -> Deployed:
+    which = f"{version.model} version {version.version} is deployed as {deployment.name!r}"
+    if settings.url is not None:
+        says = f"{which}; the inference server beside {settings.url} takes it up within seconds."
+        answers, address = None, ""
+    else:
+        address = f"http://{settings.config.serving.host}:{settings.config.serving.port}"
+        answers = _answers(address, deployment.name, version.version)
+        if answers:
+            says = f"{which} and answers at {address}. Ask it: mainspring predict {deployment.name} --file rows.csv"
+        elif answers is None:
+            says = (
+                f"{which}; the server at {address} does not answer with it, it may be another project's. Start this one's: mainspring up"
+            )  # fmt: skip
+        else:
+            says = f"{which}; no server answers at {address}. Start it: mainspring up"
+    return Deployed(
+        deployment=deployment,
+        model=version.model,
+        version=version.version,
+        answers=answers,
+        address=address,
+        says=says,
+    )
+
+
+def _answers(address: str, deployment: str, version: int) -> bool | None:
+    """Whether the server there answers with this version; it is given some seconds to take it up. None: another one answers."""
+    import httpx2
+
+    end = clocks.monotonic() + _TAKEN_UP_S
+    with httpx2.Client(base_url=address, trust_env=False, timeout=2.0) as client:
+        try:
+            client.get("/v2/health/live")
+            while True:
+                answer = client.get(f"/v2/models/{deployment}")
+                if answer.status_code == 200 and str(version) in answer.json().get("versions", []):
+                    return True
+                if clocks.monotonic() >= end:
+                    return None
+                clocks.sleep(0.1)
+        except (httpx2.HTTPError, ValueError):
+            return False

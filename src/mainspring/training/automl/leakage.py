@@ -1,0 +1,83 @@
+"""Columns that give the target away by themselves: a code of the outcome, a copy of it in another unit, a gap where it is true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from mainspring.metrics.metric import Floats
+from mainspring.records.models import Task
+from mainspring.training.automl.parts import thinned
+from mainspring.training.splits import Rows
+
+CLASSES_EXPLAINED = 0.99
+NUMBERS_EXPLAINED = 0.999
+_RANKS = 0.9995
+_LEAST_ERRORS = 10
+_ROWS = 5_000
+_FOLDS = 3
+
+
+def leaking(
+    inputs: pa.Table, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, *, seed: int
+) -> dict[str, str]:
+    """For each column that alone predicts nearly all of the target on rows that a small tree had not seen: how much."""
+    found = {}
+    used = [(thinned(t, _ROWS, seed), thinned(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
+    for name in inputs.column_names:
+        values = _as_numbers(inputs[name])
+        share = _explained(values, truth, used, task, seed)
+        if share is not None:
+            found[name] = f"it gives the target away: alone it explains {share:.2%} of it"
+    return found
+
+
+def _explained(
+    values: Floats, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, seed: int
+) -> float | None:
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    numbers = task is Task.REGRESSION
+    if numbers and (rank := _rank_correlation(values, truth)) is not None and rank >= _RANKS:
+        return rank
+    wrong = usual = 0.0
+    for train, validation in folds:
+        if numbers:
+            tree = DecisionTreeRegressor(random_state=seed)
+            usual += float(((truth[validation] - truth[train].mean()) ** 2).sum())
+        else:
+            tree = DecisionTreeClassifier(min_samples_leaf=2, random_state=seed)
+            usual += float((truth[validation] != np.bincount(truth[train].astype(int)).argmax()).sum())
+        said = tree.fit(values[train][:, None], truth[train]).predict(values[validation][:, None])
+        wrong += float(
+            ((truth[validation] - said) ** 2).sum() if numbers else (truth[validation] != said).sum()
+        )
+    if usual <= 0 or (not numbers and usual < _LEAST_ERRORS):
+        return None
+    share = 1.0 - wrong / usual
+    return share if share >= (NUMBERS_EXPLAINED if numbers else CLASSES_EXPLAINED) else None
+
+
+def _rank_correlation(values: Floats, truth: Floats) -> float | None:
+    """Of the rows that have a value, if they are at least half: whatever rises or falls with the target, in any unit."""
+    from scipy.stats import rankdata
+
+    there = np.isfinite(values)
+    if there.sum() < max(len(values) / 2, 3):
+        return None
+    first, second = rankdata(values[there]), rankdata(truth[there])
+    if first.std() == 0 or second.std() == 0:
+        return None
+    return abs(float(np.corrcoef(first, second)[0, 1]))
+
+
+def _as_numbers(column: Any) -> Floats:
+    """Numbers as they are, texts as the number of their value; a null is NaN, which a tree takes as a value of its own."""
+    if pt.is_string(column.type):
+        codes = column.combine_chunks().dictionary_encode()
+        codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+        return np.asarray(codes.indices.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
