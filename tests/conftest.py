@@ -21,7 +21,9 @@ from mainspring.storage.leases import Leases
 from mainspring.storage.sql import Store, open_store
 
 # A slow machine is not a broken test: what takes long under load is neither a missed deadline nor a bad strategy.
-settings.register_profile("load", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "load", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("load")
 
 

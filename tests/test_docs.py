@@ -53,7 +53,7 @@ def test_console_snippets_run(page: Path, tmp_path: Path) -> None:
         if words[0] != "mainspring":
             continue  # `make` lines are run by CI itself
         done = subprocess.run(
-            [sys.executable, "-m", "mainspring.cli", *words[1:]], cwd=place, capture_output=True, text=True, timeout=170, check=False
+            [sys.executable, "-m", "mainspring.cli", *words[1:]], cwd=place, capture_output=True, text=True, timeout=600, check=False
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stderr}"
 

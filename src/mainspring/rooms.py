@@ -15,7 +15,7 @@ from mainspring.errors import NotFound, near
 
 if TYPE_CHECKING:
     from mainspring.data import Data, DataClient
-    from mainspring.deploy import Deploy
+    from mainspring.deployments import Deploy
     from mainspring.labels import Labels
     from mainspring.lineage import Lineage
     from mainspring.lineage.projects import Projects
@@ -36,7 +36,7 @@ ROOMS: dict[str, str] = {
     "models": "mainspring.models:Models",
     "training": "mainspring.training:Training",
     "pipelines": "mainspring.pipelines:Pipelines",
-    "deploy": "mainspring.deploy:Deploy",
+    "deploy": "mainspring.deployments:Deploy",
     "monitoring": "mainspring.monitoring:Monitoring",
     "labels": "mainspring.labels:Labels",
     "loop": "mainspring.loop:Loop",

@@ -131,8 +131,8 @@ def _build_lineage(workspace: Workspace) -> Lineage:
 
 
 def _build_deploy(workspace: Workspace) -> Any:
-    from mainspring.deploy import Deploy
-    from mainspring.deploy.trial import try_package
+    from mainspring.deployments import Deploy
+    from mainspring.deployments.trial import try_package
 
     return Deploy(workspace.base, workspace.room("models"), trial=try_package)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mainspring.deploy import Deploy
+    from mainspring.deployments import Deploy
     from mainspring.labels import Labels
     from mainspring.models import Models
     from mainspring.monitoring import Monitoring

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from mainspring.clock import to_us
-from mainspring.deploy import bundle, rows
+from mainspring.deployments import bundle, rows
 from mainspring.errors import Conflict, InvalidInput, NotFound, near
 from mainspring.lineage.foundation import Foundation
 from mainspring.lineage.ledger import Decision

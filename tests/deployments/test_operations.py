@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mainspring.deploy import Deploy, bundle
-from mainspring.deploy.trial import try_package
+from mainspring.deployments import Deploy, bundle
+from mainspring.deployments.trial import try_package
 from mainspring.errors import Conflict, InvalidInput, NotFound
 from mainspring.lineage import Foundation, Lineage
 from mainspring.operations import Role, acting, operations_of
@@ -415,7 +415,7 @@ def test_every_public_method_is_an_operation() -> None:
 
 
 def test_serving_loads_nothing_of_the_control_plane() -> None:
-    code = "import sys, mainspring.serving, mainspring.serving.worker, mainspring.serving.app, mainspring.models.formats; print([m for m in sys.modules if m.startswith(('sqlite3', 'psycopg', 'sqlalchemy', 'mainspring.storage.sql', 'mainspring.lineage', 'mainspring.workspace', 'mainspring.deploy', 'sklearn'))])"
+    code = "import sys, mainspring.serving, mainspring.serving.worker, mainspring.serving.app, mainspring.models.formats; print([m for m in sys.modules if m.startswith(('sqlite3', 'psycopg', 'sqlalchemy', 'mainspring.storage.sql', 'mainspring.lineage', 'mainspring.workspace', 'mainspring.deployments', 'sklearn'))])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path("/")
     )
