@@ -23,7 +23,7 @@ METHOD = '''    @operation(role=Role.EDITOR, changes=True)
     def note_version(self, dataset: str, selector: Selector = "latest", *, text: str) -> DatasetVersion:
         """Write a remark about a version into the event log."""
         with self._base.ledger.decision() as decision:
-            row = rows.find(decision.tx, self._base.project, dataset, selector)
+            row = rows.find_version(decision.tx, self._base.project, dataset, selector)
             decision.event(EventKind.DATASET_TAGGED, ref("dataset_version", row["id"]), {"dataset": dataset, "text": text})
             return decision.done(rows.version_of(decision.tx, self._base.project, row))
 

@@ -68,7 +68,7 @@ def test_from_a_frame_to_a_served_prediction(
 ) -> None:
     version = ms.commit("wine", wine)
     model = ms.train(version, target="target", budget="1h", max_trials=1)
-    monkeypatch.setattr("mainspring.short._TAKEN_UP_S", 120.0)
+    monkeypatch.setattr("mainspring.short._SERVER_WAIT_S", 120.0)
     deployed = ms.deploy(model)
     assert deployed.answers, deployed.says
     assert deployed.address == inference

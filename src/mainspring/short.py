@@ -1,6 +1,6 @@
 """``ms.commit``, ``ms.train``, ``ms.deploy``: from rows to a served model in three lines, in the nearest project.
 
-Each is what the rooms offer, with the usual choices made; a workspace on a server (``MAINSPRING_URL``) is as good as one here.
+Each calls the rooms with the usual choices made. It works the same on a workspace on a server (``MAINSPRING_URL``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mainspring.training.automl.rungs import OnProgress
     from mainspring.workspace import Workspace
 
-_TAKEN_UP_S = 5.0
+_SERVER_WAIT_S = 5.0
 
 
 class Deployed(Record, frozen=True, kw_only=True):
@@ -45,11 +45,11 @@ def commit(name: str, source: Any, **options: Any) -> DatasetVersion:
 
     Checks and reading of ``[data.<name>]`` in ``mainspring.toml`` hold. Options are those of ``workspace.data.commit``.
     """
-    settings = _settings()
+    settings = _load_settings()
     policy = settings.config.data.get(name)
     if policy is not None:
         options = {"checks": policy.checks, "reading": policy.reading} | options
-    with _opened() as workspace:
+    with _open_workspace() as workspace:
         return workspace.data.commit(name, source, **options)
 
 
@@ -78,11 +78,11 @@ def train(
     """
     from mainspring.training.automl import engine
 
-    _settings()
-    with _opened() as workspace:
+    _load_settings()
+    with _open_workspace() as workspace:
         return engine.train(
             workspace,
-            _version_of(workspace, dataset),
+            _get_dataset_version(workspace, dataset),
             target=target,
             time=time,
             group=group,
@@ -106,31 +106,36 @@ def deploy(
     ``mainspring.toml`` judges it first, if none has; a version that a gate or a person refused is refused here (Conflict).
     What is returned, and a line on a terminal, says whether a server answers now and which command starts one.
     """
-    settings = _settings()
-    with _opened() as workspace:
-        found = _model_of(workspace, version)
-        _pass_gate(workspace, settings, found)
-        if name is None or name == found.model:
-            workspace.models.set_alias(found.model, "champion", version=found.version, reason=reason)
-        elif objections := workspace.models.list_objections(found.model, found.version):
+    settings = _load_settings()
+    with _open_workspace() as workspace:
+        model_version = _get_model_version(workspace, version)
+        _pass_gate(workspace, settings, model_version)
+        if name is None or name == model_version.model:
+            workspace.models.set_alias(
+                model_version.model, "champion", version=model_version.version, reason=reason
+            )
+        elif objections := workspace.models.list_objections(model_version.model, model_version.version):
             raise Conflict(
                 f"this version may not be deployed: {'; '.join(objections)}",
-                value=f"{found.model}@{found.version}",
+                value=f"{model_version.model}@{model_version.version}",
                 next_step="Choose another version.",
             )
-        made = workspace.deploy.deploy(
-            name or found.model, model=found.model, version=found.version, reason=reason
+        deployment = workspace.deploy.deploy(
+            name or model_version.model,
+            model=model_version.model,
+            version=model_version.version,
+            reason=reason,
         )
-    result = _said(settings, made, found)
+    result = _describe_deployment(settings, deployment, model_version)
     if sys.stderr.isatty():
         sys.stderr.write(f"{result.says}\n")
     return result
 
 
-# --- finding things --------------------------------------------------------------------------------------------------
+# --- looking things up -------------------------------------------------------------------------------------------------
 
 
-def _settings() -> Settings:
+def _load_settings() -> Settings:
     """Of the nearest project, or of a server that the environment names. Raises :class:`NotFound` where there is neither."""
     settings = configuration.load()
     if settings.url is None and not {"config", "home"} & set(settings.origins):
@@ -142,30 +147,30 @@ def _settings() -> Settings:
     return settings
 
 
-def _opened() -> Workspace | RemoteWorkspace:
-    from mainspring.api import open as opened
+def _open_workspace() -> Workspace | RemoteWorkspace:
+    from mainspring.api import open as open_workspace
 
-    return opened()
+    return open_workspace()
 
 
-def _version_of(workspace: Namespaces, dataset: DatasetVersion | str) -> DatasetVersion:
+def _get_dataset_version(workspace: Namespaces, dataset: DatasetVersion | str) -> DatasetVersion:
     if isinstance(dataset, DatasetVersion):
         return dataset
-    name, _, selector = _name(dataset, "a dataset version, as ms.commit returns it").partition("@")
+    name, _, selector = _require_name(dataset, "a dataset version, as ms.commit returns it").partition("@")
     return workspace.data.get_version(name, selector or "latest")
 
 
-def _model_of(workspace: Namespaces, version: ModelVersion | str) -> ModelVersion:
+def _get_model_version(workspace: Namespaces, version: ModelVersion | str) -> ModelVersion:
     if isinstance(version, ModelVersion):
         return version
-    name, _, selector = _name(version, "a model version, as ms.train returns it").partition("@")
+    name, _, selector = _require_name(version, "a model version, as ms.train returns it").partition("@")
     return workspace.models.get_version(name, selector or "latest")
 
 
-def _name(given: object, wanted: str) -> str:
-    if not isinstance(given, str):
-        raise InvalidInput(f"this is not {wanted}", value=type(given).__name__, next_step="Or give its name.")
-    return given
+def _require_name(value: object, wanted: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"this is not {wanted}", value=type(value).__name__, next_step="Or give its name.")
+    return value
 
 
 def _pass_gate(workspace: Namespaces, settings: Settings, version: ModelVersion) -> None:
@@ -181,14 +186,14 @@ def _pass_gate(workspace: Namespaces, settings: Settings, version: ModelVersion)
 # --- whether it is served --------------------------------------------------------------------------------------------
 
 
-def _said(settings: Settings, deployment: Deployment, version: ModelVersion) -> Deployed:
+def _describe_deployment(settings: Settings, deployment: Deployment, version: ModelVersion) -> Deployed:
     which = f"{version.model} version {version.version} is deployed as {deployment.name!r}"
     if settings.url is not None:
         says = f"{which}; the inference server beside {settings.url} takes it up within seconds."
         answers, address = None, ""
     else:
         address = f"http://{settings.config.serving.host}:{settings.config.serving.port}"
-        answers = _answers(address, deployment.name, version.version)
+        answers = _check_answers(address, deployment.name, version.version)
         if answers:
             says = f"{which} and answers at {address}. Ask it: mainspring predict {deployment.name} --file rows.csv"
         elif answers is None:
@@ -207,11 +212,11 @@ def _said(settings: Settings, deployment: Deployment, version: ModelVersion) -> 
     )
 
 
-def _answers(address: str, deployment: str, version: int) -> bool | None:
-    """Whether the server there answers with this version; it is given some seconds to take it up. None: another one answers."""
+def _check_answers(address: str, deployment: str, version: int) -> bool | None:
+    """Whether the server at this address serves this version, after waiting some seconds for it. None: it answers without this version."""
     import httpx2
 
-    end = clocks.monotonic() + _TAKEN_UP_S
+    end = clocks.monotonic() + _SERVER_WAIT_S
     with httpx2.Client(base_url=address, trust_env=False, timeout=2.0) as client:
         try:
             client.get("/v2/health/live")

@@ -28,6 +28,9 @@ from typing import Any
 import pytest
 
 MARK = "MAINSPRING_TEST_SESSION"
+SETTLE_S = float(os.environ.get("MAINSPRING_TEST_SETTLE_S", "60"))
+"""Seconds that processes of a test may take to end by themselves after it."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 _LINUX = sys.platform == "linux"
 _GUARDIAN = """
@@ -125,7 +128,7 @@ class Children:
         return result
 
 
-def _settled(children: Children, within_s: float = 60.0) -> dict[int, str]:
+def _settled(children: Children, within_s: float = SETTLE_S) -> dict[int, str]:
     """What is left once processes that are just ending have ended."""
     deadline = time.monotonic() + within_s
     while (left := children.left()) and time.monotonic() < deadline:

@@ -227,4 +227,5 @@ def test_what_travels_as_text() -> None:
     assert takes_text(str | None)
     assert not takes_text(int)
     assert not takes_text(list[str])
-    assert not takes_text(str | int)
+    assert takes_text(str | int)  # a version's number or name: the number may be sent as text
+    assert not takes_text(int | None)

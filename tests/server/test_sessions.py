@@ -373,14 +373,14 @@ def test_session_lookups_have_threads_of_their_own(
     threads."""
     browser.post("/login", data={"token": server.token})
     release, busy = threading.Event(), threading.Semaphore(0)
-    real = room_class("loop").now
+    real = room_class("loop").get_clock
 
     def slow(self: Any) -> Any:
         busy.release()
         release.wait()
         return real(self)
 
-    monkeypatch.setattr(room_class("loop"), "now", slow)
+    monkeypatch.setattr(room_class("loop"), "get_clock", slow)
     limits = httpx2.Limits(max_connections=100)
     with httpx2.Client(base_url=server.url, trust_env=False, timeout=120, limits=limits) as many:
         headers = {"authorization": f"Bearer {server.token}"}

@@ -35,7 +35,8 @@ def begin(folder: Path, then: str, *arguments: str) -> subprocess.Popen[str]:
     (folder / "pytest.ini").write_text("[pytest]\n")
     plugins = Path(__file__).parents[1] / "plugins"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "children", "-p", "no:cacheprovider", *arguments]
-    env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"} | {"PYTHONPATH": str(plugins)}
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    env |= {"PYTHONPATH": str(plugins), "MAINSPRING_TEST_SETTLE_S": "2"}  # what these leave is meant to stay
     return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
 
 

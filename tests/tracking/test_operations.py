@@ -208,9 +208,8 @@ def test_no_length_limit_loses_a_run(tracking: Tracking) -> None:
 
 
 def test_a_silent_run_shows_as_crashed_until_data_resumes(tracking: Tracking) -> None:
-    run = tracking.create_run(alive_s=600).id
-    assert tracking.get_run(run=run).status is RunStatus.RUNNING
-    tracking.heartbeat(run=run, alive_s=0.05)
+    assert tracking.create_run(alive_s=600).status is RunStatus.RUNNING
+    run = tracking.create_run(alive_s=0.05).id
     time.sleep(0.08)
     assert tracking.get_run(run=run).status is RunStatus.CRASHED
     assert [r.id for r in tracking.search_runs(filter="attributes.status = 'crashed'").items] == [run]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,20 +98,29 @@ def load_module(path: Path, *, root: Path) -> ModuleType:
 
 def forget_projects(*roots: Path) -> None:
     """Drop imported project modules, so that the next import sees the files as they are now."""
-    known = {r.resolve() for r in roots} | _roots
+    known = {str(r.resolve()) for r in roots} | {str(r) for r in _roots}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not file or name in {"__main__", "conftest"} or name.startswith("mainspring."):
             continue
-        path = Path(file)
-        if any(path.is_relative_to(r) for r in known) and not _INSTALLED & set(path.parts):
+        if _is_below(file, known) and not _INSTALLED & set(Path(file).parts):
             del sys.modules[name]
     for name, module in list(sys.modules.items()):  # namespace packages have a path but no file
         if getattr(module, "__file__", None) is None and any(
-            Path(p).is_relative_to(r) for p in getattr(module, "__path__", ()) for r in known
+            _is_below(p, known) for p in getattr(module, "__path__", ())
         ):
             del sys.modules[name]
     importlib.invalidate_caches()
+
+
+def _is_below(path: str, folders: set[str]) -> bool:
+    """Whether ``path`` is one of these folders or below one, in as many steps as it is deep, however many folders there are."""
+    while path not in folders:
+        parent = os.path.dirname(path)  # noqa: PTH120 - thousands of modules: a Path costs twenty times as much
+        if parent == path:
+            return False
+        path = parent
+    return True
 
 
 def _set_path(root: Path, folder: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not sys.flags.safe_path and sys.path and sys.path[0] in {"", str(Path.cwd())}:
+if __name__ == "__main__" and not sys.flags.safe_path and sys.path and sys.path[0] in {"", str(Path.cwd())}:
     # `python -m` put the working directory there: a file queue.py in it is the user's, not the standard library's.
+    # Only then: who imports this module has put it there for reasons of their own.
     del sys.path[0]
 
 import argparse

@@ -12,7 +12,7 @@ from mainspring.records.training import Interval
 class Entry(Record, frozen=True, kw_only=True):
     """A candidate. ``worse_by``: than the best, on the same rows, in the metric's unit.
 
-    ``beats_dummy`` is how likely a lead like its over the dummy is if there were none; ``reason`` says why it was left behind or what failed.
+    ``beats_dummy`` is the p-value of its lead over the dummy; ``reason`` says why it was left behind or what failed.
     """
 
     candidate: str
@@ -29,7 +29,7 @@ class Entry(Record, frozen=True, kw_only=True):
 
 
 class Leaderboard(Record, frozen=True, kw_only=True):
-    """All that a search found, best first."""
+    """All candidates of a search, best first."""
 
     target: str
     task: Task
@@ -58,7 +58,7 @@ class Leaderboard(Record, frozen=True, kw_only=True):
             "",
             f"| candidate | {self.metric} | worse than the best by | p against the dummy | state | params |",
             "| --- | ---: | ---: | ---: | --- | --- |",
-            *(_line(entry, self.selected) for entry in self.entries),
+            *(_format_line(entry, self.selected) for entry in self.entries),
             "",
             f"Split {self.split}. Seed {self.seed}, {self.seconds:.1f} s.",
             "",
@@ -74,19 +74,19 @@ class TrainedVersion(ModelVersion, frozen=True, kw_only=True):
     leaderboard: Leaderboard
 
 
-def _line(entry: Entry, selected: str | None) -> str:
+def _format_line(entry: Entry, selected: str | None) -> str:
     value = "" if entry.value is None else f"{entry.value:.5g}"
     params = ", ".join(f"{k}={v}" for k, v in entry.params.items())
     p = "" if entry.beats_dummy is None else f"{entry.beats_dummy:.2g}"
     state = f"{entry.state}: {entry.reason}" if entry.reason else entry.state
     name = f"**{entry.candidate}**" if entry.candidate == selected else entry.candidate
-    cells = [name, value, _interval(entry.worse_by), p, state, params]
+    cells = [name, value, _format_interval(entry.worse_by), p, state, params]
     return "| " + " | ".join(c.replace("|", "/").replace("\n", " ") for c in cells) + " |"
 
 
-def _interval(found: Interval | None) -> str:
-    if found is None or found.value is None:
+def _format_interval(interval: Interval | None) -> str:
+    if interval is None or interval.value is None:
         return ""
-    if found.low is None or found.high is None:
-        return f"{found.value:+.3g}"
-    return f"{found.value:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:+.3g}"
+    return f"{interval.value:+.3g} [{interval.low:+.3g}, {interval.high:+.3g}]"

@@ -36,5 +36,5 @@ def part_of(times: Any, part: str) -> Any:
     plain = times.cast(pa.timestamp("us"))
     if part == "days":
         return pc.divide(plain.cast(pa.int64()).cast(pa.float64(), safe=False), float(_DAY_US))
-    found = {"month": pc.month, "weekday": pc.day_of_week, "hour": pc.hour}[part](plain)
-    return found.cast(pa.float64())
+    values = {"month": pc.month, "weekday": pc.day_of_week, "hour": pc.hour}[part](plain)
+    return values.cast(pa.float64())

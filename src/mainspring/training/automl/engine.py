@@ -22,8 +22,8 @@ from mainspring.records.models import ModelVersion, Task
 from mainspring.training.automl.board import Leaderboard, TrainedVersion
 from mainspring.training.automl.families import Candidate, build, propose
 from mainspring.training.automl.fitting import classes_of, truth_of
-from mainspring.training.automl.leakage import leaking
-from mainspring.training.automl.parts import Parts, blocks_of, bounded, divide
+from mainspring.training.automl.leakage import find_leaks
+from mainspring.training.automl.parts import Parts, blocks_of, divide, limit_folds
 from mainspring.training.automl.problem import Problem, inputs_of, labels_of, nothing_left, read_problem
 from mainspring.training.automl.registering import Part, Rooms, fit_and_register, signature_of
 from mainspring.training.automl.rungs import OnProgress, Outcome, Progress, Search
@@ -62,46 +62,46 @@ def train(
     """
     began = clock()
     model = check_name(name or dataset.dataset, what="model")
-    seconds_given = float(budget) if isinstance(budget, int | float) else float(seconds(budget))
-    if not seconds_given > 0:
+    budget_seconds = float(budget) if isinstance(budget, int | float) else float(seconds(budget))
+    if not budget_seconds > 0:
         raise InvalidInput(
             "a budget is a length of time", value=budget, next_step="For example '60s' or '5m'."
         )
     candidates = propose(MAX_TRIALS if max_trials is None else max_trials, seed=seed, families=families)
     table = workspace.data.read(dataset.dataset, dataset.id)
     problem = read_problem(table, target=target, time=time, group=group, task=task, keep=keep)
-    chosen = _metric(metric or DEFAULT_METRIC[problem.task], problem.task)
+    scoring = _require_metric(metric or DEFAULT_METRIC[problem.task], problem.task)
     parts = divide(problem, seed=seed)
-    given = {"target": target, "time": time, "group": group, "task": problem.task.value, "metric": chosen.name,
-             "budget_s": seconds_given, "seed": seed, "max_trials": len(candidates) - 1}  # fmt: skip
+    params = {"target": target, "time": time, "group": group, "task": problem.task.value, "metric": scoring.name,
+             "budget_s": budget_seconds, "seed": seed, "max_trials": len(candidates) - 1}  # fmt: skip
     with workspace.tracking.start_run(
         experiment=EXPERIMENT,
         name=model,
-        params={k: v for k, v in given.items() if v is not None},
+        params={k: v for k, v in params.items() if v is not None},
         tags={"model": model},
         seeds={"automl": seed},
     ) as run:
         run.log_inputs(f"dataset_version:{dataset.id}")
         run.flush()
-        work = _Work(workspace, run, dataset, model, problem, parts, chosen, seed)
+        work = _Work(workspace, run, dataset, model, problem, parts, scoring, seed)
         work.commit_parts()
         work.leave_out_leaks(keep)
-        shown = on_progress or _line_on_terminal()
-        left = seconds_given * _FOR_SEARCH - (clock() - began)
-        outcome = work.search(candidates, left, clock, shown)
+        report_progress = on_progress or _make_terminal_line()
+        left = budget_seconds * _FOR_SEARCH - (clock() - began)
+        outcome = work.search(candidates, left, clock, report_progress)
         if on_progress is None and sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
-        found = work.select(outcome)
-        board = work.board(outcome, found, clock() - began)
+        selection = work.select(outcome)
+        board = work.make_board(outcome, selection, clock() - began)
         work.log(board)
-        if not found.ranked:
+        if not selection.ranked:
             error = NothingPredicts(
-                found.reason, value=target, place=f"dataset {dataset.dataset!r} version {dataset.number}",
+                selection.reason, value=target, place=f"dataset {dataset.dataset!r} version {dataset.number}",
                 next_step="Give columns that know more of it, or more rows; the leaderboard is with the run and in error.leaderboard.",
             )  # fmt: skip
             error.leaderboard = board
             raise error
-        version, board = work.register(found, board)
+        version, board = work.register(selection, board)
         work.log(board)
         return TrainedVersion(**msgspec.structs.asdict(version), leaderboard=board)
 
@@ -120,22 +120,22 @@ class _Work:
     def commit_parts(self) -> None:
         """Both parts become dataset versions that lead back to the source and this run; the hold-out is locked."""
         inputs = [f"run:{self._run.id}", f"dataset_version:{self._source.id}"]
-        found = []
+        parts = []
         for suffix, rows in (("train", self._parts.train), ("holdout", self._parts.holdout)):
             table = self._problem.table.take(rows).combine_chunks()
             name = f"{self._model}-{suffix}"
             version = self._workspace.data.commit(
                 name, table, message=f"{self._parts.kind}; from {self._source.dataset} version {self._source.number}", inputs=inputs
             )  # fmt: skip
-            found.append(Part(version, table))
-        self._training, self._holdout = found
+            parts.append(Part(version, table))
+        self._training, self._holdout = parts
         self._workspace.training.lock_holdout(dataset_version=self._holdout.version.id)
         self._run.log_inputs(f"dataset_version:{self._training.version.id}")
 
     def leave_out_leaks(self, keep: Sequence[str]) -> None:
         problem = self._problem
         inputs = self._training.table.select(problem.inputs)
-        suspects = leaking(inputs, self._truth(), self._parts.folds, problem.task, seed=self._seed)
+        suspects = find_leaks(inputs, self._truth(), self._parts.folds, problem.task, seed=self._seed)
         for column, why in suspects.items():
             source = next((k for k in keep if column == k or column.startswith(f"{k}_")), None)
             if source is None:
@@ -153,11 +153,11 @@ class _Work:
         candidates: Sequence[Candidate],
         left: float,
         clock: Callable[[], float],
-        shown: OnProgress | None,
+        report_progress: OnProgress | None,
     ) -> Outcome:
         problem = self._problem
         signature = signature_of(self._training, self._holdout, problem.inputs, problem.task)
-        self._folds = bounded(self._parts.folds, self._seed)
+        self._folds = limit_folds(self._parts.folds, self._seed)
         return Search(
             inputs=inputs_of(self._training.table, signature),
             truth=self._truth(),
@@ -169,7 +169,7 @@ class _Work:
             seed=self._seed,
             seconds=left,
             clock=clock,
-            on_progress=shown,
+            on_progress=report_progress,
         ).run(candidates)
 
     def select(self, outcome: Outcome) -> Selection:
@@ -180,7 +180,7 @@ class _Work:
             outcome, metric=self._metric, task=problem.task, blocks=blocks, target=repr(problem.target)
         )
 
-    def board(self, outcome: Outcome, found: Selection, spent: float) -> Leaderboard:
+    def make_board(self, outcome: Outcome, selection: Selection, spent: float) -> Leaderboard:
         problem = self._problem
         return Leaderboard(
             target=problem.target,
@@ -189,9 +189,9 @@ class _Work:
             dataset_version=self._source.id,
             split=self._parts.kind,
             seed=self._seed,
-            entries=found.entries,
-            selected=found.ranked[0].name if found.ranked else None,
-            reason=found.reason,
+            entries=selection.entries,
+            selected=selection.ranked[0].name if selection.ranked else None,
+            reason=selection.reason,
             assumed=list(problem.assumed),
             left_out=dict(problem.left_out),
             seconds=round(spent, 3),
@@ -207,10 +207,10 @@ class _Work:
         if board.selected is not None:
             self._run.set_tag("selected", board.selected)
 
-    def register(self, found: Selection, board: Leaderboard) -> tuple[ModelVersion, Leaderboard]:
+    def register(self, selection: Selection, board: Leaderboard) -> tuple[ModelVersion, Leaderboard]:
         """The first of the ranked candidates that can be stored; why others could not is added to the leaderboard."""
         failures: dict[str, str] = {}
-        for candidate in found.ranked:
+        for candidate in selection.ranked:
             try:
                 version = self._register(candidate)
             except (
@@ -281,14 +281,14 @@ class _Work:
         return truth_of(self._labels(), self._problem.task, self._classes())
 
 
-def _metric(name: str, task: Task) -> Metric:
-    found = metric_of(name, task)
-    if found.name == "bias":
+def _require_metric(name: str, task: Task) -> Metric:
+    metric = metric_of(name, task)
+    if metric.name == "bias":
         raise InvalidInput("models are not chosen by their bias", value=name, next_step="Use rmse or mae.")
-    return found
+    return metric
 
 
-def _line_on_terminal() -> OnProgress | None:
+def _make_terminal_line() -> OnProgress | None:
     """One line that is written over, where a person watches."""
     if not sys.stderr.isatty():
         return None

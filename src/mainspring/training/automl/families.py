@@ -65,7 +65,7 @@ class Candidate:
 
     @property
     def rank(self) -> int:
-        """Where its family is among the simple (0) and the complex."""
+        """The position of its family, from simple (0) to complex."""
         return list(SPACES).index(self.family) if self.family in SPACES else -1
 
 
@@ -78,14 +78,14 @@ def propose(count: int, *, seed: int, families: Sequence[str] | None = None) -> 
     if count < 1:
         raise InvalidInput("a search needs at least one trial", value=count, place="max_trials")
     rng = np.random.default_rng(seed)
-    found = [Candidate(DUMMY, DUMMY, {}, 0)]
+    candidates = [Candidate(DUMMY, DUMMY, {}, 0)]
     for number in range(count):
         family = chosen[number % len(chosen)]
         space, default = SPACES[family]
         turn = number // len(chosen)
         params = dict(default) if turn == 0 else {name: _draw(d, rng) for name, d in space.items()}
-        found.append(Candidate(f"{family}-{turn + 1}", family, params, number + 1))
-    return found
+        candidates.append(Candidate(f"{family}-{turn + 1}", family, params, number + 1))
+    return candidates
 
 
 def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:

@@ -25,9 +25,9 @@ def scores_of(estimator: Any, inputs: pa.Table, task: Task, classes: Any) -> Flo
     """A number per row, P(positive), or one probability for each of ``classes``; 0 for one that the estimator never met."""
     if task is Task.REGRESSION:
         return np.asarray(estimator.predict(inputs), dtype=np.float64).reshape(inputs.num_rows)
-    found = np.asarray(estimator.predict_proba(inputs), dtype=np.float64)
+    probabilities = np.asarray(estimator.predict_proba(inputs), dtype=np.float64)
     wide = np.zeros((inputs.num_rows, len(classes)))
-    wide[:, np.searchsorted(classes, estimator.classes_)] = found
+    wide[:, np.searchsorted(classes, estimator.classes_)] = probabilities
     positive: Floats = np.ascontiguousarray(wide[:, 1])
     return positive if task is Task.BINARY else wide
 

@@ -21,21 +21,21 @@ _ROWS = 5_000
 _FOLDS = 3
 
 
-def leaking(
+def find_leaks(
     inputs: pa.Table, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, *, seed: int
 ) -> dict[str, str]:
     """For each column that alone predicts nearly all of the target on rows that a small tree had not seen: how much."""
-    found = {}
+    leaks = {}
     used = [(thinned(t, _ROWS, seed), thinned(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
     for name in inputs.column_names:
         values = _as_numbers(inputs[name])
-        share = _explained(values, truth, used, task, seed)
+        share = _explained_share(values, truth, used, task, seed)
         if share is not None:
-            found[name] = f"it gives the target away: alone it explains {share:.2%} of it"
-    return found
+            leaks[name] = f"it gives the target away: alone it explains {share:.2%} of it"
+    return leaks
 
 
-def _explained(
+def _explained_share(
     values: Floats, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, seed: int
 ) -> float | None:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
@@ -51,9 +51,11 @@ def _explained(
         else:
             tree = DecisionTreeClassifier(min_samples_leaf=2, random_state=seed)
             usual += float((truth[validation] != np.bincount(truth[train].astype(int)).argmax()).sum())
-        said = tree.fit(values[train][:, None], truth[train]).predict(values[validation][:, None])
+        predicted = tree.fit(values[train][:, None], truth[train]).predict(values[validation][:, None])
         wrong += float(
-            ((truth[validation] - said) ** 2).sum() if numbers else (truth[validation] != said).sum()
+            ((truth[validation] - predicted) ** 2).sum()
+            if numbers
+            else (truth[validation] != predicted).sum()
         )
     if usual <= 0 or (not numbers and usual < _LEAST_ERRORS):
         return None

@@ -53,13 +53,13 @@ def divide(problem: Problem, *, seed: int) -> Parts:
                 place=f"column {problem.time!r}",
                 next_step="Give a finer time, or leave time out.",
             )
-        found = time_split(ranks, ranks, cutoff_us=newest, holdout_us=newest - boundary)
-        within = ranks[found.train]
+        split = time_split(ranks, ranks, cutoff_us=newest, holdout_us=newest - boundary)
+        within = ranks[split.train]
         folds = expanding_folds(
             within, within, folds=TIME_FOLDS, fold_us=max(len(within) // (TIME_FOLDS + 2), 1), min_train=10
         )
-        folds = _with_classes(problem, found.train, folds)
-        return Parts(found.train, found.holdout, folds, f"time: the newest by {problem.time!r} are held out")
+        folds = _with_classes(problem, split.train, folds)
+        return Parts(split.train, split.holdout, folds, f"time: the newest by {problem.time!r} are held out")
     if problem.group is not None:
         groups = np.asarray(_codes(table[problem.group]))
         if len(np.unique(groups)) < 4:
@@ -80,14 +80,14 @@ def divide(problem: Problem, *, seed: int) -> Parts:
 def _with_classes(problem: Problem, train: Rows, folds: list[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
     """The folds whose training rows have more than one value of the target: of the others nothing can be learned."""
     labels = labels_of(problem.table, problem.target, problem.task)[train]
-    found = [(t, v) for t, v in folds if len(np.unique(labels[t])) > 1]
-    if not found:
+    usable = [(t, v) for t, v in folds if len(np.unique(labels[t])) > 1]
+    if not usable:
         raise InvalidInput(
             "the older rows have one value of the target only",
             place=f"column {problem.target!r}",
             next_step="Give rows in which it changes, or hold out by something else.",
         )
-    return found
+    return usable
 
 
 def blocks_of(table: pa.Table, *, time: str | None, group: str | None) -> Any | None:
@@ -111,7 +111,7 @@ def thinned(rows: Rows, most: int, seed: int) -> Rows:
     return drawn
 
 
-def bounded(folds: list[tuple[Rows, Rows]], seed: int) -> list[tuple[Rows, Rows]]:
+def limit_folds(folds: list[tuple[Rows, Rows]], seed: int) -> list[tuple[Rows, Rows]]:
     """Folds with at most 20,000 rows to validate on each."""
     return [(train, thinned(validation, _MAX_FOLD_ROWS, seed)) for train, validation in folds]
 

@@ -74,23 +74,23 @@ def read_problem(
     table = pa.table({name: _plain(table[name]) for name in table.column_names})
     labelled = pc.is_valid(table[target])
     missing = table.num_rows - int(pc.sum(labelled).as_py() or 0)
-    found = Problem(table.filter(labelled), target, Task.REGRESSION, time=time, group=group)
+    problem = Problem(table.filter(labelled), target, Task.REGRESSION, time=time, group=group)
     if missing:
-        found.assumed.append(f"{missing} rows without {target!r} are left out")
-    if found.table.num_rows < MIN_ROWS:
+        problem.assumed.append(f"{missing} rows without {target!r} are left out")
+    if problem.table.num_rows < MIN_ROWS:
         raise InvalidInput(
             "too few rows with a target",
-            value=found.table.num_rows,
+            value=problem.table.num_rows,
             next_step=f"At least {MIN_ROWS} are needed.",
         )
-    _decide_task(found, task)
-    _order_by_time(found)
-    for name in found.table.column_names:
+    _decide_task(problem, task)
+    _order_by_time(problem)
+    for name in problem.table.column_names:
         if name not in (target, group):
-            _add_column(found, name, kept=name in keep)
-    if not found.inputs:
-        raise nothing_left(found)
-    return found
+            _add_column(problem, name, kept=name in keep)
+    if not problem.inputs:
+        raise nothing_left(problem)
+    return problem
 
 
 def nothing_left(problem: Problem) -> InvalidInput:

@@ -52,8 +52,8 @@ class Part:
 
 def read_part(workspace: Rooms, dataset: str, version: str) -> Part:
     """A dataset version and its rows."""
-    found = workspace.data.get_version(dataset, version)
-    return Part(found, workspace.data.read(dataset, found.id))
+    dataset_version = workspace.data.get_version(dataset, version)
+    return Part(dataset_version, workspace.data.read(dataset, dataset_version.id))
 
 
 def signature_of(training: Part, holdout: Part, inputs: Sequence[str], task: Task) -> Signature:
@@ -92,7 +92,7 @@ def fit_and_register(
     workspace.training.use_holdout(
         dataset_version=holdout.version.id, purpose=f"evaluation of {model} after training", by="train"
     )
-    result = _evaluated(
+    result = _evaluate_holdout(
         estimator, holdout, signature, target, metric, classes_of(labels, task), time=time, group=group, seed=seed
     )  # fmt: skip
     metrics = _numbers(result)
@@ -120,7 +120,7 @@ def fit_and_register(
     return version
 
 
-def _evaluated(
+def _evaluate_holdout(
     estimator: Any, holdout: Part, signature: Signature, target: str, metric: str | None, classes: Any, *,
     time: str | None, group: str | None, seed: int,
 ) -> Evaluation:  # fmt: skip
@@ -144,8 +144,8 @@ def _evaluated(
 
 def _numbers(result: Evaluation) -> dict[str, float]:
     """The metrics and the ends of their intervals, where there are any."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, interval in result.metrics.items():
         ends = {name: interval.value, f"{name}.low": interval.low, f"{name}.high": interval.high}
-        found |= {k: float(v) for k, v in ends.items() if v is not None and np.isfinite(v)}
-    return found
+        numbers |= {k: float(v) for k, v in ends.items() if v is not None and np.isfinite(v)}
+    return numbers

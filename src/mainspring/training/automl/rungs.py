@@ -164,7 +164,7 @@ class Search:
             return
         try:
             parts = []
-            for fold in self._chosen(rung):
+            for fold in self._fold_numbers(rung):
                 if not must and self.clock() >= self._end:
                     trial.skipped = "the budget ended within its turn"
                     return
@@ -191,12 +191,12 @@ class Search:
             self._kept[key] = scores_of(model, self.inputs.take(validation), self.task, known)
         return self._kept[key]
 
-    def _chosen(self, rung: Rung) -> range:
+    def _fold_numbers(self, rung: Rung) -> range:
         """The newest folds where there are fewer than all: those of time come last."""
         return range(len(self.folds) - rung.folds, len(self.folds))
 
     def _validation(self, rung: Rung) -> Rows:
-        return np.concatenate([self.folds[k][1] for k in self._chosen(rung)])
+        return np.concatenate([self.folds[k][1] for k in self._fold_numbers(rung)])
 
     def _better(self, there: Sequence[Trial]) -> list[Trial]:
         """The dummy, the better third, and the best of each family: so that the simple ones are compared to the end."""

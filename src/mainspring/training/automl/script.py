@@ -104,17 +104,17 @@ class _Source:
             0
         ]  # sklearn.ensemble._forest is private, sklearn.ensemble is where it is imported from
         self.imports.setdefault(module, set()).add(kind.__name__)
-        given = value.get_params(deep=False)
+        params = value.get_params(deep=False)
         parts = []
         for name, parameter in inspect.signature(kind.__init__).parameters.items():
             default = parameter.default
             # Identity first: the default of missing_values is NaN, which is unlike itself.
             if (
-                name in given
-                and given[name] is not default
-                and (default is parameter.empty or given[name] != default)
+                name in params
+                and params[name] is not default
+                and (default is parameter.empty or params[name] != default)
             ):
-                parts.append((f"{name}=", given[name]))
+                parts.append((f"{name}=", params[name]))
         return kind.__name__ + self._bracketed("()", parts, indent)
 
     def _bracketed(

@@ -48,7 +48,7 @@ def select(outcome: Outcome, *, metric: Metric, task: Task, blocks: Any, target:
     eligible = [t for t in others if (p := leads[t.candidate.name]) is not None and p <= level]
     best = eligible[0] if eligible else compared[0]
     versus = {t.candidate.name: worse(t, best) for t in compared if t is not best}
-    chosen, reason = _chosen(eligible, versus, metric.name)
+    chosen, reason = _choose_simplest(eligible, versus, metric.name)
     if chosen is None:
         reason = (
             f"nothing here predicts {target}: no candidate of {scored} leads the dummy beyond what chance gives "
@@ -62,10 +62,12 @@ def select(outcome: Outcome, *, metric: Metric, task: Task, blocks: Any, target:
         for t in compared
     ]  # fmt: skip
     ranked = [chosen, *(t for t in eligible if t is not chosen)] if chosen is not None else []
-    return Selection([t.candidate for t in ranked], entries + _rest(outcome), reason)
+    return Selection([t.candidate for t in ranked], entries + _list_others(outcome), reason)
 
 
-def _chosen(eligible: Sequence[Trial], versus: dict[str, Any], name: str) -> tuple[Trial | None, str]:
+def _choose_simplest(
+    eligible: Sequence[Trial], versus: dict[str, Any], name: str
+) -> tuple[Trial | None, str]:
     if not eligible:
         return None, ""
     best = eligible[0]
@@ -75,20 +77,20 @@ def _chosen(eligible: Sequence[Trial], versus: dict[str, Any], name: str) -> tup
     for _, trial in sorted(leaders.items()):
         if trial is best:
             break
-        found = versus[trial.candidate.name]
-        if found.p_harm is not None and not found.harmful:
+        comparison = versus[trial.candidate.name]
+        if comparison.p_harm is not None and not comparison.harmful:
             return trial, (
                 f"{trial.candidate.name} is simpler than {best.candidate.name}, which has the best {name}, and not shown to be worse "
-                f"(p = {found.p_harm:.2g})"
+                f"(p = {comparison.p_harm:.2g})"
             )
     return best, f"{best.candidate.name} has the best {name}, and no simpler one comes up to it"
 
 
-def _rest(outcome: Outcome) -> list[Entry]:
+def _list_others(outcome: Outcome) -> list[Entry]:
     """Those that did not come to the last rung: dropped by rung, then skipped, then failed."""
     there = {t.candidate.name for t in outcome.compared}
     left = [t for t in outcome.trials if t.candidate.name not in there]
-    found = []
+    entries = []
     for trial in sorted(left, key=lambda t: (bool(t.error), -t.rung, t.candidate.number)):
         if trial.error:
             entry = Entry(**_facts(trial), state="failed", reason=trial.error)
@@ -97,8 +99,8 @@ def _rest(outcome: Outcome) -> list[Entry]:
         else:
             reason = trial.skipped or "others were better"
             entry = Entry(**_facts(trial), state="dropped", value=trial.value, reason=reason)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def _facts(trial: Trial) -> dict[str, Any]:
