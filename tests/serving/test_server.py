@@ -449,5 +449,7 @@ for attempt in (lambda: (root / "secret").read_text(), lambda: (root / "in" / "x
 def test_importing_the_program_leaves_the_path_alone() -> None:
     """Seen red before: whoever imported it lost the working directory from the path, and with it their own modules."""
     code = "import os, sys; sys.path.insert(0, os.getcwd()); import mainspring.serving.__main__; print(sys.path[0] == os.getcwd())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.strip() == "True"
