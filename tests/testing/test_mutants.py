@@ -15,7 +15,7 @@ SOURCE = Path("src/mainspring")
 ROOMS = [
     "storage/sql/", "storage/objects/", "storage/journal.py", "storage/leases.py", "lineage/ledger.py", "lineage/audit.py",
     "data/", "tracking/spool.py", "tracking/search.py", "tracking/filters.py", "models/", "models/formats/", "pipelines/",
-    "training/", "metrics/", "serving/", "deploy/", "monitoring/", "labels/", "loop/", "server/", "operations.py", "remote.py",
+    "training/", "metrics/", "serving/", "deployments/", "monitoring/", "labels/", "loop/", "server/", "operations.py", "remote.py",
 ]  # fmt: skip
 """Every room, and by name those parts on which most depends."""
 
