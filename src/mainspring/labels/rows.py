@@ -55,12 +55,14 @@ class SentLabel:
 
     @property
     def key(self) -> Key:
+        """The predicted row: request and row number."""
         return self.request, self.row
 
     @classmethod
     def of(
         cls, request: str, row: int, value: LabelValue, *, at_us: int | None, arrived_us: int, source: str
     ) -> SentLabel:
+        """A label as it was sent, with the digest of what it says (times in microseconds since the epoch)."""
         content = blake3.blake3(to_json([value, at_us, source])).hexdigest(16)
         return cls(
             request,
@@ -210,6 +212,7 @@ class LabelRows:
         return expired
 
     def add_counts(self, *, parked: int = 0, expired: int = 0, rejected: int = 0, revised: int = 0) -> None:
+        """Add to the project's counters, in this transaction."""
         self._ensure_counters()
         self._writer.execute(
             "UPDATE label_counters SET parked = parked + ?, expired = expired + ?, rejected = rejected + ?, revised = revised + ? WHERE project = ?",
@@ -217,6 +220,7 @@ class LabelRows:
         )  # fmt: skip
 
     def move_cursor(self, cursor: str) -> None:
+        """Remember how far the journal of relayed feedback has been read, in this transaction."""
         self._ensure_counters()
         self._writer.execute("UPDATE label_counters SET cursor = ? WHERE project = ?", cursor, self._project)
 

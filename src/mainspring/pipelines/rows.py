@@ -315,10 +315,12 @@ def read_ingredients(tx: Reader, project: str, execution: str) -> Ingredients:
 
 
 def is_cancelled(tx: Reader, project: str, run: str) -> bool:
+    """Whether somebody asked to cancel the run."""
     return bool(tx.scalar("SELECT cancel FROM pipeline_runs WHERE project = ? AND id = ?", project, run))
 
 
 def run_of(row: Row) -> PipelineRun:
+    """The record of a row of ``pipeline_runs``."""
     return PipelineRun(
         id=row["id"],
         pipeline=row["pipeline"],
@@ -338,6 +340,7 @@ def run_of(row: Row) -> PipelineRun:
 
 
 def execution_of(row: Row) -> StepExecution:
+    """The record of a row of ``step_executions``."""
     return StepExecution(
         id=row["id"],
         run=row["run"],
@@ -363,6 +366,7 @@ def execution_of(row: Row) -> StepExecution:
 def new_execution(
     *, run: str, step: str, state: StepState, attempt: int, why: Why | None, inputs: Sequence[Artifact] = ()
 ) -> StepExecution:
+    """A new execution of a step, with an id of its own, started now; nothing is stored."""
     now = from_us(wall_us())
     return StepExecution(
         id=new_id(),

@@ -27,9 +27,13 @@ _WRITER_WAIT_S = 600.0
 class Pins(Protocol):
     """Shared by writers, exclusive to gc. A check raises :class:`Fenced` if the hold was lost meanwhile."""
 
-    def shared(self) -> contextlib.AbstractContextManager[Callable[[], None]]: ...
+    def shared(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """Hold gc off until the block ends. Yields a check that raises :class:`Fenced` if the pin was lost meanwhile."""
+        ...
 
-    def exclusive(self, *, wait_s: float) -> contextlib.AbstractContextManager[Callable[[], None]]: ...
+    def exclusive(self, *, wait_s: float) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """Hold everybody else off. Waits up to ``wait_s`` seconds, then raises :class:`Unavailable`."""
+        ...
 
 
 class FilePins:

@@ -21,13 +21,17 @@ Value = str | int | float | bytes | None
 class Session(Protocol):
     """One open transaction of an engine."""
 
-    def query(self, sql: str, values: Sequence[Value]) -> list[Row]: ...
+    def query(self, sql: str, values: Sequence[Value]) -> list[Row]:
+        """Run a statement that returns rows; each row is a dict by column name."""
+        ...
 
     def execute(self, sql: str, values: Sequence[Value]) -> int:
         """Run a statement; returns the number of rows it changed."""
         ...
 
-    def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None: ...
+    def many(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
+        """Run one statement for many rows of values."""
+        ...
 
 
 class Engine(Protocol):
@@ -59,7 +63,9 @@ class Engine(Protocol):
         """A block that frees space; on a full disk it may use the reserved space."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        ...
 
 
 class Reader:
@@ -154,7 +160,9 @@ class Store:
 
     @property
     def in_transaction(self) -> bool:
+        """Whether this thread is inside a write transaction."""
         return getattr(self._local, "transaction", None) is not None
 
     def close(self) -> None:
+        """Close all connections. Idempotent."""
         self.engine.close()
