@@ -40,7 +40,9 @@ class MetricFacts(NamedTuple):
 
 
 _CLASSES = frozenset({Task.BINARY, Task.MULTICLASS})
-_BINARY, _MULTICLASS, _REGRESSION = (frozenset({task}) for task in Task)
+_BINARY, _MULTICLASS, _REGRESSION = (
+    frozenset({task}) for task in (Task.BINARY, Task.MULTICLASS, Task.REGRESSION)
+)
 
 METRICS: dict[str, MetricFacts] = {
     "log_loss": MetricFacts(_CLASSES, 0.0),

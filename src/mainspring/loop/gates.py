@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +16,7 @@ from mainspring.errors import InvalidInput, MainspringError, near
 from mainspring.records.classes import LabelReader
 from mainspring.records.loop import GateRule, RuleResult
 from mainspring.records.models import Signature, Task
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning, meaning_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ class HoldoutScores:
 
     scores: NDArray[np.float64]
     latencies_s: list[float] = field(default_factory=list)
+    meaning: ScoreMeaning = PROBABILITIES
 
 
 def judge(
@@ -64,9 +66,7 @@ def judge(
     if champion is not None and any(r.versus for r in rules):
         try:
             champion_scores = _score_rows(champion, rows, timed=False)
-            champion_scores = HoldoutScores(
-                reorder_scores(champion_scores.scores, champion.signature, signature)
-            )
+            champion_scores = _reorder(champion_scores, champion.signature, signature)
         except MainspringError as error:  # a champion that cannot score these rows cannot be beaten on them
             champion_scores = error
     return [
@@ -88,7 +88,7 @@ def label_array(rows: pa.Table, label: str, signature: Signature) -> NDArray[np.
     return np.asarray(numbers, dtype=np.float64)
 
 
-def reorder_scores(scores: NDArray[np.float64], own: Signature, wanted: Signature) -> NDArray[np.float64]:
+def _reorder(scored: HoldoutScores, own: Signature, wanted: Signature) -> HoldoutScores:
     """Scores of a model with signature ``own`` in the order of the classes of ``wanted``, matched by value (records.classes).
 
     Shapes as the model gives them: (rows,) for binary, (rows, classes) for multiclass.
@@ -99,8 +99,8 @@ def reorder_scores(scores: NDArray[np.float64], own: Signature, wanted: Signatur
         raise InvalidInput(
             "the models have different tasks", value=own.task.value, place=f"expected {wanted.task.value}"
         )
-    if own.task is Task.REGRESSION:
-        return scores
+    if own.task in (Task.REGRESSION, Task.VALUES):
+        return scored
     reader, other = LabelReader.of(own), LabelReader.of(wanted)
     texts = zip(other.classes, wanted.class_values or other.classes, strict=True)
     places = [next((i for text in pair if (i := reader.read(text)) is not None), None) for pair in texts]
@@ -111,18 +111,25 @@ def reorder_scores(scores: NDArray[np.float64], own: Signature, wanted: Signatur
         )
     order = [int(i) for i in places if i is not None]
     if order == sorted(order):
-        return scores
-    return 1 - scores if own.task is Task.BINARY else scores[:, order]
+        return scored
+    if own.task is Task.MULTICLASS:
+        return replace(scored, scores=scored.scores[:, order])
+    # The classes change places: what spoke for the one speaks against the other.
+    whole = 1.0 if scored.meaning.probabilities else 0.0
+    meaning = ScoreMeaning(
+        probabilities=scored.meaning.probabilities, threshold=whole - scored.meaning.threshold
+    )
+    return replace(scored, scores=whole - scored.scores, meaning=meaning)
 
 
 def _score_rows(model: Predictor, rows: pa.Table, *, timed: bool) -> HoldoutScores:
     columns = {c.name: _read_column(rows, c.name) for c in model.signature.inputs}
-    scored = HoldoutScores(scores=model.predict(columns))
+    scored = HoldoutScores(scores=model.compute_scores(columns), meaning=meaning_of(model.signature))
     if timed:
         for number in range(min(_LATENCY_ROWS, rows.num_rows)):
             row = {name: values[number : number + 1] for name, values in columns.items()}
             start = time.perf_counter()
-            model.predict(row)
+            model.compute_scores(row)
             scored.latencies_s.append(time.perf_counter() - start)
     return scored
 
@@ -197,7 +204,8 @@ def _evaluate_rule(
     from mainspring.metrics.registry import metric
 
     if rule.versus is None:
-        return _check_limits(rule, described, metric(rule.metric, task)(truth, candidate.scores), len(truth))
+        measured = metric(rule.metric, task, candidate.meaning)
+        return _check_limits(rule, described, measured(truth, candidate.scores), len(truth))
     if champion is None:
         return RuleResult(
             rule=described,
@@ -267,6 +275,7 @@ def _compare_with_champion(
         blocks=blocks,
         margin=margin,
         confidence=rule.confidence,
+        meanings=(candidate.meaning, champion.meaning),
     )
     worse = comparison.worse_by
     if worse.value is None or not math.isfinite(worse.value):

@@ -26,6 +26,7 @@ from mainspring.metrics.intervals import (
 from mainspring.metrics.metric import Floats, Metric
 from mainspring.metrics.registry import metric
 from mainspring.records.models import Task
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning
 from mainspring.records.training import Comparison, Interval
 
 
@@ -42,8 +43,11 @@ def compare(
     confidence: float = 0.95,
     replicates: int = REPLICATES,
     seed: int = 0,
+    meanings: tuple[ScoreMeaning, ScoreMeaning] = (PROBABILITIES, PROBABILITIES),
 ) -> Comparison:
     """How much worse ``candidate`` is than ``baseline`` on the same rows, in the unit of the metric.
+
+    ``meanings``: what the scores of the candidate and of the baseline mean.
 
     ``y``, ``candidate`` and ``baseline`` have shapes as in :class:`Metric`; raises :class:`InvalidInput` where they do not fit.
 
@@ -51,9 +55,9 @@ def compare(
     The interval is two-sided at ``confidence``; the p-values are one-sided. With too few rows or blocks there is a
     difference, but neither interval nor p-values, and ``worse_by.reason`` says what is missing.
     """
-    chosen = metric(name, task)
+    chosen = metric(name, task, meanings[0])
     truth, candidate_scores, weight = chosen.checked(y, candidate, weights)
-    _, baseline_scores, _ = chosen.checked(y, baseline, weights)
+    _, baseline_scores, _ = metric(name, task, meanings[1]).checked(y, baseline, weights)
     check_confidence(confidence)
     _check_margin(margin)
     index, count = block_index(blocks, len(truth))

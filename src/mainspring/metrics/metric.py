@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mainspring.errors import InvalidInput
 from mainspring.records.models import Task
+from mainspring.records.scores import PROBABILITIES, THRESHOLD, ScoreMeaning, classes_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -49,7 +50,11 @@ class Metric:
     regroup: bool = False
     """``leave_out`` costs one pass per block: many blocks are merged first."""
     probabilities: bool = False
-    """Whether scores must lie in [0, 1]."""
+    """Whether scores must be probabilities, in [0, 1]."""
+    labels: bool = False
+    """Whether only the predicted classes matter."""
+    meaning: ScoreMeaning = PROBABILITIES
+    """What the scores are that this metric is given (binary: also the threshold)."""
     interval: Literal["t", "share"] = "t"
     """``share``: a binomial interval for a share of rows, else Student's t."""
     low: float = -math.inf
@@ -70,7 +75,15 @@ class Metric:
         """``(y, scores, weights)`` as arrays that this metric takes. Raises :class:`InvalidInput`."""
         truth, predicted = as_arrays(y, scores)
         if self.probabilities:
+            if not self.meaning.probabilities:
+                raise InvalidInput(
+                    f"{self.name} is of probabilities, and this model gives decision values",
+                    value=self.name,
+                    next_step="Use accuracy, f1 or auc, or fit the model in CalibratedClassifierCV.",
+                )
             predicted = _clip_to_unit(predicted)
+        elif self.labels and predicted.ndim == 1 and self.meaning.threshold != THRESHOLD:
+            predicted = classes_of(predicted, self.meaning.threshold).astype(np.float64)
         return truth, predicted, as_weights(weights, len(truth))
 
     def value(self, y: Floats, scores: Floats, weights: Floats) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +12,7 @@ from mainspring.errors import InvalidInput, near
 from mainspring.metrics import classes, ranking, regression
 from mainspring.metrics.metric import Metric
 from mainspring.records.models import Task
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning
 
 _BINARY, _MULTI, _NUMBER = (frozenset({t}) for t in (Task.BINARY, Task.MULTICLASS, Task.REGRESSION))
 _CLASSES = _BINARY | _MULTI
@@ -48,17 +50,17 @@ _ALL = (
         "calibration_error", _CLASSES, "probability",
         totals=classes.calibration_rows, of_totals=classes.calibration_error, high=1.0, least=50,
     ),
-    _share_metric("accuracy", _CLASSES, row_loss=classes.hit_rows, interval="share"),
-    _share_metric("precision", _BINARY, of_totals=classes.precision, interval="share", **_BOTH),
-    _share_metric("recall", _BINARY, of_totals=classes.recall, interval="share", **_BOTH),
-    _share_metric("f1", _BINARY, of_totals=classes.f1, **_BOTH),
-    _share_metric("balanced_accuracy", _BINARY, of_totals=classes.balanced_accuracy, **_BOTH),
-    _share_metric("mcc", _BINARY, of_totals=classes.mcc, unit="correlation", low=-1.0, **_BOTH),
-    _share_metric("precision", _MULTI, of_totals=classes.macro_precision, **_EACH),
-    _share_metric("recall", _MULTI, of_totals=classes.macro_recall, **_EACH),
-    _share_metric("f1", _MULTI, of_totals=classes.macro_f1, **_EACH),
-    _share_metric("balanced_accuracy", _MULTI, of_totals=classes.multiclass_balanced_accuracy, **_EACH),
-    _share_metric("mcc", _MULTI, of_totals=classes.multiclass_mcc, unit="correlation", low=-1.0, **_EACH),
+    _share_metric("accuracy", _CLASSES, labels=True, row_loss=classes.hit_rows, interval="share"),
+    _share_metric("precision", _BINARY, labels=True, of_totals=classes.precision, interval="share", **_BOTH),
+    _share_metric("recall", _BINARY, labels=True, of_totals=classes.recall, interval="share", **_BOTH),
+    _share_metric("f1", _BINARY, labels=True, of_totals=classes.f1, **_BOTH),
+    _share_metric("balanced_accuracy", _BINARY, labels=True, of_totals=classes.balanced_accuracy, **_BOTH),
+    _share_metric("mcc", _BINARY, labels=True, of_totals=classes.mcc, unit="correlation", low=-1.0, **_BOTH),
+    _share_metric("precision", _MULTI, labels=True, of_totals=classes.macro_precision, **_EACH),
+    _share_metric("recall", _MULTI, labels=True, of_totals=classes.macro_recall, **_EACH),
+    _share_metric("f1", _MULTI, labels=True, of_totals=classes.macro_f1, **_EACH),
+    _share_metric("balanced_accuracy", _MULTI, labels=True, of_totals=classes.multiclass_balanced_accuracy, **_EACH),
+    _share_metric("mcc", _MULTI, labels=True, of_totals=classes.multiclass_mcc, unit="correlation", low=-1.0, **_EACH),
     _share_metric("auc", _BINARY, unit="probability", whole=ranking.auc, leave_out=ranking.auc_leave_out, least_per_class=5),
     _share_metric("pr_auc", _BINARY, whole=ranking.pr_auc, leave_out=ranking.pr_auc_leave_out, regroup=True, least_per_class=10),
     _share_metric(
@@ -87,11 +89,11 @@ METRICS: dict[Task, dict[str, Metric]] = {task: {m.name: m for m in _ALL if task
 """By task and name. ``pinball_0.9`` and the like are made on demand; ``pinball`` is that of the median."""
 
 
-def metric(name: str, task: Task) -> Metric:
-    """Look up a metric for a task. Raises :class:`InvalidInput` naming near ones."""
+def metric(name: str, task: Task, meaning: ScoreMeaning = PROBABILITIES) -> Metric:
+    """Look up a metric for a task, and for scores of that meaning. Raises :class:`InvalidInput` naming near ones."""
     known = METRICS[task].get(name)
     if known is not None:
-        return known
+        return known if meaning == PROBABILITIES else replace(known, meaning=meaning)
     pinball = _PINBALL.fullmatch(name)
     if pinball and task is Task.REGRESSION and float(pinball[1]) > 0:
         return _error_metric(name, row_loss=regression.pinball_rows(float(pinball[1])))
@@ -102,6 +104,15 @@ def metric(name: str, task: Task) -> Metric:
     )
 
 
+def list_metrics(task: Task, meaning: ScoreMeaning = PROBABILITIES) -> list[Metric]:
+    """All metrics that a task has with scores of that meaning: decision values have no log-loss, for example."""
+    return [
+        metric(m.name, task, meaning)
+        for m in METRICS[task].values()
+        if meaning.probabilities or not m.probabilities
+    ]
+
+
 def measure(
     y: ArrayLike,
     scores: ArrayLike,
@@ -109,10 +120,12 @@ def measure(
     task: Task,
     names: list[str] | None = None,
     weights: ArrayLike | None = None,
+    meaning: ScoreMeaning = PROBABILITIES,
 ) -> dict[str, float | None]:
-    """Several metrics at once; by default all that the task knows. Undefined ones are None.
+    """Several metrics at once; by default all that the task has with scores of that ``meaning``. Undefined ones are None.
 
     >>> measure([0, 1], [0.25, 0.75], task=Task.BINARY, names=["accuracy", "brier"])
     {'accuracy': 1.0, 'brier': 0.0625}
     """
-    return {n: metric(n, task)(y, scores, weights=weights) for n in names or METRICS[task]}
+    chosen = list_metrics(task, meaning) if names is None else [metric(n, task, meaning) for n in names]
+    return {m.name: m(y, scores, weights=weights) for m in chosen}

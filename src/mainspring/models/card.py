@@ -15,6 +15,7 @@ from mainspring.lineage import Foundation
 from mainspring.lineage.audit import event_of, rows_of
 from mainspring.records.lineage import ref
 from mainspring.records.models import AliasEvent, Approval, Card, ModelVersion, Package, Parity, Task
+from mainspring.records.scores import meaning_of
 
 NOT_RECORDED = "not recorded"
 
@@ -81,12 +82,17 @@ def _summary(version: ModelVersion, package: Package) -> Section:
 
 def _output(version: ModelVersion) -> Section:
     signature = version.signature
+    kind = "probability" if signature.scores == "probability" else "decision value"
     answers = {
-        Task.BINARY: "one probability per row: of the positive class",
-        Task.MULTICLASS: "one probability per class and row",
+        Task.BINARY: f"one {kind} per row: of the positive class",
+        Task.MULTICLASS: f"one {kind} per class and row",
         Task.REGRESSION: "one number per row",
+        Task.VALUES: f"{len(signature.outputs)} numbers per row: {', '.join(signature.outputs)}",
     }
-    return Section("Output", ("", ""), [("answer", answers[signature.task]), ("classes", ", ".join(signature.classes) or "none"), ("label column", version.label or NOT_RECORDED)])  # fmt: skip
+    rows = [("answer", answers[signature.task]), ("classes", ", ".join(signature.classes) or "none")]
+    if signature.task is Task.BINARY:
+        rows.append(("positive above", f"{meaning_of(signature).threshold:g}"))
+    return Section("Output", ("", ""), [*rows, ("label column", version.label or NOT_RECORDED)])
 
 
 def _metrics(version: ModelVersion, package: Package) -> Section:

@@ -21,7 +21,7 @@ from mainspring.streams import read_pieces
 
 if TYPE_CHECKING:
     from mainspring.lineage.uploads import Uploads
-    from mainspring.models.formats import Predictor
+    from mainspring.models.formats.model import Model
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class ModelsClient(_Operations):
         estimator: Any,
         *,
         model: str,
-        signature: Signature,
+        signature: Signature | None = None,
         sample: Any,
         training: Any = None,
         format: str = "auto",  # noqa: A002 - the word the manifest uses
@@ -152,7 +152,7 @@ class ModelsClient(_Operations):
         (to / MANIFEST).write_bytes(manifest)
         return verify(to)
 
-    def load(self, model: str, selector: Selector = "latest", *, trust: TrustPolicy = DEFAULT) -> Predictor:
+    def load(self, model: str, selector: Selector = "latest", *, trust: TrustPolicy = DEFAULT) -> Model:
         """Download a version into a temporary folder and load it into this process."""
         from mainspring.models.formats import load
 

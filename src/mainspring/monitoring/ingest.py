@@ -261,10 +261,13 @@ def inputs_profile(records: list[LoggedPrediction]) -> Profile:
 
 
 def vitals_profile(records: list[LoggedPrediction]) -> Profile:
-    """The profile of the answers: ``prediction`` (score; multiclass: the class with the highest score) and ``latency_us``."""
+    """The profile of the answers: ``prediction`` (score; multiclass: the class with the highest score; several numbers: the first) and
+    ``latency_us``."""
     answered = [r for r in records if r.status == "ok" and r.scores]
     values = list(chain.from_iterable(r.scores for r in answered))
-    if any(isinstance(v, list) for v in values):
+    if any(r.outputs for r in answered):
+        values = [v[0] for v in values if isinstance(v, list) and v]
+    elif any(isinstance(v, list) for v in values):
         values = [f"class {v.index(max(v))}" for v in values if isinstance(v, list) and v]
     predicted = ProfileBuilder().add({PREDICTION: values}).build()
     latency = ProfileBuilder().add({LATENCY: [float(r.latency_us) for r in records]}).build()

@@ -16,10 +16,11 @@ from mainspring.errors import InvalidInput
 from mainspring.metrics.intervals import Estimate, as_interval, estimate, jackknife
 from mainspring.metrics.metric import Floats
 from mainspring.metrics.metric import Metric as Formula
-from mainspring.metrics.registry import METRICS, metric
+from mainspring.metrics.registry import list_metrics, metric
 from mainspring.records.classes import LabelReader
 from mainspring.records.models import Task
 from mainspring.records.monitoring import Metric
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning
 
 CONFIDENCE = 0.95
 
@@ -29,10 +30,10 @@ def truth(value: Any, task: Task, classes: Sequence[str]) -> float | None:
     return LabelReader(task, classes).read(value)
 
 
-def losses(scores: Floats, y: Floats, task: Task) -> dict[str, Floats]:
+def losses(scores: Floats, y: Floats, task: Task, meaning: ScoreMeaning = PROBABILITIES) -> dict[str, Floats]:
     """Per-row values of the metrics that are means over rows. ``scores``: (n,), multiclass (n, k)."""
     out = {}
-    for formula in METRICS[task].values():
+    for formula in list_metrics(task, meaning):
         if formula.row_loss is not None and formula.finish is None:
             checked = formula.checked(y, scores)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -51,17 +52,19 @@ def sums_of(values: dict[str, Floats]) -> dict[str, list[float]]:
     return out
 
 
-def metrics_of(scores: Floats, y: Floats, task: Task) -> tuple[dict[str, Metric], dict[str, list[float]]]:
+def metrics_of(
+    scores: Floats, y: Floats, task: Task, meaning: ScoreMeaning = PROBABILITIES
+) -> tuple[dict[str, Metric], dict[str, list[float]]]:
     """All metrics of these rows with their intervals, and the sums of those that are means over rows."""
     n = len(y)
     if n == 0:
         return {}, {}
-    metrics = {formula.name: _estimate_metric(formula, scores, y) for formula in METRICS[task].values()}
+    metrics = {formula.name: _estimate_metric(formula, scores, y) for formula in list_metrics(task, meaning)}
     if task is Task.BINARY:
         metrics["positive_rate"] = _estimate_metric(_POSITIVE_RATE, y, y)
         metrics["mean_score"] = Metric(value=float(scores.mean()), n=n)
     try:
-        sums = sums_of(losses(scores, y, task))
+        sums = sums_of(losses(scores, y, task, meaning))
     except InvalidInput:  # each metric says why in its reason
         sums = {}
     return metrics, sums
@@ -114,9 +117,10 @@ def from_windows(formula: Formula, parts: Sequence[tuple[float, float, int]], *,
     return Estimate(value=value, error=abs(slope) * error, df=n - 1.0, n=n, blocks=n)
 
 
-def formula_of(name: str, task: Task) -> Formula | None:
-    """The metric, or None if the task has none of this name."""
+def formula_of(name: str, task: Task, meaning: ScoreMeaning = PROBABILITIES) -> Formula | None:
+    """The metric, or None if the task has none of this name, or none for scores of this meaning."""
     try:
-        return metric(name, task)
+        formula = metric(name, task, meaning)
+        return formula if meaning.probabilities or not formula.probabilities else None
     except InvalidInput:
         return None

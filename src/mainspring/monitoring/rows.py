@@ -16,12 +16,13 @@ from mainspring.monitoring.drift import compare_column
 from mainspring.monitoring.ingest import PREDICTION, journal_records, log_folder, segment_records
 from mainspring.monitoring.performance import losses
 from mainspring.monitoring.references import References
-from mainspring.monitoring.scores import Scored, reader_of, score_array, split_readable
+from mainspring.monitoring.scores import Scored, meaning_for, reader_of, score_array, split_readable
 from mainspring.records.base import from_json
 from mainspring.records.classes import LabelReader
 from mainspring.records.lineage import Edge, ref
 from mainspring.records.models import Task
 from mainspring.records.monitoring import BlastRadius, Paired, PredictionRecord
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning
 from mainspring.records.serving import LOG_PREFIX, LoggedPrediction
 from mainspring.storage.journal import JournalReader
 from mainspring.storage.sql import Reader, Row
@@ -249,30 +250,46 @@ def compare_scorers(
     usable_rows, y, _ = split_readable(labelled_rows, reader)
     scores_a = score_array(usable_rows) if usable_rows else None
     scores_b = score_array([rows_b[r["key"]] for r in usable_rows]) if usable_rows else None
-    loss = "squared_error" if task is Task.REGRESSION else "log_loss"
-    name = "mse" if task is Task.REGRESSION else "log_loss"
+    meanings = [_meaning_of_first(references, rows, answered) for rows in (rows_a, rows_b)]
+    loss, name = "log_loss", "log_loss"
+    if task is Task.REGRESSION:
+        loss, name = "squared_error", "mse"
+    elif not all(m.probabilities for m in meanings):
+        loss, name = "error", "accuracy"
     usable = scores_a is not None and scores_b is not None and scores_a.shape == scores_b.shape
-    loss_a = _row_losses(scores_a, y, task, name) if usable else []
-    loss_b = _row_losses(scores_b, y, task, name) if usable else []
+    loss_a = _row_losses(scores_a, y, task, name, meanings[0]) if usable else []
+    loss_b = _row_losses(scores_b, y, task, name, meanings[1]) if usable else []
     usable = bool(loss_a) and bool(loss_b)
     if not usable:
         loss_a = loss_b = []
     return Paired(
         a=a, b=b, loss=loss, rows=len(answered), labelled=len(loss_a),
         errors_a=_count_errors(rows_a), errors_b=_count_errors(rows_b),
-        score_shift=_score_shift([rows_b[k] for k in answered], [rows_a[k] for k in answered], min_rows),
+        score_shift=_score_shift([rows_b[k] for k in answered], [rows_a[k] for k in answered], min_rows, task),
         at_us=[r["at_us"] for r in usable_rows] if usable else [], loss_a=loss_a, loss_b=loss_b, truncated=truncated,
     )  # fmt: skip
 
 
-def _row_losses(scores: Floats | None, y: Floats, task: Task, name: str) -> list[float]:
+def _meaning_of_first(
+    references: References, rows: dict[tuple[str, int], Row], keys: list[tuple[str, int]]
+) -> ScoreMeaning:
+    """What the scores of a scorer mean: of the version that made the first of its rows."""
+    if not keys:
+        return PROBABILITIES
+    return meaning_for(references, rows[keys[0]]["model"], rows[keys[0]]["version"])
+
+
+def _row_losses(
+    scores: Floats | None, y: Floats, task: Task, name: str, meaning: ScoreMeaning
+) -> list[float]:
     """Loss per row, finite: an error too large for a number counts as 1e300. Empty if the scores are not those of this task."""
     if scores is None:
         return []
     try:
-        return [min(v, 1e300) for v in losses(scores, y, task)[name].tolist()]
-    except InvalidInput:
+        values = losses(scores, y, task, meaning)[name].tolist()
+    except (InvalidInput, KeyError):  # KeyError: a task without labels has no losses
         return []
+    return [1.0 - v for v in values] if name == "accuracy" else [min(v, 1e300) for v in values]
 
 
 def _count_errors(rows: dict[tuple[str, int], Row]) -> int:
@@ -315,8 +332,11 @@ def _read_scored(
     return {(r["request"], r["row_no"]): r for r in rows}
 
 
-def _score_shift(reference: list[Row], current: list[Row], min_rows: int) -> float | None:
-    """Bias-corrected PSI of the current scores against the reference's; None below ``min_rows`` rows or without comparable scores."""
+def _score_shift(reference: list[Row], current: list[Row], min_rows: int, task: Task) -> float | None:
+    """Bias-corrected PSI of the current scores against the reference's; None below ``min_rows`` rows or without comparable scores.
+
+    Multiclass: of the predicted class; several numbers: of the first.
+    """
     from mainspring.data.profile import ProfileBuilder
 
     if len(reference) < max(2, min_rows):
@@ -328,6 +348,8 @@ def _score_shift(reference: list[Row], current: list[Row], min_rows: int) -> flo
     for array in arrays:
         assert array is not None  # noqa: S101 - narrowed above
         values: Any = array if array.ndim == 1 else [f"class {i}" for i in np.argmax(array, axis=1)]
+        if task is Task.VALUES and array.ndim == 2:
+            values = array[:, 0]
         columns.append(ProfileBuilder(k=4096).add({PREDICTION: values}).build().columns[0])
     if columns[0].type != columns[1].type and "string" in {c.type for c in columns}:
         return None

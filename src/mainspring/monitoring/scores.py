@@ -19,6 +19,7 @@ from mainspring.records.base import from_json, to_json
 from mainspring.records.classes import LabelReader
 from mainspring.records.models import Task
 from mainspring.records.monitoring import DecayReport, MonitorPolicy, Performance, Verdict
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning, meaning_of
 from mainspring.storage.sql import Reader, Row, Writer
 
 MAX_ROWS = 200_000
@@ -81,6 +82,19 @@ def reader_of(references: References, scored: Scored) -> LabelReader:
     binary = LabelReader(Task.BINARY)
     zero_one = all(binary.read(from_json(r["value"])) is not None for r in scored.rows)
     return binary if unit and zero_one else LabelReader(Task.REGRESSION)
+
+
+def meaning_for(references: References, model: str, version: int) -> ScoreMeaning:
+    """What a version's scores mean, by its registered signature; an unregistered version's are taken for probabilities."""
+    known = references.version(model, version)
+    return PROBABILITIES if known is None else meaning_of(known.signature)
+
+
+def default_metric(task: Task, meaning: ScoreMeaning) -> str:
+    """The metric by which a model is followed unless the policy names one."""
+    if task is Task.REGRESSION:
+        return "rmse"
+    return "log_loss" if meaning.probabilities else "accuracy"
 
 
 def revise_performance(tx: Writer, project: str, span: Span, references: References) -> list[Performance]:
@@ -157,7 +171,8 @@ def _compute_performance(
     usable, y, invalid = split_readable(scored.rows, reader)
     scores = score_array(usable)
     fits = scores is not None and scores.ndim == (2 if task is Task.MULTICLASS else 1)
-    metrics, sums = metrics_of(scores, y, task) if fits and scores is not None else ({}, {})
+    meaning = meaning_for(references, scored.model, scored.version)
+    metrics, sums = metrics_of(scores, y, task, meaning) if fits and scores is not None else ({}, {})
     return Performance(
         scorer=scorer,
         model=scored.model,
@@ -187,7 +202,8 @@ def measure_decay(
     """The champion's performance over the lookback that ends with ``span``, against its reference level."""
     model, version = champion
     task = (references.task(model, version) or (Task.BINARY, []))[0]
-    name = policy.metric or ("rmse" if task is Task.REGRESSION else "log_loss")
+    meaning = meaning_for(references, model, version)
+    name = policy.metric or default_metric(task, meaning)
     rows = tx.all(
         "SELECT p.report FROM window_performance p JOIN windows w ON w.project = p.project AND w.id = p.window_id"
         " WHERE p.project = ? AND w.deployment = ? AND w.end_us > ? AND w.end_us <= ? AND p.scorer = ? ORDER BY w.end_us",
@@ -215,7 +231,7 @@ def measure_decay(
         return make_report(
             Verdict.INSUFFICIENT_DATA, f"{len(reports)} labelled windows, {MIN_BLOCKS} are needed"
         )
-    formula = formula_of(name, task)
+    formula = formula_of(name, task, meaning)
     if formula is None:
         return make_report(Verdict.NOT_COMPUTABLE, f"no {name} is computed for this task")
     pooled = _estimate_from_sums(reports, formula, n, blocks=blocks)

@@ -63,6 +63,8 @@ class LabelReader:
     def read(self, value: Any) -> float | None:
         """The class index (or, for regression, the number) as a float; None if it is no label of this task."""
         value = _python_value(value)
+        if self.task is Task.VALUES:
+            return None
         if self.task is Task.REGRESSION:
             if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
                 return None
@@ -79,6 +81,13 @@ class LabelReader:
 
     def refusal(self, value: Any, *, place: str | None = None) -> InvalidInput:
         """The error for a label that is not valid for this task; it names the classes."""
+        if self.task is Task.VALUES:
+            return InvalidInput(
+                "a model that answers several values has no label",
+                value=_short_repr(value),
+                place=place,
+                next_step="Keep what became of it in a dataset of its own.",
+            )
         if self.task is Task.REGRESSION:
             return InvalidInput(
                 "the label of a regression model is a finite number",
@@ -95,12 +104,29 @@ class LabelReader:
 
     def named(self) -> str:
         """The classes as text for messages, at most twenty of them."""
-        if self.task is Task.REGRESSION:
-            return "a number"
+        if self.task in (Task.REGRESSION, Task.VALUES):
+            return "a number" if self.task is Task.REGRESSION else "no label"
         own = self._tables[0].texts
         texts = [c if c == o else f"{c} ({o})" for c, o in zip(self.classes, own, strict=True)]
         more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
         return (", ".join(texts[:_SHOWN]) or "none") + more
+
+
+def class_labels(signature: Signature) -> list[Any]:
+    """The classes as they were given in training, in the order of the signature: numbers, truth values or texts.
+
+    Classes that the signature gives names are texts: the names. Without declared classes a binary model has 0 and 1.
+    """
+    if signature.task not in (Task.BINARY, Task.MULTICLASS):
+        return []
+    texts = signature.classes
+    if signature.task is Task.BINARY and not texts:
+        return [0, 1]
+    kind = "string" if signature.class_values else signature.class_type or infer_class_type(texts)
+    if kind == "string":
+        return list(texts)
+    values = [_class_value(text, kind) for text in texts]
+    return list(texts) if any(v is None for v in values) else values
 
 
 class _ClassTable:

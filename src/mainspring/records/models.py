@@ -10,19 +10,29 @@ from mainspring.records.base import Digest, Page, Record, Selector
 
 
 class Task(enum.StrEnum):
-    """What a model answers: a probability, one probability per class, or a number."""
+    """What a model answers: one of two classes, one of several classes, a number, or several named numbers.
+
+    ``values``: several targets at once, the columns of a transformer, the cluster of a row, the score of a detector. Such answers
+    are served and logged; there is no label to compare them with.
+    """
 
     BINARY = "binary"
     MULTICLASS = "multiclass"
     REGRESSION = "regression"
+    VALUES = "values"
 
 
 class Column(Record, frozen=True):
-    """One input column. ``nullable`` columns may be missing or null in a request."""
+    """One input column. ``nullable`` columns may be missing or null in a request.
+
+    ``categories``: of a column that was categorical in training (pandas ``category``, Arrow dictionary): its categories in their
+    order. The estimator gets such a column again, with a null for any other value.
+    """
 
     name: str
     type: Literal["float64", "int64", "string", "bool"]
     nullable: bool = False
+    categories: list[str] = []
 
 
 ClassType = Literal["float64", "int64", "string", "bool"]
@@ -33,6 +43,10 @@ class Signature(Record, frozen=True):
 
     ``class_type`` is the type of the estimator's classes, by which labels are matched (records.classes); None in records
     that are older than this field: inferred. ``class_values``: the estimator's own classes where ``classes`` gives them other names.
+
+    ``scores``: what a classifier's scores are; ``decision`` of one that gives no probabilities. ``threshold`` (binary): a row is
+    positive if its score is greater; None: 0.5 for probabilities, 0 for decision values. ``outputs``: with the task ``values``, the
+    names of the numbers, in their order.
     """
 
     inputs: list[Column]
@@ -40,6 +54,16 @@ class Signature(Record, frozen=True):
     classes: list[str] = []
     class_type: ClassType | None = None
     class_values: list[str] = []
+    scores: Literal["probability", "decision"] = "probability"
+    threshold: float | None = None
+    outputs: list[str] = []
+
+    @property
+    def width(self) -> int:
+        """How many numbers the answer to a row has; 0: a single number instead of a list."""
+        if self.task is Task.VALUES:
+            return len(self.outputs)
+        return len(self.classes) if self.task is Task.MULTICLASS else 0
 
 
 class PackageFile(Record, frozen=True):

@@ -289,8 +289,8 @@ class PredictionRecord(Record, frozen=True):
 class Paired(Record, frozen=True):
     """Two scorers on the same rows. ``rows`` both answered, ``labelled`` of them have a readable label.
 
-    ``loss_a``/``loss_b`` are per labelled row (log-loss in nats; regression: squared error), ``at_us`` their event
-    times, in time order; ``errors_*`` failed answers. ``score_shift`` is the bias-corrected PSI between their scores.
+    ``loss_a``/``loss_b`` are per labelled row (log-loss in nats; regression: squared error; where a scorer gives decision values:
+    1 for a wrong label, ``error``), ``at_us`` their event times, in time order; ``errors_*`` failed answers. ``score_shift`` is the bias-corrected PSI between their scores.
     """
 
     a: str

@@ -1,40 +1,62 @@
 """From scores to labels: one rule for all code that names a class.
 
-Binary scores are P(positive), multiclass scores one probability per class. The label is the most probable class; where two
-are equally probable the first wins, as scikit-learn's ``predict`` does (``numpy.argmax``). So a binary row is positive only
-if its score is greater than 0.5: at exactly 0.5 both classes are equally probable, and the first is the negative one.
+A binary score says how much speaks for the positive class, and a row is positive if its score is greater than a threshold: 0.5 for
+probabilities, 0 for decision values, or the estimator's own. Multiclass scores are one number per class, and the label is the class
+with the largest; where two are equal the first wins, as in scikit-learn's ``predict`` (``numpy.argmax``). So a binary probability of
+exactly 0.5 is negative: both classes are equally probable, and the first is the negative one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mainspring.records.base import Record
+
+if TYPE_CHECKING:
+    from mainspring.records.models import Signature
 
 THRESHOLD = 0.5
-"""A binary row is positive above it, not at it."""
+"""A binary row is positive above this probability, not at it."""
 
 
-def class_of(score: float | Sequence[float]) -> int:
-    """The position of the class of one row: a binary score or one probability per class.
+class ScoreMeaning(Record, frozen=True, kw_only=True):
+    """What the scores of a classifier mean. ``probabilities``: they are; else decision values, which can only be ranked and compared
+    with ``threshold``. A binary row is positive if its score is greater than ``threshold``."""
 
-    >>> class_of(0.5), class_of(0.51), class_of([0.2, 0.4, 0.4])
-    (0, 1, 1)
+    probabilities: bool = True
+    threshold: float = THRESHOLD
+
+
+PROBABILITIES = ScoreMeaning()
+"""Probabilities, and the label is the most probable class."""
+
+
+def meaning_of(signature: Signature) -> ScoreMeaning:
+    """What the scores of a model with this signature mean."""
+    probabilities = signature.scores == "probability"
+    threshold = signature.threshold
+    if threshold is None:
+        threshold = THRESHOLD if probabilities else 0.0
+    return ScoreMeaning(probabilities=probabilities, threshold=threshold)
+
+
+def class_of(score: float | Sequence[float], threshold: float = THRESHOLD) -> int:
+    """The position of the class of one row: a binary score, or one score per class.
+
+    >>> class_of(0.5), class_of(0.51), class_of(0.3, 0.2), class_of([0.2, 0.4, 0.4])
+    (0, 1, 1, 1)
     """
     if isinstance(score, int | float):
-        return int(score > THRESHOLD)
+        return int(score > threshold)
     return max(range(len(score)), key=score.__getitem__)
 
 
-def classes_of(scores: Any) -> Any:
-    """:func:`class_of` of every row: ``(n,)`` binary scores or ``(n, k)`` probabilities as int64 positions ``(n,)``."""
+def classes_of(scores: Any, threshold: float = THRESHOLD) -> Any:
+    """:func:`class_of` of every row: ``(n,)`` binary scores or ``(n, k)`` scores by class as int64 positions ``(n,)``."""
     import numpy as np
 
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim == 1:
-        return (array > THRESHOLD).astype(np.int64)
+        return (array > threshold).astype(np.int64)
     return array.argmax(axis=1)
-
-
-def labels_of_scores(scores: Any, classes: Sequence[str]) -> list[str]:
-    """The label of every row; ``classes`` in the order of the signature (binary: negative, positive)."""
-    return [classes[i] for i in classes_of(scores).tolist()]

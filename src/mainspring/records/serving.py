@@ -91,7 +91,7 @@ class LoggedPrediction(Record, frozen=True, omit_defaults=True):
     """One request in the prediction log (msgpack in a journal record). Times are microseconds since the epoch, UTC.
 
     A request has one UUIDv7 ``id``; row ``i`` is ``id/i``. ``columns`` holds the inputs by column, ``scores`` one
-    number per row (multiclass: one list of probabilities per row). ``status`` is ``ok`` or an error code.
+    number per row (multiclass: one list of scores by class per row; several values: one list of them, named by ``outputs``). ``status`` is ``ok`` or an error code.
     ``event_us`` is the request's own event time (header ``Mainspring-Event-Time`` or field ``event_time``; else arrival).
     """
 
@@ -109,6 +109,7 @@ class LoggedPrediction(Record, frozen=True, omit_defaults=True):
     columns: dict[str, list[Any]] = {}
     scores: list[Any] = []
     routes: int = 0
+    outputs: list[str] = []
 
 
 class LoggedShadow(Record, frozen=True, omit_defaults=True):
@@ -164,13 +165,17 @@ def decode_log(payload: bytes) -> LogRecord | None:
 def misfit_reason(outer: Signature, inner: Signature) -> str | None:
     """Why a model of signature ``inner`` cannot replace one of signature ``outer``; None if it can.
 
-    It can if both have the same task and the same classes in the same order, and every column that ``inner`` needs is sent, has
+    It can if both have the same task, the same classes or outputs in the same order and the same kind of scores, and every column that ``inner`` needs is sent, has
     its type, and may be null only where ``inner`` accepts null.
     """
     if outer.task != inner.task:
         return f"its task is {inner.task.value}, not {outer.task.value}"
     if outer.classes != inner.classes:
         return f"its classes are {inner.classes}, not {outer.classes}"
+    if outer.outputs != inner.outputs:
+        return f"its outputs are {inner.outputs}, not {outer.outputs}"
+    if outer.scores != inner.scores:
+        return f"its scores are of the kind {inner.scores!r}, not {outer.scores!r}"
     sent = {c.name: c for c in outer.inputs}
     for column in inner.inputs:
         sent_column = sent.get(column.name)

@@ -203,6 +203,7 @@ class Core:
                 columns=call.columns,  # type: ignore[arg-type]
                 scores=scores,
                 routes=request.number,
+                outputs=deployment.signature.outputs,
             )
         )
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput
-from mainspring.records.models import Signature, Task
+from mainspring.records.models import Signature
 from mainspring.records.serving import Deployment, RouteTable, misfit_reason
+from mainspring.serving.answers import AnswerEncoder
 from mainspring.serving.codec import RowCodec
 from mainspring.serving.hosting import Hosted, Nursery
 from mainspring.serving.metrics import Metrics, Series
@@ -38,6 +39,7 @@ class LiveTarget:
     name: str
     version: Version
     series: Series
+    encoder: AnswerEncoder
     prefix: bytes = b""
     header: bytes = b""
     lines: bytes = b""
@@ -64,9 +66,6 @@ class LiveDeployment:
     bounds: list[float]
     champion: LiveTarget
     shadows: list[LiveShadow]
-    labels: tuple[str, str] = ("", "")
-    fragments: tuple[bytes, bytes] = (b"", b"")
-    """Binary: the JSON before the score of a row with the first and with the second label."""
     inline_rows: int = 0
     """Every target predicts up to so many rows on the event loop."""
 
@@ -116,9 +115,7 @@ def load_version(folder: Path, digest: str, *, nursery: Nursery, options: ServeO
             "a package named by the route table is not in the bundle", value=digest, place=str(folder)
         )
     package = formats.verify(folder)
-    host = Hosted(
-        nursery, folder, digest, package.format, options, width=max(1, len(package.signature.classes))
-    )
+    host = Hosted(nursery, folder, digest, package.format, options, width=max(1, package.signature.width))
     if host.loaded.why is None:
         host.close()
         version, why = open_version(folder, digest, inline_ms=options.inline_ms, max_rows=options.max_rows)
@@ -214,9 +211,6 @@ def _build_deployment(
         )
         for s in deployment.shadows
     ]
-    classes = (
-        signature.classes if signature.task is Task.BINARY and len(signature.classes) == 2 else ["0", "1"]
-    )
     return LiveDeployment(
         record=deployment,
         name=deployment.name,
@@ -226,8 +220,6 @@ def _build_deployment(
         bounds=share_bounds([t.weight for t in ordered]),
         champion=targets[-1],
         shadows=shadows,
-        labels=(classes[0], classes[1]),
-        fragments=(_fragment(classes[0]), _fragment(classes[1])),
         inline_rows=min(t.version.inline_rows for t in targets),
     )
 
@@ -258,11 +250,8 @@ def _build_target(
         name=name,
         version=version,
         series=metrics.series(deployment=deployment, model=model, version=number, role=role),
+        encoder=AnswerEncoder(version.signature),
         prefix=msgspec.json.encode(head)[:-1] + b',"prediction_id":"',
         header=header,
         lines=b"%bmainspring-version: %b\r\nmainspring-prediction-id: " % (JSON_LINES, header),
     )
-
-
-def _fragment(label: str) -> bytes:
-    return b'{"label":%b,"score":' % msgspec.json.encode(label)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mainspring.errors import InvalidInput, ModelFailed
-from mainspring.records.models import Signature, Task
+from mainspring.records.models import Signature
 
 if TYPE_CHECKING:
     from mainspring.models.formats import Cost
@@ -26,7 +26,7 @@ class Predictor(Protocol):
     @property
     def signature(self) -> Signature: ...
 
-    def predict(self, columns: Mapping[str, Sequence[Any]], /) -> Any: ...
+    def compute_scores(self, columns: Mapping[str, Sequence[Any]], /) -> Any: ...
 
 
 class Host(Protocol):
@@ -73,9 +73,9 @@ class Version:
                 score = self.score_row([columns[name][0] for name in self._names])
                 if type(score) is float and (not finite or math.isfinite(score)):
                     return [score]
-                answer = predictor.predict(columns).tolist() if score is None else [score]
+                answer = predictor.compute_scores(columns).tolist() if score is None else [score]
             else:
-                answer = predictor.predict(columns).tolist()
+                answer = predictor.compute_scores(columns).tolist()
         except InvalidInput:
             raise
         except Exception as error:
@@ -98,7 +98,7 @@ def _check_scores(answer: Any, rows: int, signature: Signature, *, finite: bool)
         rows == 1
         and type(answer) is list
         and len(answer) == 1
-        and signature.task is not Task.MULTICLASS
+        and not signature.width
         and _is_number(answer[0], finite)
     ):
         return answer  # the common case, without a generator
@@ -107,8 +107,7 @@ def _check_scores(answer: Any, rows: int, signature: Signature, *, finite: bool)
             "the model answered a wrong number of rows",
             value=len(answer) if isinstance(answer, list) else answer,
         )
-    if signature.task is Task.MULTICLASS:
-        width = len(signature.classes)
+    if width := signature.width:
         good = all(
             isinstance(row, list) and len(row) == width and all(_is_number(x, finite) for x in row)
             for row in answer

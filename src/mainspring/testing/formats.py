@@ -78,7 +78,7 @@ class FormatContract:
     def test_the_answers_are_those_of_the_estimator(
         self, package: Path, columns: dict[str, Any], expected: Any
     ) -> None:
-        scores = formats.load(package).predict(columns)
+        scores = formats.load(package).compute_scores(columns)
         assert scores.dtype == np.float64
         assert scores.shape == (len(expected),)
         np.testing.assert_allclose(scores, expected, atol=TOLERANCE, rtol=0)
@@ -99,21 +99,21 @@ class FormatContract:
     ) -> None:
         loaded = formats.load(package)
         rows = first_rows(columns, 5)
-        together = loaded.predict(rows)
+        together = loaded.compute_scores(rows)
         for i in range(5):
-            alone = loaded.predict({name: values[i : i + 1] for name, values in rows.items()})
+            alone = loaded.compute_scores({name: values[i : i + 1] for name, values in rows.items()})
             np.testing.assert_allclose(alone, together[i : i + 1], atol=TOLERANCE, rtol=0)
         np.testing.assert_allclose(together, expected[:5], atol=TOLERANCE, rtol=0)
 
     def test_no_rows_give_no_scores(self, package: Path, columns: dict[str, Any]) -> None:
-        assert formats.load(package).predict({name: [] for name in columns}).shape == (0,)
+        assert formats.load(package).compute_scores({name: [] for name in columns}).shape == (0,)
 
     def test_columns_may_come_in_any_order_and_with_others(
         self, package: Path, columns: dict[str, Any]
     ) -> None:
         loaded, rows = formats.load(package), first_rows(columns, 3)
         shuffled = {"stranger": [None] * 3} | {name: rows[name] for name in reversed(rows)}
-        np.testing.assert_array_equal(loaded.predict(shuffled), loaded.predict(rows))
+        np.testing.assert_array_equal(loaded.compute_scores(shuffled), loaded.predict(rows))
 
     # --- wrong columns
 
@@ -128,14 +128,14 @@ class FormatContract:
         assert len(wrong) > len(columns), "the contract needs a column that may not be null"
         for name, bad in wrong:
             with pytest.raises(InvalidInput) as caught:
-                loaded.predict(bad)
+                loaded.compute_scores(bad)
             assert name in str(caught.value)
 
     def test_columns_of_different_lengths_are_refused(self, package: Path, columns: dict[str, Any]) -> None:
         rows = first_rows(columns, 2)
         name = next(iter(rows))
         with pytest.raises(InvalidInput, match="different lengths"):
-            formats.load(package).predict(rows | {name: rows[name][:1]})
+            formats.load(package).compute_scores(rows | {name: rows[name][:1]})
 
     # --- tampering
 

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from mainspring.errors import InvalidInput
 from mainspring.metrics.intervals import REPLICATES, Estimate, as_interval, check_confidence, estimate
 from mainspring.metrics.metric import as_arrays, as_weights
-from mainspring.metrics.registry import METRICS, metric
+from mainspring.metrics.registry import list_metrics, metric
 from mainspring.records.models import Task
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning
 from mainspring.records.training import Evaluation, Interval, SliceResult
 
 MAX_SLICES = 100
@@ -33,16 +34,17 @@ def evaluate(
     weights: ArrayLike | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
+    meaning: ScoreMeaning = PROBABILITIES,
 ) -> Evaluation:
     """Metrics with intervals, over all rows and by each value of each column in ``slices``.
 
-    ``metrics`` defaults to all that the task knows. Slices are sorted by size, largest first; those under ``min_rows``
+    ``metrics`` defaults to all that the task has with scores of that ``meaning`` (``records.scores.meaning_of(signature)``). Slices are sorted by size, largest first; those under ``min_rows``
     have ``enough`` False and no intervals.
     """
     check_confidence(confidence)
     truth, predicted = as_arrays(y, scores)
     weight = as_weights(weights, len(truth))
-    chosen = [metric(name, task) for name in metrics or METRICS[task]]
+    chosen = [metric(name, task, meaning) for name in metrics] if metrics else list_metrics(task, meaning)
     keys = None if blocks is None else np.asarray(blocks)
 
     def measure_rows(rows: Any, *, enough: bool) -> dict[str, Interval]:

@@ -6,7 +6,8 @@
       model.json      the manifest (records.models.Package): signature, files with size and digests, lineage, parity
       model.onnx      or the files of another format (see ``table``)
 
-``save`` writes one, ``verify`` checks every byte before anything is parsed, ``load`` gives a :class:`Predictor`. This
+``save`` writes one, ``verify`` checks every byte before anything is parsed, ``load`` gives a
+:class:`~mainspring.models.formats.model.Model`. This
 package imports nothing of the control plane, so that the inference plane can use it unchanged.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mainspring.models.formats.model_format import Cost, extra_needed
 from mainspring.models.formats.package import MANIFEST, read_package, verify
@@ -22,6 +23,9 @@ from mainspring.models.formats.predictor import Columns, Predictor, Scores
 from mainspring.models.formats.table import model_format
 from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.records.models import Package, Signature, Task
+
+if TYPE_CHECKING:
+    from mainspring.models.formats.model import Model
 
 __all__ = [
     "DEFAULT",
@@ -42,7 +46,7 @@ __all__ = [
 ]
 
 
-def load(folder: Path, *, trust: TrustPolicy = DEFAULT) -> Predictor:
+def load(folder: Path, *, trust: TrustPolicy = DEFAULT) -> Model:
     """Load the package in ``folder`` after every byte was checked against ``model.json``.
 
     The payload is parsed from the same bytes in memory that were hashed. ``trust`` is decided by whoever loads; nothing in the
@@ -50,8 +54,10 @@ def load(folder: Path, *, trust: TrustPolicy = DEFAULT) -> Predictor:
     :class:`~mainspring.errors.UnsafeFormat` (anything but plain data of the declared format),
     :class:`~mainspring.errors.InvalidInput` (malformed manifest), :class:`~mainspring.errors.MissingExtra`.
     """
+    from mainspring.models.formats.model import Model
+
     package, payloads = read_package(folder)
-    return open_package(package, payloads, trust=trust)
+    return Model(open_package(package, payloads, trust=trust))
 
 
 def check_payload(package: Package, payloads: Mapping[str, bytes], *, trust: TrustPolicy = DEFAULT) -> None:
@@ -82,7 +88,7 @@ def save(
     estimator: Any,
     folder: Path,
     *,
-    signature: Signature,
+    signature: Signature | None = None,
     sample: Any,
     training: Any = None,
     format: str = "auto",  # noqa: A002 - the word the manifest uses
@@ -97,7 +103,8 @@ def save(
 ) -> Package:
     """Write a fitted scikit-learn ``estimator`` as a package into ``folder`` (new or empty) and return its manifest.
 
-    ``sample``: real rows (at least one) as columns or as a table; ``training``: the training rows, if they are available.
+    ``sample``: real rows (at least one) as columns, as a table or as an array; ``training``: the training rows, if they are available.
+    Without a ``signature`` it follows from the estimator and these rows. Of a search (``GridSearchCV``) its best estimator is saved.
     On these, and on rows made from the signature (nulls, unseen categories, extremes, values beside tree thresholds), the
     stored payload must repeat the estimator: its labels, its probabilities within ``tolerance`` (default 1e-6, absolute), a regression
     within ``tolerance`` times the standard deviation of its answers, and an error or NaN where it raises. If not, this raises
@@ -125,12 +132,14 @@ def save(
     )
 
 
-def infer_signature(columns: Any, *, task: Task | str, classes: list[str] | None = None) -> Signature:
-    """The signature of a table (Arrow, pandas, Polars) or of a mapping of columns: names, types, nullability as seen.
+def infer_signature(
+    columns: Any, *, task: Task | str, classes: list[str] | None = None, outputs: list[str] | None = None
+) -> Signature:
+    """The signature of a table (Arrow, pandas, Polars), an array or a mapping of columns: names, types, nullability as seen.
 
     Integers become ``int64``, other numbers ``float64``, truth values ``bool``, everything else ``string``; a column
     is nullable if it holds a null or NaN here.
     """
     from mainspring.models.formats.signature import infer
 
-    return infer(columns, task=Task(task), classes=classes or [])
+    return infer(columns, task=Task(task), classes=classes or [], outputs=outputs or [])

@@ -1,4 +1,4 @@
-"""Gives a fitted scikit-learn estimator rows in the form that it had in training, and reads its answers.
+"""Gives a fitted scikit-learn estimator rows in the form that it had in training.
 
 An estimator that was fitted on a DataFrame gets a DataFrame (pandas if installed, else Polars, else Arrow); one that was fitted on an
 array gets an array. An int64 column is int64 and a bool column is bool unless a null makes it a float, as in pandas. A null text is
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mainspring.errors import Corrupt, InvalidInput, near
+from mainspring.models.formats.answers import compute_class_scores, compute_values, several_answers
 from mainspring.models.formats.columns import floats, is_null, pick, strings
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Column, Signature, Task
@@ -38,21 +39,22 @@ def estimator_input(estimator: Any, columns: Columns, signature: Signature, null
     names = fitted_names(estimator)
     if names is None:
         return _array(arrays, rows)
+    categories = {c.name: c.categories for c in signature.inputs if c.categories}
     for name in names:
         if name not in arrays:
             raise InvalidInput(
                 "the estimator uses a column that is not in the signature", value=name, next_step=near(name, arrays, what="column")
             )  # fmt: skip
-    return _make_frame({name: arrays[name] for name in names})
+    return _make_frame({name: arrays[name] for name in names}, categories)
 
 
 def estimator_scores(
     estimator: Any, columns: Columns, signature: Signature, null_text: NullText = "none"
 ) -> Scores:
-    """What a fitted estimator answers, in the shape of :meth:`Predictor.predict`. Raises what the estimator raises."""
+    """What a fitted estimator answers, in the shape of :meth:`Predictor.compute_scores`. Raises what the estimator raises."""
     rows = pick(columns, signature.inputs)[0]
     if rows == 0:
-        return np.empty((0, len(signature.classes)) if signature.task is Task.MULTICLASS else 0)
+        return np.empty((0, signature.width) if signature.width else 0)
     features = estimator_input(estimator, columns, signature, null_text)
     with np.errstate(all="ignore"):  # an overflow is visible in the answer
         if signature.task is Task.REGRESSION:
@@ -60,23 +62,20 @@ def estimator_scores(
             if numbers.size != rows:
                 raise several_answers(estimator)
             return numbers.reshape(rows)
-        raw = np.asarray(estimator.predict_proba(features), dtype=np.float64)
-    if raw.shape != (rows, len(signature.classes)):
+        if signature.task is Task.VALUES:
+            raw = compute_values(estimator, features)
+        else:
+            raw = compute_class_scores(estimator, features, signature)
+    if signature.task is Task.BINARY and raw.shape == (rows, 2):
+        raw = raw[:, 1]
+    expected = (rows, signature.width) if signature.width else (rows,)
+    if raw.shape != expected:
         raise Corrupt(
             "the model answers in another shape than its signature says",
             value=raw.shape,
-            place=f"expected {(rows, len(signature.classes))}",
+            place=f"expected {expected}",
         )
-    return raw[:, 1] if signature.task is Task.BINARY else raw
-
-
-def several_answers(estimator: Any) -> InvalidInput:
-    """The error for an estimator that was fitted on several targets or labels at once."""
-    return InvalidInput(
-        "the estimator answers several targets at once; a model has one answer for a row",
-        value=type(estimator).__name__,
-        next_step="Fit and register one model for each target.",
-    )
+    return raw
 
 
 def learned_null(estimator: Any) -> NullText:
@@ -160,12 +159,22 @@ def _array(arrays: dict[str, Any], rows: int) -> Any:
     return out
 
 
-def _make_frame(arrays: dict[str, Any]) -> Any:
+def _make_frame(arrays: dict[str, Any], categories: dict[str, list[str]]) -> Any:
+    """A DataFrame; a column with categories is categorical in pandas, and a value that is none of them is null."""
     try:
         import pandas as pd
     except ImportError:
         return _polars_or_arrow(arrays)
-    return pd.DataFrame({n: pd.Series(v, dtype=v.dtype) for n, v in arrays.items()}, columns=list(arrays))
+
+    def make_column(name: str, values: Any) -> Any:
+        if name not in categories:
+            return pd.Series(values, dtype=values.dtype)
+        kind = {"i": int, "f": float, "b": bool}.get(values.dtype.kind, str)
+        known = [text == "True" if kind is bool else kind(text) for text in categories[name]]
+        codes = pd.Index(known).get_indexer(values)  # -1, a null, for what is none of them
+        return pd.Series(pd.Categorical.from_codes(codes, categories=known))
+
+    return pd.DataFrame({n: make_column(n, v) for n, v in arrays.items()}, columns=list(arrays))
 
 
 def _polars_or_arrow(arrays: dict[str, Any]) -> Any:

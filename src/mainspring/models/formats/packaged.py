@@ -26,12 +26,12 @@ class PackagedPredictor(ABC):
         """The manifest's signature."""
         return self._package.signature
 
-    def predict(self, columns: Columns) -> Scores:
-        """See :meth:`Predictor.predict`. NaN where the estimator itself would refuse the row."""
+    def compute_scores(self, columns: Columns) -> Scores:
+        """See :meth:`Predictor.compute_scores`. NaN where the estimator itself would refuse the row."""
         if self._known:
             self._known.check(columns)
         return self._score(columns)
 
     @abstractmethod
     def _score(self, columns: Columns) -> Scores:
-        """Score rows whose values are known, in the shape of :meth:`predict`."""
+        """Score rows whose values are known, in the shape of :meth:`compute_scores`."""

@@ -28,8 +28,9 @@ class Predictor(Protocol):
     @property
     def signature(self) -> Signature: ...
 
-    def predict(self, columns: Columns) -> Scores:
-        """Score ``n`` rows, float64: binary ``(n,)`` P(positive), multiclass ``(n, k)``, regression ``(n,)``.
+    def compute_scores(self, columns: Columns) -> Scores:
+        """Score ``n`` rows, float64: binary ``(n,)`` P(positive) or a decision value, multiclass ``(n, k)``, regression ``(n,)``,
+        several values ``(n, outputs)``.
 
         None and NaN are null, which the model answers as the estimator did in training; a missing nullable column is all
         null, columns outside the signature are ignored. Where the estimator has no answer a score is NaN. Raises

@@ -16,11 +16,19 @@ import numpy as np
 
 from mainspring.errors import InvalidInput, MainspringError, MissingExtra
 from mainspring.models.formats import open_package
+from mainspring.models.formats.answers import (
+    compute_values,
+    find_meaning,
+    missing_method,
+    name_values,
+    several_answers,
+    unwrap_search,
+)
 from mainspring.models.formats.estimators import (
+    NullText,
     estimator_input,
     estimator_scores,
     learned_null,
-    several_answers,
 )
 from mainspring.models.formats.model_format import Form, ModelFormat, Payloads, extra_needed
 from mainspring.models.formats.package import describe_file, write_package
@@ -28,24 +36,24 @@ from mainspring.models.formats.parity import (
     SEED,
     Answers,
     ParityRows,
+    as_columns,
     collect_answers,
     known_values,
     make_rows,
     refuse_null_errors,
 )
 from mainspring.models.formats.predictor import Predictor, Scores
+from mainspring.models.formats.signature import infer_for_estimator, name_columns
 from mainspring.models.formats.table import list_names, model_format, model_formats, names
 from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.models import ClassType, Package, Parity, Signature, Task
-from mainspring.records.scores import classes_of
+from mainspring.records.scores import classes_of, meaning_of
 
 TOLERANCE = 1e-6
 """Default tolerance. Probabilities: absolute. Regression: in units of the standard deviation of the estimator's answers on real rows.
 The conversion in ``onnx`` stays below 1e-12; a float32 form must stay within this too."""
 _ROUNDING = 1e-13
 """Relative to a regression's answer: the rounding of float64, which an answer much larger than the spread may show."""
-
-_OWN_THRESHOLD = frozenset({"FixedThresholdClassifier", "TunedThresholdClassifierCV"})
 
 
 class ParityFailed(InvalidInput):
@@ -65,8 +73,8 @@ class Evidence:
     """Bool of each row: True for the half that takes no part in choosing a form, and so judges the choice without bias."""
     own: Any
     """Position of the class that the estimator itself gives each row (-1: none); None for a regression."""
-    spread: float
-    """Standard deviation of a regression's answers on the real rows; 1 for classes."""
+    spread: Any
+    """Standard deviation of the answers on the real rows, of each number by itself; 1 for probabilities."""
     tolerance: float
 
 
@@ -74,7 +82,7 @@ def save_package(
     estimator: Any,
     folder: Path,
     *,
-    signature: Signature,
+    signature: Signature | None,
     sample: Any,
     training: Any,
     format: str,  # noqa: A002 - the word the manifest uses
@@ -92,8 +100,22 @@ def save_package(
         raise InvalidInput(
             "the folder for a new package is not empty", value=str(folder), next_step="Name a new folder."
         )
+    estimator = unwrap_search(estimator)
+    sample, training = (name_columns(r) if isinstance(r, np.ndarray) else r for r in (sample, training))
+    if signature is None:
+        tables = [rows for rows in (sample, training) if rows is not None]
+        signature = infer_for_estimator(estimator, *tables, outputs=[])
     signature = complete_signature(signature, estimator)
+    if (missing := missing_method(estimator, signature)) is not None:
+        raise InvalidInput(
+            f"the estimator has no {missing}",
+            value=type(estimator).__name__,
+            place=f"task={signature.task.value!r}",
+            next_step="Give the signature the task of the estimator, or fit it first.",
+        )
     null_text = learned_null(estimator)
+    if signature.task is Task.VALUES:
+        signature = _name_outputs(signature, estimator, sample, null_text)
     limit = TOLERANCE if tolerance is None else tolerance
     evidence = _collect_evidence(estimator, signature, sample, training, limit)
     known = known_values(estimator, signature, evidence.rows, evidence.reference, null_text)
@@ -128,7 +150,7 @@ def _collect_evidence(
             "the parity sample holds no rows", next_step="Pass at least one real row as sample=."
         )
     score = partial(estimator_scores, estimator, signature=signature, null_text=null_text)
-    score(rows.take(range(1)))  # an estimator that does not run at all raises its own error
+    score(columns=rows.take(range(1)))  # an estimator that does not run at all raises its own error
     reference = collect_answers(score, rows)
     real = np.arange(len(rows.kinds)) < rows.real
     if failed := sorted(row for row in reference.errors if row < rows.real):
@@ -142,13 +164,21 @@ def _collect_evidence(
         raise InvalidInput("the estimator itself answers NaN or infinity on the sample", place="sample")
     refuse_null_errors(rows, reference)
     judged = np.random.default_rng(SEED + 1).permutation(len(rows.kinds)) % 2 == 1
-    # The standard deviation, so that the tolerance has no unit; constant answers have none, so their size is used, and for zeros 1.
-    own, spread = None, 1.0
-    if signature.task is Task.REGRESSION:
-        spread = float(np.std(reference.scores[real])) or float(np.max(np.abs(reference.scores[real]))) or 1.0
-    else:
+    own: Any = None
+    spread: Any = 1.0
+    if not _has_unit(signature):
+        # The standard deviation, so that the tolerance has no unit; constant answers have none, so their size is used, and for zeros 1.
+        answers = reference.scores[real]
+        spread, size = np.std(answers, axis=0), np.max(np.abs(answers), axis=0)
+        spread = np.where(spread > 0, spread, np.where(size > 0, size, 1.0))
+    if signature.task in (Task.BINARY, Task.MULTICLASS):
         own = _own_classes(estimator, signature, rows, reference)
     return Evidence(rows, reference, judged, own, spread, limit)
+
+
+def _has_unit(signature: Signature) -> bool:
+    """Whether the answers are probabilities, whose differences mean the same for every model."""
+    return signature.task in (Task.BINARY, Task.MULTICLASS) and signature.scores == "probability"
 
 
 def _own_classes(estimator: Any, signature: Signature, rows: ParityRows, reference: Answers) -> Any:
@@ -188,7 +218,7 @@ def _choose_form(
                 payloads = form.make()
             package = _describe_form(draft, entry, form, payloads, refusals)
             predictor = open_package(package, payloads, trust=trust)
-            scored = collect_answers(predictor.predict, evidence.rows)
+            scored = collect_answers(predictor.compute_scores, evidence.rows)
             _require_parity(predictor, evidence, scored, ~evidence.judged, estimator, entry.name)
             chosen.add(entry.name)
             every = np.ones(len(evidence.judged), dtype=bool)
@@ -312,14 +342,15 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
     size[evidence.reference.finite != scored.finite] = math.inf
     with np.errstate(all="ignore"):
         difference = np.abs(answer[both] - reference[both])
-        if predictor.signature.task is Task.REGRESSION:
+        if not _has_unit(predictor.signature):
             # Without the rounding of the answer itself: a spread of 1 around an answer of 1e12 cannot show 1e-6.
             rounding = _ROUNDING * np.abs(reference[both])
             difference = np.maximum(difference - rounding, 0.0) / evidence.spread
     size[both] = difference if difference.ndim == 1 else difference.max(axis=1)
     wrong = np.zeros(len(size), dtype=bool)
     if evidence.own is not None:
-        wrong[both] = _wrong_labels(reference[both], answer[both], evidence.own[both])
+        threshold = meaning_of(predictor.signature).threshold
+        wrong[both] = _wrong_labels(reference[both], answer[both], evidence.own[both], threshold)
     rows = chosen.nonzero()[0]
     worst = rows[int(np.argmax(np.where(wrong[rows], np.inf, size[rows])))]
     parity = Parity(
@@ -334,14 +365,16 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
     return parity, int(worst)
 
 
-def _wrong_labels(reference: Scores, answer: Scores, own: Any) -> Any:
-    wide = np.column_stack([1 - reference, reference]) if reference.ndim == 1 else reference
-    best = np.sort(wide, axis=1)
-    margin = best[:, -1] - best[:, -2]
-    labels = classes_of(answer)
+def _wrong_labels(reference: Scores, answer: Scores, own: Any, threshold: float) -> Any:
+    if reference.ndim == 1:
+        margin = 2 * np.abs(reference - threshold)
+    else:
+        best = np.sort(reference, axis=1)
+        margin = best[:, -1] - best[:, -2]
+    labels = classes_of(answer, threshold)
     by_rounding = (margin > 0) & (margin <= 1e-12)
     # At an exact tie an estimator may decide by more digits than its probabilities show (a margin of 1e-17); here the first class wins.
-    exact = (margin == 0) & (own != classes_of(reference))
+    exact = (margin == 0) & (own != classes_of(reference, threshold))
     return (labels != own) & ~by_rounding & ~exact
 
 
@@ -355,12 +388,8 @@ def complete_signature(signature: Signature, estimator: Any) -> Signature:
     columns = [c.name for c in signature.inputs]
     if len(set(columns)) != len(columns):
         raise InvalidInput("the signature names a column twice", value=columns)
-    if type(estimator).__name__ in _OWN_THRESHOLD:
-        raise InvalidInput(
-            "the estimator decides by a threshold of its own; a package stores probabilities, and the label is the most probable class",
-            value=type(estimator).__name__,
-            next_step="Save the fitted estimator inside (.estimator_) and apply the threshold to its score where the decision is made.",
-        )
+    if signature.task is Task.VALUES:
+        return signature  # the names of its outputs follow from the first row that it answers
     own_classes = getattr(estimator, "classes_", None)
     if isinstance(own_classes, list):
         raise several_answers(estimator)
@@ -373,12 +402,14 @@ def complete_signature(signature: Signature, estimator: Any) -> Signature:
                 next_step="Give the signature the task 'binary' or 'multiclass'.",
             )
         return signature
-    if not hasattr(estimator, "predict_proba"):
+    if own_classes is None or not hasattr(estimator, "predict"):
         raise InvalidInput(
-            "a classifier needs predict_proba",
+            "the estimator is no classifier",
             value=type(estimator).__name__,
-            next_step="Use an estimator that gives probabilities, or wrap it in CalibratedClassifierCV.",
+            place=f"task={signature.task.value!r}",
+            next_step="Give the signature the task 'regression' or 'values'.",
         )
+    scores, threshold = find_meaning(estimator)
     own = [str(label) for label in estimator.classes_]
     if signature.task is Task.BINARY and len(own) != 2:
         raise InvalidInput("a binary model has exactly two classes", value=own)
@@ -395,7 +426,23 @@ def complete_signature(signature: Signature, estimator: Any) -> Signature:
         classes=names,
         class_type=_class_type(estimator.classes_),
         class_values=[] if names == own else own,
+        scores=scores,
+        threshold=threshold if signature.task is Task.BINARY else None,
     )
+
+
+def _name_outputs(signature: Signature, estimator: Any, sample: Any, null_text: NullText) -> Signature:
+    """The signature with the names of the numbers that the estimator answers."""
+    columns = {name: values[:1] for name, values in as_columns(sample).items()}
+    width = compute_values(estimator, estimator_input(estimator, columns, signature, null_text)).shape[1]
+    outputs = signature.outputs or name_values(estimator, width)
+    if len(outputs) != width or len(set(outputs)) != width:
+        raise InvalidInput(
+            f"the estimator answers {width} numbers for a row, and each needs a name of its own",
+            value=outputs,
+            place="outputs",
+        )
+    return msgspec.structs.replace(signature, outputs=outputs)
 
 
 def _class_type(classes: Any) -> ClassType:

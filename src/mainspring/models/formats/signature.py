@@ -1,36 +1,130 @@
-"""Infers a signature from a table."""
+"""Infers a signature from a table, and from an estimator that was fitted on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from mainspring.errors import InvalidInput
+import msgspec
+import numpy as np
+
+from mainspring.errors import InvalidInput, near
+from mainspring.models.formats.answers import innermost, unwrap_search
+from mainspring.models.formats.estimators import fitted_names
 from mainspring.records.models import Column, Signature, Task
 
 _Type = Literal["float64", "int64", "string", "bool"]
 
 
-def infer(columns: Any, *, task: Task, classes: list[str]) -> Signature:
+def infer(columns: Any, *, task: Task, classes: list[str], outputs: list[str]) -> Signature:
     """See :func:`mainspring.models.formats.infer_signature`."""
-    import pyarrow as pa
-
-    if isinstance(columns, Mapping):
-        table = pa.table({str(name): _arrow_array(str(name), values) for name, values in columns.items()})
-    elif isinstance(columns, pa.Table):
-        table = columns
-    else:
-        import narwhals as nw
-
-        frame = nw.from_native(columns, eager_only=True)
-        table = pa.table({name: _arrow_array(name, frame[name]) for name in frame.columns})
+    table, categories = _as_table(columns)
     if not table.num_columns:
         raise InvalidInput("a signature needs at least one input column")
     if task is Task.BINARY and len(classes) not in (0, 2):
         raise InvalidInput("a binary task has two classes, [negative, positive]", value=classes)
-    return Signature(
-        inputs=[_describe_column(table, name) for name in table.column_names], task=task, classes=classes
-    )
+    inputs = [_describe_column(table, name, categories.get(name, [])) for name in table.column_names]
+    return Signature(inputs=inputs, task=task, classes=classes, outputs=outputs)
+
+
+def infer_for_estimator(estimator: Any, *tables: Any, outputs: list[str]) -> Signature:
+    """The signature of a fitted estimator: its task from what it is, its inputs from the rows of all tables.
+
+    An estimator that was fitted on a table has the columns of that table, in their order; one that was fitted on an array has all
+    columns of the rows, which must be as many.
+    """
+    task = find_task(estimator)
+    signatures = [infer(table, task=task, classes=[], outputs=outputs) for table in tables]
+    columns = {c.name: c for c in signatures[0].inputs}
+    for other in signatures[1:]:
+        for column in other.inputs:
+            if column.name in columns:
+                columns[column.name] = _join(columns[column.name], column)
+    names = fitted_names(estimator)
+    if names is None:
+        wanted = getattr(estimator, "n_features_in_", len(columns))
+        if wanted != len(columns):
+            raise InvalidInput(
+                f"the estimator was fitted on {wanted} columns",
+                value=f"{len(columns)}: {', '.join(columns)}",
+                next_step="Give the rows as the estimator had them, without other columns.",
+            )
+        names = list(columns)
+    if missing := [name for name in names if name not in columns]:
+        raise InvalidInput(
+            "the rows lack a column that the estimator was fitted on",
+            value=missing[0],
+            next_step=near(missing[0], columns, what="column"),
+        )
+    return msgspec.structs.replace(signatures[0], inputs=[columns[name] for name in names])
+
+
+def _join(a: Column, b: Column) -> Column:
+    """A column as two tables have it: null if either holds one; whole numbers beside others are float64, as pandas makes them of gaps."""
+    kinds = {a.type, b.type}
+    if len(kinds) > 1 and not kinds <= {"int64", "float64"}:
+        raise InvalidInput(
+            "a column has two types in the rows that were given",
+            value=" and ".join(sorted(kinds)),
+            place=f"column {a.name!r}",
+        )
+    kind = a.type if len(kinds) == 1 else "float64"
+    return msgspec.structs.replace(a, type=kind, nullable=a.nullable or b.nullable)
+
+
+def find_task(estimator: Any) -> Task:
+    """What a fitted estimator answers: ``values`` for several targets, detectors, clusterings and transformers."""
+    from sklearn.base import is_clusterer, is_outlier_detector
+
+    last = innermost(unwrap_search(estimator))
+    classes = getattr(estimator, "classes_", None)
+    if classes is not None and not isinstance(classes, list):
+        return Task.BINARY if len(classes) == 2 else Task.MULTICLASS
+    several = isinstance(classes, list) or _count_targets(last) > 1
+    if several or is_clusterer(last) or is_outlier_detector(last) or not hasattr(last, "predict"):
+        return Task.VALUES
+    return Task.REGRESSION
+
+
+def _count_targets(estimator: Any) -> int:
+    """How many targets a regressor was fitted on."""
+    count = getattr(estimator, "n_outputs_", None)
+    if isinstance(count, int):
+        return count
+    if isinstance(members := getattr(estimator, "estimators_", None), list) and type(
+        estimator
+    ).__name__.startswith("MultiOutput"):
+        return len(members)
+    intercept = np.asarray(getattr(estimator, "intercept_", 0.0))
+    return len(intercept) if intercept.ndim == 1 and np.ndim(getattr(estimator, "coef_", 0.0)) == 2 else 1
+
+
+def _as_table(columns: Any) -> tuple[Any, dict[str, list[str]]]:
+    """Rows as an Arrow table, and the categories of the columns that are categorical in pandas."""
+    import pyarrow as pa
+
+    if isinstance(columns, np.ndarray):
+        columns = name_columns(columns)
+    if isinstance(columns, Mapping):
+        return pa.table({str(name): _arrow_array(str(name), values) for name, values in columns.items()}), {}
+    if isinstance(columns, pa.Table):
+        return columns, {}
+    import narwhals as nw
+
+    frame = nw.from_native(columns, eager_only=True)
+    table = pa.table({name: _arrow_array(name, frame[name]) for name in frame.columns})
+    if not frame.implementation.is_pandas():
+        return table, {}
+    kinds = (nw.Categorical, nw.Enum)
+    named = [name for name, kind in frame.schema.items() if isinstance(kind, kinds) or kind in kinds]
+    return table, {name: [str(v) for v in columns[name].cat.categories] for name in named}
+
+
+def name_columns(rows: Any) -> dict[str, Any]:
+    """The columns of an array without names, ``(rows, columns)``: x0, x1, ... as scikit-learn names them."""
+    if rows.ndim != 2:
+        raise InvalidInput("an array of rows has two dimensions", value=rows.shape)
+    return {f"x{i}": rows[:, i] for i in range(rows.shape[1])}
 
 
 def _arrow_array(name: str, values: Any) -> Any:
@@ -46,7 +140,7 @@ def _arrow_array(name: str, values: Any) -> Any:
         ) from None
 
 
-def _describe_column(table: Any, name: str) -> Column:
+def _describe_column(table: Any, name: str, categories: list[str]) -> Column:
     import pyarrow.compute as pc
 
     values = table[name]
@@ -54,7 +148,7 @@ def _describe_column(table: Any, name: str) -> Column:
     nulls = values.null_count
     if kind == "float64":
         nulls = pc.sum(pc.is_null(values, nan_is_null=True)).as_py() or 0
-    return Column(name=name, type=kind, nullable=bool(nulls))
+    return Column(name=name, type=kind, nullable=bool(nulls), categories=categories)
 
 
 def _column_type(kind: Any) -> _Type:

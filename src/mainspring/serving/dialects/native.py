@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from mainspring.errors import MainspringError
-from mainspring.serving import answers
 from mainspring.serving.codec import Call
 from mainspring.serving.core import Answer
 from mainspring.serving.dialects.dialect import Dialect, Prediction, Route, ServerQuestion, ServerState
@@ -46,7 +45,7 @@ class Native(Dialect[None]):
         return deployment.codec.decode(body), None
 
     def encode(self, answer: Answer, deployment: LiveDeployment, form: None, ident: str) -> Reply:  # noqa: ARG002 - one form only
-        predictions = answers.encode_predictions(deployment, answer.scores)
+        predictions = answer.target.encoder.encode_predictions(answer.scores)
         body = b"".join((answer.target.prefix, ident.encode(), b'","predictions":', predictions, b"}"))
         return Reply(200, body)
 

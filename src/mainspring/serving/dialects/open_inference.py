@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import msgspec
 
 from mainspring.errors import InvalidInput, MainspringError, Malformed, TooManyRows, near
+from mainspring.records.classes import class_labels
 from mainspring.records.models import Column, Signature, Task
-from mainspring.serving.answers import list_labels
 from mainspring.serving.codec import Call, check_duplicates, describe_columns, malformed
 from mainspring.serving.core import Answer
 from mainspring.serving.dialects.dialect import (
@@ -314,12 +314,16 @@ def encode_reply(
     """The reply to an infer call."""
     signature, rows = deployment.signature, len(scores)
     tensors: list[dict[str, Any]] = []
+    types = {o["name"]: o["datatype"] for o in outputs_of(signature)}
     for name in outputs:
-        if name == "label":
-            tensors.append(
-                {"name": name, "shape": [rows], "datatype": "BYTES", "data": list_labels(deployment, scores)}
-            )
-        elif name == "probabilities":
+        if signature.task is Task.VALUES:
+            at = signature.outputs.index(name)
+            data = [row[at] for row in scores]
+            tensors.append({"name": name, "shape": [rows], "datatype": "FP64", "data": data})
+        elif name == "label":
+            labels = target.encoder.list_labels(scores)
+            tensors.append({"name": name, "shape": [rows], "datatype": types[name], "data": labels})
+        elif name in ("probabilities", "decisions"):
             tensors.append(
                 {
                     "name": name,
@@ -335,13 +339,21 @@ def encode_reply(
     )
 
 
+_LABELS = {str: "BYTES", int: "INT64", float: "FP64", bool: "BOOL"}
+"""The data type of labels, by the type of the classes."""
+
+
 def outputs_of(signature: Signature) -> list[dict[str, Any]]:
     """The outputs of a signature, as model metadata lists them."""
-    label = {"name": "label", "datatype": "BYTES", "shape": [-1]}
+    if signature.task is Task.VALUES:
+        return [{"name": name, "datatype": "FP64", "shape": [-1]} for name in signature.outputs]
+    kinds = {type(label) for label in class_labels(signature)}
+    label = {"name": "label", "datatype": _LABELS[kinds.pop()] if len(kinds) == 1 else "BYTES", "shape": [-1]}
     if signature.task is Task.BINARY:
         return [label, {"name": "score", "datatype": "FP64", "shape": [-1]}]
     if signature.task is Task.MULTICLASS:
-        return [label, {"name": "probabilities", "datatype": "FP64", "shape": [-1, len(signature.classes)]}]
+        name = "probabilities" if signature.scores == "probability" else "decisions"
+        return [label, {"name": name, "datatype": "FP64", "shape": [-1, len(signature.classes)]}]
     return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
 
 

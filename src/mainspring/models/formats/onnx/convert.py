@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mainspring.errors import InvalidInput
+from mainspring.models.formats.answers import decides
 from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT
@@ -35,6 +36,7 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
     from mainspring.models.formats.onnx.graph import Column, Graph, Unsupported
     from mainspring.models.formats.onnx.models import predict
 
+    _refuse_kind(estimator, signature)
     graph = Graph()
     inputs: dict[str, tuple[str, int]] = {}
     table: dict[str, Column] = {}
@@ -50,6 +52,8 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
         answer = predict(graph, estimator, [table[name] for name in order])
         if signature.task is Task.REGRESSION:
             output, width = answer.value, 1
+        elif signature.scores == "decision":
+            output, width = answer.decision, signature.width or 1
         elif signature.task is Task.BINARY and answer.positive:
             output, width = answer.positive, 1
         else:
@@ -74,11 +78,23 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
     return graph.model(inputs, output, width)
 
 
+def _refuse_kind(estimator: Any, signature: Signature) -> None:
+    if signature.task is Task.VALUES:
+        raise InvalidInput("several values are not written as a graph", value=type(estimator).__name__)
+    if signature.scores == "decision" and not decides(estimator):
+        raise InvalidInput(
+            "a label without a score is not written as a graph", value=type(estimator).__name__
+        )
+
+
 def _convert_by_skl2onnx(estimator: Any, signature: Signature, *, double: bool) -> bytes:
     """Convert with one numeric matrix as the only input; text columns and columns by name are left to the exact form."""
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
+    _refuse_kind(estimator, signature)
+    if signature.scores == "decision":
+        raise InvalidInput("skl2onnx is not used for decision values", value=type(estimator).__name__)
     if text_names(signature):
         raise InvalidInput("skl2onnx is not used on text columns", value=type(estimator).__name__)
     names = fitted_names(estimator)

@@ -290,6 +290,10 @@ def _transformed(graph: Graph, model: Any, table: Table) -> Answer:
     raise Unsupported(f"a target mapped back by {kind}")
 
 
+def _thresholded(graph: Graph, model: Any, table: Table) -> Answer:
+    return predict(graph, model.estimator_, table)  # the threshold is in the signature
+
+
 def _frozen(graph: Graph, model: Any, table: Table) -> Answer:
     return predict(graph, model.estimator, table)
 
@@ -388,5 +392,6 @@ PREDICTS: dict[str, Predict] = {
     **dict.fromkeys(["StackingClassifier", "StackingRegressor"], _stacking),
     "TransformedTargetRegressor": _transformed,
     "FrozenEstimator": _frozen,
+    **dict.fromkeys(["FixedThresholdClassifier", "TunedThresholdClassifierCV"], _thresholded),
     "CalibratedClassifierCV": _calibrated,
 }  # fmt: skip

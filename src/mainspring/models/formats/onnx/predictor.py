@@ -30,7 +30,7 @@ class OnnxPredictor(PackagedPredictor):
         super().__init__(package)
         signature = package.signature
         self._task = signature.task
-        self._classes = len(signature.classes)
+        self._width = signature.width
         self._numeric = [c for c in signature.inputs if c.type != "string"]
         self._text = [c for c in signature.inputs if c.type == "string"]
         self._null = "" if package.null_text == "empty" else NULL_TEXT
@@ -44,17 +44,17 @@ class OnnxPredictor(PackagedPredictor):
         feeds = self._feed_row(columns) or self._feed_rows(columns)
         first = next(iter(feeds.values()))
         if not len(first):
-            return np.empty((0, self._classes) if self._task is Task.MULTICLASS else 0)
+            return np.empty((0, self._width) if self._width else 0)
         return self._read_scores(self._session.run(self._outputs, feeds)[0], len(first))
 
     def row_scorer(self) -> OneRow | None:
         """A faster scorer of single rows, or None: it needs inputs that are all numbers and a graph that takes bound buffers.
 
-        It is used only if it answers two trial rows exactly as :meth:`predict` does.
+        It is used only if it answers two trial rows exactly as :meth:`compute_scores` does.
         """
-        if self._text or not self._numeric or self._known:
+        if self._text or not self._numeric or self._known or self._task is Task.VALUES:
             return None
-        classes = self._classes if self._task is not Task.REGRESSION else 0
+        classes = self._width or (2 if self._task is Task.BINARY else 0)
         rows = [[0.0] * len(self._numeric), [1.0] * len(self._numeric)]
         try:
             width = next(o.shape[-1] for o in self._session.get_outputs() if o.name == self._outputs[0])
@@ -69,7 +69,7 @@ class OnnxPredictor(PackagedPredictor):
         except Exception:  # noqa: BLE001 - the runtime raises its own kinds; then predict() is used
             return None
         for row, score in zip(rows, trial, strict=True):
-            expected = self.predict({c.name: [v] for c, v in zip(self._numeric, row, strict=True)})[0]
+            expected = self.compute_scores({c.name: [v] for c, v in zip(self._numeric, row, strict=True)})[0]
             if not np.array_equal(np.array(score, dtype=np.float64), expected, equal_nan=True):
                 return None
         return scorer
@@ -117,10 +117,10 @@ class OnnxPredictor(PackagedPredictor):
         return feeds
 
     def _read_scores(self, raw: Any, rows: int) -> Scores:
-        if self._task is Task.BINARY and raw.shape == (rows, 1):  # P(positive) alone
+        if self._task is Task.BINARY and raw.shape == (rows, 1):  # of the positive class alone
             return np.asarray(raw.reshape(rows), dtype=np.float64)
         wide = self._task is not Task.REGRESSION
-        expected = (rows, self._classes) if wide else (rows, 1)
+        expected = (rows, self._width or 2) if wide else (rows, 1)
         if raw.shape != expected and raw.shape != expected[: 1 + wide]:
             raise Corrupt(
                 "the model answers in another shape than its signature says",
@@ -165,10 +165,10 @@ class OnnxPredictor(PackagedPredictor):
 
 
 class OneRow:
-    """Scores of single rows of numbers through buffers bound once: a third of the cost of :meth:`OnnxPredictor.predict`.
+    """Scores of single rows of numbers through buffers bound once: a third of the cost of :meth:`OnnxPredictor.compute_scores`.
 
-    Called with the values in the order of the signature; returns one score (multiclass: a list of probabilities), or None where
-    :meth:`OnnxPredictor.predict` must be used: for a null, for a number that does not fit ``number`` (float32 or float64, as the graph
+    Called with the values in the order of the signature; returns one score (multiclass: a list of scores), or None where
+    :meth:`OnnxPredictor.compute_scores` must be used: for a null, for a number that does not fit ``number`` (float32 or float64, as the graph
     takes it), and while another thread uses the buffers.
     """
 
@@ -234,7 +234,7 @@ def _session(data: bytes) -> Any:
 def _score_output(session: Any, task: Task) -> str:
     """The name of the output with the probabilities (the last of floats), or with a regression's answer (the only one)."""
     floating = [o.name for o in session.get_outputs() if o.type in _TYPES.values()]
-    if not floating or (task is Task.REGRESSION and len(floating) != 1):
+    if not floating or (task in (Task.REGRESSION, Task.VALUES) and len(floating) != 1):
         outputs = {o.name: o.type for o in session.get_outputs()}
         raise InvalidInput("the ONNX outputs do not fit the signature", value=outputs, place="model.onnx")
     name: str = floating[-1]

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from mainspring.errors import InvalidInput, UnsafeFormat
+from mainspring.models.formats.answers import missing_method
 from mainspring.models.formats.estimators import estimator_scores
 from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.models.formats.skops.schema import check_skops
 from mainspring.models.formats.trust import TrustPolicy
-from mainspring.records.models import Package, Task
+from mainspring.records.models import Package
 
 
 def dump(estimator: Any) -> bytes:
@@ -39,10 +40,9 @@ class SkopsPredictor(PackagedPredictor):
             estimator = io.loads(data, trusted=trusted)
         except Exception as error:  # noqa: BLE001 - a payload that does not rebuild is not the declared format
             raise UnsafeFormat(f"skops refuses the model: {str(error)[:300]}", place="model.skops") from None
-        method = "predict" if package.signature.task is Task.REGRESSION else "predict_proba"
-        if not hasattr(estimator, method):
+        if (missing := missing_method(estimator, package.signature)) is not None:
             raise InvalidInput(
-                f"the model has no {method}", value=type(estimator).__name__, place="model.skops"
+                f"the model has no {missing}", value=type(estimator).__name__, place="model.skops"
             )
         self._estimator = estimator
 
