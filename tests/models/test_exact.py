@@ -267,7 +267,7 @@ def test_fresh_rows_are_answered_as_by_the_estimator(
     np.testing.assert_allclose(scores, expected[:, 1] if task == "binary" else expected, rtol=0, atol=1e-11)
     np.testing.assert_array_equal(estimator.classes_[classes_of(scores)], estimator.predict(given))
     one = [float(v) for v in fresh[0]]
-    scorer = loaded.row_scorer()  # type: ignore[attr-defined]
+    scorer = loaded.predictor.row_scorer()  # type: ignore[attr-defined]
     np.testing.assert_allclose(scorer(one), scores[0], rtol=0, atol=1e-15)
 
 

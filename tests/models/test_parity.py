@@ -537,4 +537,4 @@ def test_a_package_of_the_first_version_loads_and_answers(tmp_path: Path) -> Non
     loaded: Any = formats.load(tmp_path / "p")
     expected = estimator.predict_proba(x)[:, 1]
     np.testing.assert_allclose(loaded.compute_scores(dict(zip("ab", x.T, strict=True))), expected, atol=1e-6)
-    np.testing.assert_allclose(loaded.row_scorer()(x[0].tolist()), expected[0], atol=1e-6)
+    np.testing.assert_allclose(loaded.predictor.row_scorer()(x[0].tolist()), expected[0], atol=1e-6)

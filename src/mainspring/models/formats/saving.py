@@ -472,7 +472,13 @@ def _names_codes(names: list[str], classes: Any) -> bool:
 
 def _example(rows: ParityRows, signature: Signature) -> dict[str, Any]:
     """The real row with the fewest nulls, as plain values; a number that JSON does not have is null."""
-    kinds: dict[str, Any] = {"float64": float, "int64": int, "string": str, "bool": bool}
+    kinds: dict[str, Any] = {
+        "float64": float,
+        "int64": int,
+        "string": str,
+        "bool": bool,
+        "datetime": datetime.isoformat,
+    }
     best: dict[str, Any] = {}
     for index in range(min(100, rows.real)):
         row = {c.name: _plain_value(rows.columns[c.name][index], kinds[c.type]) for c in signature.inputs}
