@@ -39,7 +39,7 @@ def _times() -> Any:
 
 
 def test_parts_are_those_of_the_calendar() -> None:
-    """Against Arrow's calendar. Seen red: without the correction, the last microsecond of a day counted as the next day."""
+    """Against Arrow's calendar, the last microsecond of a day among others."""
     times = _times()
     arrow = pa.array(times)
     parts = compute_parts(instants("t", times, len(times)))

