@@ -10,8 +10,7 @@ import pyarrow.types as pt
 
 from mainspring.metrics.metric import Floats
 from mainspring.records.models import Task
-from mainspring.training.automl.parts import thinned
-from mainspring.training.splits import Rows
+from mainspring.training.splits import Rows, draw_rows
 
 CLASSES_EXPLAINED = 0.99
 NUMBERS_EXPLAINED = 0.999
@@ -26,7 +25,7 @@ def find_leaks(
 ) -> dict[str, str]:
     """For each column that alone predicts nearly all of the target on rows that a small tree had not seen: how much."""
     leaks = {}
-    used = [(thinned(t, _ROWS, seed), thinned(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
+    used = [(draw_rows(t, _ROWS, seed), draw_rows(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
     for name in inputs.column_names:
         values = _as_numbers(inputs[name])
         share = _explained_share(values, truth, used, task, seed)

@@ -15,7 +15,7 @@ import pyarrow.types as pt
 from mainspring.errors import InvalidInput, near
 from mainspring.models.formats.columns import frame
 from mainspring.records.models import Signature, Task
-from mainspring.training.automl.dates import PARTS, as_times, is_date, part_of
+from mainspring.training.dates import PARTS, as_times, compute_part, is_date
 
 MIN_ROWS = 40
 MIN_PER_CLASS = 5
@@ -102,7 +102,7 @@ def nothing_left(problem: Problem) -> InvalidInput:
     )
 
 
-def labels_of(table: pa.Table, target: str, task: Task) -> Any:
+def read_target(table: pa.Table, target: str, task: Task) -> Any:
     """The target as an estimator takes it: numbers, truth values or texts, in their own type."""
     values = table[target]
     if task is Task.REGRESSION:
@@ -112,7 +112,7 @@ def labels_of(table: pa.Table, target: str, task: Task) -> Any:
     return np.asarray(values.to_pylist())
 
 
-def inputs_of(table: pa.Table, signature: Signature) -> pa.Table:
+def read_inputs(table: pa.Table, signature: Signature) -> pa.Table:
     """The inputs as estimators are fitted on them, read as serving reads a request."""
     return frame({c.name: table[c.name] for c in signature.inputs}, signature)
 
@@ -207,11 +207,11 @@ def _order_by_time(problem: Problem) -> None:
             "not a time", value=column[0].as_py(), place=f"column {problem.time!r}",
             next_step="Give a column of dates, times or numbers that grow with time.",
         )  # fmt: skip
-    order = np.argsort(time_numbers(problem.table[problem.time]), kind="stable")
+    order = np.argsort(read_times(problem.table[problem.time]), kind="stable")
     problem.table = problem.table.take(order)
 
 
-def time_numbers(column: Any) -> Any:
+def read_times(column: Any) -> Any:
     """The time of each row as a number that grows."""
     return (column.cast(pa.int64()) if is_date(column.type) else column).to_numpy()
 
@@ -275,7 +275,7 @@ def _add_date(problem: Problem, name: str, times: Any) -> None:
     for part in PARTS:
         if part == "days" and name == problem.time:
             continue  # rows to come lie beyond all days of training
-        values, column = part_of(times, part), f"{name}_{part}"
+        values, column = compute_part(times, part), f"{name}_{part}"
         if column not in problem.table.column_names and int(pc.count_distinct(values).as_py()) > 1:
             problem.table = problem.table.append_column(column, values)
             problem.numbers.append(column)

@@ -20,9 +20,8 @@ from mainspring.errors import StepFailed
 from mainspring.metrics.metric import Floats, Metric
 from mainspring.records.models import Task
 from mainspring.training.automl.families import DUMMY, MOST_ROWS, Candidate
-from mainspring.training.automl.fitting import fitted, scores_of
-from mainspring.training.automl.parts import thinned
-from mainspring.training.splits import Rows
+from mainspring.training.automl.fitting import compute_scores, fit_estimator
+from mainspring.training.splits import Rows, draw_rows
 
 KEEP = 3
 _FIRST_ROWS = 1_000
@@ -184,11 +183,11 @@ class Search:
         key = (candidate.name, fold, rows)
         if key not in self._kept:
             train, validation = self.folds[fold]
-            train = thinned(train, rows, self.seed)
+            train = draw_rows(train, rows, self.seed)
             labels = self.truth[train]
-            model = fitted(self.make(candidate), self.inputs.take(train), labels)
+            model = fit_estimator(self.make(candidate), self.inputs.take(train), labels)
             known = np.arange(self.classes, dtype=np.float64)
-            self._kept[key] = scores_of(model, self.inputs.take(validation), self.task, known)
+            self._kept[key] = compute_scores(model, self.inputs.take(validation), self.task, known)
         return self._kept[key]
 
     def _fold_numbers(self, rung: Rung) -> range:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mainspring.training.automl.registering import Part
+from mainspring.training.registering import Part
 
 _WIDTH = 100
 
 
-def script_of(
+def write_script(
     estimator: Any, *, run: str, chosen: str, model: str, training: Part, holdout: Part, lists: Mapping[str, list[str]],
     settings: Mapping[str, Any],
 ) -> str:  # fmt: skip

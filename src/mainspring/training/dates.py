@@ -31,7 +31,7 @@ def as_times(column: Any) -> Any | None:
     return None
 
 
-def part_of(times: Any, part: str) -> Any:
+def compute_part(times: Any, part: str) -> Any:
     """One of :data:`PARTS` of timestamps, as float64; null stays null."""
     plain = times.cast(pa.timestamp("us"))
     if part == "days":
