@@ -229,7 +229,8 @@ def _pass_gate(workspace: Namespaces, settings: Settings, version: ModelVersion)
 
 
 def _describe_deployment(settings: Settings, deployment: Deployment, version: ModelVersion) -> Deployed:
-    which = f"{version.model} version {version.version} is deployed as {deployment.name!r}"
+    unwatched = f" ({version.unwatched})" if version.unwatched else ""
+    which = f"{version.model} version {version.version} is deployed as {deployment.name!r}{unwatched}"
     if settings.url is not None:
         says = f"{which}; the inference server beside {settings.url} takes it up within seconds."
         answers, address = None, ""

@@ -196,5 +196,5 @@ def test_a_step_that_returns_a_fitted_estimator_registers_it(tmp_path: Path) -> 
         assert json.loads(text) == "m 1 True"
     second = run()
     with open_workspace(tmp_path) as workspace:
-        assert {s.state.value for s in workspace.pipelines.list_steps(run=second)} == {"cached"}
+        assert {s.state for s in workspace.pipelines.list_steps(run=second)} == {"cached"}
         assert workspace.models.get_version("m").version == 1

@@ -26,12 +26,14 @@ def refit(workspace: RemoteWorkspace, train: Any, until: str, feed: Path, *, see
     first = workspace.models.get_version("delay", 1)
     rows = take_evenly(train.clean(train.collect(str(feed), until)), train.FIT_ROWS, seed)
     family = first.tags["family"]
+    inputs = rows.select(train.NUMBERS + train.TEXTS)
     fitted = train.fit_family(family, json.loads(first.tags["params"]), rows, 0, seed)
     version = workspace.models.save_and_register(
         fitted,
         model=MODEL,
         signature=first.signature,
-        sample=rows.select(train.NUMBERS + train.TEXTS).slice(0, 300),
+        sample=inputs.slice(0, 300),
+        training=inputs,
         tags={"until": until, "family": family},
     )
     return int(version.version)
