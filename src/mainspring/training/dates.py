@@ -18,7 +18,7 @@ def is_date(kind: pa.DataType) -> bool:
     return bool(pt.is_timestamp(kind) or pt.is_date(kind))
 
 
-def as_times(column: Any) -> Any | None:
+def parse_times(column: Any) -> Any | None:
     """Dates, times and ISO texts as timestamps of UTC in microseconds; None if the column holds something else."""
     kind = column.type
     if not (is_date(kind) or pt.is_string(kind)) or column.null_count == len(column):

@@ -25,7 +25,13 @@ from mainspring.training.automl.fitting import encode_labels, list_classes
 from mainspring.training.automl.leakage import find_leaks
 from mainspring.training.automl.options import TrainOptions, complete_options
 from mainspring.training.automl.parts import Parts, divide, limit_folds
-from mainspring.training.automl.problem import Problem, nothing_left, read_inputs, read_problem, read_target
+from mainspring.training.automl.problem import (
+    Problem,
+    make_nothing_left_error,
+    read_inputs,
+    read_problem,
+    read_target,
+)
 from mainspring.training.automl.registering import fit_and_register, infer_input_signature
 from mainspring.training.automl.rungs import OnProgress, Outcome, Progress, Search
 from mainspring.training.automl.script import write_script
@@ -130,7 +136,7 @@ class _Work:
     def leave_out_leaks(self, keep: Sequence[str]) -> None:
         problem = self._problem
         inputs = self._training.table.select(problem.inputs)
-        suspects = find_leaks(inputs, self._truth(), self._parts.folds, problem.task, seed=self._seed)
+        suspects = find_leaks(inputs, self._encode_labels(), self._parts.folds, problem.task, seed=self._seed)
         for column, why in suspects.items():
             source = next((k for k in keep if column == k or column.startswith(f"{k}_")), None)
             if source is None:
@@ -138,7 +144,7 @@ class _Work:
             else:
                 problem.assumed.append(f"{column!r} is kept, as asked, though {why}")
         if not problem.inputs:
-            raise nothing_left(problem)
+            raise make_nothing_left_error(problem)
         for sentence in [*problem.assumed, *(f"{n!r} is left out: {w}" for n, w in problem.left_out.items())]:
             if sys.stderr.isatty():
                 sys.stderr.write(f"{sentence}\n")
@@ -155,12 +161,12 @@ class _Work:
         self._folds = limit_folds(self._parts.folds, self._seed)
         return Search(
             inputs=read_inputs(self._training.table, signature),
-            truth=self._truth(),
+            truth=self._encode_labels(),
             folds=self._folds,
             task=problem.task,
-            classes=len(self._classes()),
+            classes=len(self._list_classes()),
             metric=self._metric,
-            make=self._estimator,
+            make=self._build_estimator,
             seed=self._seed,
             seconds=left,
             clock=clock,
@@ -227,7 +233,7 @@ class _Work:
 
     def _register(self, candidate: Candidate) -> ModelVersion:
         problem = self._problem
-        estimator = self._estimator(candidate)
+        estimator = self._build_estimator(candidate)
         text = write_script(
             estimator,
             run=self._run.id,
@@ -260,20 +266,20 @@ class _Work:
         self._run.log_artifact(text.encode(), "train.py")
         return version
 
-    def _estimator(self, candidate: Candidate) -> Any:
+    def _build_estimator(self, candidate: Candidate) -> Any:
         problem = self._problem
         return build(
             candidate, task=problem.task, numbers=problem.numbers, texts=problem.texts, seed=self._seed
         )
 
-    def _labels(self) -> Any:
+    def _read_labels(self) -> Any:
         return read_target(self._training.table, self._problem.target, self._problem.task)
 
-    def _classes(self) -> Any:
-        return list_classes(self._labels(), self._problem.task)
+    def _list_classes(self) -> Any:
+        return list_classes(self._read_labels(), self._problem.task)
 
-    def _truth(self) -> Any:
-        return encode_labels(self._labels(), self._problem.task, self._classes())
+    def _encode_labels(self) -> Any:
+        return encode_labels(self._read_labels(), self._problem.task, self._list_classes())
 
 
 def _require_metric(name: str, task: Task) -> Metric:

@@ -43,7 +43,7 @@ def divide(problem: Problem, *, seed: int) -> Parts:
     """
     table = problem.table
     if problem.time is not None:
-        ranks = _ranks(read_times(table[problem.time]))
+        ranks = _rank_times(read_times(table[problem.time]))
         newest, boundary = int(ranks.max()), int(ranks[int(len(ranks) * (1 - HOLDOUT)) - 1])
         if newest == boundary:
             raise InvalidInput(
@@ -56,7 +56,7 @@ def divide(problem: Problem, *, seed: int) -> Parts:
         folds = expanding_folds(
             within, within, folds=TIME_FOLDS, fold_us=max(len(within) // (TIME_FOLDS + 2), 1), min_train=10
         )
-        folds = _with_classes(problem, split.train, folds)
+        folds = _keep_folds_with_classes(problem, split.train, folds)
         return Parts(split.train, split.holdout, folds, f"time: the newest by {problem.time!r} are held out")
     if problem.group is not None:
         groups = np.asarray(encode_groups(table[problem.group]))
@@ -66,16 +66,20 @@ def divide(problem: Problem, *, seed: int) -> Parts:
             )  # fmt: skip
         train, holdout = group_folds(groups, folds=min(FOLDS, len(np.unique(groups)) - 1), seed=seed)[0]
         count = min(FOLDS, len(np.unique(groups[train])))
-        folds = _with_classes(problem, train, group_folds(groups[train], folds=count, seed=seed + 1))
+        folds = _keep_folds_with_classes(
+            problem, train, group_folds(groups[train], folds=count, seed=seed + 1)
+        )
         return Parts(train, holdout, folds, f"group: whole groups of {problem.group!r} are held out")
-    labels = _classes_or_zeros(problem)
+    labels = _encode_classes(problem)
     train, holdout = stratified_folds(labels, folds=round(1 / HOLDOUT), seed=seed)[0]
     folds = stratified_folds(labels[train], folds=FOLDS, seed=seed + 1)
     kind = "at random" if problem.task is Task.REGRESSION else "at random, with the classes' shares"
     return Parts(train, holdout, folds, kind)
 
 
-def _with_classes(problem: Problem, train: Rows, folds: list[tuple[Rows, Rows]]) -> list[tuple[Rows, Rows]]:
+def _keep_folds_with_classes(
+    problem: Problem, train: Rows, folds: list[tuple[Rows, Rows]]
+) -> list[tuple[Rows, Rows]]:
     """The folds whose training rows have more than one value of the target: of the others nothing can be learned."""
     labels = read_target(problem.table, problem.target, problem.task)[train]
     usable = [(t, v) for t, v in folds if len(np.unique(labels[t])) > 1]
@@ -93,13 +97,13 @@ def limit_folds(folds: list[tuple[Rows, Rows]], seed: int) -> list[tuple[Rows, R
     return [(train, draw_rows(validation, _MAX_FOLD_ROWS, seed)) for train, validation in folds]
 
 
-def _ranks(times: Any) -> Rows:
+def _rank_times(times: Any) -> Rows:
     """For each row, how many are strictly older: folds then hold equal numbers of rows, however rows lie in time."""
     older: Rows = np.searchsorted(np.sort(times), times, side="left").astype(np.int64)
     return older
 
 
-def _classes_or_zeros(problem: Problem) -> Any:
+def _encode_classes(problem: Problem) -> Any:
     if problem.task is Task.REGRESSION:
         return np.zeros(problem.table.num_rows)
     return np.unique(read_target(problem.table, problem.target, problem.task), return_inverse=True)[1]
