@@ -68,11 +68,12 @@ def test_a_run_registers_a_version_with_all_it_came_from(project: Path) -> None:
         version = workspace.models.get_version(model="delay")
         assert (version.version, version.run, version.label) == (1, first, "late")
         assert version.metrics["auc"] > 0.55
+        assert version.format == "onnx"  # the fast form
         training = workspace.data.get_version_by_id(version.dataset_version)
         holdout = workspace.data.get_version_by_id(version.holdout)
         assert training.rows > 10_000
-        assert max(workspace.data.read("flights-train")["label_arrived_at"].to_pylist()) <= min(
-            workspace.data.read("flights-holdout")["event_time"].to_pylist()
+        assert max(workspace.data.read("delay-train")["label_arrived_at"].to_pylist()) <= min(
+            workspace.data.read("delay-holdout")["event_time"].to_pylist()
         )
         assert workspace.training.get_holdout(dataset_version=holdout.id).uses == 1
     again = _run(project, params)

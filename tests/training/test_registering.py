@@ -97,7 +97,7 @@ def register_the_long_way(
 
 
 def test_nothing_answers_less_than_for_the_long_way(workspace: Workspace) -> None:
-    """Origin, verification of all bytes, audit, gate and replay. Seen red without the profile, and without the code of the run."""
+    """Origin, verification of all bytes, audit, gate and replay. Seen red with a run that captures no code."""
     train, holdout = people(), people(seed=1)
     estimator = fit_people(train)
     long = register_the_long_way(workspace, estimator, train, holdout)
