@@ -185,7 +185,9 @@ def _get_dataset_version(workspace: Namespaces, dataset: DatasetVersion | str) -
 
 def _require_known(workspace: Namespaces, run: Run) -> None:
     """Raise :class:`InvalidInput` for a run of another workspace: a version there would belong to a run that nobody finds."""
-    run.flush()
+    from mainspring.training.registering import CAPTURE_S
+
+    run.flush(CAPTURE_S)
     try:
         workspace.tracking.get_run(run=run.id)
     except NotFound:

@@ -142,7 +142,7 @@ def test_the_same_on_a_server(workspace: Workspace, tmp_path: Path, monkeypatch:
         with ms.start_run("by-hand") as run:
             version = ms.log_model(fit_people(train), train, "churned", name="churn", holdout=holdout)
     assert version.run == run.id
-    assert version.profile is not None
+    assert None not in (version.profile, version.code, version.environment)
     assert workspace.tracking.get_run(run=run.id).metrics["accuracy"].value == version.metrics["accuracy"]
     assert (
         workspace.models.load("churn").predict(holdout).tolist()
@@ -224,6 +224,16 @@ def test_labels_in_a_series_replace_the_column_of_their_name(workspace: Workspac
     )
     assert version.label == "churned"
     assert workspace.data.read("churn-holdout").column_names.count("churned") == 1
+
+
+@pytest.mark.parametrize("given", ["record", "id", "name"])
+def test_the_version_that_the_rows_come_from_is_in_the_origin(given: str, workspace: Workspace) -> None:
+    train, holdout = people(), people(seed=1)
+    source = workspace.data.commit("people", people(400, seed=2))
+    form: Any = {"record": source, "id": source.id, "name": "people@1"}[given]
+    ms.log_model(fit_people(train), train, "churned", name="churn", holdout=holdout, source=form)
+    origin = workspace.lineage.get_origin(ref="model_version:churn@1")
+    assert f"dataset_version:{source.id}" in {n.ref for n in origin.nodes}
 
 
 # --- tasks -------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ the version with label, run, source code and environment, and the edges between 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ REPORTED = {
 }
 """What is measured where nothing is asked for, as far as the scores of a model allow it."""
 _SAMPLE = 200
+CAPTURE_S = 120.0
+"""So long may the capture of a run that has just begun take on a busy machine: a version does not get its code and environment later."""
+_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Rooms(Protocol):
@@ -65,7 +69,7 @@ class RunLog(Protocol):
     def id(self) -> str: ...
     def log_metrics(self, metrics: Mapping[str, float]) -> None: ...
     def log_inputs(self, *inputs: str) -> None: ...
-    def flush(self) -> bool: ...
+    def flush(self, timeout_s: float = ...) -> bool: ...
 
 
 class StepRun:
@@ -88,7 +92,7 @@ class StepRun:
         for reference in inputs:
             self._context.used(reference)
 
-    def flush(self) -> bool:
+    def flush(self, timeout_s: float = 0.0) -> bool:  # noqa: ARG002 - nothing to wait for
         """Nothing waits: what a step logs is stored when it ends."""
         return True
 
@@ -271,10 +275,10 @@ def _commit_parts(
 ) -> tuple[Part, Part | None]:
     inputs = [f"run:{run.id}"]
     if fitted.source is not None:
-        ident = fitted.source if isinstance(fitted.source, str) else fitted.source.id
-        inputs.append(f"dataset_version:{ident}")
+        inputs.append(f"dataset_version:{_find_source(workspace, fitted.source)}")
         run.log_inputs(inputs[-1])
-    run.flush()  # the run that the versions lead to must be known before they do
+    # The run that the versions lead to must be known before they are; and its code and environment, which the model version takes over.
+    run.flush(CAPTURE_S)
 
     def commit(suffix: str, table: pa.Table) -> Part:
         message = f"rows of {fitted.name}"
@@ -286,6 +290,16 @@ def _commit_parts(
     judging = None if holdout is None else commit("holdout", holdout)
     run.log_inputs(f"dataset_version:{training.version.id}")
     return training, judging
+
+
+def _find_source(workspace: Rooms, source: DatasetVersion | str) -> str:
+    """The id of the dataset version that rows come from: it was given, or its id was, or a name (``churn``, ``churn@3``)."""
+    if isinstance(source, DatasetVersion):
+        return source.id
+    if _ID.fullmatch(source):
+        return str(workspace.data.get_version_by_id(source).id)
+    name, _, selector = source.partition("@")
+    return str(workspace.data.get_version(name, selector or "latest").id)
 
 
 # --- from dataset versions -----------------------------------------------------------------------------------------------
