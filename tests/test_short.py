@@ -175,6 +175,7 @@ def trained(project: Path) -> Any:
             model="small",
             signature=infer_signature(rows.select(["x"]), task="binary"),
             sample=rows.select(["x"]),
+            training=rows.select(["x"]),
             holdout=held.id,
             label="y",
         )

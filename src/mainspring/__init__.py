@@ -15,22 +15,25 @@ if TYPE_CHECKING:
     from mainspring.errors import MainspringError
     from mainspring.pipelines.context import current
     from mainspring.pipelines.step import dataset, pipeline, step
-    from mainspring.short import commit, deploy, train
+    from mainspring.short import commit, deploy, log_model, train
+    from mainspring.training.fitted import Fitted
     from mainspring.workspace import Workspace
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "MainspringError", "Workspace", "commit", "current", "dataset", "deploy", "open", "pipeline", "start_run", "step", "train",
+    "Fitted", "MainspringError", "Workspace", "commit", "current", "dataset", "deploy", "log_model", "open", "pipeline", "start_run", "step", "train",
 ]  # fmt: skip
 
 _WHERE = {
+    "Fitted": "mainspring.training.fitted",
     "MainspringError": "mainspring.errors",
     "Workspace": "mainspring.workspace",
     "commit": "mainspring.short",
     "current": "mainspring.pipelines.context",
     "dataset": "mainspring.pipelines.step",
     "deploy": "mainspring.short",
+    "log_model": "mainspring.short",
     "open": "mainspring.api",
     "pipeline": "mainspring.pipelines.step",
     "start_run": "mainspring.api",

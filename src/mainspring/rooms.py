@@ -90,7 +90,15 @@ class Namespaces:
     def models(self) -> ModelsClient:
         from mainspring.models import ModelsClient
 
-        return ModelsClient(cast("Models", self.room("models")), self.objects)
+        return ModelsClient(
+            cast("Models", self.room("models")),
+            self.objects,
+            find_profile=self._find_profile,
+        )
+
+    def _find_profile(self, rows: Any, version: str | None) -> str | None:
+        """A function of its own, so that registering alone loads the room data."""
+        return self.data.find_profile(rows, version)
 
     @cached_property
     def training(self) -> Training:

@@ -1,4 +1,4 @@
-"""``ms.commit``, ``ms.train``, ``ms.deploy``: from rows to a served model in three lines, in the nearest project.
+"""``ms.commit``, ``ms.train``, ``ms.log_model``, ``ms.deploy``: from rows to a served model in three lines, in the nearest project.
 
 Each calls the rooms with the usual choices made. It works the same on a workspace on a server (``MAINSPRING_URL``).
 """
@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import sys
 import time as clocks
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mainspring import config as configuration
 from mainspring.config import Settings
 from mainspring.errors import Conflict, InvalidInput, NotFound
+from mainspring.pipelines.context import current
 from mainspring.records.base import Record
 from mainspring.records.data import DatasetVersion
 from mainspring.records.models import ModelVersion
 from mainspring.records.serving import Deployment
+from mainspring.tracking.client import Run, get_current_run
+from mainspring.training.fitted import Fitted, ModelOptions
 
 if TYPE_CHECKING:
     from mainspring.remote import RemoteWorkspace
     from mainspring.rooms import Namespaces
     from mainspring.training.automl.board import TrainedVersion
-    from mainspring.training.automl.rungs import OnProgress
+    from mainspring.training.automl.options import TrainOptions
     from mainspring.workspace import Workspace
 
 _SERVER_WAIT_S = 5.0
@@ -43,58 +45,79 @@ class Deployed(Record, frozen=True, kw_only=True):
 def commit(name: str, source: Any, **options: Any) -> DatasetVersion:
     """Make a version of the dataset ``name`` from a frame, a list of dicts, a dict of columns or a path.
 
-    Checks and reading of ``[data.<name>]`` in ``mainspring.toml`` hold. Options are those of ``workspace.data.commit``.
+    Checks and reading of ``[data.<name>]`` in ``mainspring.toml`` hold. In a step, the version leads to the run. Options are those of ``workspace.data.commit``.
     """
-    settings = _load_settings()
+    here = current()
+    settings = configuration.load() if here.execution else _load_settings()
     policy = settings.config.data.get(name)
     if policy is not None:
         options = {"checks": policy.checks, "reading": policy.reading} | options
+    if here.execution:
+        version: DatasetVersion = here.workspace().data.commit(
+            name, source, **{"inputs": [here.run_ref]} | options
+        )
+        return version
     with _open_workspace() as workspace:
         return workspace.data.commit(name, source, **options)
 
 
-def train(
-    dataset: DatasetVersion | str,
-    *,
-    target: str,
-    time: str | None = None,
-    group: str | None = None,
-    task: str | None = None,
-    metric: str | None = None,
-    budget: str | float = "60s",
-    name: str | None = None,
-    seed: int = 0,
-    keep: Sequence[str] = (),
-    max_trials: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> TrainedVersion:
+def train(dataset: DatasetVersion | str, *, target: str, **options: Unpack[TrainOptions]) -> TrainedVersion:
     """Search for a model that predicts the column ``target`` and register the chosen one; it is returned with its leaderboard.
 
     ``dataset``: a version, or a name (``"churn"``, ``"churn@3"``). ``time`` names a column by which the newest rows are held out,
     ``group`` one whose groups are held out as a whole; without both, rows are held out at random. ``keep``: columns to use
-    although they look like identifiers, or give the target away. ``budget`` is a length of time for all of it; a search
+    although they look like identifiers, or give the target away. ``budget`` (60s) is a length of time for all of it; a search
     that ends within it (``max_trials`` candidates, 24 by default) gives the same for the same ``seed``. ``name`` is the
-    model's, by default the dataset's. Raises :class:`~mainspring.errors.NothingPredicts` where no model leads the dummy beyond noise.
+    model's, by default the dataset's. ``task``, ``metric``, ``families`` and ``on_progress``:
+    :class:`~mainspring.training.automl.options.TrainOptions`. Raises :class:`~mainspring.errors.NothingPredicts` where no model leads the
+    dummy beyond noise.
     """
     from mainspring.training.automl import engine
 
     _load_settings()
     with _open_workspace() as workspace:
-        return engine.train(
-            workspace,
-            _get_dataset_version(workspace, dataset),
-            target=target,
-            time=time,
-            group=group,
-            task=task,
-            metric=metric,
-            budget=budget,
-            name=name,
-            seed=seed,
-            keep=keep,
-            max_trials=max_trials,
-            on_progress=on_progress,
-        )
+        return engine.train(workspace, _get_dataset_version(workspace, dataset), target=target, **options)
+
+
+def log_model(
+    estimator: Any,
+    X: Any,  # noqa: N803 - as scikit-learn and MLflow call it
+    y: Any = None,
+    *,
+    name: str,
+    holdout: Any = None,
+    run: Run | None = None,
+    **options: Unpack[ModelOptions],
+) -> ModelVersion:
+    """Register an estimator that was fitted by hand, with all that :func:`train` records: rows, profile, evaluation, origin.
+
+    ``X`` and ``y`` are the rows that it was fitted on and their labels: tables (pandas, Polars, Arrow), arrays or lists; ``y`` may
+    name a column of ``X``, and detectors, clusterings and transformers have none. ``holdout``: rows that it has not seen, as
+    ``(X, y)``, or as a table where ``y`` names a column. On them the model is evaluated, and by them a gate judges it later;
+    without them the metrics are those of the training rows, called ``train.<metric>``, and a warning says that no gate can judge.
+
+    The version belongs to ``run``, by default the one begun last by ``ms.start_run``; in a step, to the run of the pipeline; if there is
+    none, one is begun and finished here. Options (``metrics``, ``slices``, ``time``, ``group``, ``nullable``, ``classes``, ``tags``,
+    ``source``, ``format``, ``seed``) are those of :class:`~mainspring.training.fitted.Fitted`. Raises InvalidInput for rows that do not fit the
+    estimator, and for one that no format stores.
+    """
+    from mainspring.training.registering import StepRun, register_rows
+
+    fitted = Fitted(estimator, X, y, holdout, name=name, **options)
+    here = current()
+    if run is None and here.execution:
+        version = register_rows(here.workspace(), StepRun(here), fitted)
+        here.produced(f"model_version:{version.model}@{version.version}")
+        return version
+    _load_settings()
+    with _open_workspace() as workspace:
+        chosen = run or get_current_run()
+        if chosen is not None:
+            _require_known(workspace, chosen)
+            return register_rows(workspace, chosen, fitted)
+        params = {"estimator": type(estimator).__name__, **_list_plain_params(estimator)}
+        with workspace.tracking.start_run(name=name, params=params, tags={"model": name}) as begun:
+            return register_rows(workspace, begun, fitted)
 
 
 def deploy(
@@ -160,6 +183,27 @@ def _get_dataset_version(workspace: Namespaces, dataset: DatasetVersion | str) -
     return workspace.data.get_version(name, selector or "latest")
 
 
+def _require_known(workspace: Namespaces, run: Run) -> None:
+    """Raise :class:`InvalidInput` for a run of another workspace: a version there would belong to a run that nobody finds."""
+    from mainspring.training.registering import CAPTURE_S
+
+    run.flush(CAPTURE_S)
+    try:
+        workspace.tracking.get_run(run=run.id)
+    except NotFound:
+        raise InvalidInput(
+            "the run is not one of this project",
+            value=run.id,
+            next_step="Begin it with ms.start_run in this project, or finish it first.",
+        ) from None
+
+
+def _list_plain_params(estimator: Any) -> dict[str, Any]:
+    """The params of an estimator that are numbers, texts or truth values."""
+    params = estimator.get_params(deep=False) if hasattr(estimator, "get_params") else {}
+    return {k: v for k, v in params.items() if isinstance(v, bool | int | float | str)}
+
+
 def _get_model_version(workspace: Namespaces, version: ModelVersion | str) -> ModelVersion:
     if isinstance(version, ModelVersion):
         return version
@@ -187,7 +231,8 @@ def _pass_gate(workspace: Namespaces, settings: Settings, version: ModelVersion)
 
 
 def _describe_deployment(settings: Settings, deployment: Deployment, version: ModelVersion) -> Deployed:
-    which = f"{version.model} version {version.version} is deployed as {deployment.name!r}"
+    unwatched = f" ({version.unwatched})" if version.unwatched else ""
+    which = f"{version.model} version {version.version} is deployed as {deployment.name!r}{unwatched}"
     if settings.url is not None:
         says = f"{which}; the inference server beside {settings.url} takes it up within seconds."
         answers, address = None, ""

@@ -48,7 +48,8 @@ def fill(one: Workspace) -> dict[str, Any]:
     data = one.data.commit("flats", pa.table({"size": [1, 2, 3]}), message=CANARY)
     one.training.lock_holdout(dataset_version=data.id)
     run = one.tracking.create_run(experiment="e", name=CANARY)
-    one.models.save_and_register(fitted, model="buy", signature=SIGNATURE, sample={"x": x[:, 0].tolist()})
+    rows = {"x": x[:, 0].tolist()}
+    one.models.save_and_register(fitted, model="buy", signature=SIGNATURE, sample=rows, training=rows)
     one.models.set_alias(model="buy", alias="champion", version=1, reason=CANARY)
     one.deploy.deploy(deployment="buy", model="buy", reason=CANARY)
     rules = [RuleResult(rule={"metric": "auc"}, passed=True, value=0.7, reason=CANARY)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -67,11 +68,12 @@ def test_a_run_registers_a_version_with_all_it_came_from(project: Path) -> None:
         version = workspace.models.get_version(model="delay")
         assert (version.version, version.run, version.label) == (1, first, "late")
         assert version.metrics["auc"] > 0.55
+        assert version.format == "onnx"  # the fast form
         training = workspace.data.get_version_by_id(version.dataset_version)
         holdout = workspace.data.get_version_by_id(version.holdout)
         assert training.rows > 10_000
-        assert max(workspace.data.read("flights-train")["label_arrived_at"].to_pylist()) <= min(
-            workspace.data.read("flights-holdout")["event_time"].to_pylist()
+        assert max(workspace.data.read("delay-train")["label_arrived_at"].to_pylist()) <= min(
+            workspace.data.read("delay-holdout")["event_time"].to_pylist()
         )
         assert workspace.training.get_holdout(dataset_version=holdout.id).uses == 1
     again = _run(project, params)
@@ -79,6 +81,17 @@ def test_a_run_registers_a_version_with_all_it_came_from(project: Path) -> None:
         states = {step.step: step.state for step in workspace.pipelines.list_steps(run=again)}
         assert states["tune"] == "cached"
         assert workspace.models.get_version(model="delay").run == again
+
+
+def test_the_templates_hold_what_only_their_author_knows() -> None:
+    """Profile, lock, evaluation, registration and edges follow from types: no line of a template does them."""
+    limits = {"flights": 130, "basic": 60}
+    for name, limit in limits.items():
+        text = (TEMPLATE.parent / name / "pipelines" / "train.py").read_text()
+        assert len(text.splitlines()) < limit, name
+        assert not re.search(
+            r"save_and_register|lock_holdout|use_holdout|record_evaluation|get_profile|workspace", text
+        )
 
 
 def test_a_corrupted_batch_is_refused_with_its_rows(project: Path) -> None:

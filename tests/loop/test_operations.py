@@ -56,8 +56,9 @@ def register(workspace: Workspace, slope: float) -> int:
 
     x = np.linspace(-1, 1, 60).reshape(-1, 1)
     fitted = LogisticRegression(C=abs(slope)).fit(x, (x[:, 0] * slope > 0).astype(int))
+    rows = {"x": x[:, 0].tolist()}
     version = workspace.models.save_and_register(
-        fitted, model="buy", signature=SIGNATURE, sample={"x": x[:, 0].tolist()}
+        fitted, model="buy", signature=SIGNATURE, sample=rows, training=rows
     )
     return version.version
 

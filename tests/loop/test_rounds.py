@@ -48,8 +48,9 @@ def trained(workspace: Workspace, model: str, slope: float, *, version: int | No
     if version is None:
         x = np.linspace(-1, 1, 60).reshape(-1, 1)
         fitted = LogisticRegression(C=abs(slope)).fit(x, (x[:, 0] * slope > 0).astype(int))
+        rows = {"x": x[:, 0].tolist()}
         version = workspace.models.save_and_register(
-            fitted, model=model, signature=SIGNATURE, sample={"x": x[:, 0].tolist()}
+            fitted, model=model, signature=SIGNATURE, sample=rows, training=rows
         ).version
     job = workspace.loop.request_retrain(deployment=model, reason="test")
     claimed = workspace.loop.claim_job(job=job.id)

@@ -17,6 +17,7 @@ from mainspring.models import ModelsClient
 from mainspring.records.base import to_json
 
 
+@pytest.mark.filterwarnings("ignore:.*unwatched")
 def test_save_register_load_and_fetch(
     foundation: Foundation, client_of: Callable[[Foundation], ModelsClient], logistic: Any, tmp_path: Path
 ) -> None:

@@ -45,14 +45,14 @@ def test_plain_data_comes_back_exactly(tmp_path_factory: pytest.TempPathFactory,
 def test_objects_and_foreign_types_are_refused_with_advice(tmp_path: Path) -> None:
     import numpy as np
     import pandas as pd
-    import polars as pl
     from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import FunctionTransformer
 
     for value, advice in [
         (np.array([object()]), "fixed-width text"),
-        (pd.DataFrame({"x": [1]}), "pyarrow.Table.from_pandas"),
-        (pl.DataFrame({"x": [1]}), "to_arrow"),
-        (LogisticRegression(), "never pickled"),
+        (pd.DataFrame({"x": [1, "a"]}), "one type"),
+        ([LogisticRegression()], "by itself"),
+        (FunctionTransformer(len), "never pickled"),
         ({1: 2}, "str(key)"),
         ("\ud800", "surrogate"),
         (tmp_path / "missing", "Write it first"),

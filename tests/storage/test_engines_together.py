@@ -47,8 +47,9 @@ def register(workspace: Workspace, seed: int, *, data: str | None = None) -> int
 
     x = np.linspace(-1, 1, 40).reshape(-1, 1)
     fitted = LogisticRegression(C=1.0 + seed).fit(x, (x[:, 0] > 0).astype(int))
+    rows = {"x": x[:, 0].tolist()}
     return workspace.models.save_and_register(
-        fitted, model="buy", signature=SIGNATURE, sample={"x": x[:, 0].tolist()}, dataset_version=data
+        fitted, model="buy", signature=SIGNATURE, sample=rows, training=rows, dataset_version=data
     ).version
 
 

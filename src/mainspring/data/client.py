@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from mainspring.data.operations import Data
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, NotFound
 from mainspring.operations import delegating
 from mainspring.records.base import Selector, to_json
 from mainspring.records.data import CheckRule, DatasetVersion
@@ -42,6 +42,28 @@ class DataClient(_Operations):
         self._objects = objects
 
     # --- in ----------------------------------------------------------------------------------------------------------
+
+    def find_profile(self, rows: Any, version: str | None) -> str | None:
+        """The digest of the profile of ``rows`` (a table of any library, an array or a mapping of columns), which is stored; without rows
+        that of the dataset version with this id. None if there is neither, or the version holds no table."""
+        if rows is not None and self._objects is not None:
+            from mainspring.data.profile import ProfileBuilder
+            from mainspring.data.sources import open_source
+
+            if type(rows).__name__ == "ndarray":  # the names that scikit-learn gives its columns
+                rows = {f"x{i}": rows[:, i] for i in range(rows.shape[1])}
+            builder = ProfileBuilder()
+            with open_source(rows, Reading(), place="training rows") as read:
+                for batch in read.batches:
+                    builder.add(batch)
+            return str(self._objects.put(body=[to_json(builder.build())]).digest)
+        if version is None:
+            return None
+        try:
+            record = self.operations.get_version_by_id(id=version)
+            return str(self.operations.get_profile_object(dataset=record.dataset, selector=record.id).digest)
+        except (NotFound, InvalidInput):
+            return None
 
     def commit(
         self,

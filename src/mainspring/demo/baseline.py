@@ -21,20 +21,20 @@ MODEL = "delay-monthly"
 
 def refit(workspace: RemoteWorkspace, train: Any, until: str, feed: Path, *, seed: int) -> int:
     """One refit; returns the registered version."""
+    from mainspring.training.timed import take_evenly
+
     first = workspace.models.get_version("delay", 1)
-    rows = train.clean(train.collect(str(feed), until))
-    rows = rows.take(train.even_sample(rows.num_rows, train.FIT_ROWS, seed))
-    params = (
-        json.loads(first.tags["params"]) if "params" in first.tags else train.DEFAULTS[first.tags["family"]]
-    )
-    fitted = train.estimator(first.tags["family"], params, seed).fit(train.features(rows), train.labels(rows))
-    sample = {name: rows[name].slice(0, 300).to_pylist() for name in train.NUMBERS + train.TEXTS}
+    rows = take_evenly(train.clean(train.collect(str(feed), until)), train.FIT_ROWS, seed)
+    family = first.tags["family"]
+    inputs = rows.select(train.NUMBERS + train.TEXTS)
+    fitted = train.fit_family(family, json.loads(first.tags["params"]), rows, 0, seed)
     version = workspace.models.save_and_register(
         fitted,
         model=MODEL,
-        signature=train.SIGNATURE,
-        sample=sample,
-        tags={"until": until, "family": first.tags["family"]},
+        signature=first.signature,
+        sample=inputs.slice(0, 300),
+        training=inputs,
+        tags={"until": until, "family": family},
     )
     return int(version.version)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from mainspring.records.base import Selector, from_json
 from mainspring.records.models import ModelVersion, Package, Signature
 from mainspring.records.objects import ObjectRef
 from mainspring.streams import read_pieces
+
+FindProfile = Callable[[Any, str | None], str | None]
+"""From training rows, or from the id of the dataset version that holds them, to the digest of their profile; None: there is none."""
 
 if TYPE_CHECKING:
     from mainspring.lineage.uploads import Uploads
@@ -34,9 +38,10 @@ else:
 class ModelsClient(_Operations):
     """The registry as people and steps use it. ``operations`` are those of the room, local or remote."""
 
-    def __init__(self, ops: Models, objects: Uploads) -> None:
+    def __init__(self, ops: Models, objects: Uploads, *, find_profile: FindProfile | None = None) -> None:
         self.operations = ops
         self._objects = objects
+        self._find_profile = find_profile
 
     def save_and_register(
         self,
@@ -59,7 +64,11 @@ class ModelsClient(_Operations):
         tags: Mapping[str, str] | None = None,
         notes: Mapping[str, Any] | None = None,
     ) -> ModelVersion:
-        """Package a fitted estimator (see :func:`mainspring.models.formats.save`), store it and register it as the next version."""
+        """Package a fitted estimator (see :func:`mainspring.models.formats.save`), store it and register it as the next version.
+
+        Without ``profile``, that of the ``training`` rows is taken, or of ``dataset_version``; where there is neither, a warning
+        says that drift of the version will not be watched.
+        """
         from mainspring.models.formats import save
 
         with tempfile.TemporaryDirectory(prefix="mainspring-model-") as scratch:
@@ -79,7 +88,9 @@ class ModelsClient(_Operations):
                 environment=environment,
                 notes=notes,
             )
-            return self.register_folder(
+            if profile is None and self._find_profile is not None:
+                profile = self._find_profile(training, dataset_version)
+            version = self.register_folder(
                 folder,
                 model=model,
                 holdout=holdout,
@@ -88,6 +99,12 @@ class ModelsClient(_Operations):
                 tags=tags,
                 metrics=package.metrics,
             )
+        if version.unwatched:
+            warnings.warn(
+                f"{model} version {version.version} is {version.unwatched}: its drift cannot be seen. Give the rows that it was trained on (training=...).",
+                stacklevel=2,
+            )
+        return version
 
     def register_folder(
         self,

@@ -2,12 +2,15 @@
 
 | value | kind | bytes |
 | --- | --- | --- |
-| ``pyarrow.Table`` | table | Parquet with content-defined pages |
+| ``pyarrow.Table``, frames of pandas and Polars | table | Parquet with content-defined pages |
 | ``numpy.ndarray`` | array | npy, without object arrays |
+| an estimator of scikit-learn | estimator | skops: plain data of types on a fixed list |
 | ``bytes`` | bytes | as they are |
 | ``pathlib.Path`` | file, tree | the file, or every file below the directory |
 | a record or dataclass that the annotation names | record | canonical JSON |
 | None, bool, int, float, str, lists and dicts of these | json | canonical JSON; NaN and infinities survive |
+
+A value with a method ``__mainspring_output__(context)`` is what that returns: so ``ms.Fitted`` registers its estimator.
 
 Equal values give equal bytes. A tuple inside JSON comes back as a list, as JSON has it.
 """
@@ -22,6 +25,7 @@ from typing import Any
 import msgspec
 
 from mainspring.errors import Corrupt, InvalidInput
+from mainspring.pipelines import estimators, frames
 from mainspring.pipelines.job import Output
 from mainspring.records.base import to_json
 from mainspring.records.pipelines import ArtifactKind
@@ -91,6 +95,12 @@ def save(value: object, folder: Path, *, name: str, number: int, hint: object, p
     if module == "pyarrow" and type(value).__name__ == "Table":
         _write_table(value, path)
         return Output(name=name, kind="table", path=str(path))
+    if frames.is_frame(value):
+        _write_table(frames.to_table(value, place=place), path)
+        return Output(name=name, kind="table", path=str(path), type=frames.name_kind(type(value)))
+    if estimators.is_estimator(value):
+        path.write_bytes(estimators.to_bytes(value, place=place))
+        return Output(name=name, kind="estimator", path=str(path), type=frames.name_kind(type(value)))
     if module == "numpy" and type(value).__name__ == "ndarray":
         _write_array(value, path, place=place)
         return Output(name=name, kind="array", path=str(path))
@@ -110,7 +120,7 @@ def save(value: object, folder: Path, *, name: str, number: int, hint: object, p
 
 
 def load(kind: str, path: Path, *, type_name: str, hint: object, place: str) -> object:
-    """Read an artifact back. ``hint`` (from the producer's or the consumer's annotation) gives a record its class.
+    """Read an artifact back. ``hint`` (from the producer's or the consumer's annotation) gives a record its class, and a table its kind.
 
     Raises :class:`InvalidInput` without such an annotation, :class:`Corrupt` for a stored record that does not fit it.
     """
@@ -121,7 +131,9 @@ def load(kind: str, path: Path, *, type_name: str, hint: object, place: str) -> 
     if kind == "table":
         import pyarrow.parquet as pq
 
-        return pq.read_table(path, memory_map=True)
+        return frames.from_table(pq.read_table(path, memory_map=True), made=type_name, hint=hint)
+    if kind == "estimator":
+        return estimators.from_bytes(path.read_bytes())
     if kind == "array":
         import numpy as np
 
@@ -211,17 +223,13 @@ def _check_text(value: str, *, place: str) -> str:
 def _suggest_output(value: object) -> str:
     """The next step in the error for a value that is not data: what to return instead."""
     module = type(value).__module__.split(".")[0]
-    if module == "pandas":
-        return "Return pyarrow.Table.from_pandas(frame)."
-    if module == "polars":
-        return "Return frame.to_arrow()."
     if module == "duckdb":
         return "Return relation.fetch_arrow_table() or relation.to_arrow_table()."
     if module == "pyarrow":
         return "Return a pyarrow.Table, e.g. pyarrow.table({'column': array})."
-    if hasattr(value, "fit") and hasattr(value, "get_params"):
-        return "Save it as a model package into a directory and return its pathlib.Path; estimators are never pickled."
-    return "Return a pyarrow.Table, a numpy array, plain JSON data, bytes, an annotated record, or a pathlib.Path to files you wrote."
+    if estimators.is_estimator(value):
+        return "Return it by itself, or as one of several outputs of a tuple, not within a list."
+    return "Return a pyarrow.Table, a frame, a numpy array, an estimator, plain JSON data, bytes, an annotated record, or a pathlib.Path to files you wrote."
 
 
 def _decode_json(value: Any) -> Any:

@@ -227,8 +227,10 @@ def _save_outputs(
         place=place,
     )
     outputs = []
-    for number, (name, part) in enumerate(values.items()):
+    for number, (name, returned) in enumerate(values.items()):
         part_hint = hint if shape == "single" else _part_hint(hint, name)
+        keep = getattr(returned, "__mainspring_output__", None)
+        part = returned if keep is None or isinstance(returned, type) else keep(context.current())
         outputs.append(
             artifacts.save(
                 part,

@@ -7,6 +7,8 @@ being recorded it returns a :class:`~mainspring.pipelines.graph.Handle` and noth
 from __future__ import annotations
 
 import functools
+import inspect
+import typing
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -156,8 +158,8 @@ def step(
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             recorder = recording.get()
             if recorder is None:
-                values = [_read_dataset(a) for a in args]
-                return target(*values, **{k: _read_dataset(v) for k, v in kwargs.items()})
+                values = [_read_dataset(target, i, a) for i, a in enumerate(args)]
+                return target(*values, **{k: _read_dataset(target, k, v) for k, v in kwargs.items()})
             handle: R = recorder.call(target, options, args, kwargs)
             return handle
 
@@ -203,12 +205,20 @@ def _check_options(options: StepOptions) -> None:
         )
 
 
-def _read_dataset(value: Any) -> Any:
-    """The content of a dataset, for a plain call; any other value unchanged."""
+def _read_dataset(target: Callable[..., Any], parameter: str | int, value: Any) -> Any:
+    """The content of a dataset, for a plain call, as the annotation of its parameter wants it, as in a run; any other value unchanged."""
     if isinstance(value, Dataset):
-        return value.read()
+        from mainspring.pipelines.frames import from_table
+
+        try:
+            hints = typing.get_type_hints(target)
+        except (NameError, TypeError, AttributeError):
+            hints = {}
+        if isinstance(parameter, int):
+            parameter = ([*inspect.signature(target).parameters, *[""] * parameter])[parameter]
+        return from_table(value.read(), made="", hint=hints.get(parameter))
     if type(value) in {list, tuple} and any(isinstance(v, Dataset) for v in value):
-        return type(value)(_read_dataset(v) for v in value)
+        return type(value)(v.read() if isinstance(v, Dataset) else v for v in value)
     return value
 
 

@@ -148,6 +148,11 @@ class ModelVersion(Record, frozen=True):
     metrics: dict[str, float] = {}
     tags: dict[str, str] = {}
 
+    @property
+    def unwatched(self) -> str:
+        """Why the drift of what this version is asked cannot be seen, in words; empty if it can."""
+        return "" if self.profile is not None else "unwatched: no training profile"
+
 
 class ModelRegistry(Protocol):
     """What other rooms need from the models room."""

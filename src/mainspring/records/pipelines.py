@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from mainspring.records.base import Digest, Id, Record
 
-ArtifactKind = Literal["json", "record", "table", "array", "bytes", "file", "tree"]
+ArtifactKind = Literal["json", "record", "table", "array", "estimator", "bytes", "file", "tree"]
 RunState = Literal["running", "finished", "failed", "cancelled", "interrupted"]
 StepState = Literal["waiting", "running", "finished", "cached", "failed", "skipped", "lost", "cancelled"]
 ExecutorName = Literal["local", "worker"]

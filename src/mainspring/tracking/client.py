@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -113,6 +114,7 @@ class TrackingClient(_Operations):
         )
         run.log_params(params or {})
         run.set_tags(tags or {})
+        _begun.set((*(r for r in _begun.get() if not r.ended), run))
         return run
 
     def attach(self, run: str) -> Run:
@@ -174,6 +176,11 @@ class Run:
         self._thread = threading.Thread(target=self._ship_forever, name="mainspring-spool", daemon=True)
         self._thread.start()
         _open_runs.add(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`finish` was called."""
+        return self._ended
 
     # --- logging -------------------------------------------------------------------------------------------------------
 
@@ -464,6 +471,15 @@ class Run:
                     return
             spent = time.monotonic() - began
             self._wake.wait(min(0.1 * 2**failures, 30.0) if failures else max(SHIP_EVERY_S, DUTY * spent))
+
+
+_begun: ContextVar[tuple[Run, ...]] = ContextVar("mainspring_begun_runs", default=())
+"""The runs that were begun here, in a thread or task, and are not known to have ended; the newest is the current one."""
+
+
+def get_current_run() -> Run | None:
+    """The run that was begun last in this thread or task and has not ended; None if there is none."""
+    return next((run for run in reversed(_begun.get()) if not run.ended), None)
 
 
 _open_runs: set[Run] = set()

@@ -245,3 +245,11 @@ def _check_times(event_us: ArrayLike, label_us: ArrayLike) -> tuple[Rows, Rows]:
 def _rows_in_time_order(mask: NDArray[np.bool_], events: Rows) -> Rows:
     rows = np.flatnonzero(mask)
     return rows[np.argsort(events[rows], kind="stable")]
+
+
+def draw_rows(rows: Rows, most: int, seed: int) -> Rows:
+    """The rows, or ``most`` of them drawn evenly, in their order."""
+    if len(rows) <= most:
+        return rows
+    drawn: Rows = rows[np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))]
+    return drawn

@@ -237,6 +237,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
         formats.load(tmp_path / "p")
 
 
+@pytest.mark.filterwarnings("ignore:.*unwatched")
 def test_it_is_registered_and_fetched(
     foundation: Foundation, estimator: Additive, columns: dict[str, Any], expected: Any, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mainspring.errors import InvalidInput
 from mainspring.records.models import Task
-from mainspring.training.automl.problem import labels_of, read_problem
+from mainspring.training.automl.problem import read_problem, read_target
 
 N = 120
 RNG = np.random.default_rng(3)
@@ -56,7 +56,7 @@ def test_rows_without_a_target_are_dropped_and_whole_numbers_stay_whole() -> Non
     values = [float("nan") if i < 20 else float(i % 3) for i in range(N)]
     found = read_problem(table(y=values), target="y")
     assert found.table.num_rows == 100
-    assert labels_of(found.table, "y", found.task).dtype == np.int64
+    assert read_target(found.table, "y", found.task).dtype == np.int64
     assert "20 rows without 'y' are left out" in found.assumed
 
 

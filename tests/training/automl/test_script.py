@@ -10,7 +10,7 @@ import pytest
 
 from mainspring.records.models import Task
 from mainspring.training.automl.families import Candidate, build, propose
-from mainspring.training.automl.script import script_of
+from mainspring.training.automl.script import write_script
 
 PART: Any = SimpleNamespace(version=SimpleNamespace(dataset="churn-train", id="ab" * 32))
 NUMBERS, TEXTS = ["1st x", "it's", "n"], ["plan"]
@@ -18,7 +18,7 @@ NUMBERS, TEXTS = ["1st x", "it's", "n"], ["plan"]
 
 def _script(candidate: Candidate, task: Task) -> tuple[Any, str]:
     made = build(candidate, task=task, numbers=NUMBERS, texts=TEXTS, seed=4)
-    text = script_of(
+    text = write_script(
         made,
         run="r",
         chosen=candidate.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from mainspring.errors import NotFound
 from mainspring.records.base import Record
 from mainspring.records.data import CheckReport, DatasetInfo
 from mainspring.records.events import EventKind
@@ -11,7 +12,7 @@ from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage
 from mainspring.records.models import ModelInfo, Signature
 from mainspring.records.monitoring import Alert, MonitorPolicy, SeriesPoint, Verdict, Window
 from mainspring.records.scores import default_metric, meaning_of
-from mainspring.records.serving import Deployment
+from mainspring.records.serving import Deployment, Target
 from mainspring.server.pages.describe import EventText, describe_event
 from mainspring.server.pages.rendering import PageRequest, View
 from mainspring.server.pages.text import number
@@ -113,7 +114,7 @@ def get_standing(workspace: Workspace, deployment: Deployment) -> Standing:
         since=alias.at if alias else (history[0].at if history else None),
         requests=window.requests if window else 0,
         window=window,
-        health=assess_health(alerts, window, windows),
+        health=_mark_unwatched(workspace, champion, assess_health(alerts, window, windows)),
         metric=metric,
         recent=[p for p in points if not p.scorer.startswith("shadow:")][-30:],
         last=last,
@@ -156,6 +157,18 @@ def assess_health(alerts: list[Alert], window: Window | None, windows: list[Wind
         _assess_aspect(aspect, [a for a in alerts if a.kind == kind], verdict)
         for aspect, kind, verdict in rows
     ]
+
+
+def _mark_unwatched(workspace: Workspace, champion: Target, health: list[Health]) -> list[Health]:
+    """Drift of a version without a training profile is not "no data yet": it will never be seen."""
+    try:
+        version = workspace.models.get_version(model=champion.model, selector=str(champion.version))
+    except NotFound:
+        return health
+    if not version.unwatched:
+        return health
+    unwatched = Health(aspect="drift", tone="warn", word="unwatched", detail="no training profile")
+    return [unwatched if h.aspect == "drift" else h for h in health]
 
 
 def _assess_aspect(aspect: str, alerts: list[Alert], verdict: Verdict | None) -> Health:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time as clocks
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 
@@ -21,16 +21,24 @@ from mainspring.records.data import DatasetVersion
 from mainspring.records.models import ModelVersion, Task
 from mainspring.training.automl.board import Leaderboard, TrainedVersion
 from mainspring.training.automl.families import Candidate, build, propose
-from mainspring.training.automl.fitting import classes_of, truth_of
+from mainspring.training.automl.fitting import encode_labels, list_classes
 from mainspring.training.automl.leakage import find_leaks
-from mainspring.training.automl.parts import Parts, blocks_of, divide, limit_folds
-from mainspring.training.automl.problem import Problem, inputs_of, labels_of, nothing_left, read_problem
-from mainspring.training.automl.registering import Part, Rooms, fit_and_register, signature_of
+from mainspring.training.automl.options import TrainOptions, complete_options
+from mainspring.training.automl.parts import Parts, divide, limit_folds
+from mainspring.training.automl.problem import (
+    Problem,
+    make_nothing_left_error,
+    read_inputs,
+    read_problem,
+    read_target,
+)
+from mainspring.training.automl.registering import fit_and_register, infer_input_signature
 from mainspring.training.automl.rungs import OnProgress, Outcome, Progress, Search
-from mainspring.training.automl.script import script_of
+from mainspring.training.automl.script import write_script
 from mainspring.training.automl.selection import Selection, select
+from mainspring.training.blocks import make_blocks
+from mainspring.training.registering import Part, Rooms
 
-MAX_TRIALS = 24
 EXPERIMENT = "automl"
 DEFAULT_METRIC = {Task.BINARY: "log_loss", Task.MULTICLASS: "log_loss", Task.REGRESSION: "rmse"}
 _FOR_SEARCH = 0.8
@@ -42,18 +50,8 @@ def train(
     dataset: DatasetVersion,
     *,
     target: str,
-    time: str | None = None,
-    group: str | None = None,
-    task: str | None = None,
-    metric: str | None = None,
-    budget: str | float = "60s",
-    name: str | None = None,
-    seed: int = 0,
-    keep: Sequence[str] = (),
-    max_trials: int | None = None,
-    families: Sequence[str] | None = None,
-    on_progress: OnProgress | None = None,
     clock: Callable[[], float] = clocks.monotonic,
+    **options: Unpack[TrainOptions],
 ) -> TrainedVersion:
     """Search for a model of ``target`` and register the one that is chosen as the next version of ``name``.
 
@@ -61,16 +59,19 @@ def train(
     :class:`~mainspring.errors.InvalidInput` for a table, target or option that cannot be right.
     """
     began = clock()
-    model = check_name(name or dataset.dataset, what="model")
+    chosen = complete_options(options)
+    time, group, task = chosen["time"], chosen["group"], chosen["task"]
+    seed, keep, budget, on_progress = chosen["seed"], chosen["keep"], chosen["budget"], chosen["on_progress"]
+    model = check_name(chosen["name"] or dataset.dataset, what="model")
     budget_seconds = float(budget) if isinstance(budget, int | float) else float(seconds(budget))
     if not budget_seconds > 0:
         raise InvalidInput(
             "a budget is a length of time", value=budget, next_step="For example '60s' or '5m'."
         )
-    candidates = propose(MAX_TRIALS if max_trials is None else max_trials, seed=seed, families=families)
+    candidates = propose(chosen["max_trials"], seed=seed, families=chosen["families"])
     table = workspace.data.read(dataset.dataset, dataset.id)
     problem = read_problem(table, target=target, time=time, group=group, task=task, keep=keep)
-    scoring = _require_metric(metric or DEFAULT_METRIC[problem.task], problem.task)
+    scoring = _require_metric(chosen["metric"] or DEFAULT_METRIC[problem.task], problem.task)
     parts = divide(problem, seed=seed)
     params = {"target": target, "time": time, "group": group, "task": problem.task.value, "metric": scoring.name,
              "budget_s": budget_seconds, "seed": seed, "max_trials": len(candidates) - 1}  # fmt: skip
@@ -135,7 +136,7 @@ class _Work:
     def leave_out_leaks(self, keep: Sequence[str]) -> None:
         problem = self._problem
         inputs = self._training.table.select(problem.inputs)
-        suspects = find_leaks(inputs, self._truth(), self._parts.folds, problem.task, seed=self._seed)
+        suspects = find_leaks(inputs, self._encode_labels(), self._parts.folds, problem.task, seed=self._seed)
         for column, why in suspects.items():
             source = next((k for k in keep if column == k or column.startswith(f"{k}_")), None)
             if source is None:
@@ -143,7 +144,7 @@ class _Work:
             else:
                 problem.assumed.append(f"{column!r} is kept, as asked, though {why}")
         if not problem.inputs:
-            raise nothing_left(problem)
+            raise make_nothing_left_error(problem)
         for sentence in [*problem.assumed, *(f"{n!r} is left out: {w}" for n, w in problem.left_out.items())]:
             if sys.stderr.isatty():
                 sys.stderr.write(f"{sentence}\n")
@@ -156,16 +157,16 @@ class _Work:
         report_progress: OnProgress | None,
     ) -> Outcome:
         problem = self._problem
-        signature = signature_of(self._training, self._holdout, problem.inputs, problem.task)
+        signature = infer_input_signature(self._training, self._holdout, problem.inputs, problem.task)
         self._folds = limit_folds(self._parts.folds, self._seed)
         return Search(
-            inputs=inputs_of(self._training.table, signature),
-            truth=self._truth(),
+            inputs=read_inputs(self._training.table, signature),
+            truth=self._encode_labels(),
             folds=self._folds,
             task=problem.task,
-            classes=len(self._classes()),
+            classes=len(self._list_classes()),
             metric=self._metric,
-            make=self._estimator,
+            make=self._build_estimator,
             seed=self._seed,
             seconds=left,
             clock=clock,
@@ -175,7 +176,7 @@ class _Work:
     def select(self, outcome: Outcome) -> Selection:
         problem = self._problem
         rows = self._training.table.take(outcome.validation)
-        blocks = blocks_of(rows, time=problem.time, group=problem.group)
+        blocks = make_blocks(rows, time=problem.time, group=problem.group)
         return select(
             outcome, metric=self._metric, task=problem.task, blocks=blocks, target=repr(problem.target)
         )
@@ -232,8 +233,8 @@ class _Work:
 
     def _register(self, candidate: Candidate) -> ModelVersion:
         problem = self._problem
-        estimator = self._estimator(candidate)
-        text = script_of(
+        estimator = self._build_estimator(candidate)
+        text = write_script(
             estimator,
             run=self._run.id,
             chosen=f"{problem.target!r} by {candidate.name}",
@@ -265,20 +266,20 @@ class _Work:
         self._run.log_artifact(text.encode(), "train.py")
         return version
 
-    def _estimator(self, candidate: Candidate) -> Any:
+    def _build_estimator(self, candidate: Candidate) -> Any:
         problem = self._problem
         return build(
             candidate, task=problem.task, numbers=problem.numbers, texts=problem.texts, seed=self._seed
         )
 
-    def _labels(self) -> Any:
-        return labels_of(self._training.table, self._problem.target, self._problem.task)
+    def _read_labels(self) -> Any:
+        return read_target(self._training.table, self._problem.target, self._problem.task)
 
-    def _classes(self) -> Any:
-        return classes_of(self._labels(), self._problem.task)
+    def _list_classes(self) -> Any:
+        return list_classes(self._read_labels(), self._problem.task)
 
-    def _truth(self) -> Any:
-        return truth_of(self._labels(), self._problem.task, self._classes())
+    def _encode_labels(self) -> Any:
+        return encode_labels(self._read_labels(), self._problem.task, self._list_classes())
 
 
 def _require_metric(name: str, task: Task) -> Metric:

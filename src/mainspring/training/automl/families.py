@@ -119,21 +119,21 @@ def build(
         # A text that training had not seen is none of the known ones.
         known = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
         steps.append(("texts", known, list(texts)))
-    return Pipeline([("columns", ColumnTransformer(steps)), ("model", _model(candidate, task, seed))])
+    return Pipeline([("columns", ColumnTransformer(steps)), ("model", _make_model(candidate, task, seed))])
 
 
-def _model(candidate: Candidate, task: Task, seed: int) -> Any:
+def _make_model(candidate: Candidate, task: Task, seed: int) -> Any:
     numbers = task is Task.REGRESSION
     return _MODELS[candidate.family](dict(candidate.params), numbers, seed)
 
 
-def _dummy(_params: dict[str, Any], numbers: bool, _seed: int) -> Any:
+def _make_dummy(_params: dict[str, Any], numbers: bool, _seed: int) -> Any:
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
     return DummyRegressor() if numbers else DummyClassifier(strategy="prior")
 
 
-def _linear(params: dict[str, Any], numbers: bool, seed: int) -> Any:
+def _make_linear(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression, Ridge
 
     strength = params["strength"]
@@ -142,7 +142,7 @@ def _linear(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     return LogisticRegression(C=float(f"{1 / strength:.3g}"), max_iter=1000, random_state=seed)
 
 
-def _forest(params: dict[str, Any], numbers: bool, seed: int) -> Any:
+def _make_forest(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     from sklearn import ensemble
 
     random = params.pop("kind") == "random"
@@ -153,21 +153,21 @@ def _forest(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     return kind(n_estimators=100, random_state=seed, **params)
 
 
-def _boosting(params: dict[str, Any], numbers: bool, seed: int) -> Any:
+def _make_boosting(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kind = HistGradientBoostingRegressor if numbers else HistGradientBoostingClassifier
     return kind(early_stopping=False, random_state=seed, **params)
 
 
-def _knn(params: dict[str, Any], numbers: bool, _seed: int) -> Any:
+def _make_knn(params: dict[str, Any], numbers: bool, _seed: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     kind = KNeighborsRegressor if numbers else KNeighborsClassifier
     return kind(algorithm="brute", **params)  # trees of neighbours cannot be stored as data
 
 
-def _mlp(params: dict[str, Any], numbers: bool, seed: int) -> Any:
+def _make_mlp(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     from sklearn.compose import TransformedTargetRegressor
     from sklearn.neural_network import MLPClassifier, MLPRegressor
     from sklearn.preprocessing import StandardScaler
@@ -178,4 +178,4 @@ def _mlp(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     return TransformedTargetRegressor(regressor=MLPRegressor(**options), transformer=StandardScaler())
 
 
-_MODELS = {DUMMY: _dummy, "linear": _linear, "forest": _forest, "boosting": _boosting, "knn": _knn, "mlp": _mlp}  # fmt: skip
+_MODELS = {DUMMY: _make_dummy, "linear": _make_linear, "forest": _make_forest, "boosting": _make_boosting, "knn": _make_knn, "mlp": _make_mlp}  # fmt: skip

@@ -12,16 +12,16 @@ from mainspring.metrics.metric import Floats
 from mainspring.records.models import Task
 
 
-def fitted(estimator: Any, inputs: pa.Table, labels: Any) -> Any:
+def fit_estimator(estimator: Any, inputs: pa.Table, labels: Any, **options: Any) -> Any:
     """``estimator`` fitted, on one thread: threads that wait for one another cost more than they give on a busy machine."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a network that has not converged shows in its score
-        return estimator.fit(inputs, labels)
+        return estimator.fit(inputs, labels, **options)
 
 
-def scores_of(estimator: Any, inputs: pa.Table, task: Task, classes: Any) -> Floats:
+def compute_scores(estimator: Any, inputs: pa.Table, task: Task, classes: Any) -> Floats:
     """A number per row, P(positive), or one probability for each of ``classes``; 0 for one that the estimator never met."""
     if task is Task.REGRESSION:
         return np.asarray(estimator.predict(inputs), dtype=np.float64).reshape(inputs.num_rows)
@@ -32,7 +32,7 @@ def scores_of(estimator: Any, inputs: pa.Table, task: Task, classes: Any) -> Flo
     return positive if task is Task.BINARY else wide
 
 
-def truth_of(labels: Any, task: Task, classes: Any) -> Floats:
+def encode_labels(labels: Any, task: Task, classes: Any) -> Floats:
     """Labels as metrics take them: numbers, or positions in ``classes``."""
     if task is Task.REGRESSION:
         return np.asarray(labels, dtype=np.float64)
@@ -40,6 +40,6 @@ def truth_of(labels: Any, task: Task, classes: Any) -> Floats:
     return positions
 
 
-def classes_of(labels: Any, task: Task) -> Any:
+def list_classes(labels: Any, task: Task) -> Any:
     """The classes in the order that an estimator gives them; none for a regression."""
     return np.zeros(0) if task is Task.REGRESSION else np.unique(labels)

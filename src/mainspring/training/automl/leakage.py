@@ -10,8 +10,7 @@ import pyarrow.types as pt
 
 from mainspring.metrics.metric import Floats
 from mainspring.records.models import Task
-from mainspring.training.automl.parts import thinned
-from mainspring.training.splits import Rows
+from mainspring.training.splits import Rows, draw_rows
 
 CLASSES_EXPLAINED = 0.99
 NUMBERS_EXPLAINED = 0.999
@@ -26,22 +25,22 @@ def find_leaks(
 ) -> dict[str, str]:
     """For each column that alone predicts nearly all of the target on rows that a small tree had not seen: how much."""
     leaks = {}
-    used = [(thinned(t, _ROWS, seed), thinned(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
+    used = [(draw_rows(t, _ROWS, seed), draw_rows(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
     for name in inputs.column_names:
-        values = _as_numbers(inputs[name])
-        share = _explained_share(values, truth, used, task, seed)
+        values = _read_numbers(inputs[name])
+        share = _compute_explained_share(values, truth, used, task, seed)
         if share is not None:
             leaks[name] = f"it gives the target away: alone it explains {share:.2%} of it"
     return leaks
 
 
-def _explained_share(
+def _compute_explained_share(
     values: Floats, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, seed: int
 ) -> float | None:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     numbers = task is Task.REGRESSION
-    if numbers and (rank := _rank_correlation(values, truth)) is not None and rank >= _RANKS:
+    if numbers and (rank := _compute_rank_correlation(values, truth)) is not None and rank >= _RANKS:
         return rank
     wrong = usual = 0.0
     for train, validation in folds:
@@ -63,7 +62,7 @@ def _explained_share(
     return share if share >= (NUMBERS_EXPLAINED if numbers else CLASSES_EXPLAINED) else None
 
 
-def _rank_correlation(values: Floats, truth: Floats) -> float | None:
+def _compute_rank_correlation(values: Floats, truth: Floats) -> float | None:
     """Of the rows that have a value, if they are at least half: whatever rises or falls with the target, in any unit."""
     from scipy.stats import rankdata
 
@@ -76,7 +75,7 @@ def _rank_correlation(values: Floats, truth: Floats) -> float | None:
     return abs(float(np.corrcoef(first, second)[0, 1]))
 
 
-def _as_numbers(column: Any) -> Floats:
+def _read_numbers(column: Any) -> Floats:
     """Numbers as they are, texts as the number of their value; a null is NaN, which a tree takes as a value of its own."""
     if pt.is_string(column.type):
         codes = column.combine_chunks().dictionary_encode()

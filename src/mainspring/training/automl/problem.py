@@ -15,7 +15,7 @@ import pyarrow.types as pt
 from mainspring.errors import InvalidInput, near
 from mainspring.models.formats.columns import frame
 from mainspring.records.models import Signature, Task
-from mainspring.training.automl.dates import PARTS, as_times, is_date, part_of
+from mainspring.training.dates import PARTS, compute_part, is_date, parse_times
 
 MIN_ROWS = 40
 MIN_PER_CLASS = 5
@@ -71,7 +71,7 @@ def read_problem(
             value=f"time={time!r}, group={group!r}",
             next_step="Give the one by which new rows will differ from those of training.",
         )
-    table = pa.table({name: _plain(table[name]) for name in table.column_names})
+    table = pa.table({name: _simplify_column(table[name]) for name in table.column_names})
     labelled = pc.is_valid(table[target])
     missing = table.num_rows - int(pc.sum(labelled).as_py() or 0)
     problem = Problem(table.filter(labelled), target, Task.REGRESSION, time=time, group=group)
@@ -89,11 +89,11 @@ def read_problem(
         if name not in (target, group):
             _add_column(problem, name, kept=name in keep)
     if not problem.inputs:
-        raise nothing_left(problem)
+        raise make_nothing_left_error(problem)
     return problem
 
 
-def nothing_left(problem: Problem) -> InvalidInput:
+def make_nothing_left_error(problem: Problem) -> InvalidInput:
     """The error for a table of which no column may be used."""
     return InvalidInput(
         "no column is left to predict from",
@@ -102,7 +102,7 @@ def nothing_left(problem: Problem) -> InvalidInput:
     )
 
 
-def labels_of(table: pa.Table, target: str, task: Task) -> Any:
+def read_target(table: pa.Table, target: str, task: Task) -> Any:
     """The target as an estimator takes it: numbers, truth values or texts, in their own type."""
     values = table[target]
     if task is Task.REGRESSION:
@@ -112,12 +112,12 @@ def labels_of(table: pa.Table, target: str, task: Task) -> Any:
     return np.asarray(values.to_pylist())
 
 
-def inputs_of(table: pa.Table, signature: Signature) -> pa.Table:
+def read_inputs(table: pa.Table, signature: Signature) -> pa.Table:
     """The inputs as estimators are fitted on them, read as serving reads a request."""
     return frame({c.name: table[c.name] for c in signature.inputs}, signature)
 
 
-def _plain(column: Any) -> Any:
+def _simplify_column(column: Any) -> Any:
     """One of few types for a value of many: int64, float64 (NaN is null), bool, string, times as they are."""
     kind = column.type
     if pt.is_dictionary(kind):
@@ -138,12 +138,12 @@ def _decide_task(problem: Problem, wanted: str | None) -> None:
             value=name,
             next_step="Make a column of it that says what is to be predicted.",
         )
-    whole = _is_number(values.type) and _all(pc.equal(values, pc.floor(values)))
+    whole = _is_number(values.type) and _holds_everywhere(pc.equal(values, pc.floor(values)))
     distinct = int(pc.count_distinct(values).as_py())
     if distinct < 2:
         raise InvalidInput("the target has one value only", value=values[0].as_py(), place=f"column {name!r}")
     if wanted is not None:
-        task, why = _named_task(wanted), "as given"
+        task, why = _parse_task(wanted), "as given"
     elif distinct == 2:
         task, why = Task.BINARY, "two values"
     elif pt.is_string(values.type) or (whole and distinct <= MAX_CLASSES):
@@ -153,18 +153,18 @@ def _decide_task(problem: Problem, wanted: str | None) -> None:
     if task is not Task.REGRESSION:
         _check_classes(problem, task, distinct)
         if whole and pt.is_floating(values.type):  # what pandas makes of whole numbers with gaps
-            _set(problem, name, values.cast(pa.int64()))
+            _set_column(problem, name, values.cast(pa.int64()))
     elif not _is_number(values.type):
         raise InvalidInput(
             "a regression needs numbers", value=str(values.type), place=f"column {name!r}", next_step="Leave task out."
         )  # fmt: skip
-    elif not _all(pc.is_finite(values)):
+    elif not _holds_everywhere(pc.is_finite(values)):
         raise InvalidInput("the target holds infinities", place=f"column {name!r}")
     problem.task = task
     problem.assumed.append(f"the task is {task.value} ({why} in {name!r})")
 
 
-def _named_task(wanted: str) -> Task:
+def _parse_task(wanted: str) -> Task:
     try:
         return Task(wanted)
     except ValueError:
@@ -199,19 +199,19 @@ def _order_by_time(problem: Problem) -> None:
             place=f"column {problem.time!r}",
             next_step="Leave these rows out: they may be newer than the hold-out.",
         )
-    times = as_times(column)
+    times = parse_times(column)
     if times is not None:
-        _set(problem, problem.time, times)
+        _set_column(problem, problem.time, times)
     elif not _is_number(column.type):
         raise InvalidInput(
             "not a time", value=column[0].as_py(), place=f"column {problem.time!r}",
             next_step="Give a column of dates, times or numbers that grow with time.",
         )  # fmt: skip
-    order = np.argsort(time_numbers(problem.table[problem.time]), kind="stable")
+    order = np.argsort(read_times(problem.table[problem.time]), kind="stable")
     problem.table = problem.table.take(order)
 
 
-def time_numbers(column: Any) -> Any:
+def read_times(column: Any) -> Any:
     """The time of each row as a number that grows."""
     return (column.cast(pa.int64()) if is_date(column.type) else column).to_numpy()
 
@@ -221,17 +221,17 @@ def time_numbers(column: Any) -> Any:
 
 def _add_column(problem: Problem, name: str, *, kept: bool) -> None:
     column = problem.table[name]
-    if (reason := _unusable(column)) is not None:
+    if (reason := _explain_unusable(column)) is not None:
         problem.left_out[name] = reason
         return
-    times = as_times(column)
+    times = parse_times(column)
     if times is not None:
         _add_date(problem, name, times)
         return
     if name == problem.time:
         problem.left_out[name] = "it orders the rows: those to come lie beyond it"
         return
-    reason = None if kept else _identifier(name, column)
+    reason = None if kept else _explain_identifier(name, column)
     if reason is None and pt.is_string(column.type):
         most = MAX_KEPT_CATEGORIES if kept else MAX_CATEGORIES
         distinct = int(pc.count_distinct(column).as_py())
@@ -242,7 +242,7 @@ def _add_column(problem: Problem, name: str, *, kept: bool) -> None:
         (problem.texts if pt.is_string(column.type) else problem.numbers).append(name)
 
 
-def _unusable(column: Any) -> str | None:
+def _explain_unusable(column: Any) -> str | None:
     kind = column.type
     if not (pt.is_boolean(kind) or pt.is_string(kind) or _is_number(kind) or is_date(kind)):
         return f"its type is {kind}"
@@ -250,12 +250,12 @@ def _unusable(column: Any) -> str | None:
         return "empty"
     if int(pc.count_distinct(column).as_py()) == 1 and not column.null_count:
         return "the same value everywhere"
-    if pt.is_floating(kind) and not _all(pc.fill_null(pc.is_finite(column), True)):
+    if pt.is_floating(kind) and not _holds_everywhere(pc.fill_null(pc.is_finite(column), True)):
         return "it holds infinities"
     return None
 
 
-def _identifier(name: str, column: Any) -> str | None:
+def _explain_identifier(name: str, column: Any) -> str | None:
     """Why a column looks like one value per row that means nothing."""
     valid = len(column) - column.null_count
     distinct = int(pc.count_distinct(column).as_py())
@@ -275,7 +275,7 @@ def _add_date(problem: Problem, name: str, times: Any) -> None:
     for part in PARTS:
         if part == "days" and name == problem.time:
             continue  # rows to come lie beyond all days of training
-        values, column = part_of(times, part), f"{name}_{part}"
+        values, column = compute_part(times, part), f"{name}_{part}"
         if column not in problem.table.column_names and int(pc.count_distinct(values).as_py()) > 1:
             problem.table = problem.table.append_column(column, values)
             problem.numbers.append(column)
@@ -285,7 +285,7 @@ def _add_date(problem: Problem, name: str, times: Any) -> None:
     )
 
 
-def _set(problem: Problem, name: str, values: Any) -> None:
+def _set_column(problem: Problem, name: str, values: Any) -> None:
     position = problem.table.schema.get_field_index(name)
     problem.table = problem.table.set_column(position, name, values)
 
@@ -294,5 +294,5 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pt.is_integer(kind) or pt.is_floating(kind))
 
 
-def _all(mask: Any) -> bool:
+def _holds_everywhere(mask: Any) -> bool:
     return bool(pc.all(mask).as_py())

@@ -20,9 +20,8 @@ from mainspring.errors import StepFailed
 from mainspring.metrics.metric import Floats, Metric
 from mainspring.records.models import Task
 from mainspring.training.automl.families import DUMMY, MOST_ROWS, Candidate
-from mainspring.training.automl.fitting import fitted, scores_of
-from mainspring.training.automl.parts import thinned
-from mainspring.training.splits import Rows
+from mainspring.training.automl.fitting import compute_scores, fit_estimator
+from mainspring.training.splits import Rows, draw_rows
 
 KEEP = 3
 _FIRST_ROWS = 1_000
@@ -101,8 +100,8 @@ class Search:
         """Try them all. Raises :class:`StepFailed` if not even one of them and the dummy could be scored."""
         self._end = self.clock() + self.seconds
         trials = [Trial(c) for c in candidates]
-        plan = self._plan()
-        self._total = _turns(len(candidates), len(plan))
+        plan = self._plan_rungs()
+        self._total = _count_turns(len(candidates), len(plan))
         alive, reached, early = trials, -1, False
         for number, rung in enumerate(plan):
             last = number == len(plan) - 1
@@ -116,17 +115,17 @@ class Search:
                 break
             if last or early:
                 break
-            alive = self._better(there)
+            alive = self._keep_better(there)
         if reached < 0:
             errors = [f"{t.candidate.name}: {t.error}" for t in trials if t.error]
             raise StepFailed("no candidate could be fitted", value="; ".join(errors) or None)
         for trial in trials:
             if trial.rung < 0 and not trial.error and not trial.skipped:
                 trial.skipped = "the budget ended before its turn"
-        validation = self._validation(plan[reached])
+        validation = self._list_validation_rows(plan[reached])
         return Outcome(trials, reached, self.truth[validation], validation, early)
 
-    def _plan(self) -> list[Rung]:
+    def _plan_rungs(self) -> list[Rung]:
         rows, folds = max(len(t) for t, _ in self.folds), len(self.folds)
         sizes = [rows]
         while sizes[0] / KEEP >= _FIRST_ROWS and len(sizes) < _MAX_RUNGS:
@@ -142,21 +141,21 @@ class Search:
             # The dummy and one candidate have their turn whatever the clock says: without them there is no answer at all.
             must = first and position < 2
             left = self._end - self.clock()
-            if not must and left <= self._expected(trial, rung):
+            if not must and left <= self._expect_seconds(trial, rung):
                 early = True
                 if trial.rung < 0:
                     trial.skipped = "the budget ended before its turn"
                 continue
-            self._try(trial, number, rung, must=must)
+            self._try_candidate(trial, number, rung, must=must)
             self._done += 1
-            self._say(trial, alive, number)
+            self._report_turn(trial, alive, number)
         return early
 
-    def _expected(self, trial: Trial, rung: Rung) -> float:
+    def _expect_seconds(self, trial: Trial, rung: Rung) -> float:
         """Seconds that a turn may take, by what the turn before took."""
         return trial.seconds * (rung.rows / trial.rows) if trial.rows else 0.0
 
-    def _try(self, trial: Trial, number: int, rung: Rung, *, must: bool) -> None:
+    def _try_candidate(self, trial: Trial, number: int, rung: Rung, *, must: bool) -> None:
         began = self.clock()
         most = MOST_ROWS.get(trial.candidate.family)
         if most is not None and self.inputs.num_rows > most:
@@ -164,13 +163,13 @@ class Search:
             return
         try:
             parts = []
-            for fold in self._fold_numbers(rung):
+            for fold in self._list_folds(rung):
                 if not must and self.clock() >= self._end:
                     trial.skipped = "the budget ended within its turn"
                     return
-                parts.append(self._fold(trial.candidate, fold, rung.rows))
+                parts.append(self._score_fold(trial.candidate, fold, rung.rows))
             scores = np.concatenate(parts)
-            truth = self.truth[self._validation(rung)]
+            truth = self.truth[self._list_validation_rows(rung)]
             value = self.metric(truth, scores)
             if value is None:
                 trial.error = f"{self.metric.name} is undefined on its scores"
@@ -180,27 +179,27 @@ class Search:
         except Exception as error:  # noqa: BLE001 - a candidate that fails is a line of the leaderboard, never the end
             trial.error = f"{type(error).__name__}: {error}"[:300]
 
-    def _fold(self, candidate: Candidate, fold: int, rows: int) -> Floats:
+    def _score_fold(self, candidate: Candidate, fold: int, rows: int) -> Floats:
         key = (candidate.name, fold, rows)
         if key not in self._kept:
             train, validation = self.folds[fold]
-            train = thinned(train, rows, self.seed)
+            train = draw_rows(train, rows, self.seed)
             labels = self.truth[train]
-            model = fitted(self.make(candidate), self.inputs.take(train), labels)
+            model = fit_estimator(self.make(candidate), self.inputs.take(train), labels)
             known = np.arange(self.classes, dtype=np.float64)
-            self._kept[key] = scores_of(model, self.inputs.take(validation), self.task, known)
+            self._kept[key] = compute_scores(model, self.inputs.take(validation), self.task, known)
         return self._kept[key]
 
-    def _fold_numbers(self, rung: Rung) -> range:
+    def _list_folds(self, rung: Rung) -> range:
         """The newest folds where there are fewer than all: those of time come last."""
         return range(len(self.folds) - rung.folds, len(self.folds))
 
-    def _validation(self, rung: Rung) -> Rows:
-        return np.concatenate([self.folds[k][1] for k in self._fold_numbers(rung)])
+    def _list_validation_rows(self, rung: Rung) -> Rows:
+        return np.concatenate([self.folds[k][1] for k in self._list_folds(rung)])
 
-    def _better(self, there: Sequence[Trial]) -> list[Trial]:
+    def _keep_better(self, there: Sequence[Trial]) -> list[Trial]:
         """The dummy, the better third, and the best of each family: so that the simple ones are compared to the end."""
-        ordered = self._ordered([t for t in there if t.candidate.family != DUMMY])
+        ordered = self._order_trials([t for t in there if t.candidate.family != DUMMY])
         kept = ordered[: math.ceil(len(ordered) / KEEP)]
         seen = {t.candidate.family for t in kept}
         for trial in ordered:
@@ -209,17 +208,17 @@ class Search:
                 kept.append(trial)
         return [t for t in there if t.candidate.family == DUMMY] + kept
 
-    def _ordered(self, trials: Sequence[Trial]) -> list[Trial]:
+    def _order_trials(self, trials: Sequence[Trial]) -> list[Trial]:
         sign = -1.0 if self.metric.higher_is_better else 1.0
         return sorted(
             (t for t in trials if t.value is not None),
             key=lambda t: (sign * (t.value or 0.0), t.candidate.number),
         )
 
-    def _say(self, trial: Trial, alive: Sequence[Trial], number: int) -> None:
+    def _report_turn(self, trial: Trial, alive: Sequence[Trial], number: int) -> None:
         if self.on_progress is None:
             return
-        leaders = self._ordered([t for t in alive if t.rung == number])
+        leaders = self._order_trials([t for t in alive if t.rung == number])
         self.on_progress(
             Progress(
                 candidate=trial.candidate.name,
@@ -232,6 +231,6 @@ class Search:
         )
 
 
-def _turns(candidates: int, rungs: int) -> int:
+def _count_turns(candidates: int, rungs: int) -> int:
     """About how many turns there will be."""
     return sum(math.ceil(candidates / KEEP**rung) for rung in range(rungs))

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mainspring.training.automl.registering import Part
+from mainspring.training.registering import Part
 
 _WIDTH = 100
 
 
-def script_of(
+def write_script(
     estimator: Any, *, run: str, chosen: str, model: str, training: Part, holdout: Part, lists: Mapping[str, list[str]],
     settings: Mapping[str, Any],
 ) -> str:  # fmt: skip
@@ -93,12 +93,12 @@ class _Source:
         if isinstance(value, list | tuple):
             ends = "[]" if isinstance(value, list) else "()"
             parts = [("", v) for v in value]
-            return self._bracketed(ends, parts, indent, trailing=ends == "()" and len(value) == 1)
+            return self._write_bracketed(ends, parts, indent, trailing=ends == "()" and len(value) == 1)
         if hasattr(value, "get_params"):
-            return self._estimator(value, indent)
+            return self._write_estimator(value, indent)
         return repr(value.item() if hasattr(value, "item") else value)
 
-    def _estimator(self, value: Any, indent: int) -> str:
+    def _write_estimator(self, value: Any, indent: int) -> str:
         kind = type(value)
         module = kind.__module__.partition("._")[
             0
@@ -115,9 +115,9 @@ class _Source:
                 and (default is parameter.empty or params[name] != default)
             ):
                 parts.append((f"{name}=", params[name]))
-        return kind.__name__ + self._bracketed("()", parts, indent)
+        return kind.__name__ + self._write_bracketed("()", parts, indent)
 
-    def _bracketed(
+    def _write_bracketed(
         self, ends: str, parts: list[tuple[str, Any]], indent: int, *, trailing: bool = False
     ) -> str:
         inner = [prefix + self.text(v, indent + 4) for prefix, v in parts]

@@ -56,7 +56,7 @@ def select(outcome: Outcome, *, metric: Metric, task: Task, blocks: Any, target:
         )
     entries = [
         Entry(
-            **_facts(t), state="compared", value=t.value, beats_dummy=leads.get(t.candidate.name),
+            **_describe_facts(t), state="compared", value=t.value, beats_dummy=leads.get(t.candidate.name),
             worse_by=versus[t.candidate.name].worse_by if t.candidate.name in versus else None,
         )
         for t in compared
@@ -93,17 +93,17 @@ def _list_others(outcome: Outcome) -> list[Entry]:
     entries = []
     for trial in sorted(left, key=lambda t: (bool(t.error), -t.rung, t.candidate.number)):
         if trial.error:
-            entry = Entry(**_facts(trial), state="failed", reason=trial.error)
+            entry = Entry(**_describe_facts(trial), state="failed", reason=trial.error)
         elif trial.rung < 0:
-            entry = Entry(**_facts(trial), state="skipped", reason=trial.skipped)
+            entry = Entry(**_describe_facts(trial), state="skipped", reason=trial.skipped)
         else:
             reason = trial.skipped or "others were better"
-            entry = Entry(**_facts(trial), state="dropped", value=trial.value, reason=reason)
+            entry = Entry(**_describe_facts(trial), state="dropped", value=trial.value, reason=reason)
         entries.append(entry)
     return entries
 
 
-def _facts(trial: Trial) -> dict[str, Any]:
+def _describe_facts(trial: Trial) -> dict[str, Any]:
     return {
         "candidate": trial.candidate.name,
         "family": trial.candidate.family,

@@ -10,7 +10,7 @@ from mainspring.models.formats.estimators import estimator_scores
 from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.models.formats.skops.schema import check_skops
-from mainspring.models.formats.trust import TrustPolicy
+from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.records.models import Package
 
 
@@ -27,19 +27,24 @@ def dump(estimator: Any) -> bytes:
     return data
 
 
+def restore(data: bytes, *, trust: TrustPolicy = DEFAULT) -> Any:
+    """The estimator of skops bytes. Raises :class:`UnsafeFormat` for anything but plain data of trusted types."""
+    from skops import io
+
+    # Checked here too, not by check_payload alone: skops must never see bytes that this check has not.
+    trusted = check_skops(data, trust=trust)
+    try:
+        return io.loads(data, trusted=trusted)
+    except Exception as error:  # noqa: BLE001 - a payload that does not rebuild is not the declared format
+        raise UnsafeFormat(f"skops refuses the model: {str(error)[:300]}", place="model.skops") from None
+
+
 class SkopsPredictor(PackagedPredictor):
     """A scikit-learn estimator, rebuilt from its payload. Safe to call from many threads, as scikit-learn's ``predict`` is."""
 
     def __init__(self, package: Package, data: bytes, *, trust: TrustPolicy) -> None:
-        from skops import io
-
         super().__init__(package)
-        # Checked here too, not by check_payload alone: skops must never see bytes that this check has not.
-        trusted = check_skops(data, trust=trust)
-        try:
-            estimator = io.loads(data, trusted=trusted)
-        except Exception as error:  # noqa: BLE001 - a payload that does not rebuild is not the declared format
-            raise UnsafeFormat(f"skops refuses the model: {str(error)[:300]}", place="model.skops") from None
+        estimator = restore(data, trust=trust)
         if (missing := missing_method(estimator, package.signature)) is not None:
             raise InvalidInput(
                 f"the model has no {missing}", value=type(estimator).__name__, place="model.skops"

@@ -29,13 +29,13 @@ def offers() -> pa.Table:
 
 
 def test_the_file_has_what_the_model_needs(train: ModuleType, offers: pa.Table) -> None:
-    rows = train.collect(offers)
+    rows = train.clean(offers)
     assert rows.num_rows > 100
     assert {*train.INPUTS, train.LABEL} <= set(rows.column_names)
 
 
 def test_newer_offers_do_not_exist_yet(train: ModuleType, offers: pa.Table) -> None:
-    rows = train.collect(offers, "2024-01-02T00:00:00+00:00")
+    rows = train.clean(offers, "2024-01-02T00:00:00+00:00")
     assert 0 < rows.num_rows < 10
 
 
@@ -45,6 +45,15 @@ def test_offers_without_a_rent_are_dropped(train: ModuleType) -> None:
 
 
 def test_the_newest_rows_judge(train: ModuleType) -> None:
-    parts = train.split(pa.table({"event_time": list(range(10))}), 3)
-    assert parts.holdout["event_time"].to_pylist() == [7, 8, 9]
-    assert parts.train.num_rows == 7
+    rows, judging = train.split(pa.table({"event_time": list(range(10))}), 3)
+    assert judging["event_time"].to_pylist() == [7, 8, 9]
+    assert rows.num_rows == 7
+
+
+def test_the_fitted_model_comes_with_its_rows(train: ModuleType, offers: pa.Table) -> None:
+    rows, judging = train.split(train.clean(offers), 100)
+    fitted = train.fit(rows, judging, "rent")
+    assert fitted.holdout.num_rows == 100
+    assert (
+        abs(fitted.estimator.predict(judging.select(train.INPUTS)) - judging["rent"].to_numpy()).mean() < 120
+    )

@@ -83,21 +83,15 @@ def test_what_is_known_only_after_departure_does_not_reach_the_model(train: Modu
 
 
 def test_the_holdout_is_the_newest_and_never_trained_on(train: ModuleType) -> None:
-    parts = train.split(train.clean(_flights(20)), "2013-01-21T23:00:00+00:00", 5)
-    assert max(parts.train["label_arrived_at"].to_pylist()) <= min(parts.holdout["event_time"].to_pylist())
-    assert not set(parts.train["flight_id"].to_pylist()) & set(parts.holdout["flight_id"].to_pylist())
+    rows, holdout = train.split(train.clean(_flights(20)), "2013-01-21T23:00:00+00:00", 5)
+    assert max(rows["label_arrived_at"].to_pylist()) <= min(holdout["event_time"].to_pylist())
+    assert not set(rows["flight_id"].to_pylist()) & set(holdout["flight_id"].to_pylist())
 
 
 @pytest.mark.parametrize("family", ["logistic", "curves", "forest", "boosting"])
 def test_every_family_fits_and_answers_probabilities(train: ModuleType, family: str) -> None:
     rows = train.clean(_flights(30))
-    model = train.fitted(
-        family,
-        train.DEFAULTS[family],
-        train.features(rows),
-        rows["late"].to_numpy(zero_copy_only=False).astype(int),
-        1,
-    )
-    scores = model.predict_proba(train.features(rows))[:, 1]
+    model = train.fit_family(family, train.FAMILIES[family][1], rows, half_life=60, seed=1)
+    scores = model.predict_proba(rows.select(train.NUMBERS + train.TEXTS))[:, 1]
     assert scores.min() >= 0
     assert scores.max() <= 1

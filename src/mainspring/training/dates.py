@@ -18,7 +18,7 @@ def is_date(kind: pa.DataType) -> bool:
     return bool(pt.is_timestamp(kind) or pt.is_date(kind))
 
 
-def as_times(column: Any) -> Any | None:
+def parse_times(column: Any) -> Any | None:
     """Dates, times and ISO texts as timestamps of UTC in microseconds; None if the column holds something else."""
     kind = column.type
     if not (is_date(kind) or pt.is_string(kind)) or column.null_count == len(column):
@@ -31,7 +31,7 @@ def as_times(column: Any) -> Any | None:
     return None
 
 
-def part_of(times: Any, part: str) -> Any:
+def compute_part(times: Any, part: str) -> Any:
     """One of :data:`PARTS` of timestamps, as float64; null stays null."""
     plain = times.cast(pa.timestamp("us"))
     if part == "days":
