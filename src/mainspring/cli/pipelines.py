@@ -46,6 +46,7 @@ def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: b
 def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
     """Show what a run of PIPELINE would take from the cache and what it would do. Nothing runs."""
     source, arguments = _resolve(workspace, pipeline, params)
+    _note_problems(workspace, pipeline)
     decisions = workspace.execution.plan(source, arguments)
     if as_json:
         print_json(decisions)
@@ -110,6 +111,25 @@ def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tu
             next_step=near(pipeline, known, what="[model.*]"),
         )
     return pipeline, arguments
+
+
+def _note_problems(workspace: Workspace, model: str) -> None:
+    """Say what a retrain of this model would stumble over, though a run by hand may not."""
+    from msgspec.structs import replace
+
+    from mainspring.loop.contract import find_problems
+
+    config = workspace.settings.config
+    if model not in config.model:
+        return
+    named = {d for d, p in config.deploy.items() if p.model == model}
+    narrowed = replace(
+        config,
+        model={model: config.model[model]},
+        retrain={d: r for d, r in config.retrain.items() if d in named},
+    )
+    for problem in find_problems(narrowed, workspace.settings.root, workspace.models):
+        print_note(f"{click.style('retrains will fail:', fg='red')} {problem}")
 
 
 def _progress_printer() -> OnEvent:

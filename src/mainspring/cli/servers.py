@@ -71,6 +71,7 @@ def up(
     as_json: bool,
 ) -> None:
     """Server, pages, loop and inference for this project, until Ctrl-C."""
+    from mainspring.loop.contract import find_problems
     from mainspring.server.access import ensure_token
     from mainspring.server.run import Options, serve
 
@@ -83,6 +84,7 @@ def up(
     )
     bundle = workspace.base.bundle
     bundle.mkdir(parents=True, exist_ok=True, mode=0o700)
+    problems = find_problems(config, workspace.settings.root, workspace.models)
     child: list[subprocess.Popen[str]] = []
 
     def ready(url: str) -> None:
@@ -101,6 +103,7 @@ def up(
             "login": f"{url}/login#{ensure_token(workspace.settings.home)}",
             "inference": inference,
             "pid": os.getpid(),
+            "problems": [str(p) for p in problems],
         }
         if as_json:
             print(json.dumps(addresses), flush=True)
@@ -108,6 +111,8 @@ def up(
             print_note(f"pages      {addresses['login']}")
             print_note(f"api        {url}/api/v1/openapi.json")
             print_note(f"inference  {inference or '(not started)'}")
+            for problem in problems:
+                print_note(f"{click.style('retrains will fail:', fg='red')} {problem}")
             print_note("Ctrl-C ends all.")
 
     if end_with_stdin:

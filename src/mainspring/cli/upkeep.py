@@ -45,6 +45,7 @@ def doctor(as_json: bool) -> int:
         _check_landlock(),
         _check_server(settings.home),
         _check_workspace(settings),
+        *_check_contract(settings),
         _check_chromium(),
     ]
     if as_json:
@@ -236,6 +237,30 @@ def _check_workspace(settings: Settings) -> Check:
     except MainspringError as error:
         return "workspace", False, str(error)
     return "workspace", True, f"{stats.objects} objects, {format_size(stats.stored_bytes)}"
+
+
+def _check_contract(settings: Settings) -> list[Check]:
+    """Whether what the policy names for retrains is there."""
+    from mainspring.loop.contract import find_problems
+    from mainspring.workspace import Workspace
+
+    if not settings.config.model:
+        return []
+    if settings.home.exists() and settings.url is None:
+        with Workspace(settings) as workspace:
+            problems = find_problems(settings.config, settings.root, workspace.models)
+    else:
+        problems = find_problems(settings.config, settings.root)
+    if not problems:
+        count = len(settings.config.model)
+        return [
+            (
+                "retrains",
+                True,
+                f"the policy of {count} {'model' if count == 1 else 'models'} fits the project",
+            )
+        ]
+    return [("retrains", False, str(p)) for p in problems]
 
 
 def _check_chromium() -> Check:

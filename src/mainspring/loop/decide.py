@@ -63,6 +63,12 @@ def _settle_job(facts: Facts, deploy: DeployPolicy) -> list[LoopDecision]:
     if job.version == facts.champion:
         same = f"version {job.version} is the champion already"
         return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=same, details=details)]
+    if verdict.same_as is not None and verdict.same_as == facts.champion:
+        same = (
+            f"version {job.version} answers every row of the hold-out as version {facts.champion} does, which is the champion: "
+            "there is nothing to roll out"
+        )
+        return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=same, details=details)]
     passed = LoopDecision(
         action="gate_pass", key=f"job:{job.id}", reason="every rule of the gate holds", details=details
     )
@@ -89,6 +95,8 @@ def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
     if trigger is None:
         return []
     kind, reason, ident = trigger
+    if (call := _call_about_failures(facts, policy, reason)) is not None:
+        return [call]
     if facts.now < _earliest_retrain(facts, policy):
         return []
     if facts.retrains_in_budget >= policy.budget:
@@ -108,6 +116,24 @@ def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
             details={"trigger": kind, "alert": ident},
         )
     ]
+
+
+def _call_about_failures(facts: Facts, policy: RetrainPolicy, reason: str) -> LoopDecision | None:
+    """Once for each row of failures that reaches the limit: the loop goes on trying, rarely, but it has not helped itself."""
+    limit = policy.max_failures
+    if facts.failures_since is None or facts.failures_reported or not 0 < limit <= facts.failures:
+        return None
+    last = facts.job.error if facts.job is not None and facts.job.error else "none led to a promotion"
+    return LoopDecision(
+        action="needs_human",
+        key=failures_key(facts.deployment, facts.failures_since),
+        reason=f"{facts.failures} retrains in a row failed ({last}); {reason}",
+    )
+
+
+def failures_key(deployment: str, since: str) -> str:
+    """The key of the decision that calls a person about the failures since the job ``since``."""
+    return f"failures:{deployment}:{since}"
 
 
 def _find_trigger(facts: Facts, policy: RetrainPolicy) -> tuple[str, str, str] | None:

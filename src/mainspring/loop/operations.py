@@ -16,7 +16,7 @@ from mainspring.lineage import Foundation
 from mainspring.loop import replay, rows
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
 from mainspring.loop.decide import decide
-from mainspring.loop.facts import gather_facts
+from mainspring.loop.facts import find_champion, gather_facts
 from mainspring.loop.rooms import LoopRooms
 from mainspring.operations import Role, operation
 from mainspring.policy import check_retrain
@@ -29,6 +29,7 @@ from mainspring.records.loop import (
     JobState,
     LoopDecision,
     ModelPolicy,
+    PersonNeeded,
     ReplayReport,
     RetrainPolicy,
     Rollout,
@@ -287,13 +288,23 @@ class Loop:
 
     @operation(role=Role.EDITOR, changes=True)
     def record_verdict(
-        self, model: str, *, version: int, champion: int | None, gate: str, rules: list[RuleResult]
+        self,
+        model: str,
+        *,
+        version: int,
+        champion: int | None,
+        gate: str,
+        rules: list[RuleResult],
+        same_as: int | None = None,
     ) -> Verdict:
-        """Record a gate's answer. It passes only if there is at least one rule and every rule passed."""
+        """Record a gate's answer. It passes only if there is at least one rule and every rule passed.
+
+        ``same_as``: the champion, if both answer every row of the hold-out alike.
+        """
         candidate = self._rooms.models.get_version(model=model, selector=str(version))
         verdict = Verdict(
             id=new_id(), model=model, version=version, champion=champion, package=candidate.package, holdout=candidate.holdout or "", gate=gate,
-            passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(),
+            passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(), same_as=same_as,
         )  # fmt: skip
         with self._base.ledger.decision() as d:
             rows.save_verdict(d.tx, self._base.project, verdict)
@@ -335,6 +346,20 @@ class Loop:
             return [
                 rows.rollout_of(r) for r in self._select_rows(tx, "rollouts", "started_us", deployment, limit)
             ]
+
+    @operation(role=Role.VIEWER)
+    def list_needs(self) -> list[PersonNeeded]:
+        """Deployments for which the loop needs a person, newest first; one is off the list when its champion changes."""
+        needs: list[PersonNeeded] = []
+        for deployment, deploy in self._config.deploy.items():
+            with self._base.store.read() as tx:
+                called = rows.newest_call(tx, self._base.project, deployment)
+            if called is None:
+                continue
+            _, since = find_champion(self._rooms, deploy.model)
+            if since is None or since <= called.at:
+                needs.append(called)
+        return sorted(needs, key=lambda n: n.at, reverse=True)
 
     @operation(role=Role.VIEWER)
     def get_verdict(self, verdict: str) -> Verdict:
