@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mainspring.models import Models, ModelsClient
     from mainspring.monitoring import Monitoring
     from mainspring.pipelines import Pipelines
+    from mainspring.records.loop import Promotion
     from mainspring.tracking import Tracking, TrackingClient
     from mainspring.training import Training
 
@@ -90,7 +91,10 @@ class Namespaces:
     def models(self) -> ModelsClient:
         from mainspring.models import ModelsClient
 
-        return ModelsClient(cast("Models", self.room("models")), self.objects)
+        def promote(**arguments: Any) -> Promotion:  # the room is built when it is needed
+            return self.loop.promote(**arguments)
+
+        return ModelsClient(cast("Models", self.room("models")), self.objects, promote=promote)
 
     @cached_property
     def training(self) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -241,16 +242,16 @@ def _check_workspace(settings: Settings) -> Check:
 
 def _check_contract(settings: Settings) -> list[Check]:
     """Whether what the policy names for retrains is there."""
+    from mainspring.errors import MainspringError
     from mainspring.loop.contract import find_problems
     from mainspring.workspace import Workspace
 
     if not settings.config.model:
         return []
-    if settings.home.exists() and settings.url is None:
-        with Workspace(settings) as workspace:
+    problems = find_problems(settings.config, settings.root)
+    if settings.home.exists():
+        with contextlib.suppress(MainspringError), Workspace(settings) as workspace:  # reported before
             problems = find_problems(settings.config, settings.root, workspace.models)
-    else:
-        problems = find_problems(settings.config, settings.root)
     if not problems:
         count = len(settings.config.model)
         return [

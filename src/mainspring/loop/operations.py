@@ -13,7 +13,7 @@ from mainspring.clock import to_us
 from mainspring.config import Config
 from mainspring.errors import Conflict, Fenced, InvalidInput, MainspringError, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.loop import replay, rows
+from mainspring.loop import champions, replay, rows
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
 from mainspring.loop.decide import decide
 from mainspring.loop.facts import find_champion, gather_facts
@@ -30,6 +30,7 @@ from mainspring.records.loop import (
     LoopDecision,
     ModelPolicy,
     PersonNeeded,
+    Promotion,
     ReplayReport,
     RetrainPolicy,
     Rollout,
@@ -204,6 +205,24 @@ class Loop:
             d.done(decision)
         self._rooms.deploy.publish()
         return decision
+
+    @operation(role=Role.OPERATOR, changes=True, deadline_s=120)
+    def promote(
+        self, model: str, *, version: int | str = "latest", reason: str, override: bool = False
+    ) -> Promotion:
+        """Make a version the champion of its model by hand, and let it answer wherever the policy deploys the model, or it answers now.
+
+        Alias and routes change in one decision. Gate and rollout are passed by: raises Conflict for a version that a gate or a person
+        refused, unless an admin says ``override``. ``version``: a number, an alias or ``latest``.
+        """
+        return champions.promote(
+            self._base, self._rooms, self._config, model=model, version=str(version), reason=reason, override=override
+        )  # fmt: skip
+
+    @operation(role=Role.OPERATOR, changes=True, deadline_s=120)
+    def restore_champion(self, model: str, *, reason: str) -> Promotion:
+        """Put the champion before this one back, alias and routes in one decision. Raises NotFound if there was none."""
+        return champions.restore(self._base, self._rooms, self._config, model=model, reason=reason)
 
     # --- jobs ----------------------------------------------------------------------------------------------------------
 

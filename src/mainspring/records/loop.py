@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from mainspring.records.base import Digest, Duration, Record
+from mainspring.records.models import AliasEvent
 
 # --- policy: what mainspring.toml says -------------------------------------------------------------------------------
 
@@ -260,6 +261,13 @@ class PersonNeeded(Record, frozen=True, kw_only=True):
     deployment: str
     reason: str
     at: datetime
+
+
+class Promotion(Record, frozen=True, kw_only=True):
+    """The champion was changed by hand. ``deployments``: where it answers now."""
+
+    alias: AliasEvent
+    deployments: list[str]
 
 
 class TickResult(Record, frozen=True):
