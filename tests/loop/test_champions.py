@@ -89,5 +89,5 @@ def test_a_package_that_does_not_load_moves_nothing(workspace: Workspace) -> Non
 
 def test_models_without_a_workspace_name_what_has_deployments(workspace: Workspace) -> None:
     alone = ModelsClient(workspace.room("models"), workspace.objects)
-    with pytest.raises(InvalidInput, match="mainspring.open"):
+    with pytest.raises(InvalidInput, match="beside them"):
         alone.promote("buy", reason="r")

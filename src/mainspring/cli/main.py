@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
     "demo": ("mainspring.cli.demo:demo", "The whole loop on a year of real flights."),
     "init": ("mainspring.cli.projects:init", "Make a project that runs, with tests."),
+    "new": ("mainspring.cli.starting:new", "A model for your own table: pipeline, checks, policy, test."),
     "projects": ("mainspring.cli.projects:projects", "The projects of this workspace: list, create."),
     "up": ("mainspring.cli.servers:up", "Server, pages, loop and inference, in one process group."),
     "serve": ("mainspring.cli.servers:serve", "An inference server on its own."),

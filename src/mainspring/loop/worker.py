@@ -17,7 +17,7 @@ from mainspring.config import Config
 from mainspring.errors import Fenced, MainspringError, StepFailed
 from mainspring.loop.apply import CHAMPION
 from mainspring.loop.gates import TIME_COLUMN, answers_alike, judge
-from mainspring.records.loop import Job, ModelPolicy, Verdict
+from mainspring.records.loop import Job, ModelPolicy, Promotion, Verdict
 from mainspring.records.models import ModelVersion
 
 if TYPE_CHECKING:
@@ -120,6 +120,29 @@ def registered_by(workspace: WorkerRooms, model: str, run: str) -> ModelVersion:
         place=f"run {run}",
         next_step="Register one in its last step.",
     )
+
+
+def deploy_first(
+    workspace: WorkerRooms, config: Config, candidate: ModelVersion
+) -> tuple[Verdict | None, Promotion | None]:
+    """Judge a version of a model that has no champion yet, and let it answer where the policy deploys the model if it passes.
+
+    The gate is the same as for every later version; there is nothing to roll it out beside. Does nothing for a model with a champion,
+    without a gate or without a deployment in the policy.
+    """
+    policy = config.model[candidate.model]
+    deployed = any(d.model == candidate.model for d in config.deploy.values())
+    if not policy.gate or not deployed or _find_champion(workspace, candidate) is not None:
+        return None, None
+    verdict = gate(workspace, policy, candidate)
+    if not verdict.passed:
+        return verdict, None
+    promotion = workspace.loop.promote(
+        model=candidate.model,
+        version=candidate.version,
+        reason="the first version: every rule of the gate holds",
+    )
+    return verdict, promotion
 
 
 def gate(workspace: WorkerRooms, policy: ModelPolicy, candidate: ModelVersion) -> Verdict:
