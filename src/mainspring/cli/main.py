@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "runs": ("mainspring.cli.runs:runs", "Runs: list, show, compare."),
     "models": ("mainspring.cli.models:models", "Models: list, show, card, promote, rollback, package."),
-    "predict": ("mainspring.cli.servers:predict", "Ask a deployment for predictions."),
+    "predict": ("mainspring.cli.predict:predict", "Predictions of a deployment, or of a model version here."),
     "label": ("mainspring.cli.labels:label", "Say what turned out to be true of predictions."),
     "monitor": ("mainspring.cli.overview:monitor", "Windows, drift, alerts of a deployment."),
     "loop": ("mainspring.cli.loop:loop", "The loop: tick, jobs, retrain, replay, what-if."),

@@ -30,7 +30,7 @@ def with_workspace(command: Callable[Concatenate[Namespaces, P], R]) -> Callable
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _open_workspace() as workspace:
+        with chosen_workspace() as workspace:
             return command(workspace, *args, **kwargs)
 
     return run
@@ -52,7 +52,7 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
                 place="--project",
                 next_step="Name its directory: mainspring -C DIR ...",
             )
-        with _open_workspace() as workspace:
+        with chosen_workspace() as workspace:
             assert isinstance(workspace, Workspace)  # noqa: S101 - there is no address of a server
             return command(workspace, *args, **kwargs)
 
@@ -60,7 +60,8 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
 
 
 @contextlib.contextmanager
-def _open_workspace() -> Iterator[Namespaces]:
+def chosen_workspace() -> Iterator[Namespaces]:
+    """The workspace that the options name, here or on a server, open for a block."""
     import mainspring
 
     settings = local_settings()
