@@ -49,7 +49,7 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
             raise InvalidInput(
                 "this command works on the project of a directory",
                 value=chosen_project(settings),
-                place="--project",
+                place="--project" if _global_options().get("project") else "MAINSPRING_PROJECT",
                 next_step="Name its directory: mainspring -C DIR ...",
             )
         with chosen_workspace() as workspace:
@@ -66,7 +66,8 @@ def chosen_workspace() -> Iterator[Namespaces]:
 
     settings = local_settings()
     where = _global_options()
-    own, other, remote = settings.config.project.name, where.get("project"), _is_remote(settings)
+    own, remote = settings.config.project.name, _is_remote(settings)
+    other = where.get("project") or (chosen_project(settings) if chosen_project(settings) != own else None)
     if not remote:
         check_project(settings)
     with mainspring.open(
@@ -105,8 +106,10 @@ def local_workspace_settings() -> Settings:
 
 
 def chosen_project(settings: Settings) -> str:
-    """The project that ``--project`` names, else the one of this directory."""
-    return _global_options().get("project") or settings.config.project.name
+    """The project that ``--project`` names, else ``MAINSPRING_PROJECT`` (unless ``-C`` names a directory), else this directory's."""
+    where = _global_options()
+    named = where.get("project") or (None if where.get("root") else settings.project)
+    return named or settings.config.project.name
 
 
 def _is_remote(settings: Settings) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mainspring.cli.output import json_option, local_workspace_settings, print_json, print_note
+from mainspring.records.base import counted
 
 if TYPE_CHECKING:
     from mainspring.projects.starting import Start
@@ -105,7 +106,7 @@ def _show_survey(start: Start) -> None:
     found = start.survey
     if start.begins_project is not None:
         print_note(f"there is no project here: {start.begins_project!r} begins in this directory")
-    print_note(f"{found.rows} rows in {start.source}")
+    print_note(f"{counted(found.rows, 'row')} in {start.source}")
     for line in found.lines:
         print_note(f"  {line}")
     for line in found.cautions:

@@ -24,6 +24,7 @@ from mainspring.cli.output import (
     print_table,
     with_local_workspace,
 )
+from mainspring.records.base import counted
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
@@ -149,16 +150,18 @@ def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, a
         [
             (
                 "removed" if yes else "would remove",
-                f"{report.objects_removed} objects, {format_size(report.bytes_removed)}",
+                f"{counted(report.objects_removed, 'object')}, {format_size(report.bytes_removed)}",
             ),
-            ("kept", f"{report.objects_kept} objects, {format_size(report.bytes_kept)}"),
+            ("kept", f"{counted(report.objects_kept, 'object')}, {format_size(report.bytes_kept)}"),
             ("packs removed", report.packs_removed),
             ("packs rewritten", report.packs_rewritten),
         ]
     )
     for kind, digests in (("missing", report.missing), ("corrupt", report.corrupt)):
         if digests:
-            print_note(f"{kind}: {len(digests)} objects that are still referred to; see mainspring fsck")
+            print_note(
+                f"{kind}: {counted(len(digests), 'object')} that are still referred to; see mainspring fsck"
+            )
     if not yes:
         print_note("nothing was removed; give --yes to do it")
 
@@ -237,7 +240,7 @@ def _check_workspace(settings: Settings) -> Check:
             stats = workspace.base.objects.stats()
     except MainspringError as error:
         return "workspace", False, str(error)
-    return "workspace", True, f"{stats.objects} objects, {format_size(stats.stored_bytes)}"
+    return "workspace", True, f"{counted(stats.objects, 'object')}, {format_size(stats.stored_bytes)}"
 
 
 def _check_contract(settings: Settings) -> list[Check]:
@@ -253,14 +256,8 @@ def _check_contract(settings: Settings) -> list[Check]:
         with contextlib.suppress(MainspringError), Workspace(settings) as workspace:  # reported before
             problems = find_problems(settings.config, settings.root, workspace.models)
     if not problems:
-        count = len(settings.config.model)
-        return [
-            (
-                "retrains",
-                True,
-                f"the policy of {count} {'model' if count == 1 else 'models'} fits the project",
-            )
-        ]
+        count = counted(len(settings.config.model), "model")
+        return [("retrains", True, f"the policy of {count} fits the project")]
     return [("retrains", False, str(p)) for p in problems]
 
 

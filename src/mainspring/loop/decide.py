@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from mainspring.records.base import seconds
+from mainspring.records.base import counted, seconds
 from mainspring.records.loop import (
     AlertFact,
     DeployPolicy,
@@ -104,7 +104,7 @@ def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
             LoopDecision(
                 action="needs_human",
                 key=f"budget:{facts.deployment}:{ident}",
-                reason=f"{facts.retrains_in_budget} retrains in {policy.budget_window} used up the budget; {reason}",
+                reason=f"{counted(facts.retrains_in_budget, 'retrain')} in {policy.budget_window} used up the budget; {reason}",
             )
         ]
     since = job.id if job is not None else "first"
@@ -127,7 +127,7 @@ def _call_about_failures(facts: Facts, policy: RetrainPolicy, reason: str) -> Lo
     return LoopDecision(
         action="needs_human",
         key=failures_key(facts.deployment, facts.failures_since),
-        reason=f"{facts.failures} retrains in a row failed ({last}); {reason}",
+        reason=f"{counted(facts.failures, 'retrain')} in a row failed ({last}); {reason}",
     )
 
 
@@ -208,7 +208,7 @@ def _decide_rollout(
     if stage.max_for is not None and now >= rollout.stage_started_at + timedelta(
         seconds=seconds(stage.max_for)
     ):
-        evidence_so_far = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
+        evidence_so_far = f"{evidence.requests} of {counted(stage.min_requests, 'request')}, {evidence.labels} of {counted(stage.min_labels, 'label')}"
         if open_question is not None:
             evidence_so_far += f"; {open_question}"
         return [
@@ -245,7 +245,7 @@ def _abandon_overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
 def _end_stage(rollout: Rollout, evidence: Evidence) -> LoopDecision:
     after = rollout.stage + 1
     reason = (
-        f"{evidence.requests} requests and {evidence.labels} labels without a breach"
+        f"{counted(evidence.requests, 'request')} and {counted(evidence.labels, 'label')} without a breach"
         if rollout.champion is not None
         else "the first version: nobody to compare it with"
     )
@@ -273,7 +273,7 @@ def breached(rule: RollbackRule, evidence: Evidence) -> str | None:
         return (
             None
             if not rate > rule.max
-            else f"error rate {rate:.2%} is above {rule.max:.2%} ({evidence.requests} requests)"
+            else f"error rate {rate:.2%} is above {rule.max:.2%} ({counted(evidence.requests, 'request')})"
         )
     if rule.metric == "score_shift":
         if evidence.requests < rule.min_rows or evidence.score_shift is None or rule.max is None:

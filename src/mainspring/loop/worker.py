@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mainspring import config as configuration
 from mainspring.config import Config
-from mainspring.errors import Fenced, MainspringError, StepFailed
+from mainspring.errors import Fenced, MainspringError, NotFound, StepFailed
 from mainspring.loop.apply import CHAMPION
 from mainspring.loop.gates import TIME_COLUMN, answers_alike, judge
 from mainspring.records.loop import Job, ModelPolicy, Promotion, Verdict
@@ -106,9 +106,10 @@ def offered(job: Job) -> dict[str, Any]:
 
 def registered_by(workspace: WorkerRooms, model: str, run: str) -> ModelVersion:
     """The version of ``model`` that the run registered, or whose registration by an earlier run it took from the cache."""
-    for version in workspace.models.list_versions(model=model, limit=50).items:
-        if version.run == run:
-            return version
+    with contextlib.suppress(NotFound):  # no run has registered a version yet
+        for version in workspace.models.list_versions(model=model, limit=50).items:
+            if version.run == run:
+                return version
     for recorded in reversed(workspace.pipelines.get_effects(run=run)):
         if recorded.effect.kind == "model_version":
             name, _, number = recorded.effect.ref.partition(":")[2].rpartition("@")
