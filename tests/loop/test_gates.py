@@ -30,7 +30,7 @@ class Recorded:
         )  # fmt: skip
         self._column = column
 
-    def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    def compute_scores(self, columns: Mapping[str, Any]) -> np.ndarray:
         return np.asarray(columns[self._column], dtype=np.float64)
 
 
@@ -51,7 +51,7 @@ class Fixed:
         )
         self._scores = scores
 
-    def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+    def compute_scores(self, columns: Mapping[str, Any]) -> np.ndarray:
         return self._scores
 
 
@@ -266,7 +266,7 @@ def test_nulls_of_a_dictionary_column_stay_nulls() -> None:
     given: list[Any] = []
 
     class Keeps(Recorded):
-        def predict(self, columns: Mapping[str, Any]) -> np.ndarray:
+        def compute_scores(self, columns: Mapping[str, Any]) -> np.ndarray:
             given.append(list(columns["c"]))
             return np.full(len(columns["c"]), 0.9)
 
