@@ -131,7 +131,7 @@ def test_every_metric_says_how_it_is_computed_and_what_it_needs() -> None:
             assert m.least >= 10, m.name
 
 
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", [Task.BINARY, Task.MULTICLASS, Task.REGRESSION])
 def test_no_rows_and_no_weight_are_none(task: Task) -> None:
     empty = np.zeros((0, 3)) if task is Task.MULTICLASS else []
     assert set(measure([], empty, task=task).values()) == {None}
@@ -170,7 +170,7 @@ def test_one_clip_everywhere() -> None:
         assert worst == pytest.approx(reference.log_loss([1.0], [0.0], labels=[0, 1]), rel=1e-9)
 
 
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", [Task.BINARY, Task.MULTICLASS, Task.REGRESSION])
 def test_windows_and_evaluation_give_the_same_figures(task: Task) -> None:
     """Seen red against 0.1 for log-loss (another clip)."""
     y, p = DATA[task]

@@ -259,7 +259,7 @@ def test_fresh_rows_are_answered_as_by_the_estimator(
     loaded = formats.load(tmp_path / "p")
     fresh = _data(FRESH, 2, nan=nan)
     given = pd.DataFrame(fresh, columns=NAMES) if named else fresh
-    scores = loaded.predict(dict(zip(NAMES, fresh.T, strict=True)))
+    scores = loaded.compute_scores(dict(zip(NAMES, fresh.T, strict=True)))
     if task == "regression":
         np.testing.assert_allclose(scores, estimator.predict(given), rtol=0, atol=1e-9)
         return
@@ -267,7 +267,7 @@ def test_fresh_rows_are_answered_as_by_the_estimator(
     np.testing.assert_allclose(scores, expected[:, 1] if task == "binary" else expected, rtol=0, atol=1e-11)
     np.testing.assert_array_equal(estimator.classes_[classes_of(scores)], estimator.predict(given))
     one = [float(v) for v in fresh[0]]
-    scorer = loaded.row_scorer()  # type: ignore[attr-defined]
+    scorer = loaded.predictor.row_scorer()  # type: ignore[attr-defined]
     np.testing.assert_allclose(scorer(one), scores[0], rtol=0, atol=1e-15)
 
 
@@ -298,7 +298,7 @@ def test_column_names_are_nobodys_business(number: str, text: str, tmp_path: Pat
     assert package.notes["onnx_form"] == "onnx (float64, exact)"
     fresh = pd.DataFrame({number: rng.normal(size=50), text: rng.choice(["u", "v", "never seen"], 50)})
     np.testing.assert_allclose(
-        formats.load(tmp_path / "p").predict({c: fresh[c].tolist() for c in fresh}),
+        formats.load(tmp_path / "p").compute_scores({c: fresh[c].tolist() for c in fresh}),
         estimator.predict_proba(fresh)[:, 1], rtol=0, atol=1e-12,
     )  # fmt: skip
 
@@ -328,7 +328,7 @@ def test_columns_that_are_passed_through_by_name_reach_the_model(form: str, tmp_
         estimator = make_pipeline(inputs, LogisticRegression(max_iter=500)).fit(frame, frame.a * frame.n > 0)
     formats.save(estimator, tmp_path / "p", signature=signature, sample=frame[:30], format=form)
     np.testing.assert_allclose(
-        formats.load(tmp_path / "p").predict({c: frame[c].tolist() for c in frame}),
+        formats.load(tmp_path / "p").compute_scores({c: frame[c].tolist() for c in frame}),
         estimator.predict_proba(frame)[:, 1], rtol=0, atol=1e-12,
     )  # fmt: skip
 
@@ -350,7 +350,7 @@ def test_text_through_tfidf_is_stored(tmp_path: Path) -> None:
     assert package.format == "skops"
     fresh = ["good", "", "words nobody knows", "thing " * 1000]
     np.testing.assert_array_equal(
-        formats.load(tmp_path / "p").predict({"review": fresh}),
+        formats.load(tmp_path / "p").compute_scores({"review": fresh}),
         estimator.predict_proba(pd.DataFrame({"review": fresh}))[:, 1],
     )
 
@@ -367,6 +367,6 @@ def test_trees_of_hundreds_repeat_on_twenty_thousand_rows(tmp_path: Path) -> Non
     formats.save(forest, tmp_path / "p", signature=signature, sample=dict(zip(NAMES, x[:50].T, strict=True)))
     fresh = _data(20_000, 6, nan=True)
     np.testing.assert_array_equal(
-        formats.load(tmp_path / "p").predict(dict(zip(NAMES, fresh.T, strict=True))),
+        formats.load(tmp_path / "p").compute_scores(dict(zip(NAMES, fresh.T, strict=True))),
         forest.predict_proba(fresh)[:, 1],
     )

@@ -60,12 +60,12 @@ def test_a_pipeline_over_mixed_columns_answers_as_the_estimator_did(
     rows = frame(case.columns, case.signature)
     expected = case.estimator.predict(rows) if task == "regression" else case.estimator.predict_proba(rows)
     expected = expected[:, 1] if task == "binary" else expected
-    scores = loaded.predict(case.columns)
+    scores = loaded.compute_scores(case.columns)
     assert scores.dtype == np.float64
     assert scores.shape == expected.shape
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     one = {name: list(values[5:6]) for name, values in case.columns.items()}
-    np.testing.assert_allclose(loaded.predict(one), expected[5:6], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loaded.compute_scores(one), expected[5:6], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", ["onnx", "skops"])
@@ -79,7 +79,9 @@ def test_a_bare_estimator_on_a_matrix_round_trips(family: str, form: str, tmp_pa
     formats.save(estimator, tmp_path / "p", signature=signature, sample=columns, format=form)
     loaded = formats.load(tmp_path / "p")
     assert loaded.signature.classes == ["fine", "late"]
-    np.testing.assert_allclose(loaded.predict(columns), estimator.predict_proba(matrix)[:, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        loaded.compute_scores(columns), estimator.predict_proba(matrix)[:, 1], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", ["onnx", "skops"])
@@ -99,12 +101,12 @@ def test_both_formats_read_nulls_alike(form: str, logistic: Any, tmp_path: Path)
     }
     missing = {name: values for name, values in row.items() if name not in ("temp", "carrier")}
     twice = {name: [*values, *values] for name, values in row.items()}
-    answer = loaded.predict(row)
-    np.testing.assert_array_equal(answer, loaded.predict(same))
-    np.testing.assert_array_equal(answer, loaded.predict(missing))
-    assert answer[0] != loaded.predict(row | {"carrier": [""]})[0], "an empty text is a text"
-    np.testing.assert_allclose(np.repeat(answer, 2), loaded.predict(twice), rtol=1e-6)
-    assert loaded.predict({name: [] for name in row}).shape == (0,)
+    answer = loaded.compute_scores(row)
+    np.testing.assert_array_equal(answer, loaded.compute_scores(same))
+    np.testing.assert_array_equal(answer, loaded.compute_scores(missing))
+    assert answer[0] != loaded.compute_scores(row | {"carrier": [""]})[0], "an empty text is a text"
+    np.testing.assert_allclose(np.repeat(answer, 2), loaded.compute_scores(twice), rtol=1e-6)
+    assert loaded.compute_scores({name: [] for name in row}).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_a_wrong_value_names_its_column(column: str, values: Any, said: str, sav
     }
     row[column] = values
     with pytest.raises(InvalidInput, match=said) as caught:
-        loaded.predict(row)
+        loaded.compute_scores(row)
     if said != "different lengths":
         assert column in str(caught.value)
 
@@ -146,7 +148,7 @@ def test_a_number_beyond_float32_is_infinite_not_an_error(saved_logistic: Path) 
         "carrier": ["AA"],
         "origin": ["EWR"],
     }
-    assert loaded.predict(row).shape == (1,)
+    assert loaded.compute_scores(row).shape == (1,)
 
 
 def test_neighbours_in_float64_that_are_one_float32_stay_apart(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_neighbours_in_float64_that_are_one_float32_stay_apart(tmp_path: Path) -
     signature = formats.infer_signature(columns, task="binary")
     package = formats.save(estimator, tmp_path / "p", signature=signature, sample=columns)
     assert package.format == "onnx"
-    scores = formats.load(tmp_path / "p").predict(columns)
+    scores = formats.load(tmp_path / "p").compute_scores(columns)
     assert len(set(scores.round(9))) > 1
     np.testing.assert_allclose(scores, estimator.predict_proba(matrix)[:, 1], rtol=0, atol=1e-12)
 
@@ -332,7 +334,7 @@ def test_loading_onnx_imports_neither_sklearn_nor_a_database(saved_logistic: Pat
     program = (
         "import sys\nfrom pathlib import Path\nfrom mainspring.models import formats\n"
         f"p = formats.load(Path({str(saved_logistic)!r}))\n"
-        "p.predict({'temp': [1.0], 'wind': [1.5], 'hour': [3], 'rain': [True], 'carrier': ['AA'], 'origin': ['EWR']})\n"
+        "p.compute_scores({'temp': [1.0], 'wind': [1.5], 'hour': [3], 'rain': [True], 'carrier': ['AA'], 'origin': ['EWR']})\n"
         "bad = {'sklearn', 'skl2onnx', 'onnx', 'scipy', 'pandas', 'pyarrow', 'sqlite3', 'jinja2', 'mainspring.lineage', 'mainspring.storage'} & set(sys.modules)\n"
         "assert not bad, bad"
     )
@@ -401,7 +403,7 @@ def test_arrow_columns_are_read_by_value(form: str, tmp_path: Path) -> None:
                 {"x": numbers, "t": texts},
                 {"x": pa.chunked_array([numbers]), "t": pa.chunked_array([texts])},
             ):
-                assert model.predict(given) == pytest.approx(want)
+                assert model.compute_scores(given) == pytest.approx(want)
 
 
 @pytest.mark.parametrize("values", [[2**70], [1, "a"], [1 + 2j], [{"a": 1}]])

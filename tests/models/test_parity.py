@@ -16,7 +16,7 @@ from mainspring.models.formats.onnx.convert import list_forms
 from mainspring.models.formats.parity import NULL, REAL, UNSEEN, make_rows
 from mainspring.models.formats.saving import ParityFailed
 from mainspring.records.models import Column, Signature, Task
-from mainspring.records.scores import class_of, classes_of, labels_of_scores
+from mainspring.records.scores import class_of, classes_of
 
 
 def _signature(*columns: Column, task: Task = Task.BINARY, classes: list[str] | None = None) -> Signature:
@@ -45,7 +45,7 @@ def test_a_forest_that_learned_from_nan_answers_nan_as_it_learned(form: str, tmp
         forest, tmp_path / "p", signature=_signature(*_floats("abcde", nullable=True)),
         sample=dict(zip("abcde", whole.T, strict=True)), format=form,
     )  # fmt: skip
-    scores = formats.load(tmp_path / "p").predict(dict(zip("abcde", x.T, strict=True)))
+    scores = formats.load(tmp_path / "p").compute_scores(dict(zip("abcde", x.T, strict=True)))
     np.testing.assert_array_equal(scores, forest.predict_proba(x)[:, 1])
 
 
@@ -79,9 +79,9 @@ def test_a_null_text_is_what_it_was_in_training(null: str, form: str, tmp_path: 
     formats.save(estimator, tmp_path / "p", signature=signature, sample=columns, format=form)
     loaded = formats.load(tmp_path / "p")
     expected = estimator.predict_proba(frame)[:, 1]
-    np.testing.assert_allclose(loaded.predict(columns), expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(loaded.compute_scores(columns), expected, rtol=0, atol=1e-12)
     one = int(np.flatnonzero(is_null)[0])
-    without = loaded.predict({"x": [columns["x"][one]]})
+    without = loaded.compute_scores({"x": [columns["x"][one]]})
     np.testing.assert_allclose(without, expected[[one]], rtol=0, atol=1e-12)
 
 
@@ -103,7 +103,7 @@ def test_scaled_boosted_trees_repeat_on_all_training_rows(tmp_path: Path) -> Non
         estimator, tmp_path / "p", signature=_signature(*_floats("abcd")), sample={n: v[:300] for n, v in columns.items()}
     )  # fmt: skip
     assert package.format == "onnx"
-    scores = formats.load(tmp_path / "p").predict(columns)
+    scores = formats.load(tmp_path / "p").compute_scores(columns)
     np.testing.assert_allclose(scores, estimator.predict_proba(x)[:, 1], rtol=0, atol=1e-12)
     single = dict(list_forms(estimator, package.signature))["skl2onnx in float32"]()
     assert np.abs(_onnx_scores(single, x) - scores).max() > 1e-3, "float32 would have been another model"
@@ -125,7 +125,7 @@ def test_a_regression_is_measured_against_its_spread(tmp_path: Path) -> None:
     estimator = LinearRegression().fit(x[:, None], y)
     signature = _signature(Column(name="x", type="float64"), task=Task.REGRESSION)
     package = formats.save(estimator, tmp_path / "p", signature=signature, sample={"x": x[:50]})
-    assert np.abs(formats.load(tmp_path / "p").predict({"x": x}) - y).max() < 1e-5
+    assert np.abs(formats.load(tmp_path / "p").compute_scores({"x": x}) - y).max() < 1e-5
     assert package.parity is not None
     assert package.parity.max_abs_difference < 1e-6
 
@@ -162,9 +162,9 @@ def test_an_exact_tie_has_the_first_class(tmp_path: Path) -> None:
     for side in (0, 1):  # two trees of opposite answers tie on every row
         forest.estimators_[side] = _with_leaves(tree, 1.0 - side, float(side))
     formats.save(forest, tmp_path / "p", signature=_signature(*_floats("abc")), sample=columns)
-    scores = formats.load(tmp_path / "p").predict(columns)
-    assert set(scores.tolist()) == {0.5}
-    assert labels_of_scores(scores, ["no", "yes"]) == forest.predict(x).tolist() == ["no"] * 300
+    model = formats.load(tmp_path / "p")
+    assert set(model.compute_scores(columns).tolist()) == {0.5}
+    assert model.predict(columns).tolist() == forest.predict(x).tolist() == ["no"] * 300
 
 
 def _with_leaves(tree: Any, first: float, second: float) -> Any:
@@ -180,20 +180,15 @@ def test_one_rule_gives_a_label_one_row_or_many() -> None:
     assert classes_of(scores).tolist() == [class_of(s) for s in scores.tolist()] == [0, 0, 1, 1]
     wide = [[0.4, 0.4, 0.2], [0.1, 0.2, 0.7], [1 / 3, 1 / 3, 1 / 3]]
     assert classes_of(wide).tolist() == [class_of(row) for row in wide] == [0, 2, 0]
-    assert labels_of_scores(wide, ["a", "b", "c"]) == ["a", "c", "a"]
 
 
 def test_serving_gives_the_same_labels() -> None:
     """Seen red in 0.1: a score of 0.5 was answered as the positive class."""
-    from types import SimpleNamespace
+    from mainspring.serving.answers import AnswerEncoder
 
-    from mainspring.serving import answers
-
-    binary: Any = SimpleNamespace(
-        signature=_signature(classes=["no", "yes"]), labels=("no", "yes"), fragments=(b'{"label":"no","score":', b'{"label":"yes","score":')
-    )  # fmt: skip
-    assert answers.list_labels(binary, [0.5, 0.6]) == ["no", "yes"]
-    assert answers.encode_predictions(binary, [0.5]) == b'[{"label":"no","score":0.5}]'
+    encoder = AnswerEncoder(_signature(classes=["no", "yes"]))
+    assert encoder.list_labels([0.5, 0.6]) == ["no", "yes"]
+    assert encoder.encode_predictions([0.5]) == b'[{"label":"no","score":0.5}]'
 
 
 @pytest.mark.parametrize(
@@ -228,19 +223,6 @@ def test_the_classes_are_the_estimators_or_names_of_its_codes(
     with pytest.raises(InvalidInput, match="in its order") as caught:
         formats.save(estimator, tmp_path / "p", signature=signature, sample={"x": x})
     assert "Leave the classes" in str(caught.value.next_step)
-
-
-def test_a_threshold_of_its_own_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import FixedThresholdClassifier
-
-    x = np.linspace(-1, 1, 80)
-    estimator = FixedThresholdClassifier(LogisticRegression(), threshold=0.2).fit(x[:, None], x > 0)
-    signature = _signature(Column(name="x", type="float64"))
-    with pytest.raises(InvalidInput, match="threshold of its own") as caught:
-        formats.save(estimator, tmp_path / "p", signature=signature, sample={"x": x})
-    assert ".estimator_" in str(caught.value.next_step)
-    formats.save(estimator.estimator_, tmp_path / "p", signature=signature, sample={"x": x})
 
 
 # --- rows that are made
@@ -355,13 +337,13 @@ def test_a_value_that_the_encoder_refuses_is_refused_by_the_stored_model(form: s
     }
     loaded = formats.load(tmp_path / "p")
     np.testing.assert_allclose(
-        loaded.predict({c: frame[c].tolist() for c in frame}),
+        loaded.compute_scores({c: frame[c].tolist() for c in frame}),
         estimator.predict_proba(frame)[:, 1],
         atol=1e-12,
     )
     for bad, column in (({"t": ["x"], "hour": [6]}, "t"), ({"t": ["u"], "hour": [7]}, "hour")):
         with pytest.raises(InvalidInput, match="no such value") as caught:
-            loaded.predict(bad)
+            loaded.compute_scores(bad)
         assert column in str(caught.value.place)
 
 
@@ -383,7 +365,7 @@ def test_a_number_on_which_the_estimator_raises_gets_no_number(family: str, tmp_
     )  # fmt: skip
     with np.errstate(over="ignore"), pytest.raises(ValueError, match=r"infinity|too large"):
         estimator.predict_proba([[1e300, 0.0]])
-    scores = formats.load(tmp_path / "p").predict({"a": [1e300, 1.0], "b": [0.0, 0.0]})
+    scores = formats.load(tmp_path / "p").compute_scores({"a": [1e300, 1.0], "b": [0.0, 0.0]})
     assert np.isnan(scores[0])
     np.testing.assert_allclose(scores[1], estimator.predict_proba([[1.0, 0.0]])[0, 1], rtol=0, atol=1e-12)
     assert package.parity is not None
@@ -448,7 +430,8 @@ def test_a_numpy_function_is_stored_by_name_and_others_are_refused(tmp_path: Pat
     )  # fmt: skip
     fresh = np.linspace(0.2, 3, 30)
     np.testing.assert_array_equal(
-        formats.load(tmp_path / "p").predict({"x": fresh}), estimator.predict_proba(fresh[:, None])[:, 1]
+        formats.load(tmp_path / "p").compute_scores({"x": fresh}),
+        estimator.predict_proba(fresh[:, None])[:, 1],
     )
     good = (tmp_path / "p" / "model.skops").read_bytes()
 
@@ -522,7 +505,7 @@ signature = formats.infer_signature(frame, task="binary")
 for form in ("onnx", "skops"):
     folder = Path({str(tmp_path)!r}) / form
     formats.save(estimator, folder, signature=signature, sample=columns, format=form)
-    scores = formats.load(folder).predict(columns)
+    scores = formats.load(folder).compute_scores(columns)
     np.testing.assert_allclose(scores, estimator.predict_proba(frame)[:, 1], rtol=0, atol=1e-12)
 assert "pandas" not in sys.modules
 """
@@ -553,5 +536,5 @@ def test_a_package_of_the_first_version_loads_and_answers(tmp_path: Path) -> Non
     write_package(tmp_path / "p", package, {"model.onnx": data})
     loaded: Any = formats.load(tmp_path / "p")
     expected = estimator.predict_proba(x)[:, 1]
-    np.testing.assert_allclose(loaded.predict(dict(zip("ab", x.T, strict=True))), expected, atol=1e-6)
-    np.testing.assert_allclose(loaded.row_scorer()(x[0].tolist()), expected[0], atol=1e-6)
+    np.testing.assert_allclose(loaded.compute_scores(dict(zip("ab", x.T, strict=True))), expected, atol=1e-6)
+    np.testing.assert_allclose(loaded.predictor.row_scorer()(x[0].tolist()), expected[0], atol=1e-6)

@@ -168,7 +168,7 @@ def test_models_and_what_serves_them(any_workspace: Namespaces, tmp_path: Path) 
     assert "rent" in models.get_card(model="rent", version=1).markdown
     models.download_package("rent", "champion", tmp_path / "package")
     assert (tmp_path / "package" / "model.json").exists()
-    predicted = models.load("rent", "champion").predict({"size": [30.0], "id": [10.0]})
+    predicted = models.load("rent", "champion").compute_scores({"size": [30.0], "id": [10.0]})
     assert predicted[0] == pytest.approx(800.0, rel=1e-3)
 
     deploy = any_workspace.deploy

@@ -47,7 +47,7 @@ class Answers:
         self._answer = answer
         self.calls = 0
 
-    def predict(self, columns: Any) -> Any:
+    def compute_scores(self, columns: Any) -> Any:
         self.calls += 1
         return self._answer(len(columns["x0"]))
 

@@ -17,7 +17,6 @@ from mainspring.errors import InvalidInput, MainspringError, NotFound, Unavailab
 from mainspring.records.base import new_id
 from mainspring.records.models import Column, Signature, Task
 from mainspring.records.serving import LOG_PREFIX, Deployment, Target, decode_log
-from mainspring.serving import answers
 from mainspring.serving.app import App, QuickTarget
 from mainspring.serving.codec import Call, malformed
 from mainspring.serving.core import Answer, Core
@@ -79,7 +78,7 @@ class TensorFlowServing(Dialect[None]):
         return deployment.codec.decode(b'{"rows":' + bytes(request.instances) + b"}"), None
 
     def encode(self, answer: Answer, deployment: LiveDeployment, form: None, ident: str) -> Reply:
-        return Reply(200, b'{"predictions":' + answers.encode_predictions(deployment, answer.scores) + b"}")
+        return Reply(200, b'{"predictions":' + answer.target.encoder.encode_predictions(answer.scores) + b"}")
 
     def error(self, error: MainspringError, ident: str | None) -> Reply:
         status = 400 if error.status == 422 else error.status
@@ -116,7 +115,7 @@ class Constant:
     def __init__(self, answer: float) -> None:
         self._answer = answer
 
-    def predict(self, columns: Any) -> Any:
+    def compute_scores(self, columns: Any) -> Any:
         if columns["x0"][0] == 13:
             raise ValueError("no")
         return np.full(len(columns["x0"]), self._answer)

@@ -96,7 +96,7 @@ def test_models_and_deployments_are_read(frozen: tuple[Workspace, dict[str, Any]
     workspace, expected = frozen
     events = workspace.room("models").list_alias_moves(model="delay", alias="champion")
     assert [e.version for e in sorted(events, key=lambda e: e.at)] == expected["aliases"]
-    score = workspace.models.load("delay", "champion").predict({"x": [0.0]})
+    score = workspace.models.load("delay", "champion").compute_scores({"x": [0.0]})
     assert score[0] == pytest.approx(expected["score_of_zero"], abs=1e-6)
     with pytest.raises(NotFound):
         workspace.models.load("delay", "3")

@@ -58,7 +58,8 @@ class References:
                 profile: Profile = from_json(self._base.objects.read(registered.profile), Profile)
             except MainspringError as error:
                 return f"the training profile cannot be read: {error.message}"
-            types = {c.name: str(c.type) for c in registered.signature.inputs}
+            # A time moves on by itself: that it is not where it was in training says nothing.
+            types = {c.name: str(c.type) for c in registered.signature.inputs if c.type != "datetime"}
             _make_room(self._binned, _CACHE)[key] = Reference(
                 profile,
                 name=f"{model}@{number}",

@@ -19,7 +19,7 @@ from mainspring.records.base import from_json, to_json
 from mainspring.records.classes import LabelReader
 from mainspring.records.models import Task
 from mainspring.records.monitoring import DecayReport, MonitorPolicy, Performance, Verdict
-from mainspring.records.scores import PROBABILITIES, ScoreMeaning, meaning_of
+from mainspring.records.scores import PROBABILITIES, ScoreMeaning, default_metric, meaning_of
 from mainspring.storage.sql import Reader, Row, Writer
 
 MAX_ROWS = 200_000
@@ -88,13 +88,6 @@ def meaning_for(references: References, model: str, version: int) -> ScoreMeanin
     """What a version's scores mean, by its registered signature; an unregistered version's are taken for probabilities."""
     known = references.version(model, version)
     return PROBABILITIES if known is None else meaning_of(known.signature)
-
-
-def default_metric(task: Task, meaning: ScoreMeaning) -> str:
-    """The metric by which a model is followed unless the policy names one."""
-    if task is Task.REGRESSION:
-        return "rmse"
-    return "log_loss" if meaning.probabilities else "accuracy"
 
 
 def revise_performance(tx: Writer, project: str, span: Span, references: References) -> list[Performance]:

@@ -23,14 +23,15 @@ class Task(enum.StrEnum):
 
 
 class Column(Record, frozen=True):
-    """One input column. ``nullable`` columns may be missing or null in a request.
+    """One input column. ``nullable`` columns may be missing or null in a request. A ``datetime`` is a date or a time: in a request text
+    in ISO 8601, of UTC where it names no zone.
 
     ``categories``: of a column that was categorical in training (pandas ``category``, Arrow dictionary): its categories in their
     order. The estimator gets such a column again, with a null for any other value.
     """
 
     name: str
-    type: Literal["float64", "int64", "string", "bool"]
+    type: Literal["float64", "int64", "string", "bool", "datetime"]
     nullable: bool = False
     categories: list[str] = []
 

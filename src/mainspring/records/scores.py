@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mainspring.records.base import Record
 
 if TYPE_CHECKING:
-    from mainspring.records.models import Signature
+    from mainspring.records.models import Signature, Task
 
 THRESHOLD = 0.5
 """A binary row is positive above this probability, not at it."""
@@ -39,6 +39,13 @@ def meaning_of(signature: Signature) -> ScoreMeaning:
     if threshold is None:
         threshold = THRESHOLD if probabilities else 0.0
     return ScoreMeaning(probabilities=probabilities, threshold=threshold)
+
+
+def default_metric(task: Task, meaning: ScoreMeaning) -> str:
+    """The metric by which a model is followed unless a policy names one."""
+    if task == "regression":
+        return "rmse"
+    return "log_loss" if meaning.probabilities else "accuracy"
 
 
 def class_of(score: float | Sequence[float], threshold: float = THRESHOLD) -> int:

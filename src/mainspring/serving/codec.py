@@ -17,6 +17,7 @@ import msgspec
 
 from mainspring.clock import to_us
 from mainspring.errors import InvalidInput, Malformed, TooManyRows, near
+from mainspring.records.instants import parse_instant
 from mainspring.records.models import Signature
 
 INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -48,11 +49,13 @@ class RowCodec:
         self._max_rows = max_rows
         self._has_null = any(c.nullable for c in signature.inputs)
         self._text = [c.name for c in signature.inputs if c.type == "string"]
+        self._times = [c.name for c in signature.inputs if c.type == "datetime"]
         types = {
             "float64": float,
             "int64": INT64,
             "bool": bool,
             "string": Annotated[str, msgspec.Meta(max_length=max_text)],
+            "datetime": _TIME,
         }
         row_fields: list[tuple[str, Any, Any]] = []
         column_fields: list[tuple[str, Any, Any]] = []
@@ -120,6 +123,7 @@ class RowCodec:
             self._check_nul(columns)
             if key is not None and "\0" in key:
                 raise InvalidInput("NUL in a key", place="key")
+        parse_times(columns, self._times)
         return Call(columns, rows, key, event_us)
 
     def _from_rows(self, rows: list[Any]) -> tuple[Columns, int, int]:
@@ -176,6 +180,12 @@ class RowCodec:
             place=place,
             next_step=f"{hint}Columns: {describe_columns(self.signature)}.",
         )
+
+
+def parse_times(columns: dict[str, Any], names: Sequence[str]) -> None:
+    """Replace the texts of these columns by times of UTC. Raises :class:`InvalidInput` for one that is no time."""
+    for name in names:
+        columns[name] = [None if v is None else parse_instant(v, place=name) for v in columns[name]]
 
 
 def describe_columns(signature: Signature, limit: int = 200) -> str:

@@ -198,6 +198,7 @@ def _row_fits(row: Mapping[str, Any], signature: Signature) -> bool:
         "int64": (int,),
         "string": (str,),
         "bool": (bool,),
+        "datetime": (str,),
     }
     return row.keys() == {c.name for c in signature.inputs} and all(
         type(row[c.name]) in kinds[c.type] or (row[c.name] is None and c.nullable) for c in signature.inputs
@@ -206,7 +207,13 @@ def _row_fits(row: Mapping[str, Any], signature: Signature) -> bool:
 
 def _make_row(signature: Signature) -> dict[str, Any]:
     """A row that fits the signature, for packages without an example."""
-    neutral: dict[str, Any] = {"float64": 0.0, "int64": 0, "string": "a", "bool": False}
+    neutral: dict[str, Any] = {
+        "float64": 0.0,
+        "int64": 0,
+        "string": "a",
+        "bool": False,
+        "datetime": "2020-01-01",
+    }
     return {c.name: None if c.nullable else neutral[c.type] for c in signature.inputs}
 
 

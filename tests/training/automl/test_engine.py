@@ -122,12 +122,14 @@ def test_all_that_the_long_way_records(
     assert again.version == found.version + 1
     assert again.metrics == found.metrics
     rows = {c.name: held[c.name].to_pylist() for c in found.signature.inputs}
-    first, second = (workspace.models.load("churn", v).predict(rows) for v in (found.version, again.version))
+    first, second = (
+        workspace.models.load("churn", v).compute_scores(rows) for v in (found.version, again.version)
+    )
     assert np.array_equal(first, second)
     strange = {c.name: [None] if c.nullable else [3.0] for c in found.signature.inputs} | {
         "plan": ["platinum"]
     }
-    assert 0 < float(workspace.models.load("churn", found.version).predict(strange)[0]) < 1
+    assert 0 < float(workspace.models.load("churn", found.version).compute_scores(strange)[0]) < 1
 
 
 def test_noise_is_refused_and_nothing_is_registered(workspace: Workspace) -> None:

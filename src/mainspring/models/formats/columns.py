@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mainspring.clock import to_us
 from mainspring.errors import InvalidInput, near
 from mainspring.models.formats.predictor import Columns
+from mainspring.records.instants import parse_instant
 from mainspring.records.models import Column, Signature
 
 Floats = npt.NDArray[np.float64]
@@ -92,6 +94,40 @@ def floats(name: str, values: Any, rows: int) -> Floats:
         ) from None
 
 
+def numbers(column: Column, values: Any, rows: int) -> Floats:
+    """A column that is no text as float64 ``(rows,)``; null is NaN, and a time is microseconds since 1970."""
+    read = instants if column.type == "datetime" else floats
+    return read(column.name, values, rows)
+
+
+def instants(name: str, values: Any, rows: int) -> Floats:
+    """A column of dates or times as microseconds since 1970, float64 ``(rows,)``; null is NaN. Raises InvalidInput for anything else.
+
+    Times without a zone are of UTC.
+    """
+    if values is None:
+        return np.full(rows, np.nan)
+    zone = getattr(getattr(values, "dtype", None), "tz", None)
+    if zone is not None:  # pandas with a zone: NumPy would make objects of it
+        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
+    if hasattr(values, "to_pylist"):
+        values = values.to_pylist()
+    array = np.asarray(values)
+    if array.dtype.kind == "M":
+        whole = array.astype("datetime64[us]")
+        out = whole.astype(np.int64).astype(np.float64)
+        out[np.isnat(whole)] = np.nan
+        return out
+    out = np.empty(rows)
+    for i, value in enumerate(array.tolist() if array.dtype.kind != "O" else array):
+        out[i] = (
+            np.nan
+            if is_null(value) or type(value).__name__ == "NaTType"
+            else to_us(parse_instant(value, place=f"column {name!r}"))
+        )
+    return out
+
+
 def strings(name: str, values: Any, rows: int, *, null: Any = "") -> Strings:
     """A string column as objects ``(rows,)``; None and NaN become ``null``. Raises InvalidInput for any other value."""
     out = np.empty(rows, dtype=object)
@@ -120,19 +156,32 @@ def is_null(value: Any) -> bool:
 
 
 def frame(columns: Columns, signature: Signature) -> Any:
-    """The rows as an Arrow table with the signature's columns, in its order: text nulls stay null, numbers are float64."""
+    """The rows as an Arrow table with the signature's columns, in its order: text nulls stay null, numbers are float64, times timestamps."""
     import pyarrow as pa
 
     return pa.table(clean(columns, signature))
 
 
 def clean(columns: Columns, signature: Signature) -> dict[str, Any]:
-    """The signature's columns, in its order, as arrays: a null text is None, a null number NaN, numbers are float64."""
+    """The signature's columns, in its order, as arrays: a null text is None, a null number NaN, numbers are float64, times datetime64."""
     rows, values = pick(columns, signature.inputs)
     return {
-        c.name: strings(c.name, v, rows, null=None) if c.type == "string" else floats(c.name, v, rows)
+        c.name: strings(c.name, v, rows, null=None) if c.type == "string" else _clean_numbers(c, v, rows)
         for c, v in zip(signature.inputs, values, strict=True)
     }
+
+
+def _clean_numbers(column: Column, values: Any, rows: int) -> Any:
+    read = numbers(column, values, rows)
+    return as_times(read) if column.type == "datetime" else read
+
+
+def as_times(us: Floats) -> Any:
+    """Microseconds since 1970 as datetime64[us]; NaN is NaT."""
+    with np.errstate(invalid="ignore"):
+        whole = np.where(np.isnan(us), 0, us).astype(np.int64).astype("datetime64[us]")
+    whole[np.isnan(us)] = np.datetime64("NaT")
+    return whole
 
 
 class Known:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mainspring.errors import Corrupt, InvalidInput, near
 from mainspring.models.formats.answers import compute_class_scores, compute_values, several_answers
-from mainspring.models.formats.columns import floats, is_null, pick, strings
+from mainspring.models.formats.columns import as_times, floats, instants, is_null, pick, strings
 from mainspring.models.formats.predictor import Columns, Scores
 from mainspring.records.models import Column, Signature, Task
 
@@ -131,7 +131,9 @@ def _children(value: Any) -> Iterator[Any]:
 
 
 def _numbers(column: Column, values: Any, rows: int) -> Any:
-    """A numeric column in its own type if it has no null, else as float64 with NaN."""
+    """A numeric column in its own type if it has no null, else as float64 with NaN; times as datetime64 with NaT."""
+    if column.type == "datetime":
+        return as_times(instants(column.name, values, rows))
     if column.type == "int64" and values is not None:
         exact = np.asarray(values)
         if exact.dtype.kind in "iu" and exact.ndim == 1 and exact.dtype != np.uint64:
@@ -150,7 +152,7 @@ def _numbers(column: Column, values: Any, rows: int) -> Any:
 
 
 def _array(arrays: dict[str, Any], rows: int) -> Any:
-    if all(column.dtype != object for column in arrays.values()):
+    if all(column.dtype.kind not in "OM" for column in arrays.values()):
         matrix = np.column_stack(list(arrays.values()))
         return matrix if matrix.dtype != bool else matrix.astype(np.float64)
     out = np.empty((rows, len(arrays)), dtype=object)

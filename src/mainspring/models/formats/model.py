@@ -33,6 +33,11 @@ class Model:
         return f"<Model {signature.task.value} ({self.package.format}) of {inputs}>"
 
     @property
+    def predictor(self) -> Predictor:
+        """What computes the scores, as servers use it."""
+        return self._predictor
+
+    @property
     def package(self) -> Package:
         """The manifest."""
         return self._predictor.package

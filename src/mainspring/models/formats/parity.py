@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput
-from mainspring.models.formats.columns import is_null, pick
+from mainspring.models.formats.columns import instants, is_null, pick
 from mainspring.models.formats.estimators import NullText, estimator_scores, learned_categories
 from mainspring.models.formats.parity_splits import split_values
 from mainspring.models.formats.predictor import Columns, Scores
+from mainspring.records.instants import parse_instant
 from mainspring.records.models import Column, Signature
 
 MAX_REAL, MIXED, AROUND_SPLITS = 20_000, 400, 1_500
@@ -99,7 +101,7 @@ class _RowAdder:
 
 def _real_columns(signature: Signature, columns: Columns, rng: Any) -> dict[str, list[Any]]:
     rows, values = pick(columns, signature.inputs)
-    listed = {c.name: _as_list(v, rows) for c, v in zip(signature.inputs, values, strict=True)}
+    listed = {c.name: _as_list(c, v, rows) for c, v in zip(signature.inputs, values, strict=True)}
     most = min(MAX_REAL, max(200, REAL_VALUES // len(values)))
     if rows <= most:
         return listed
@@ -107,9 +109,11 @@ def _real_columns(signature: Signature, columns: Columns, rng: Any) -> dict[str,
     return {name: [column[i] for i in chosen] for name, column in listed.items()}
 
 
-def _as_list(values: Any, rows: int) -> list[Any]:
+def _as_list(column: Column, values: Any, rows: int) -> list[Any]:
     if values is None:
         return [None] * rows
+    if column.type == "datetime":
+        return [None if math.isnan(us) else from_us(int(us)) for us in instants(column.name, values, rows)]
     for method in ("to_pylist", "tolist"):
         if hasattr(values, method):
             values = getattr(values, method)()
@@ -168,6 +172,9 @@ def _test_values(column: Column, pool: list[Any]) -> Iterator[tuple[str, Any]]:
     if column.type == "bool":
         yield from ((UNSEEN if v not in pool else "truth value", v) for v in (False, True))
         return
+    if column.type == "datetime":
+        yield from _test_times(pool)
+        return
     numbers = [float(v) for v in pool] or [0.0]
     low, high = min(numbers), max(numbers)
     if column.type == "int64":
@@ -180,6 +187,17 @@ def _test_values(column: Column, pool: list[Any]) -> Iterator[tuple[str, Any]]:
     for number in (0.0, -0.0, 1.0, -1.0, 0.1, low - 0.5, -high, low * 3, high * 3, 1e-300, 1e9 + 0.5, -1e9):
         if math.isfinite(number):
             yield "number", number
+
+
+def _test_times(pool: list[Any]) -> Iterator[tuple[str, Any]]:
+    """A time beyond those seen; ends of days, months, leap years and centuries; times before 1970."""
+    us = [to_us(v) for v in pool] or [0]
+    yield UNSEEN, from_us(max(us) + (max(us) - min(us)) // 3 + 12_345_678)
+    for moment in (
+        "1970-01-01", "1969-12-31T23:59:59.999999", "2000-02-29", "2024-02-29T23:59:59.999999", "2100-02-28T23:59:59.999999",
+        "2100-03-01", "1999-12-31T23:59:59.999999", "2199-12-31T12:00:00", "1700-03-01",
+    ):  # fmt: skip
+        yield "time", parse_instant(moment)
 
 
 def _unseen_text(pool: list[Any]) -> str:

@@ -330,7 +330,7 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
 
     A number where the estimator raises or overflows, or none where it has one, is an infinite difference. A label counts as
     different if it is not what the estimator's own ``predict`` gives; if rounding alone decides between the two most probable classes
-    (they differ by at most 1e-12, and are not equal), both labels are right.
+    (they differ by at most 1e-12, for decision values in units of their spread, and are not equal), both labels are right.
     """
     reference, answer = evidence.reference.scores, scored.scores
     if answer.shape != reference.shape and not scored.errors:
@@ -350,7 +350,8 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
     wrong = np.zeros(len(size), dtype=bool)
     if evidence.own is not None:
         threshold = meaning_of(predictor.signature).threshold
-        wrong[both] = _wrong_labels(reference[both], answer[both], evidence.own[both], threshold)
+        rounding = 1e-12 * float(np.max(evidence.spread))
+        wrong[both] = _wrong_labels(reference[both], answer[both], evidence.own[both], threshold, rounding)
     rows = chosen.nonzero()[0]
     worst = rows[int(np.argmax(np.where(wrong[rows], np.inf, size[rows])))]
     parity = Parity(
@@ -365,14 +366,14 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
     return parity, int(worst)
 
 
-def _wrong_labels(reference: Scores, answer: Scores, own: Any, threshold: float) -> Any:
+def _wrong_labels(reference: Scores, answer: Scores, own: Any, threshold: float, rounding: float) -> Any:
     if reference.ndim == 1:
-        margin = 2 * np.abs(reference - threshold)
+        margin = np.abs(reference - threshold)
     else:
         best = np.sort(reference, axis=1)
         margin = best[:, -1] - best[:, -2]
     labels = classes_of(answer, threshold)
-    by_rounding = (margin > 0) & (margin <= 1e-12)
+    by_rounding = (margin > 0) & (margin <= rounding)
     # At an exact tie an estimator may decide by more digits than its probabilities show (a margin of 1e-17); here the first class wins.
     exact = (margin == 0) & (own != classes_of(reference, threshold))
     return (labels != own) & ~by_rounding & ~exact
@@ -471,7 +472,13 @@ def _names_codes(names: list[str], classes: Any) -> bool:
 
 def _example(rows: ParityRows, signature: Signature) -> dict[str, Any]:
     """The real row with the fewest nulls, as plain values; a number that JSON does not have is null."""
-    kinds: dict[str, Any] = {"float64": float, "int64": int, "string": str, "bool": bool}
+    kinds: dict[str, Any] = {
+        "float64": float,
+        "int64": int,
+        "string": str,
+        "bool": bool,
+        "datetime": datetime.isoformat,
+    }
     best: dict[str, Any] = {}
     for index in range(min(100, rows.real)):
         row = {c.name: _plain_value(rows.columns[c.name][index], kinds[c.type]) for c in signature.inputs}

@@ -13,7 +13,7 @@ from mainspring.models.formats.answers import innermost, unwrap_search
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.records.models import Column, Signature, Task
 
-_Type = Literal["float64", "int64", "string", "bool"]
+_Type = Literal["float64", "int64", "string", "bool", "datetime"]
 
 
 def infer(columns: Any, *, task: Task, classes: list[str], outputs: list[str]) -> Signature:
@@ -162,6 +162,8 @@ def _column_type(kind: Any) -> _Type:
         return "float64"
     if pt.is_dictionary(kind):
         return _column_type(kind.value_type)
+    if pt.is_timestamp(kind) or pt.is_date(kind):
+        return "datetime"
     if pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind):
         return "string"
     raise InvalidInput(

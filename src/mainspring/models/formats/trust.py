@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _FAMILIES = {
+    "mainspring.models.formats.dates": "DateParts",
     "sklearn._loss._loss": "CyHalfSquaredError CyHalfBinomialLoss CyHalfMultinomialLoss CyHalfPoissonLoss CyHalfGammaLoss CyAbsoluteError CyPinballLoss CyHuberLoss CyExponentialLoss CyHalfTweedieLoss CyHalfTweedieLossIdentity",
     "sklearn._loss.link": "Interval IdentityLink LogLink LogitLink MultinomialLogit HalfLogitLink",
     "sklearn._loss.loss": "HalfSquaredError HalfBinomialLoss HalfMultinomialLoss HalfPoissonLoss HalfGammaLoss AbsoluteError PinballLoss HuberLoss ExponentialLoss HalfTweedieLoss HalfTweedieLossIdentity",

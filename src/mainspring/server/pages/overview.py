@@ -8,8 +8,9 @@ from mainspring.records.base import Record
 from mainspring.records.data import CheckReport, DatasetInfo
 from mainspring.records.events import EventKind
 from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage
-from mainspring.records.models import ModelInfo, Task
+from mainspring.records.models import ModelInfo, Signature
 from mainspring.records.monitoring import Alert, MonitorPolicy, SeriesPoint, Verdict, Window
+from mainspring.records.scores import default_metric, meaning_of
 from mainspring.records.serving import Deployment
 from mainspring.server.pages.describe import EventText, describe_event
 from mainspring.server.pages.rendering import PageRequest, View
@@ -100,7 +101,7 @@ def get_standing(workspace: Workspace, deployment: Deployment) -> Standing:
     windows = workspace.monitoring.list_windows(deployment=name, limit=14)
     window = next((w for w in windows if w.requests), windows[0] if windows else None)
     alerts = workspace.monitoring.list_alerts(deployment=name, state="open")
-    metric = choose_metric(get_monitor_policy(workspace, name), deployment.signature.task)
+    metric = choose_metric(get_monitor_policy(workspace, name), deployment.signature)
     points = workspace.monitoring.get_series(deployment=name, metric=metric)
     decisions = workspace.lineage.list_events(subject=f"deployment:{name}", kind="loop.", limit=1).items
     last = describe_event(decisions[0]) if decisions else None
@@ -126,9 +127,9 @@ def get_monitor_policy(workspace: Workspace, deployment: str) -> MonitorPolicy |
     return workspace.monitoring.get_policy(deployment=deployment) if workspace.settings.policy else None
 
 
-def choose_metric(policy: MonitorPolicy | None, task: Task) -> str:
-    """The metric by which a deployment is monitored; without a policy, the usual loss of its task."""
-    return (policy.metric if policy else None) or {Task.REGRESSION: "rmse"}.get(task, "log_loss")
+def choose_metric(policy: MonitorPolicy | None, signature: Signature) -> str:
+    """The metric by which a deployment is monitored; without a policy, the usual one for its task and its scores."""
+    return (policy.metric if policy else None) or default_metric(signature.task, meaning_of(signature))
 
 
 def assess_health(alerts: list[Alert], window: Window | None, windows: list[Window]) -> list[Health]:

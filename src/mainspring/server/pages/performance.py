@@ -47,7 +47,7 @@ def get_quality(workspace: Workspace, deployment: str, metric: str | None = None
     """The metric's history, at most 1,000 points, with decisions and alerts."""
     record = workspace.deploy.get_deployment(name=deployment)
     policy = get_monitor_policy(workspace, deployment)
-    name = metric or choose_metric(policy, record.signature.task)
+    name = metric or choose_metric(policy, record.signature)
     champion = next((t for t in record.targets if t.role == "champion"), record.targets[0])
     points = workspace.monitoring.get_series(deployment=deployment, metric=name)
     history = workspace.models.list_alias_moves(model=champion.model, alias="champion")

@@ -17,7 +17,7 @@ import msgspec
 from mainspring.errors import InvalidInput, MainspringError, Malformed, TooManyRows, near
 from mainspring.records.classes import class_labels
 from mainspring.records.models import Column, Signature, Task
-from mainspring.serving.codec import Call, check_duplicates, describe_columns, malformed
+from mainspring.serving.codec import Call, check_duplicates, describe_columns, malformed, parse_times
 from mainspring.serving.core import Answer
 from mainspring.serving.dialects.dialect import (
     Dialect,
@@ -43,8 +43,9 @@ _ACCEPTS = {
     "int64": frozenset(_INTS) - {"UINT64"},
     "bool": frozenset({"BOOL"}),
     "string": frozenset({"BYTES"}),
+    "datetime": frozenset({"BYTES"}),
 }
-_DATATYPES = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BYTES"}
+_DATATYPES = {"float64": "FP64", "int64": "INT64", "bool": "BOOL", "string": "BYTES", "datetime": "BYTES"}
 
 
 class Tensor(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -227,6 +228,7 @@ class TensorCodec:
                 value=sorted(lengths),
             )
         rows = lengths.pop()
+        parse_times(columns, [c.name for c in signature.inputs if c.type == "datetime" and c.name in columns])
         return {c.name: columns.get(c.name) or [None] * rows for c in signature.inputs}, rows
 
     def _values(self, tensor: Tensor, column: Column, signature: Signature) -> list[Any]:

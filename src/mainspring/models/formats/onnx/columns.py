@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from mainspring.models.formats.columns import is_null
+from mainspring.models.formats.dates import DateParts
+from mainspring.models.formats.onnx.dates import date_parts
 from mainspring.models.formats.onnx.graph import Column, Graph, Table, Unsupported, flatten
 from mainspring.models.formats.onnx.names import NULL_TEXT
 
@@ -32,8 +34,10 @@ def transform(graph: Graph, step: Any, table: Table) -> Table:
 
 
 def sklearn_name(step: Any) -> str:
-    """The name of one of scikit-learn's own classes; raises Unsupported for others, subclasses too, which may compute anything."""
+    """The name of one of scikit-learn's own classes, or of ours; raises Unsupported for others, subclasses too, which may compute anything."""
     kind = type(step)
+    if kind is DateParts:
+        return "DateParts"
     if not kind.__module__.startswith("sklearn."):
         raise Unsupported(f"{kind.__module__}.{kind.__qualname__} is not one of scikit-learn's own classes")
     name: str = kind.__qualname__
@@ -357,6 +361,7 @@ TRANSFORMS: dict[str, Transform] = {
     "OrdinalEncoder": _ordinal,
     "KBinsDiscretizer": _bins,
     "PolynomialFeatures": _polynomial,
+    "DateParts": date_parts,
     **dict.fromkeys(
         [
             "VarianceThreshold", "SelectKBest", "SelectPercentile", "SelectFromModel", "SelectFpr", "SelectFdr",

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from mainspring.errors import Corrupt, InvalidInput, UnsafeFormat
-from mainspring.models.formats.columns import floats, pick, strings, text
+from mainspring.models.formats.columns import numbers, pick, strings, text
 from mainspring.models.formats.onnx.names import NULL_TEXT, NUMERIC, TEXT
 from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
@@ -52,7 +52,8 @@ class OnnxPredictor(PackagedPredictor):
 
         It is used only if it answers two trial rows exactly as :meth:`compute_scores` does.
         """
-        if self._text or not self._numeric or self._known or self._task is Task.VALUES:
+        dated = any(c.type == "datetime" for c in self._numeric)
+        if self._text or dated or not self._numeric or self._known or self._task is Task.VALUES:
             return None
         classes = self._width or (2 if self._task is Task.BINARY else 0)
         rows = [[0.0] * len(self._numeric), [1.0] * len(self._numeric)]
@@ -107,7 +108,7 @@ class OnnxPredictor(PackagedPredictor):
             matrix = np.empty((rows, split), dtype=self._number)
             with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, as it would in ONNX
                 for j, column in enumerate(self._numeric):
-                    matrix[:, j] = floats(column.name, values[j], rows)
+                    matrix[:, j] = numbers(column, values[j], rows)
             feeds[NUMERIC] = matrix
         if self._text:
             texts = np.empty((rows, len(self._text)), dtype=object)
@@ -154,6 +155,7 @@ class OnnxPredictor(PackagedPredictor):
     def _probe(self) -> None:
         """Score one row of zeros, so that a payload that cannot answer is refused when it is loaded, not at the first request."""
         zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
+        zeros |= {c.name: ["1970-01-01"] for c in self._numeric if c.type == "datetime"}
         try:
             self._score(zeros)
         except Corrupt:
