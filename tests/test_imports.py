@@ -55,10 +55,10 @@ def test_the_list_of_heavy_libraries_can_fail() -> None:
 
 
 def test_status_of_a_local_workspace_loads_no_table_library(tmp_path: Path) -> None:
-    """The monitoring room reads its sketches with numpy; tables, models and servers stay out."""
+    """Lists need no numbers: seen red while the monitoring room loaded numpy for whatever it was asked, half of the command's time."""
     (tmp_path / "mainspring.toml").write_text('[project]\nname = "small"\n')
     loaded = _loaded(_command("-C", str(tmp_path), "status"))
-    assert loaded & (HEAVY - {"sqlite3", "numpy", "datasketches"}) == set()
+    assert loaded & (HEAVY - {"sqlite3"}) == set()
     assert "sqlite3" in loaded
 
 

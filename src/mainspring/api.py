@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mainspring import config as configuration
-from mainspring.errors import Unauthenticated
+from mainspring.errors import InvalidInput, Unauthenticated
 
 if TYPE_CHECKING:
     from mainspring.remote import RemoteWorkspace
@@ -19,7 +19,7 @@ def open(  # noqa: A001 - mainspring.open(...) reads well and shadows nothing in
     """Open a workspace: a project directory (default: the nearest one upwards), or a server's ``http(s)://`` address.
 
     Both offer the same namespaces (``data``, ``tracking``, ``models``, ...). For a server the token comes from ``token``
-    or ``MAINSPRING_TOKEN``. Without ``where``, ``MAINSPRING_URL`` decides if it is set. Close it, or use ``with``.
+    or ``MAINSPRING_TOKEN``. Without ``where``, ``MAINSPRING_URL`` decides if it is set; of a server's projects ``MAINSPRING_PROJECT`` names one. Close it, or use ``with``.
     """
     text = str(where) if where is not None else None
     url = text if text is not None and text.startswith(("http://", "https://")) else None
@@ -34,7 +34,16 @@ def open(  # noqa: A001 - mainspring.open(...) reads well and shadows nothing in
                 value=settings.url,
                 next_step="Set MAINSPRING_TOKEN; 'mainspring env --token' prints it beside the server.",
             )
-        return RemoteWorkspace(settings.url, token=secret, project=project or settings.config.project.name)
+        named = project or settings.project or settings.config.project.name
+        return RemoteWorkspace(settings.url, token=secret, project=named)
+    own = settings.config.project.name
+    if project is None and settings.project not in (None, own):  # a misspelt name would begin a project
+        raise InvalidInput(
+            f"this directory has the project {own!r}",
+            value=settings.project,
+            place="MAINSPRING_PROJECT",
+            next_step="Unset it, or go to that project's directory; with MAINSPRING_URL it names a project of the server.",
+        )
     from mainspring.workspace import Workspace
 
     return Workspace(settings, project=project)

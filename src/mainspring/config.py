@@ -130,6 +130,8 @@ class Settings:
     """For each setting that is not a default: ``argument``, ``environment`` or ``file``."""
     url: str | None = None
     token: str | None = None
+    project: str | None = None
+    """The project that ``MAINSPRING_PROJECT`` names; None: the one of ``config``."""
     policy: bool = True
     """Whether ``config`` is the policy of the project. False: this process has no ``mainspring.toml`` of it."""
 
@@ -150,12 +152,17 @@ def load(root: Path | str | None = None, *, url: str | None = None) -> Settings:
         origins["url"] = "argument"
     elif os.environ.get("MAINSPRING_URL"):
         url, origins["url"] = os.environ["MAINSPRING_URL"], "environment"
+    project = os.environ.get("MAINSPRING_PROJECT") or None
+    if project is not None:
+        check_name(project, what="project")
+        origins["project"] = "environment"
     return Settings(
         root=place,
         home=Path(home) if home else place / HOME,
         config=config,
         origins=origins,
         url=url,
+        project=project,
         token=os.environ.get("MAINSPRING_TOKEN"),
     )
 

@@ -47,13 +47,13 @@ class Execution:
         source: str,
         params: Mapping[str, Any] | None = None,
         *,
+        offered: Mapping[str, Any] | None = None,
         on_event: OnEvent | None = None,
         check: bool = True,
     ) -> PipelineRun:
         """Run ``file.py:function``; see :meth:`mainspring.pipelines.runner.Runner.run`."""
-        return self._make_runner().run(
-            source, params, on_event=self._event_handler(on_event, params or {}), check=check
-        )
+        handle = self._event_handler(on_event, params or {}, offered or {})
+        return self._make_runner().run(source, params, offered=offered, on_event=handle, check=check)
 
     def plan(self, source: str, params: Mapping[str, Any] | None = None) -> list[Why]:
         """For each step whether a run would take its result from the cache, and why; nothing runs."""
@@ -78,12 +78,16 @@ class Execution:
             workspace={"root": str(self._root), "project": self._base.project},
         )
 
-    def _event_handler(self, on_event: OnEvent | None, params: Mapping[str, Any]) -> OnEvent:
+    def _event_handler(
+        self, on_event: OnEvent | None, params: Mapping[str, Any], offered: Mapping[str, Any] | None = None
+    ) -> OnEvent:
         """A handler that keeps the tracked run in step with the pipeline run, and passes each event on."""
 
         def handle(event: PipelineEvent) -> None:
             if event.kind == "started":
-                self._begin_run(event.run, event.detail, params, event.files)
+                taken = self._pipelines.get_run(id=event.run).params if offered else {}
+                given = {**params, **{k: taken[k] for k in offered or () if k in taken}}
+                self._begin_run(event.run, event.detail, given, event.files)
             elif event.kind == "ended":
                 self._end_run(event.run)
             if on_event is not None:
@@ -125,11 +129,11 @@ class Execution:
         self._tracking.finish_run(run=run, status="finished" if state == "finished" else "failed")
 
 
-def worker_runner(execution: Execution) -> Callable[[str, dict[str, Any]], str]:
+def worker_runner(execution: Execution) -> Callable[[str, dict[str, Any], dict[str, Any]], str]:
     """A function for the loop's worker: it runs a pipeline and returns the run's id. It raises if the run did not finish."""
 
-    def run(source: str, params: dict[str, Any]) -> str:
-        ended = execution.run(source, params)
+    def run(source: str, params: dict[str, Any], offered: dict[str, Any]) -> str:
+        ended = execution.run(source, params, offered=offered)
         if ended.state != "finished":
             raise MainspringError(f"the run was {ended.state}", value=ended.id)
         return ended.id

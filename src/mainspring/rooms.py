@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mainspring.models import Models, ModelsClient
     from mainspring.monitoring import Monitoring
     from mainspring.pipelines import Pipelines
+    from mainspring.records.loop import Promotion
     from mainspring.tracking import Tracking, TrackingClient
     from mainspring.training import Training
 
@@ -94,11 +95,16 @@ class Namespaces:
             cast("Models", self.room("models")),
             self.objects,
             find_profile=self._find_profile,
+            promote=self._promote,
         )
 
+    # Functions of their own, so that registering alone loads neither the room data nor the loop.
+
     def _find_profile(self, rows: Any, version: str | None) -> str | None:
-        """A function of its own, so that registering alone loads the room data."""
         return self.data.find_profile(rows, version)
+
+    def _promote(self, **arguments: Any) -> Promotion:
+        return self.loop.promote(**arguments)
 
     @cached_property
     def training(self) -> Training:

@@ -19,6 +19,7 @@ from mainspring.cli.output import (
     shorten_id,
     with_workspace,
 )
+from mainspring.records.base import counted
 
 if TYPE_CHECKING:
     from mainspring.records.data import CheckReport, CheckRule
@@ -201,13 +202,17 @@ def diff(
         )
         for changed in counts.changed_sample:
             click.echo(f"  {changed.key}: {changed.before} -> {changed.after}")
-    for mark, paths in (
-        ("+", difference.files.added),
-        ("-", difference.files.removed),
-        ("~", difference.files.changed),
+    for mark, what, paths in (
+        ("+", "added", difference.files.added),
+        ("-", "removed", difference.files.removed),
+        ("~", "changed", difference.files.changed),
     ):
-        for path in paths:
+        for path in paths[:_MAX_SHOWN]:
             click.echo(f"{mark} {path}")
+        if len(paths) > _MAX_SHOWN:
+            print_note(
+                f"{mark} {counted(len(paths), 'file')} {what}, of which {_MAX_SHOWN} are shown (--json lists all)"
+            )
 
 
 @data.command()
@@ -222,8 +227,10 @@ def checkout(workspace: Namespaces, dataset: str, selector: str, to: str, as_jso
     if as_json:
         print_json([str(p) for p in written])
         return
-    for path in written:
+    for path in written[:_MAX_SHOWN]:
         click.echo(str(path))
+    more = f", of which {_MAX_SHOWN} are shown (--json lists all)" if len(written) > _MAX_SHOWN else ""
+    print_note(f"{counted(len(written), 'file')} in {to}{more}")
 
 
 @data.command()
@@ -257,7 +264,7 @@ def profile(workspace: Namespaces, dataset: str, selector: str, as_json: bool) -
     if as_json:
         print_json(summary)
         return
-    print_note(f"{summary.rows} rows")
+    print_note(counted(summary.rows, "row"))
     rows = []
     for c in summary.columns:
         frequent = ", ".join(f"{k} {n}" for k, n in sorted(c.counts.items(), key=lambda item: -item[1])[:3])
@@ -342,5 +349,5 @@ def _show_report(report: CheckReport) -> None:
         for row in finding.sample[:5]:
             click.echo(f"       row {row.row}: {row.values}")
     print_note(
-        f"{sum(f.passed for f in report.findings)} of {len(report.findings)} rules hold on {report.rows} rows"
+        f"{sum(f.passed for f in report.findings)} of {len(report.findings)} rules hold on {counted(report.rows, 'row')}"
     )

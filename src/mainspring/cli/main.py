@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
     "demo": ("mainspring.cli.demo:demo", "The whole loop on a year of real flights."),
     "init": ("mainspring.cli.projects:init", "Make a project that runs, with tests."),
+    "new": ("mainspring.cli.starting:new", "A model for your own table: pipeline, checks, policy, test."),
     "projects": ("mainspring.cli.projects:projects", "The projects of this workspace: list, create."),
     "up": ("mainspring.cli.servers:up", "Server, pages, loop and inference, in one process group."),
     "serve": ("mainspring.cli.servers:serve", "An inference server on its own."),
@@ -30,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "runs": ("mainspring.cli.runs:runs", "Runs: list, show, compare."),
     "models": ("mainspring.cli.models:models", "Models: list, show, card, promote, rollback, package."),
-    "predict": ("mainspring.cli.servers:predict", "Ask a deployment for predictions."),
+    "predict": ("mainspring.cli.predict:predict", "Predictions of a deployment, or of a model version here."),
     "label": ("mainspring.cli.labels:label", "Say what turned out to be true of predictions."),
     "monitor": ("mainspring.cli.overview:monitor", "Windows, drift, alerts of a deployment."),
     "loop": ("mainspring.cli.loop:loop", "The loop: tick, jobs, retrain, replay, what-if."),

@@ -9,7 +9,6 @@ import click
 
 from mainspring.cli.output import (
     json_option,
-    local_settings,
     print_facts,
     print_json,
     print_note,
@@ -153,17 +152,14 @@ def promote(
     workspace: Namespaces, model: str, version: str, reason: str, override: bool, as_json: bool
 ) -> None:
     """Make VERSION the champion of MODEL, and let it answer where the policy deploys MODEL. The rollout is passed by."""
-    number = workspace.models.get_version(model=model, selector=version).version
-    moved = workspace.models.set_alias(
-        model=model, alias="champion", version=number, reason=reason, override=override
-    )
-    names = _deploy_everywhere(workspace, model, number, reason)
+    promotion = workspace.models.promote(model, version, reason=reason, override=override)
     if as_json:
-        print_json({"alias": moved, "deployments": names})
+        print_json(promotion)
         return
+    moved, names = promotion.alias, promotion.deployments
     print_facts(
         [
-            ("champion", f"{model} version {number}"),
+            ("champion", f"{model} version {moved.version}"),
             ("before", moved.previous),
             ("in spite of", "; ".join(moved.overridden) or None),
             ("deployed to", ", ".join(names) or "nothing"),
@@ -171,6 +167,10 @@ def promote(
     )
     if moved.previous is not None:
         print_note(f"undo: mainspring models rollback {model} --reason ...")
+    if not names:
+        print_note(
+            f'next: write [deploy.{model}] with model = "{model}" into mainspring.toml, then promote again'
+        )
 
 
 @models.command()
@@ -181,10 +181,11 @@ def promote(
 @with_workspace
 def rollback(workspace: Namespaces, model: str, alias: str, reason: str, as_json: bool) -> None:
     """Give ALIAS back to the version that held it before, verified first; traffic follows."""
-    moved = workspace.models.rollback(model=model, alias=alias, reason=reason)
-    names: list[str] = []
-    if alias == "champion" and moved.version is not None:
-        names = _deploy_everywhere(workspace, model, moved.version, reason)
+    if alias == "champion":
+        restored = workspace.loop.restore_champion(model=model, reason=reason)
+        moved, names = restored.alias, restored.deployments
+    else:
+        moved, names = workspace.models.rollback(model=model, alias=alias, reason=reason), []
     if as_json:
         print_json({"alias": moved, "deployments": names})
         return
@@ -210,12 +211,3 @@ def package(workspace: Namespaces, model: str, version: str, to: Path, as_json: 
         print_json(manifest)
         return
     print_facts([("package", to), ("format", manifest.format), ("files", len(manifest.files) + 1)])
-
-
-def _deploy_everywhere(workspace: Namespaces, model: str, version: int, reason: str) -> list[str]:
-    """Let ``version`` answer wherever the policy deploys ``model``, and where a version of it answers now."""
-    names = {n for n, policy in local_settings().config.deploy.items() if policy.model == model}
-    names |= {d.name for d in workspace.deploy.list_deployments() if any(t.model == model for t in d.targets)}
-    for name in sorted(names):
-        workspace.deploy.deploy(deployment=name, model=model, version=version, reason=reason)
-    return sorted(names)

@@ -30,7 +30,7 @@ def with_workspace(command: Callable[Concatenate[Namespaces, P], R]) -> Callable
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _open_workspace() as workspace:
+        with chosen_workspace() as workspace:
             return command(workspace, *args, **kwargs)
 
     return run
@@ -49,10 +49,10 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
             raise InvalidInput(
                 "this command works on the project of a directory",
                 value=chosen_project(settings),
-                place="--project",
+                place="--project" if _global_options().get("project") else "MAINSPRING_PROJECT",
                 next_step="Name its directory: mainspring -C DIR ...",
             )
-        with _open_workspace() as workspace:
+        with chosen_workspace() as workspace:
             assert isinstance(workspace, Workspace)  # noqa: S101 - there is no address of a server
             return command(workspace, *args, **kwargs)
 
@@ -60,12 +60,14 @@ def with_local_workspace(command: Callable[Concatenate[Workspace, P], R]) -> Cal
 
 
 @contextlib.contextmanager
-def _open_workspace() -> Iterator[Namespaces]:
+def chosen_workspace() -> Iterator[Namespaces]:
+    """The workspace that the options name, here or on a server, open for a block."""
     import mainspring
 
     settings = local_settings()
     where = _global_options()
-    own, other, remote = settings.config.project.name, where.get("project"), _is_remote(settings)
+    own, remote = settings.config.project.name, _is_remote(settings)
+    other = where.get("project") or (chosen_project(settings) if chosen_project(settings) != own else None)
     if not remote:
         check_project(settings)
     with mainspring.open(
@@ -104,8 +106,10 @@ def local_workspace_settings() -> Settings:
 
 
 def chosen_project(settings: Settings) -> str:
-    """The project that ``--project`` names, else the one of this directory."""
-    return _global_options().get("project") or settings.config.project.name
+    """The project that ``--project`` names, else ``MAINSPRING_PROJECT`` (unless ``-C`` names a directory), else this directory's."""
+    where = _global_options()
+    named = where.get("project") or (None if where.get("root") else settings.project)
+    return named or settings.config.project.name
 
 
 def _is_remote(settings: Settings) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mainspring.config import Settings
     from mainspring.records.lineage import Event
     from mainspring.records.monitoring import MonitorCounts
+    from mainspring.records.serving import Target
     from mainspring.rooms import Namespaces
 
 
@@ -48,14 +49,16 @@ def status(workspace: Namespaces, as_json: bool) -> None:
                 "failed": counts.failed if counts else 0,
                 "labelled": counts.labelled if counts else 0,
                 "alerts": counts.open_alerts if counts else 0,
+                "watched": _describe_watch(workspace, champion),
                 "rollout": f"version {rollouts[0].version}, stage {rollouts[0].stage + 1} of {len(rollouts[0].stages)}"
                 if rollouts
                 else None,
                 "job": jobs[0].state.value if jobs else None,
             }
         )
+    needs = workspace.loop.list_needs()
     if as_json:
-        print_json({"now": workspace.loop.get_clock(), "deployments": lines})
+        print_json({"now": workspace.loop.get_clock(), "deployments": lines, "needs": needs})
         return
     print_note(f"policy time {workspace.loop.get_clock().isoformat()}")
     print_table(
@@ -63,6 +66,28 @@ def status(workspace: Namespaces, as_json: bool) -> None:
         [tuple(f.values()) for f in lines],
         empty="nothing is deployed yet: mainspring run PIPELINE, then mainspring models promote",
     )
+    for need in needs:
+        said = f"{need.deployment} since {need.at:%Y-%m-%d %H:%M}: {need.reason}"
+        click.echo(f"{click.style('needs a person', fg='red')} {said}")
+    if needs:
+        print_note(
+            "next: mainspring loop jobs shows each failure; mend it, then mainspring loop retrain DEPLOYMENT --reason ..."
+        )
+    if any(line["watched"] == UNWATCHED for line in lines):
+        print_note(
+            f"{UNWATCHED}: the version was registered without a training profile, so drift cannot be seen; register the next one with profile=..."
+        )
+
+
+UNWATCHED = "unwatched"
+
+
+def _describe_watch(workspace: Namespaces, champion: Target | None) -> str | None:
+    """Whether there is something to compare the traffic of a deployment with."""
+    if champion is None:
+        return None
+    version = workspace.models.get_version(champion.model, str(champion.version))
+    return UNWATCHED if version.profile is None else "yes"
 
 
 def _counts(workspace: Namespaces, deployment: str) -> MonitorCounts | None:

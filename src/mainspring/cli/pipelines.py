@@ -18,6 +18,8 @@ from mainspring.cli.output import (
 
 if TYPE_CHECKING:
     from mainspring.execution import OnEvent
+    from mainspring.records.loop import Promotion, Verdict
+    from mainspring.records.models import ModelVersion
     from mainspring.records.pipelines import PipelineEvent, PipelineRun, Why
     from mainspring.rooms import Namespaces
     from mainspring.workspace import Workspace
@@ -33,9 +35,16 @@ _params = click.option(
 @json_option
 @with_local_workspace
 def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
-    """Run PIPELINE: a model's name from mainspring.toml, or file.py:function."""
+    """Run PIPELINE: a model's name from mainspring.toml, or file.py:function.
+
+    The first version of a model that the policy deploys is judged by the gate, and answers if it passes.
+    """
     source, arguments = _resolve(workspace, pipeline, params)
-    _show(workspace.execution.run(source, arguments, on_event=_progress_printer(), check=True), as_json)
+    ended = workspace.execution.run(source, arguments, on_event=_progress_printer(), check=True)
+    if pipeline in workspace.settings.config.model:
+        _show_registered(workspace, pipeline, ended, as_json)
+    else:
+        _show(ended, as_json)
 
 
 @click.command()
@@ -46,6 +55,7 @@ def run(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: b
 def plan(workspace: Workspace, pipeline: str, params: tuple[str, ...], as_json: bool) -> None:
     """Show what a run of PIPELINE would take from the cache and what it would do. Nothing runs."""
     source, arguments = _resolve(workspace, pipeline, params)
+    _note_problems(workspace, pipeline)
     decisions = workspace.execution.plan(source, arguments)
     if as_json:
         print_json(decisions)
@@ -112,6 +122,25 @@ def _resolve(workspace: Workspace, pipeline: str, params: tuple[str, ...]) -> tu
     return pipeline, arguments
 
 
+def _note_problems(workspace: Workspace, model: str) -> None:
+    """Say what a retrain of this model would stumble over, though a run by hand may not."""
+    from msgspec.structs import replace
+
+    from mainspring.loop.contract import find_problems
+
+    config = workspace.settings.config
+    if model not in config.model:
+        return
+    named = {d for d, p in config.deploy.items() if p.model == model}
+    narrowed = replace(
+        config,
+        model={model: config.model[model]},
+        retrain={d: r for d, r in config.retrain.items() if d in named},
+    )
+    for problem in find_problems(narrowed, workspace.settings.root, workspace.models):
+        print_note(f"{click.style('retrains will fail:', fg='red')} {problem}")
+
+
 def _progress_printer() -> OnEvent:
     marks = {"cached": "=", "waiting": ".", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
 
@@ -129,9 +158,59 @@ def _show(ended: PipelineRun, as_json: bool) -> None:
     if as_json:
         print_json(ended)
         return
+    _show_run(ended)
+    print_note(f"next: mainspring runs steps {ended.id}")
+
+
+def _show_run(ended: PipelineRun) -> None:
     took = (ended.ended - ended.started).total_seconds() if ended.ended else None
     print_facts([("run", ended.id), ("pipeline", ended.pipeline), ("state", ended.state), ("seconds", took)])
-    print_note(f"next: mainspring runs steps {ended.id}")
+
+
+def _show_registered(workspace: Workspace, model: str, ended: PipelineRun, as_json: bool) -> None:
+    """What a run of a declared model led to: the version, and of a first one the verdict and where it answers."""
+    import msgspec
+
+    from mainspring.errors import StepFailed
+    from mainspring.loop.worker import deploy_first, registered_by
+
+    try:
+        version = registered_by(workspace, model, ended.id)
+    except StepFailed as problem:  # the run itself did what it says
+        _show(ended, as_json)
+        print_note(f"{click.style('retrains will fail:', fg='red')} {problem}")
+        return
+    verdict, promotion = deploy_first(workspace, workspace.settings.config, version)
+    if as_json:
+        more = {"registered": version, "verdict": verdict, "promotion": promotion}
+        print_json(msgspec.to_builtins(ended) | msgspec.to_builtins(more))
+        return
+    _show_run(ended)
+    stopped = "; ".join(r.reason for r in verdict.rules if not r.passed) if verdict is not None else None
+    print_facts(
+        [
+            ("model", f"{model} version {version.version}"),
+            *((f"  {k}", v) for k, v in version.metrics.items() if "." not in k),
+            ("gate", None if verdict is None else "passed" if verdict.passed else f"stopped: {stopped}"),
+            ("deployed to", ", ".join(promotion.deployments) if promotion is not None else None),
+        ]
+    )
+    print_note(f"next: {_next_command(workspace, version, verdict, promotion)}")
+
+
+def _next_command(
+    workspace: Workspace, version: ModelVersion, verdict: Verdict | None, promotion: Promotion | None
+) -> str:
+    model, number = version.model, version.version
+    if promotion is not None:
+        return "mainspring up serves and watches it"
+    if verdict is not None:
+        return f"mainspring models card {model} {number} shows what it is; change the data, the pipeline or the gate"
+    deployment = next((d for d, p in workspace.settings.config.deploy.items() if p.model == model), None)
+    if deployment is None:
+        return f"write [deploy.{model}] with model = {model!r} into mainspring.toml"
+    promote = f"mainspring models promote {model} {number} --reason ..."
+    return f"{promote}; or by gate and rollout: mainspring loop retrain {deployment} --reason ..."
 
 
 def _format_hit(decision: Why) -> str:

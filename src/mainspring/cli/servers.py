@@ -1,4 +1,4 @@
-"""``mainspring up | serve | predict``: start the servers, and ask one for predictions."""
+"""``mainspring up | serve``: start the servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mainspring.cli.output import json_option, local_settings, print_json, print_note, with_local_workspace
+from mainspring.cli.output import json_option, print_note, with_local_workspace
 
 if TYPE_CHECKING:
     from mainspring.workspace import Workspace
@@ -71,6 +71,7 @@ def up(
     as_json: bool,
 ) -> None:
     """Server, pages, loop and inference for this project, until Ctrl-C."""
+    from mainspring.loop.contract import find_problems
     from mainspring.server.access import ensure_token
     from mainspring.server.run import Options, serve
 
@@ -83,6 +84,7 @@ def up(
     )
     bundle = workspace.base.bundle
     bundle.mkdir(parents=True, exist_ok=True, mode=0o700)
+    problems = find_problems(config, workspace.settings.root, workspace.models)
     child: list[subprocess.Popen[str]] = []
 
     def ready(url: str) -> None:
@@ -101,6 +103,7 @@ def up(
             "login": f"{url}/login#{ensure_token(workspace.settings.home)}",
             "inference": inference,
             "pid": os.getpid(),
+            "problems": [str(p) for p in problems],
         }
         if as_json:
             print(json.dumps(addresses), flush=True)
@@ -108,6 +111,8 @@ def up(
             print_note(f"pages      {addresses['login']}")
             print_note(f"api        {url}/api/v1/openapi.json")
             print_note(f"inference  {inference or '(not started)'}")
+            for problem in problems:
+                print_note(f"{click.style('retrains will fail:', fg='red')} {problem}")
             print_note("Ctrl-C ends all.")
 
     if end_with_stdin:
@@ -206,91 +211,6 @@ def serve(workspace: Workspace, /, deployment: str | None, api_key_file: str | N
         options = {"auth": "key"} | options | {"api_key": Path(api_key_file).read_text().strip()}
     fixed: dict[str, Any] = {"host": config.host, "port": config.port}
     return run(bundle, **fixed | options)
-
-
-@click.command()
-@click.argument("deployment")
-@click.option("--row", "rows", multiple=True, metavar="JSON", help="A row as a JSON object; repeat for more.")
-@click.option(
-    "--file", "file", type=click.Path(exists=True, dir_okay=False), help="Rows from a CSV or Parquet file."
-)
-@click.option("--at", "address", metavar="URL", help="The inference server (default: where [serving] says).")
-@json_option
-def predict(
-    deployment: str,
-    rows: tuple[str, ...],
-    file: str | None,
-    address: str | None,
-    as_json: bool,
-) -> None:
-    """Ask DEPLOYMENT's inference server for predictions."""
-    from mainspring.errors import InvalidInput
-
-    inputs = [_parse_row(text) for text in rows]
-    if file is not None:
-        inputs += _read_rows(file)
-    if not inputs:
-        raise InvalidInput(
-            "there is nothing to predict", next_step="Give --row '{\"column\": value}' or --file rows.csv."
-        )
-    settings = local_settings()
-    if address is None and settings.url is not None:
-        raise InvalidInput(
-            "the inference server is not the server of --url",
-            value=settings.url,
-            next_step="Name it with --at.",
-        )
-    config = settings.config.serving
-    answer = _request_predictions(address or f"http://{config.host}:{config.port}", deployment, inputs)
-    if as_json:
-        print_json(answer)
-        return
-    print_note(f"prediction {answer['prediction_id']} by {answer['model']} version {answer['version']}")
-    for number, predicted in enumerate(answer["predictions"]):
-        click.echo(f"{number}  " + "  ".join(f"{k}={v}" for k, v in predicted.items()))
-
-
-def _parse_row(text: str) -> dict[str, Any]:
-    from mainspring.errors import InvalidInput
-
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise InvalidInput(f"not JSON: {error}", value=text, place="--row") from None
-    if not isinstance(value, dict):
-        raise InvalidInput("a row is a JSON object", value=text, place="--row")
-    return value
-
-
-def _read_rows(file: str) -> list[dict[str, Any]]:
-    """Rows of a CSV or Parquet file; empty cells are null."""
-    import duckdb
-
-    relation = duckdb.from_parquet(file) if file.endswith(".parquet") else duckdb.from_csv_auto(file)
-    return list(relation.to_arrow_table().to_pylist())
-
-
-def _request_predictions(base: str, deployment: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    import httpx2
-
-    from mainspring.errors import MainspringError, Unavailable, from_dict
-
-    try:
-        response = httpx2.post(
-            f"{base}/v1/deployments/{deployment}/predict", json={"rows": rows}, trust_env=False, timeout=30
-        )
-    except httpx2.TransportError as error:
-        raise Unavailable(
-            f"no inference server answers: {error}",
-            place=base,
-            next_step="Start one: mainspring up, or mainspring serve.",
-        ) from None
-    body = response.json()
-    if response.status_code != 200:
-        problem = body.get("error") if isinstance(body, dict) else None
-        raise from_dict(problem) if isinstance(problem, dict) else MainspringError(str(problem or body))
-    answer: dict[str, Any] = body
-    return answer
 
 
 def _start_serving(bundle: str, host: str, port: int, poll_s: float) -> tuple[subprocess.Popen[str], str]:

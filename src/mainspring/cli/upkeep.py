@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from mainspring.cli.output import (
     print_table,
     with_local_workspace,
 )
+from mainspring.records.base import counted
 
 if TYPE_CHECKING:
     from mainspring.config import Settings
@@ -45,6 +47,7 @@ def doctor(as_json: bool) -> int:
         _check_landlock(),
         _check_server(settings.home),
         _check_workspace(settings),
+        *_check_contract(settings),
         _check_chromium(),
     ]
     if as_json:
@@ -147,16 +150,18 @@ def gc(workspace: Workspace, yes: bool, grace_s: float, even_if_younger: bool, a
         [
             (
                 "removed" if yes else "would remove",
-                f"{report.objects_removed} objects, {format_size(report.bytes_removed)}",
+                f"{counted(report.objects_removed, 'object')}, {format_size(report.bytes_removed)}",
             ),
-            ("kept", f"{report.objects_kept} objects, {format_size(report.bytes_kept)}"),
+            ("kept", f"{counted(report.objects_kept, 'object')}, {format_size(report.bytes_kept)}"),
             ("packs removed", report.packs_removed),
             ("packs rewritten", report.packs_rewritten),
         ]
     )
     for kind, digests in (("missing", report.missing), ("corrupt", report.corrupt)):
         if digests:
-            print_note(f"{kind}: {len(digests)} objects that are still referred to; see mainspring fsck")
+            print_note(
+                f"{kind}: {counted(len(digests), 'object')} that are still referred to; see mainspring fsck"
+            )
     if not yes:
         print_note("nothing was removed; give --yes to do it")
 
@@ -235,7 +240,25 @@ def _check_workspace(settings: Settings) -> Check:
             stats = workspace.base.objects.stats()
     except MainspringError as error:
         return "workspace", False, str(error)
-    return "workspace", True, f"{stats.objects} objects, {format_size(stats.stored_bytes)}"
+    return "workspace", True, f"{counted(stats.objects, 'object')}, {format_size(stats.stored_bytes)}"
+
+
+def _check_contract(settings: Settings) -> list[Check]:
+    """Whether what the policy names for retrains is there."""
+    from mainspring.errors import MainspringError
+    from mainspring.loop.contract import find_problems
+    from mainspring.workspace import Workspace
+
+    if not settings.config.model:
+        return []
+    problems = find_problems(settings.config, settings.root)
+    if settings.home.exists():
+        with contextlib.suppress(MainspringError), Workspace(settings) as workspace:  # reported before
+            problems = find_problems(settings.config, settings.root, workspace.models)
+    if not problems:
+        count = counted(len(settings.config.model), "model")
+        return [("retrains", True, f"the policy of {count} fits the project")]
+    return [("retrains", False, str(p)) for p in problems]
 
 
 def _check_chromium() -> Check:

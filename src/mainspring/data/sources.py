@@ -67,6 +67,12 @@ def open_source(source: object, reading: Reading, *, place: str) -> Iterator[Sou
     )
 
 
+def read_file(path: Path, reading: Reading | None = None) -> pa.Table:
+    """A CSV or Parquet file as the table that a commit of it would hold."""
+    with open_source(path, reading or Reading(), place=str(path)) as source:
+        return pa.Table.from_batches(list(source.batches), schema=source.schema)
+
+
 def _open_file(path: Path, reading: Reading) -> Iterator[Source]:
     place = str(path)
     if not path.is_file():

@@ -96,6 +96,11 @@ class Deploy:
         self._publish_after_commit()
         return result
 
+    @operation(role=Role.OPERATOR, deadline_s=120.0)
+    def try_version(self, model: str, *, version: int | str) -> None:
+        """Open the package of a version once as a server would; raises what that raises, before anything is decided."""
+        self._try_packages([self._models.get_version(model=model, selector=str(version)).package])
+
     @operation(role=Role.OPERATOR, changes=True)
     def remove_deployment(self, deployment: str, *, reason: str) -> Published:
         """Stop answering to a name. Its history stays."""

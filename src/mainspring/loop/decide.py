@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from mainspring.records.base import seconds
+from mainspring.records.base import counted, seconds
 from mainspring.records.loop import (
     AlertFact,
     DeployPolicy,
@@ -63,6 +63,12 @@ def _settle_job(facts: Facts, deploy: DeployPolicy) -> list[LoopDecision]:
     if job.version == facts.champion:
         same = f"version {job.version} is the champion already"
         return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=same, details=details)]
+    if verdict.same_as is not None and verdict.same_as == facts.champion:
+        same = (
+            f"version {job.version} answers every row of the hold-out as version {facts.champion} does, which is the champion: "
+            "there is nothing to roll out"
+        )
+        return [LoopDecision(action="gate_stop", key=f"job:{job.id}", reason=same, details=details)]
     passed = LoopDecision(
         action="gate_pass", key=f"job:{job.id}", reason="every rule of the gate holds", details=details
     )
@@ -89,6 +95,8 @@ def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
     if trigger is None:
         return []
     kind, reason, ident = trigger
+    if (call := _call_about_failures(facts, policy, reason)) is not None:
+        return [call]
     if facts.now < _earliest_retrain(facts, policy):
         return []
     if facts.retrains_in_budget >= policy.budget:
@@ -96,7 +104,7 @@ def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
             LoopDecision(
                 action="needs_human",
                 key=f"budget:{facts.deployment}:{ident}",
-                reason=f"{facts.retrains_in_budget} retrains in {policy.budget_window} used up the budget; {reason}",
+                reason=f"{counted(facts.retrains_in_budget, 'retrain')} in {policy.budget_window} used up the budget; {reason}",
             )
         ]
     since = job.id if job is not None else "first"
@@ -108,6 +116,24 @@ def _decide_retrain(facts: Facts, policy: RetrainPolicy) -> list[LoopDecision]:
             details={"trigger": kind, "alert": ident},
         )
     ]
+
+
+def _call_about_failures(facts: Facts, policy: RetrainPolicy, reason: str) -> LoopDecision | None:
+    """Once for each row of failures that reaches the limit: the loop goes on trying, rarely, but it has not helped itself."""
+    limit = policy.max_failures
+    if facts.failures_since is None or facts.failures_reported or not 0 < limit <= facts.failures:
+        return None
+    last = facts.job.error if facts.job is not None and facts.job.error else "none led to a promotion"
+    return LoopDecision(
+        action="needs_human",
+        key=failures_key(facts.deployment, facts.failures_since),
+        reason=f"{counted(facts.failures, 'retrain')} in a row failed ({last}); {reason}",
+    )
+
+
+def failures_key(deployment: str, since: str) -> str:
+    """The key of the decision that calls a person about the failures since the job ``since``."""
+    return f"failures:{deployment}:{since}"
 
 
 def _find_trigger(facts: Facts, policy: RetrainPolicy) -> tuple[str, str, str] | None:
@@ -182,7 +208,7 @@ def _decide_rollout(
     if stage.max_for is not None and now >= rollout.stage_started_at + timedelta(
         seconds=seconds(stage.max_for)
     ):
-        evidence_so_far = f"{evidence.requests} of {stage.min_requests} requests, {evidence.labels} of {stage.min_labels} labels"
+        evidence_so_far = f"{evidence.requests} of {counted(stage.min_requests, 'request')}, {evidence.labels} of {counted(stage.min_labels, 'label')}"
         if open_question is not None:
             evidence_so_far += f"; {open_question}"
         return [
@@ -219,7 +245,7 @@ def _abandon_overtaken(rollout: Rollout, champion: int | None) -> LoopDecision:
 def _end_stage(rollout: Rollout, evidence: Evidence) -> LoopDecision:
     after = rollout.stage + 1
     reason = (
-        f"{evidence.requests} requests and {evidence.labels} labels without a breach"
+        f"{counted(evidence.requests, 'request')} and {counted(evidence.labels, 'label')} without a breach"
         if rollout.champion is not None
         else "the first version: nobody to compare it with"
     )
@@ -247,7 +273,7 @@ def breached(rule: RollbackRule, evidence: Evidence) -> str | None:
         return (
             None
             if not rate > rule.max
-            else f"error rate {rate:.2%} is above {rule.max:.2%} ({evidence.requests} requests)"
+            else f"error rate {rate:.2%} is above {rule.max:.2%} ({counted(evidence.requests, 'request')})"
         )
     if rule.metric == "score_shift":
         if evidence.requests < rule.min_rows or evidence.score_shift is None or rule.max is None:

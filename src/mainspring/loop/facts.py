@@ -10,6 +10,7 @@ from mainspring.errors import NotFound
 from mainspring.lineage import Foundation
 from mainspring.loop import rows
 from mainspring.loop.apply import CHAMPION
+from mainspring.loop.decide import failures_key
 from mainspring.loop.rooms import LoopRooms
 from mainspring.loop.routing import CANDIDATE_SHADOW, CHAMPION_SHADOW
 from mainspring.records.base import seconds
@@ -33,7 +34,7 @@ def gather_facts(
 ) -> Facts:
     """All facts at the policy clock's time."""
     now = base.clock.now()
-    champion, since = _find_champion(rooms, deploy.model)
+    champion, since = find_champion(rooms, deploy.model)
     with base.store.read() as tx:
         newest = rows.newest_job(tx, base.project, deployment)
         rollout = rows.running_rollout(tx, base.project, deployment)
@@ -47,13 +48,9 @@ def gather_facts(
             base.project, deployment, window,
         )  # fmt: skip
         job, _outcome = newest or (None, None)
-        handled = job is None or bool(
-            tx.scalar(
-                "SELECT count(*) AS n FROM loop_decisions WHERE project = ? AND key = ?",
-                base.project,
-                f"job:{job.id}",
-            )
-        )
+        handled = job is None or rows.was_decided(tx, base.project, f"job:{job.id}")
+        failures_since = rows.newest_promoted(tx, base.project, deployment) or "first"
+        reported = rows.was_decided(tx, base.project, failures_key(deployment, failures_since))
         verdict = (
             rows.read_verdict(tx, base.project, job.verdict) if job is not None and job.verdict else None
         )
@@ -75,6 +72,8 @@ def gather_facts(
         frozen_until=from_us(int(frozen)) if frozen is not None else None,
         retrains_in_budget=int(spent),
         failures=failures,
+        failures_since=failures_since,
+        failures_reported=reported,
     )
 
 
@@ -125,7 +124,8 @@ def difference(paired: Paired, *, confidence: float = 0.95) -> RuleResult:
     )
 
 
-def _find_champion(rooms: LoopRooms, model: str) -> tuple[int | None, datetime | None]:
+def find_champion(rooms: LoopRooms, model: str) -> tuple[int | None, datetime | None]:
+    """The champion's version, and since when; None without one."""
     try:
         moves = [a for a in rooms.models.list_alias_moves(model=model) if a.alias == CHAMPION]
     except NotFound:

@@ -13,10 +13,10 @@ from mainspring.clock import to_us
 from mainspring.config import Config
 from mainspring.errors import Conflict, Fenced, InvalidInput, MainspringError, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.loop import replay, rows
+from mainspring.loop import champions, replay, rows
 from mainspring.loop.apply import CHAMPION, Applier, freeze, request_job
 from mainspring.loop.decide import decide
-from mainspring.loop.facts import gather_facts
+from mainspring.loop.facts import find_champion, gather_facts
 from mainspring.loop.rooms import LoopRooms
 from mainspring.operations import Role, operation
 from mainspring.policy import check_retrain
@@ -29,6 +29,8 @@ from mainspring.records.loop import (
     JobState,
     LoopDecision,
     ModelPolicy,
+    PersonNeeded,
+    Promotion,
     ReplayReport,
     RetrainPolicy,
     Rollout,
@@ -204,6 +206,24 @@ class Loop:
         self._rooms.deploy.publish()
         return decision
 
+    @operation(role=Role.OPERATOR, changes=True, deadline_s=120)
+    def promote(
+        self, model: str, *, version: int | str = "latest", reason: str, override: bool = False
+    ) -> Promotion:
+        """Make a version the champion of its model by hand, and let it answer wherever the policy deploys the model, or it answers now.
+
+        Alias and routes change in one decision. Gate and rollout are passed by: raises Conflict for a version that a gate or a person
+        refused, unless an admin says ``override``. ``version``: a number, an alias or ``latest``.
+        """
+        return champions.promote(
+            self._base, self._rooms, self._config, model=model, version=str(version), reason=reason, override=override
+        )  # fmt: skip
+
+    @operation(role=Role.OPERATOR, changes=True, deadline_s=120)
+    def restore_champion(self, model: str, *, reason: str) -> Promotion:
+        """Put the champion before this one back, alias and routes in one decision. Raises NotFound if there was none."""
+        return champions.restore(self._base, self._rooms, self._config, model=model, reason=reason)
+
     # --- jobs ----------------------------------------------------------------------------------------------------------
 
     @operation(role=Role.EDITOR, changes=True)
@@ -287,13 +307,23 @@ class Loop:
 
     @operation(role=Role.EDITOR, changes=True)
     def record_verdict(
-        self, model: str, *, version: int, champion: int | None, gate: str, rules: list[RuleResult]
+        self,
+        model: str,
+        *,
+        version: int,
+        champion: int | None,
+        gate: str,
+        rules: list[RuleResult],
+        same_as: int | None = None,
     ) -> Verdict:
-        """Record a gate's answer. It passes only if there is at least one rule and every rule passed."""
+        """Record a gate's answer. It passes only if there is at least one rule and every rule passed.
+
+        ``same_as``: the champion, if both answer every row of the hold-out alike.
+        """
         candidate = self._rooms.models.get_version(model=model, selector=str(version))
         verdict = Verdict(
             id=new_id(), model=model, version=version, champion=champion, package=candidate.package, holdout=candidate.holdout or "", gate=gate,
-            passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(),
+            passed=bool(rules) and all(r.passed is True for r in rules), rules=rules, at=self._base.clock.now(), same_as=same_as,
         )  # fmt: skip
         with self._base.ledger.decision() as d:
             rows.save_verdict(d.tx, self._base.project, verdict)
@@ -335,6 +365,20 @@ class Loop:
             return [
                 rows.rollout_of(r) for r in self._select_rows(tx, "rollouts", "started_us", deployment, limit)
             ]
+
+    @operation(role=Role.VIEWER)
+    def list_needs(self) -> list[PersonNeeded]:
+        """Deployments for which the loop needs a person, newest first; one is off the list when its champion changes."""
+        needs: list[PersonNeeded] = []
+        for deployment, deploy in self._config.deploy.items():
+            with self._base.store.read() as tx:
+                called = rows.newest_call(tx, self._base.project, deployment)
+            if called is None:
+                continue
+            _, since = find_champion(self._rooms, deploy.model)
+            if since is None or since <= called.at:
+                needs.append(called)
+        return sorted(needs, key=lambda n: n.at, reverse=True)
 
     @operation(role=Role.VIEWER)
     def get_verdict(self, verdict: str) -> Verdict:

@@ -12,7 +12,7 @@ from mainspring.errors import Corrupt, NotFound
 from mainspring.lineage.audit import event_of, rows_of
 from mainspring.records.base import from_json, to_json
 from mainspring.records.events import EventKind
-from mainspring.records.loop import Job, JobState, Rollout, RolloutState, Stage, Verdict
+from mainspring.records.loop import Job, JobState, PersonNeeded, Rollout, RolloutState, Stage, Verdict
 from mainspring.storage.sql import Reader, Row, Writer
 
 
@@ -34,8 +34,39 @@ def read_job(tx: Reader, project: str, ident: str) -> Job:
     return job_of(row)
 
 
+def was_decided(tx: Reader, project: str, key: str) -> bool:
+    """Whether a decision with this key was recorded."""
+    return bool(
+        tx.scalar("SELECT count(*) AS n FROM loop_decisions WHERE project = ? AND key = ?", project, key)
+    )
+
+
+def newest_call(tx: Reader, project: str, deployment: str) -> PersonNeeded | None:
+    """The newest call for a person; one because of a spent budget ends with the next retrain."""
+    row = tx.first(
+        "SELECT reason, at_us FROM loop_decisions c WHERE project = ? AND deployment = ? AND action = 'needs_human' AND NOT (substr(key, 1, 7) = 'budget:' "
+        "AND EXISTS (SELECT 1 FROM loop_decisions r WHERE r.project = c.project AND r.deployment = c.deployment AND r.action = 'retrain' "
+        "AND r.at_us > c.at_us)) ORDER BY at_us DESC LIMIT 1",
+        project,
+        deployment,
+    )
+    if row is None:
+        return None
+    return PersonNeeded(deployment=deployment, reason=row["reason"], at=from_us(row["at_us"]))
+
+
+def newest_promoted(tx: Reader, project: str, deployment: str) -> str | None:
+    """The id of the newest job that was promoted."""
+    ident = tx.scalar(
+        "SELECT id FROM loop_jobs WHERE project = ? AND deployment = ? AND outcome = 'promoted' ORDER BY requested_us DESC, id DESC LIMIT 1",
+        project,
+        deployment,
+    )
+    return None if ident is None else str(ident)
+
+
 def failures_in_a_row(tx: Reader, project: str, deployment: str) -> int:
-    """How many retrains have ended since the last promotion."""
+    """How many retrains have ended since the last promotion, at most 20."""
     rows = tx.all(
         "SELECT outcome FROM loop_jobs WHERE project = ? AND deployment = ? AND outcome IS NOT NULL ORDER BY requested_us DESC, id DESC LIMIT 20",
         project,

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mainspring import config as configuration
 from mainspring.config import Config
-from mainspring.errors import Fenced, MainspringError, StepFailed
+from mainspring.errors import Fenced, MainspringError, NotFound, StepFailed
 from mainspring.loop.apply import CHAMPION
-from mainspring.loop.gates import TIME_COLUMN, judge
-from mainspring.records.loop import Job, ModelPolicy, Verdict
+from mainspring.loop.gates import TIME_COLUMN, answers_alike, judge
+from mainspring.records.loop import Job, ModelPolicy, Promotion, Verdict
 from mainspring.records.models import ModelVersion
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from mainspring.pipelines import Pipelines
     from mainspring.training import Training
 
-    RunPipeline = Callable[[str, dict[str, Any]], str]
+    RunPipeline = Callable[[str, dict[str, Any], dict[str, Any]], str]
+
+
+OFFERED = "until"
 
 
 class WorkerRooms(Protocol):
@@ -48,7 +51,8 @@ class WorkerRooms(Protocol):
 
 
 def work(workspace: WorkerRooms, config: Config, job_id: str, run_pipeline: RunPipeline) -> Job:
-    """Do the job. ``run_pipeline(source, params)`` runs it and returns the run's id, raising if it failed.
+    """Do the job. ``run_pipeline(source, params, offered)`` runs it and returns the run's id, raising if it failed; what is offered
+    goes only to a pipeline that declares it.
 
     An error of the product, or a step that failed, becomes the job's result; it does not end this process.
     """
@@ -57,7 +61,7 @@ def work(workspace: WorkerRooms, config: Config, job_id: str, run_pipeline: RunP
     run = version = verdict = error = None
     with _heartbeat(workspace, job):
         try:
-            run = run_pipeline(policy.pipeline, parameters(policy, job))
+            run = run_pipeline(policy.pipeline, {**policy.params, **job.params}, offered(job))
             registered = registered_by(workspace, job.model, run)
             version = registered.version
             verdict = gate(workspace, policy, registered).id
@@ -91,20 +95,21 @@ def _heartbeat(workspace: WorkerRooms, job: Job, *, every_s: float = 10.0) -> It
         thread.join()
 
 
-def parameters(policy: ModelPolicy, job: Job) -> dict[str, Any]:
-    """The pipeline's params: the policy's, the job's over them, and ``until``, the moment of decision.
+def offered(job: Job) -> dict[str, Any]:
+    """What a pipeline may declare as a parameter and gets from the loop: ``until``, the moment of decision.
 
     A row whose label arrived after ``until`` may be neither trained on nor held out; with labels that arrive ``label_delay`` late, that
-    leaves events up to the job's ``cutoff``.
+    leaves events up to the job's ``cutoff``. A pipeline without it decides by itself which rows it reads.
     """
-    return {**policy.params, **job.params, "until": job.requested_at.isoformat()}
+    return {OFFERED: job.requested_at.isoformat()}
 
 
 def registered_by(workspace: WorkerRooms, model: str, run: str) -> ModelVersion:
     """The version of ``model`` that the run registered, or whose registration by an earlier run it took from the cache."""
-    for version in workspace.models.list_versions(model=model, limit=50).items:
-        if version.run == run:
-            return version
+    with contextlib.suppress(NotFound):  # no run has registered a version yet
+        for version in workspace.models.list_versions(model=model, limit=50).items:
+            if version.run == run:
+                return version
     for recorded in reversed(workspace.pipelines.get_effects(run=run)):
         if recorded.effect.kind == "model_version":
             name, _, number = recorded.effect.ref.partition(":")[2].rpartition("@")
@@ -116,6 +121,29 @@ def registered_by(workspace: WorkerRooms, model: str, run: str) -> ModelVersion:
         place=f"run {run}",
         next_step="Register one in its last step.",
     )
+
+
+def deploy_first(
+    workspace: WorkerRooms, config: Config, candidate: ModelVersion
+) -> tuple[Verdict | None, Promotion | None]:
+    """Judge a version of a model that has no champion yet, and let it answer where the policy deploys the model if it passes.
+
+    The gate is the same as for every later version; there is nothing to roll it out beside. Does nothing for a model with a champion,
+    without a gate or without a deployment in the policy.
+    """
+    policy = config.model[candidate.model]
+    deployed = any(d.model == candidate.model for d in config.deploy.values())
+    if not policy.gate or not deployed or _find_champion(workspace, candidate) is not None:
+        return None, None
+    verdict = gate(workspace, policy, candidate)
+    if not verdict.passed:
+        return verdict, None
+    promotion = workspace.loop.promote(
+        model=candidate.model,
+        version=candidate.version,
+        reason="the first version: every rule of the gate holds",
+    )
+    return verdict, promotion
 
 
 def gate(workspace: WorkerRooms, policy: ModelPolicy, candidate: ModelVersion) -> Verdict:
@@ -150,12 +178,18 @@ def gate(workspace: WorkerRooms, policy: ModelPolicy, candidate: ModelVersion) -
             label=candidate.label,
             time_column=candidate.tags.get("time_column", TIME_COLUMN),
         )
+        same = (
+            champion is not None
+            and champion.version != candidate.version
+            and answers_alike(loaded[candidate.version], loaded[champion.version], rows)
+        )
     return workspace.loop.record_verdict(
         model=candidate.model,
         version=candidate.version,
         champion=champion.version if champion is not None else None,
         gate=configuration.digest(policy.gate),
         rules=rules,
+        same_as=champion.version if champion is not None and same else None,
     )
 
 

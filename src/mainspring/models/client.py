@@ -16,6 +16,7 @@ from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.models.operations import Models
 from mainspring.operations import delegating
 from mainspring.records.base import Selector, from_json
+from mainspring.records.loop import Promotion
 from mainspring.records.models import ModelVersion, Package, Signature
 from mainspring.records.objects import ObjectRef
 from mainspring.streams import read_pieces
@@ -38,10 +39,34 @@ else:
 class ModelsClient(_Operations):
     """The registry as people and steps use it. ``operations`` are those of the room, local or remote."""
 
-    def __init__(self, ops: Models, objects: Uploads, *, find_profile: FindProfile | None = None) -> None:
+    def __init__(
+        self,
+        ops: Models,
+        objects: Uploads,
+        *,
+        find_profile: FindProfile | None = None,
+        promote: Callable[..., Promotion] | None = None,
+    ) -> None:
+        """``promote``: how a version becomes champion of the deployments too (``loop.promote``)."""
         self.operations = ops
         self._objects = objects
         self._find_profile = find_profile
+        self._promote = promote
+
+    def promote(
+        self, model: str, version: Selector = "latest", *, reason: str, override: bool = False
+    ) -> Promotion:
+        """Make a version the champion and let it answer wherever the policy deploys the model; see ``loop.promote``.
+
+        Undo it with ``loop.restore_champion``.
+        """
+        if self._promote is None:
+            raise InvalidInput(
+                "these models have no deployments beside them",
+                value=model,
+                next_step="Use the models of a workspace: mainspring.open().models.",
+            )
+        return self._promote(model=model, version=version, reason=reason, override=override)
 
     def save_and_register(
         self,

@@ -9,7 +9,7 @@ from mainspring.monitoring.alerts import Subject
 from mainspring.monitoring.quality import Issue
 from mainspring.monitoring.spans import Span
 from mainspring.monitoring.statistics import OnlineControl
-from mainspring.records.base import from_json
+from mainspring.records.base import counted, from_json
 from mainspring.records.monitoring import (
     ColumnDrift,
     DecayReport,
@@ -63,7 +63,7 @@ def error_issues(parts: list[Row], policy: MonitorPolicy) -> list[Issue]:
     failed = sum(sum(from_json(p["errors"], dict[str, int]).values()) for p in parts)
     if not requests or failed / requests <= policy.error_rate:
         return []
-    detail = f"{failed} of {requests} requests failed"
+    detail = f"{failed} of {counted(requests, 'request')} failed"
     enough = requests >= policy.min_rows
     return [
         Issue(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from mainspring.clock import from_us, to_us
 from mainspring.errors import InvalidInput, NotFound, near
 from mainspring.lineage import Foundation
-from mainspring.monitoring import rows
-from mainspring.monitoring.evaluate import Evaluation
-from mainspring.monitoring.ingest import ingest
-from mainspring.monitoring.references import References
 from mainspring.operations import Role, operation
 from mainspring.records.base import check_name, from_json
 from mainspring.records.models import ModelRegistry
@@ -36,6 +33,11 @@ from mainspring.records.monitoring import (
 from mainspring.records.serving import LOG_PREFIX
 from mainspring.storage.sql import Reader, Row
 
+if TYPE_CHECKING:
+    from mainspring.monitoring.references import References
+
+# What computes loads numpy, which most lists do not need (tests/test_imports.py): it is imported where it is called.
+
 _MAX_LIMIT = 1_000
 
 
@@ -57,7 +59,13 @@ class Monitoring:
     ) -> None:
         self._base = base
         self._policies = dict(policies or {})
-        self._references = References(base, models)
+        self._models = models
+
+    @cached_property
+    def _references(self) -> References:
+        from mainspring.monitoring.references import References
+
+        return References(self._base, self._models)
 
     # --- changes -----------------------------------------------------------------------------------------------------
 
@@ -67,6 +75,8 @@ class Monitoring:
 
         Damaged records are counted, never fatal. Reading the same log again changes nothing.
         """
+        from mainspring.monitoring.ingest import ingest
+
         if not 1 <= limit <= 100_000:
             raise InvalidInput("limit must be 1 to 100,000", value=limit)
         return ingest(self._base, self._policy, limit=limit)
@@ -77,6 +87,8 @@ class Monitoring:
 
         Everything in one decision; events ``alert.opened`` and ``alert.resolved``. ``more`` says to call again.
         """
+        from mainspring.monitoring.evaluate import Evaluation
+
         now_us = to_us(now or self._base.clock.now())
         with self._base.ledger.decision() as d:
             return d.done(Evaluation(self._base, d, self._policies, self._references, now_us).run())
@@ -212,6 +224,8 @@ class Monitoring:
     @operation(role=Role.VIEWER)
     def get_prediction(self, id: str) -> PredictionRecord:  # noqa: A002 - the field is called id on the wire
         """One predicted row (``request/row``; a bare request id is row 0) with inputs, shadows and label."""
+        from mainspring.monitoring import rows
+
         return rows.read_prediction(self._base, id)
 
     @operation(role=Role.VIEWER)
@@ -226,6 +240,8 @@ class Monitoring:
         min_rows: int = 30,
     ) -> Paired:
         """Two scorers on the same rows with event time in ``[since, until)``: a version by its number, a shadow by its name."""
+        from mainspring.monitoring import rows
+
         return rows.compare_scorers(
             self._base, self._references, deployment, a, b, *_bounds_us(since, until), min_rows
         )
@@ -233,6 +249,8 @@ class Monitoring:
     @operation(role=Role.VIEWER)
     def get_blast_radius(self, model: str, version: int) -> BlastRadius:
         """How many predictions a model version made, and a sample of them."""
+        from mainspring.monitoring import rows
+
         return rows.read_blast_radius(self._base, check_name(model, what="model"), version)
 
     @operation(role=Role.VIEWER)

@@ -309,6 +309,14 @@ def convert_params(pipeline: Pipeline[..., Any], arguments: Mapping[str, Any]) -
     return values
 
 
+def with_offered(
+    pipeline: Pipeline[..., Any], params: Mapping[str, Any], offered: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``params``, and of ``offered`` what the pipeline declares: a caller may offer what not every pipeline takes."""
+    known = inspect.signature(pipeline.function).parameters
+    return {**params, **{name: value for name, value in offered.items() if name in known}}
+
+
 def params_as_data(values: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as plain JSON data, for the record of a run."""
     return {k: msgspec.to_builtins(_dataset_as_text(v), enc_hook=_encode_path) for k, v in values.items()}

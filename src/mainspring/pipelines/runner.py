@@ -15,7 +15,15 @@ from mainspring.pipelines import processes, rows
 from mainspring.pipelines.closure import Closures
 from mainspring.pipelines.drive import Drive, OnEvent
 from mainspring.pipelines.executors import Setup, check_executor, make_executor
-from mainspring.pipelines.graph import Built, build, convert_params, function_spec, params_as_data, upstream
+from mainspring.pipelines.graph import (
+    Built,
+    build,
+    convert_params,
+    function_spec,
+    params_as_data,
+    upstream,
+    with_offered,
+)
 from mainspring.pipelines.job import source_key
 from mainspring.pipelines.launching import Settings
 from mainspring.pipelines.loading import load_pipeline
@@ -68,15 +76,17 @@ class Runner:
         pipeline: Pipeline[..., Any] | str,
         params: Mapping[str, Any] | None = None,
         *,
+        offered: Mapping[str, Any] | None = None,
         on_event: OnEvent | None = None,
         check: bool = True,
     ) -> PipelineRun:
         """Run ``pipeline`` (an object, or ``file.py:name`` below the root) and return its record.
 
+        ``offered``: parameters that are passed only to a pipeline that declares them, over those of the same name in ``params``.
         Independent steps run side by side. When a step fails, what does not depend on it still runs; then, with ``check``,
         :class:`StepFailed` is raised with the step, the reason and the run's id. Everything is recorded in any case.
         """
-        built, loaded, values = self._build(pipeline, params or {})
+        built, loaded, values = self._build(pipeline, params or {}, offered or {})
         shown, at = params_as_data(values), self._base.clock.now()
         planner = self._make_planner(built, shown, at)
         started = from_us(rows.wall_us())
@@ -163,10 +173,13 @@ class Runner:
             self._base.leases.release(lease)
 
     def _build(
-        self, pipeline: Pipeline[..., Any] | str, params: Mapping[str, Any]
+        self,
+        pipeline: Pipeline[..., Any] | str,
+        params: Mapping[str, Any],
+        offered: Mapping[str, Any] | None = None,
     ) -> tuple[Built, Pipeline[..., Any], dict[str, Any]]:
         loaded = load_pipeline(pipeline, root=self._root) if isinstance(pipeline, str) else pipeline
-        values = convert_params(loaded, params)
+        values = convert_params(loaded, with_offered(loaded, params, offered or {}))
         return build(loaded, values, root=self._root), loaded, values
 
     def _make_planner(

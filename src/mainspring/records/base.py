@@ -84,6 +84,15 @@ def new_id() -> str:
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
 
+def counted(number: float, noun: str, several: str | None = None) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "request"), counted(1200, "row"), counted(2, "class", "classes")
+    ('1 request', '1200 rows', '2 classes')
+    """
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
+
+
 def check_name(name: str, *, what: str) -> str:
     """Check a name of a project, dataset, model, alias, experiment or deployment by one rule.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from mainspring.records.base import Digest, Duration, Record
+from mainspring.records.models import AliasEvent
 
 # --- policy: what mainspring.toml says -------------------------------------------------------------------------------
 
@@ -143,6 +144,8 @@ class Verdict(Record, frozen=True):
     passed: bool
     rules: list[RuleResult]
     at: datetime
+    same_as: int | None = None
+    """The champion's version, if both answer every row of the hold-out alike: then there is nothing to roll out."""
 
 
 class Job(Record, frozen=True):
@@ -226,6 +229,10 @@ class Facts(Record, frozen=True):
     retrains_in_budget: int = 0
     failures: int = 0
     """Retrains in a row that did not lead to a promotion."""
+    failures_since: str | None = None
+    """The job that was promoted last before them (``first``: none was). None in facts of 0.1, in which their number alone called nobody."""
+    failures_reported: bool = False
+    """Whether a person was called because of these failures already."""
 
 
 class LoopDecision(Record, frozen=True):
@@ -246,6 +253,21 @@ class LoopDecision(Record, frozen=True):
     key: str
     reason: str
     details: dict[str, Any] = {}
+
+
+class PersonNeeded(Record, frozen=True, kw_only=True):
+    """The loop needs a person for a deployment: it has spent its budget, or its retrains failed again and again."""
+
+    deployment: str
+    reason: str
+    at: datetime
+
+
+class Promotion(Record, frozen=True, kw_only=True):
+    """The champion was changed by hand. ``deployments``: where it answers now."""
+
+    alias: AliasEvent
+    deployments: list[str]
 
 
 class TickResult(Record, frozen=True):

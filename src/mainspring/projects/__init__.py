@@ -1,4 +1,4 @@
-"""New projects from the templates that the package carries."""
+"""New projects from the templates that the package carries; models written into a project from a table (``starting``)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,139 @@
+"""A look at a table before a model is written for it: what would be predicted, from what, how well one can guess, and what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mainspring.metrics.registry import metric as metric_of
+from mainspring.records.models import Task
+from mainspring.training.automl.dates import as_times, is_date
+from mainspring.training.automl.engine import DEFAULT_METRIC
+from mainspring.training.automl.fitting import classes_of, truth_of
+from mainspring.training.automl.leakage import find_leaks
+from mainspring.training.automl.parts import divide
+from mainspring.training.automl.problem import Problem, labels_of, nothing_left, read_problem
+
+FEW_ROWS = 1000
+_RARE = 0.1
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found. ``lines`` are for people, in the order of what matters; ``guessing`` is what the dummy scores by ``metric``."""
+
+    problem: Problem
+    rows: int
+    metric: str
+    guessing: float
+    holdout_rows: int
+    timed: bool
+    """Whether the rows have a time that can be compared with the moment of a decision."""
+    lines: list[str]
+    cautions: list[str]
+
+
+def survey(
+    table: pa.Table,
+    *,
+    target: str,
+    time: str | None = None,
+    group: str | None = None,
+    task: str | None = None,
+    keep: Sequence[str] = (),
+) -> Survey:
+    """Look at a table as the search would. Raises :class:`InvalidInput` for what cannot be predicted, naming the column."""
+    dates = [n for n in table.column_names if n != target and as_times(table[n]) is not None]
+    problem = read_problem(table, target=target, time=time, group=group, task=task, keep=keep)
+    parts = divide(problem, seed=0)
+    labels = labels_of(problem.table, target, problem.task)
+    classes = classes_of(labels[parts.train], problem.task)
+    _leave_out_leaks(problem, parts, truth_of(labels[parts.train], problem.task, classes), keep)
+    metric = DEFAULT_METRIC[problem.task]
+    cautions = _list_cautions(problem, dates, len(parts.holdout))
+    return Survey(
+        problem=problem,
+        rows=table.num_rows,
+        metric=metric,
+        guessing=_score_of_guessing(labels[parts.train], labels[parts.holdout], problem.task, metric),
+        holdout_rows=len(parts.holdout),
+        timed=time is not None and is_date(problem.table[time].type),
+        lines=_describe(problem, parts.kind, len(parts.holdout)),
+        cautions=cautions,
+    )
+
+
+def _leave_out_leaks(problem: Problem, parts: Any, truth: Any, keep: Sequence[str]) -> None:
+    inputs = problem.table.take(parts.train).select(problem.inputs)
+    for column, why in find_leaks(inputs, truth, parts.folds, problem.task, seed=0).items():
+        if any(column == k or column.startswith(f"{k}_") for k in keep):
+            problem.assumed.append(f"{column!r} is kept, as asked, though {why}")
+        else:
+            problem.leave_out(column, why)
+    if not problem.inputs:
+        raise nothing_left(problem)
+
+
+def _score_of_guessing(train: Any, holdout: Any, task: Task, name: str) -> float:
+    """What the shares of the classes, or the mean, score on the hold-out."""
+    if task is Task.REGRESSION:
+        scores: Any = np.full(len(holdout), float(np.mean(train)))
+        truth: Any = holdout
+    else:
+        classes, counts = np.unique(train, return_counts=True)
+        shares = counts / counts.sum()
+        scores = (
+            np.full(len(holdout), shares[1]) if task is Task.BINARY else np.tile(shares, (len(holdout), 1))
+        )
+        truth = truth_of(holdout, task, classes)
+    value = metric_of(name, task)(truth, scores)
+    return float(value) if value is not None else 0.0
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def _describe(problem: Problem, kind: str, holdout: int) -> list[str]:
+    lines = list(problem.assumed)
+    if problem.task is not Task.REGRESSION:
+        lines.append(f"{problem.target!r}: {_describe_shares(problem.table[problem.target])}")
+    for what, names in (("numbers", problem.numbers), ("texts", problem.texts)):
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            lines.append(f"predicted from {len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")
+    lines += [f"{name!r} is left out: {why}" for name, why in problem.left_out.items()]
+    lines.append(f"{holdout} rows are held out to judge by ({kind})")
+    return lines
+
+
+def _describe_shares(column: Any) -> str:
+    counted = sorted(pc.value_counts(column).to_pylist(), key=lambda c: -c["counts"])
+    total = sum(c["counts"] for c in counted)
+    return ", ".join(f"{c['values']} {c['counts'] / total:.1%}" for c in counted[:_SHOWN])
+
+
+def _list_cautions(problem: Problem, dates: Sequence[str], holdout: int) -> list[str]:
+    cautions = []
+    rows = problem.table.num_rows
+    if rows < FEW_ROWS:
+        cautions.append(f"{rows} rows are few: {holdout} judge, so figures have wide intervals")
+    if problem.task is not Task.REGRESSION:
+        counted = pc.value_counts(problem.table[problem.target]).to_pylist()
+        rarest = min(counted, key=lambda c: c["counts"])
+        if rarest["counts"] / rows < _RARE:
+            cautions.append(
+                f"only {rarest['counts'] / rows:.1%} of the rows are {rarest['values']!r}: accuracy would be high for a model that never "
+                f"says so; {DEFAULT_METRIC[problem.task]} judges"
+            )
+    if dates and problem.time is None:
+        cautions.append(
+            f"{dates[0]!r} is a date: if rows to come are newer than these, add --time {dates[0]}, since rows held out at random make a "
+            "model look better than it will be"
+        )
+    return cautions
