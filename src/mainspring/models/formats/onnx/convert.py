@@ -12,6 +12,7 @@ from typing import Any
 
 from mainspring.errors import InvalidInput
 from mainspring.models.formats.answers import decides
+from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT
@@ -25,6 +26,8 @@ def list_forms(estimator: Any, signature: Signature) -> list[tuple[str, Callable
     import onnx  # noqa: F401 - a missing library is reported now, before any form is made
     import skl2onnx  # noqa: F401
 
+    if library_of(getattr(estimator, "model", None)) is not None:
+        return [(EXACT, lambda: _convert_exactly(estimator, signature))]
     return [
         (EXACT, lambda: _convert_exactly(estimator, signature)),
         ("skl2onnx in float64", lambda: _convert_by_skl2onnx(estimator, signature, double=True)),
