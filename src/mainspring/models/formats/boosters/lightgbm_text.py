@@ -168,7 +168,8 @@ def _pairs(lines: list[str], known: tuple[str, ...]) -> dict[str, str]:
 
 def _array(block: dict[str, str], key: str, kind: Any, length: int | None = None) -> Any:
     text = block.get(key, "")
-    if not _NUMBERS.fullmatch(text):
+    # Null against any number is a split at infinity.
+    if not _NUMBERS.fullmatch(text.replace("inf", "0") if key == "threshold" else text):
         refuse("numbers are expected", PLACE, key)
     try:
         values = np.array(text.split(), dtype=np.float64)
