@@ -26,6 +26,8 @@ def module_of(model: Any) -> Any:
 class Adapted(BaseEstimator):  # type: ignore[misc]
     """See the module. ``model`` is of the library's interface of scikit-learn's kind, or the bare booster."""
 
+    adapted = True
+
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         self.model = model
         self._own = module_of(model).feature_names(model)

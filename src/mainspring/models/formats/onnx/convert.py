@@ -12,7 +12,7 @@ from typing import Any
 
 from mainspring.errors import InvalidInput
 from mainspring.models.formats.answers import decides
-from mainspring.models.formats.boosters import library_of
+from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT
@@ -26,7 +26,7 @@ def list_forms(estimator: Any, signature: Signature) -> list[tuple[str, Callable
     import onnx  # noqa: F401 - a missing library is reported now, before any form is made
     import skl2onnx  # noqa: F401
 
-    if library_of(getattr(estimator, "model", None)) is not None:
+    if is_adapted(estimator):
         return [(EXACT, lambda: _convert_exactly(estimator, signature))]
     return [
         (EXACT, lambda: _convert_exactly(estimator, signature)),

@@ -1,4 +1,5 @@
-"""Writes LightGBM's, XGBoost's and CatBoost's trees as ONNX, from the arrays that :mod:`mainspring.models.formats.boosters` reads.
+"""Writes models of other libraries as ONNX: the trees of LightGBM, XGBoost and CatBoost, from the arrays that
+:mod:`mainspring.models.formats.boosters` reads, and the linear models of statsmodels.
 
 LightGBM compares and adds up in float64. CatBoost compares in float32 and adds up in float64. XGBoost does both in float32, and so
 does the graph: the sums of a few hundred trees differ by more than rounding otherwise, and a probability of just 0.5 has one side.
@@ -47,8 +48,35 @@ def read_booster(model: Any) -> Ensemble:
         raise Unsupported(f"no exact form for {error}") from None
 
 
-def predict_booster(graph: Graph, model: Any, table: Table) -> Answer:
-    """Append a booster to ``graph``; returns its answer."""
+def predict_other(graph: Graph, model: Any, table: Table) -> Answer:
+    """Append a model of another library to ``graph``; returns its answer."""
+    return _linear(graph, model, table) if hasattr(model, "intercept") else _booster(graph, model, table)
+
+
+def _linear(graph: Graph, model: Any, table: Table) -> Answer:
+    if len(table) != len(model.coef):
+        raise Unsupported(f"{len(model.coef)} columns in the design, and {len(table)} in the rows")
+    raw = graph.gemm(graph.numbers(table), model.coef, model.intercept)
+    one = graph.double(1.0)
+    if model.link == "softmax":  # the first class has no parameters: its decision value is 0
+        zero = graph.op("Mul", graph.numbers(graph.matrix(raw, model.coef.shape[1])[:1]), graph.double(0.0))
+        # Not Softmax: where an exponential overflows, statsmodels has no answer.
+        each = graph.op("Exp", graph.op("Concat", zero, raw, axis=1))
+        return Answer(wide=graph.op("Div", each, graph.op("ReduceSum", each, graph.ints(1), keepdims=1)))
+    if model.link == "logit":
+        value = graph.op("Sigmoid", raw)
+    elif model.link == "log":
+        value = graph.op("Exp", raw)
+    elif model.link == "inverse":
+        value = graph.op("Div", one, raw)
+    elif model.link == "cloglog":
+        value = graph.op("Sub", one, graph.op("Exp", graph.op("Neg", graph.op("Exp", raw))))
+    else:
+        value = raw
+    return Answer(positive=value) if hasattr(model, "classes_") else Answer(value=value)
+
+
+def _booster(graph: Graph, model: Any, table: Table) -> Answer:
     ensemble = read_booster(model)
     if len(table) != ensemble.features:
         raise Unsupported(f"{ensemble.features} features, and {len(table)} columns")
