@@ -58,10 +58,11 @@ def _linear(graph: Graph, model: Any, table: Table) -> Answer:
         raise Unsupported(f"{len(model.coef)} columns in the design, and {len(table)} in the rows")
     raw = graph.gemm(graph.numbers(table), model.coef, model.intercept)
     one = graph.double(1.0)
-    if model.link == "softmax":  # the first class has no parameters: its decision value is 0
-        zero = graph.op("Mul", graph.numbers(graph.matrix(raw, model.coef.shape[1])[:1]), graph.double(0.0))
-        # Not Softmax: where an exponential overflows, statsmodels has no answer.
-        each = graph.op("Exp", graph.op("Concat", zero, raw, axis=1))
+    if model.link == "softmax":
+        # As statsmodels has it: 1 for the first class, which has no parameters; no answer where an exponential overflows.
+        null = graph.op("IsNaN", graph.numbers(graph.matrix(raw, model.coef.shape[1])[:1]))
+        ones = graph.cast(graph.op("Or", null, graph.op("Not", null)))
+        each = graph.op("Concat", ones, graph.op("Exp", raw), axis=1)
         return Answer(wide=graph.op("Div", each, graph.op("ReduceSum", each, graph.ints(1), keepdims=1)))
     if model.link == "logit":
         value = graph.op("Sigmoid", raw)
