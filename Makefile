@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ENGINES := .venv-engines
 ONCE   ?=
 
-.PHONY: demo test test-newest lint types contracts check soak mutants bench lock venv clean
+.PHONY: demo test test-newest test-engines lint types contracts check soak mutants bench lock venv clean
 
 venv: $(STAMP)
 
@@ -44,9 +45,20 @@ test-newest:
 	@scripts/make-venv --newest $(PYTHON) .venv-newest
 	@MAINSPRING_NEWEST=1 scripts/run-tests .venv-newest/bin
 
+# Other libraries whose models are saved here, in an environment of their own: 400 MB that nobody else needs.
+test-engines: $(ENGINES)/.installed
+	@scripts/run-engines $(ENGINES)/bin
+
+$(ENGINES)/.installed: pyproject.toml requirements/engines.txt scripts/make-venv
+	@scripts/make-venv --lock requirements/engines.txt $(PYTHON) $(ENGINES)
+	@touch $@
+
+COMPILE = $(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package mainspring --python-version 3.11
+EXTRAS  = $(addprefix --extra ,postgres ml onnx serve polars report demo)
+
 lock:
-	@$(BIN)/uv pip compile -q --universal --generate-hashes --no-emit-index-url --no-emit-package mainspring --python-version 3.11 \
-	  --all-extras --group dev pyproject.toml -o requirements/all.txt
+	@$(COMPILE) $(EXTRAS) --group dev pyproject.toml -o requirements/all.txt
+	@$(COMPILE) --extra serve --extra boosting --group engines -c requirements/all.txt pyproject.toml -o requirements/engines.txt
 
 clean:
-	@rm -rf $(VENV) .venv-newest
+	@rm -rf $(VENV) .venv-newest $(ENGINES)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from blake3 import blake3
 
@@ -130,6 +130,53 @@ class ModelsClient(_Operations):
                 stacklevel=2,
             )
         return version
+
+    def register_onnx(
+        self,
+        path: Path,
+        *,
+        model: str,
+        signature: Signature,
+        sample: Any,
+        inputs: Mapping[str, Sequence[str]] | None = None,
+        output: str | None = None,
+        activation: Literal["sigmoid", "softmax"] | None = None,
+        original: Callable[[Any], Any] | None = None,
+        tolerance: float | None = None,
+        **registration: Any,
+    ) -> ModelVersion:
+        """Register an ONNX file of your own: of PyTorch (``torch.onnx.export``), Keras, or another converter.
+
+        ``inputs``: the columns of each input of the file; not needed if it has one input with all columns, or one for each by its name.
+        ``output``: the output with the answers, if it has several of numbers. ``activation``: what makes probabilities of them, if they
+        are not. ``original``: answers rows as the file should, for example the model in PyTorch; it is given rows as ``sample`` has
+        them, and what it answers must be what the file answers, within ``tolerance`` (default 1e-5). Without it the package is compared
+        with the file. ``sample``, at least 2 real rows, and ``registration`` are as in :meth:`save_and_register`.
+
+        Raises :class:`~mainspring.errors.UnsafeFormat` for a file that reaches outside of itself or has other than standard operators,
+        ParityFailed, :class:`~mainspring.errors.InvalidInput`.
+        """
+        from mainspring.models.formats.onnx.own import own_onnx
+
+        own = own_onnx(
+            path,
+            signature,
+            sample=sample,
+            inputs=inputs,
+            output=output,
+            activation=activation,
+            original=original,
+        )
+        limit = tolerance if tolerance is not None else 1e-5
+        return self.save_and_register(
+            own,
+            model=model,
+            signature=signature,
+            sample=sample,
+            format="onnx",
+            tolerance=limit,
+            **registration,
+        )
 
     def register_folder(
         self,

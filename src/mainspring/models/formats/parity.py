@@ -72,7 +72,7 @@ def make_rows(
         real = {name: values + more[name] for name, values in real.items()}
     count = len(next(iter(real.values())))
     rows = ParityRows(real, [(REAL, "")] * count)
-    if not count:
+    if not count or getattr(estimator, "real_rows_only", False):
         return rows
     base = {name: values[:] for name, values in real.items()}
     add = _RowAdder(rows, base, count)

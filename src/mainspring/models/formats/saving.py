@@ -16,6 +16,7 @@ import numpy as np
 
 from mainspring.errors import InvalidInput, MainspringError, MissingExtra
 from mainspring.models.formats import open_package
+from mainspring.models.formats.adapt import adapt, bind
 from mainspring.models.formats.answers import (
     compute_values,
     find_meaning,
@@ -52,8 +53,11 @@ from mainspring.records.scores import classes_of, meaning_of
 TOLERANCE = 1e-6
 """Default tolerance. Probabilities: absolute. Regression: in units of the standard deviation of the estimator's answers on real rows.
 The conversion in ``onnx`` stays below 1e-12; a float32 form must stay within this too."""
-_ROUNDING = 1e-13
-"""Relative to a regression's answer: the rounding of float64, which an answer much larger than the spread may show."""
+_ROUNDING, _SINGLE_ROUNDING = 1e-13, 2.0**-22
+"""Relative to a regression's answer: the rounding of float64, which an answer much larger than the spread may show, and that of an
+estimator which itself answers in float32 (XGBoost)."""
+_TIE = 1e-12
+"""Two probabilities that differ by less are equal but for rounding."""
 
 
 class ParityFailed(InvalidInput):
@@ -76,6 +80,8 @@ class Evidence:
     spread: Any
     """Standard deviation of the answers on the real rows, of each number by itself; 1 for probabilities."""
     tolerance: float
+    rounding: float = _ROUNDING
+    """Relative to the answer of a regression."""
 
 
 def save_package(
@@ -100,8 +106,8 @@ def save_package(
         raise InvalidInput(
             "the folder for a new package is not empty", value=str(folder), next_step="Name a new folder."
         )
-    estimator = unwrap_search(estimator)
     sample, training = (name_columns(r) if isinstance(r, np.ndarray) else r for r in (sample, training))
+    estimator = adapt(unwrap_search(estimator), sample)
     if signature is None:
         tables = [rows for rows in (sample, training) if rows is not None]
         signature = infer_for_estimator(estimator, *tables, outputs=[])
@@ -113,6 +119,7 @@ def save_package(
             place=f"task={signature.task.value!r}",
             next_step="Give the signature the task of the estimator, or fit it first.",
         )
+    bind(estimator, signature, [as_columns(rows) for rows in (sample, training) if rows is not None])
     null_text = learned_null(estimator)
     if signature.task is Task.VALUES:
         signature = _name_outputs(signature, estimator, sample, null_text)
@@ -173,7 +180,17 @@ def _collect_evidence(
         spread = np.where(spread > 0, spread, np.where(size > 0, size, 1.0))
     if signature.task in (Task.BINARY, Task.MULTICLASS):
         own = _own_classes(estimator, signature, rows, reference)
-    return Evidence(rows, reference, judged, own, spread, limit)
+    rounding = _SINGLE_ROUNDING if _answers_single(estimator, signature, rows) else _ROUNDING
+    return Evidence(rows, reference, judged, own, spread, limit, rounding)
+
+
+def _answers_single(estimator: Any, signature: Signature, rows: ParityRows) -> bool:
+    """Whether the estimator's own answers are float32."""
+    ask = getattr(estimator, "predict_proba", None) or getattr(estimator, "predict", None)
+    if ask is None:
+        return False
+    answer = ask(estimator_input(estimator, rows.take(range(1)), signature, learned_null(estimator)))
+    return bool(getattr(answer, "dtype", None) == np.float32)
 
 
 def _has_unit(signature: Signature) -> bool:
@@ -330,7 +347,8 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
 
     A number where the estimator raises or overflows, or none where it has one, is an infinite difference. A label counts as
     different if it is not what the estimator's own ``predict`` gives; if rounding alone decides between the two most probable classes
-    (they differ by at most 1e-12, for decision values in units of their spread, and are not equal), both labels are right.
+    (they differ by less than that of the estimator's own answers, for decision values in units of their spread, and are not equal), both
+    labels are right.
     """
     reference, answer = evidence.reference.scores, scored.scores
     if answer.shape != reference.shape and not scored.errors:
@@ -344,13 +362,14 @@ def compare(predictor: Predictor, evidence: Evidence, scored: Answers, chosen: A
         difference = np.abs(answer[both] - reference[both])
         if not _has_unit(predictor.signature):
             # Without the rounding of the answer itself: a spread of 1 around an answer of 1e12 cannot show 1e-6.
-            rounding = _ROUNDING * np.abs(reference[both])
+            rounding = evidence.rounding * np.abs(reference[both])
             difference = np.maximum(difference - rounding, 0.0) / evidence.spread
     size[both] = difference if difference.ndim == 1 else difference.max(axis=1)
     wrong = np.zeros(len(size), dtype=bool)
     if evidence.own is not None:
         threshold = meaning_of(predictor.signature).threshold
-        rounding = 1e-12 * float(np.max(evidence.spread))
+        rounding = _TIE if evidence.rounding == _ROUNDING else evidence.rounding
+        rounding *= float(np.max(evidence.spread))
         wrong[both] = _wrong_labels(reference[both], answer[both], evidence.own[both], threshold, rounding)
     rows = chosen.nonzero()[0]
     worst = rows[int(np.argmax(np.where(wrong[rows], np.inf, size[rows])))]

@@ -13,6 +13,9 @@ from mainspring.models.formats.model_format import ModelFormat
 _ENTRIES: dict[str, str | ModelFormat] = {
     "onnx": "mainspring.models.formats.onnx:ONNX",
     "skops": "mainspring.models.formats.skops:SKOPS",
+    "lightgbm": "mainspring.models.formats.boosters.formats:LIGHTGBM",
+    "xgboost": "mainspring.models.formats.boosters.formats:XGBOOST",
+    "catboost": "mainspring.models.formats.boosters.formats:CATBOOST",
 }
 """Name to entry, the fastest to predict first: the order in which ``auto`` tries them."""
 

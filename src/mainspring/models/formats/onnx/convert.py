@@ -12,12 +12,13 @@ from typing import Any
 
 from mainspring.errors import InvalidInput
 from mainspring.models.formats.answers import decides
+from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT
 from mainspring.records.models import Signature, Task
 
-EXACT = "float64, exact"
+EXACT, OWN = "float64, exact", "a file of your own"
 
 
 def list_forms(estimator: Any, signature: Signature) -> list[tuple[str, Callable[[], bytes]]]:
@@ -25,6 +26,10 @@ def list_forms(estimator: Any, signature: Signature) -> list[tuple[str, Callable
     import onnx  # noqa: F401 - a missing library is reported now, before any form is made
     import skl2onnx  # noqa: F401
 
+    if hasattr(estimator, "dump_onnx"):
+        return [(OWN, estimator.dump_onnx)]
+    if is_adapted(estimator):
+        return [(EXACT, lambda: _convert_exactly(estimator, signature))]
     return [
         (EXACT, lambda: _convert_exactly(estimator, signature)),
         ("skl2onnx in float64", lambda: _convert_by_skl2onnx(estimator, signature, double=True)),

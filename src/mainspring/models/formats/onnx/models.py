@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats.adapt import is_adapted
+from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.onnx import trees as onnx_trees
 from mainspring.models.formats.onnx.columns import UFUNCS, encode_ordinal, sklearn_name, transform
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported
@@ -42,6 +44,10 @@ Predict = Callable[[Graph, Any, Table], Answer]
 
 def predict(graph: Graph, model: Any, table: Table) -> Answer:
     """Append the fitted predictor ``model`` to ``graph``, with ``table`` as its features; returns its answer."""
+    if is_adapted(model) or library_of(model) is not None:
+        from mainspring.models.formats.onnx.others import predict_other
+
+        return predict_other(graph, model, table)
     kind = sklearn_name(model)
     if kind == "Pipeline":
         for _, step in model.steps[:-1]:

@@ -34,7 +34,7 @@ class OnnxPredictor(PackagedPredictor):
         self._numeric = [c for c in signature.inputs if c.type != "string"]
         self._text = [c for c in signature.inputs if c.type == "string"]
         self._null = "" if package.null_text == "empty" else NULL_TEXT
-        self._session = _session(data)
+        self._session = open_session(data)
         self._number: Any = np.float64
         self._check_inputs()
         self._outputs = [_score_output(self._session, self._task)]
@@ -153,11 +153,15 @@ class OnnxPredictor(PackagedPredictor):
             )
 
     def _probe(self) -> None:
-        """Score one row of zeros, so that a payload that cannot answer is refused when it is loaded, not at the first request."""
-        zeros: dict[str, Any] = {c.name: [0.0] for c in self._numeric} | {c.name: [""] for c in self._text}
-        zeros |= {c.name: ["1970-01-01"] for c in self._numeric if c.type == "datetime"}
+        """Score the example of the package, or a row of zeros: a payload that cannot answer is refused when it is loaded, not later."""
+        example = self._package.example
+        row: dict[str, Any] = {
+            c.name: [example.get(c.name, "1970-01-01" if c.type == "datetime" else 0.0)]
+            for c in self._numeric
+        }
+        row |= {c.name: [example.get(c.name, "")] for c in self._text}
         try:
-            self._score(zeros)
+            self._score(row)
         except Corrupt:
             raise
         except Exception as error:  # noqa: BLE001 - the runtime raises its own kinds, all meaning that it cannot answer
@@ -218,7 +222,8 @@ def _runtime() -> Any:
     return onnxruntime
 
 
-def _session(data: bytes) -> Any:
+def open_session(data: bytes) -> Any:
+    """A session of ONNX Runtime with one thread, of bytes that were checked."""
     onnxruntime = _runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

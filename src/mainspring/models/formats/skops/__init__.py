@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.model_format import SKLEARN_LIBRARIES, Form, ModelFormat, Payloads
 from mainspring.models.formats.predictor import Predictor
 from mainspring.models.formats.skops.schema import INSTEAD, check_skops
@@ -41,6 +42,8 @@ class Skops(ModelFormat):
         """One form; an estimator that skops cannot write, or whose types are not trusted, is refused when it is made or checked."""
         from mainspring.models.formats.skops.predictor import dump
 
+        if is_adapted(estimator):
+            return []  # of another library, whose own form is beside this one
         return [Form("skops", lambda: {_FILE: dump(estimator)})]
 
 
