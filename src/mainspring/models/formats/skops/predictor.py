@@ -9,6 +9,8 @@ from mainspring.models.formats.answers import missing_method
 from mainspring.models.formats.estimators import estimator_scores
 from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
+from mainspring.models.formats.skops.arrays import check_objects
+from mainspring.models.formats.skops.rebuilt import rebuild, without_rebuilt
 from mainspring.models.formats.skops.schema import check_skops
 from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.models import Package
@@ -19,7 +21,7 @@ def dump(estimator: Any) -> bytes:
     from skops import io
 
     try:
-        data: bytes = io.dumps(estimator)
+        data: bytes = io.dumps(without_rebuilt(estimator))
     except Exception as error:  # noqa: BLE001 - any failure of the writer means the same to the caller
         raise InvalidInput(
             f"this estimator cannot be written as skops: {str(error)[:300]}", value=type(estimator).__name__
@@ -40,6 +42,8 @@ class SkopsPredictor(PackagedPredictor):
             estimator = io.loads(data, trusted=trusted)
         except Exception as error:  # noqa: BLE001 - a payload that does not rebuild is not the declared format
             raise UnsafeFormat(f"skops refuses the model: {str(error)[:300]}", place="model.skops") from None
+        check_objects(estimator)
+        rebuild(estimator)
         if (missing := missing_method(estimator, package.signature)) is not None:
             raise InvalidInput(
                 f"the model has no {missing}", value=type(estimator).__name__, place="model.skops"
