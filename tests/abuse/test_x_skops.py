@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from mainspring.models import formats
-from mainspring.records.base import to_json
-from mainspring.records.models import Package
 
 from mainspring.errors import UnsafeFormat
+from mainspring.models import formats
 from mainspring.models.formats.package import describe_file
+from mainspring.records.base import to_json
+from mainspring.records.models import Package
 
 ROWS = 80
 
@@ -59,9 +59,7 @@ def _boosted() -> Any:
 def _hist() -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return _fit(
-        lambda: HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=4, categorical_features=[2])
-    )
+    return _fit(lambda: HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=4))
 
 
 def _neighbours() -> Any:
@@ -146,7 +144,13 @@ def _set_columns(model: Any) -> None:
     _encoder(model)._n_features_outs = [1]
 
 
+def _set_category(model: Any) -> None:
+    model._bin_mapper.is_categorical_[2] = 1
+    model._bin_mapper.bin_thresholds_[2] = np.array([0.0, 1.0, 2.0, 3.0])
+
+
 def _set_sets(model: Any) -> None:
+    _set_category(model)
     tree = model._predictors[0][0]
     tree.raw_left_cat_bitsets = np.zeros((0, 8), dtype=np.uint32)
     tree.nodes["is_categorical"][0] = 1
@@ -154,13 +158,8 @@ def _set_sets(model: Any) -> None:
 
 
 def _set_thresholds(model: Any) -> None:
-    at = int(np.flatnonzero(model._bin_mapper.is_categorical_)[0])
-    model._bin_mapper.bin_thresholds_[at] = np.array([0.0, 1.0, 40_000.0])
-
-
-def _set_node_type(model: Any) -> None:
-    tree = model._predictors[0][0]
-    tree.nodes = tree.nodes[["value", "count"]].copy()
+    _set_category(model)
+    model._bin_mapper.bin_thresholds_[2] = np.array([0.0, 1.0, 40_000.0])
 
 
 def _set_spline(model: Any) -> None:
@@ -200,7 +199,6 @@ TWINS: dict[str, tuple[Callable[[], Any], Callable[[Any], None], str]] = {
     "a node with one child": (_tree, lambda m: _change_tree(m, left_child=-1), "one child"),
     "a feature far away": (_tree, lambda m: _change_tree(m, feature=900), "splits on no feature"),
     "a feature before the first": (_tree, lambda m: _change_tree(m, feature=-40), "splits on no feature"),
-    "more nodes than there are": (_tree, lambda m: _change_tree(m, node_count=50_000), "more nodes"),
     "a tree of more features": (_tree, lambda m: _change_tree(m, n_features=500), "other features"),
     "a tree of a forest": (_forest, lambda m: _change_tree(m.estimators_[1], left_child=9_999), "no node below"),
     "a forest of more features": (_forest, _set_attribute("n_features_in_", 2), "other features"),
@@ -214,7 +212,6 @@ TWINS: dict[str, tuple[Callable[[], Any], Callable[[Any], None], str]] = {
     "a histogram node in a circle": (_hist, lambda m: _node(m, right=0), "no node below"),
     "a histogram feature far away": (_hist, lambda m: _node(m, feature_idx=9_000), "splits on no feature"),
     "a histogram node without its set": (_hist, _set_sets, "without its categories"),
-    "histogram nodes of another type": (_hist, _set_node_type, "another type"),
     "a category beyond the set": (_hist, _set_thresholds, "no code from 0 to 255"),
     "bins of fewer features": (_hist, _set_attribute("n_features_in_", 2), "other features"),
     "labels beyond the classes": (_neighbours, _set_labels, "no class"),
@@ -272,18 +269,13 @@ def test_X02_words_with_numbers_beyond_the_vocabulary_are_refused(tmp_path: Path
 
 
 def test_X02_a_tree_of_neighbours_from_a_file_is_refused(tmp_path: Path) -> None:
-    """It is made of the rows, never read. Seen red with the type on the list and the check of ``_tree`` removed."""
+    """It is made of the rows, never read. Seen red with the types of the tree and of its distance on the list."""
     import skops.io
 
     good = _neighbours()
     package = formats.save(good, tmp_path / "good", sample=_numbers(), format="skops")
     with pytest.raises(UnsafeFormat, match="KDTree"):
         formats.load(_write(package, tmp_path / "evil", skops.io.dumps(good)))
-    allowed = formats.TrustPolicy(
-        skops_types=formats.DEFAULT.skops_types | {"sklearn.neighbors._kd_tree.KDTree"}
-    )
-    with pytest.raises(UnsafeFormat, match="not made of its rows"):
-        formats.load(tmp_path / "evil", trust=allowed)
 
 
 def test_X02_no_file_starts_processes_or_keeps_a_cache(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def _check_links(item: Any, left: Any, right: Any, inner: Any, feature: Any, fea
 
 
 def _check_tree(tree: Any) -> None:
-    _require(0 < tree.node_count <= tree.capacity, tree, "it counts more nodes than it holds")
+    _require(tree.node_count, tree, "it has no node")
     left, right = np.asarray(tree.children_left), np.asarray(tree.children_right)
     inner = left != -1
     _require(np.array_equal(inner, right != -1), tree, "a node has one child")
@@ -99,8 +99,6 @@ def _check_isolation(model: Any) -> None:
 
 
 def _check_hist(model: Any) -> None:
-    from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
-
     features = int(model.n_features_in_)
     bins = model._bin_mapper  # noqa: SLF001 - where scikit-learn keeps it
     flags = np.asarray(bins.is_categorical_)
@@ -114,7 +112,7 @@ def _check_hist(model: Any) -> None:
         _require(len(stage) == model.n_trees_per_iteration_, model, "a stage has another number of trees")
         for tree in stage:
             nodes, sets = tree.nodes, tree.raw_left_cat_bitsets
-            _require(nodes.dtype == PREDICTOR_RECORD_DTYPE and len(nodes), model, "nodes of another type")
+            _require(len(nodes), model, "a tree without a node")
             inner = nodes["is_leaf"] == 0
             left, right = nodes["left"].astype(np.int64), nodes["right"].astype(np.int64)
             _check_links(model, left, right, inner, nodes["feature_idx"], features)

