@@ -35,15 +35,27 @@ def unwrap_search(estimator: Any) -> Any:
 def find_meaning(estimator: Any) -> tuple[Literal["probability", "decision"], float | None]:
     """What a classifier's scores are, and the threshold of its own if it has one (see :class:`Signature`).
 
-    scikit-learn's SVC decides by its decision function even where it gives probabilities, which may disagree with it.
+    Some of scikit-learn's classifiers decide by something else than the probabilities that they give: those do not count.
     """
     last = innermost(estimator)
     if type(last).__name__ in _THRESHOLDS:
         return _find_threshold(last)
-    if hasattr(estimator, "predict_proba") and type(last).__name__ not in _COUNT_VOTES:
+    if hasattr(estimator, "predict_proba") and not _ignores_probabilities(last):
         return "probability", None
     # Of a classifier that gives labels alone, the score of its label is 1.
     return "decision", None if decides(estimator) else 0.5
+
+
+def _ignores_probabilities(estimator: Any) -> bool:
+    """Whether the label of a classifier may be another class than the most probable one."""
+    kind = type(estimator).__name__
+    return (
+        kind in (*_COUNT_VOTES, "NearestCentroid")
+        or (
+            kind == "SGDClassifier" and estimator.loss == "modified_huber"
+        )  # many probabilities are 0 or 1 exactly
+        or (kind == "GaussianProcessClassifier" and len(estimator.classes_) == 2)  # noqa: PLR2004 - two classes
+    )
 
 
 def _find_threshold(estimator: Any) -> tuple[Literal["probability", "decision"], float]:
@@ -79,9 +91,11 @@ def compute_class_scores(estimator: Any, features: Any, signature: Signature) ->
 def decides(estimator: Any) -> bool:
     """Whether the label of a classifier follows from its decision function: the class with the largest value, or the sign.
 
-    scikit-learn's SVC with several classes counts votes instead, and its decision values break ties in another way.
+    scikit-learn's SVC with several classes counts votes instead, and its decision values break ties in another way; NearestCentroid
+    takes the least distance.
     """
-    if type(innermost(estimator)).__name__ in _COUNT_VOTES and len(estimator.classes_) > 2:
+    kind = type(innermost(estimator)).__name__
+    if kind == "NearestCentroid" or (kind in _COUNT_VOTES and len(estimator.classes_) > 2):
         return False
     return hasattr(estimator, "decision_function")
 

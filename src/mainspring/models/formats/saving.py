@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mainspring.errors import InvalidInput, MainspringError, MissingExtra
+from mainspring.errors import Corrupt, InvalidInput, MainspringError, MissingExtra
 from mainspring.models.formats import open_package
 from mainspring.models.formats.adapt import adapt, bind
 from mainspring.models.formats.answers import (
@@ -240,7 +240,7 @@ def _choose_form(
             chosen.add(entry.name)
             every = np.ones(len(evidence.judged), dtype=bool)
             parity = _require_parity(predictor, evidence, scored, every, estimator, entry.name)
-        except (InvalidInput, MissingExtra) as error:
+        except (InvalidInput, Corrupt, MissingExtra) as error:
             refusals.append((entry, form.name, error))
             continue
         return msgspec.structs.replace(package, parity=parity), payloads

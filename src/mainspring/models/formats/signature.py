@@ -75,15 +75,24 @@ def _join(a: Column, b: Column) -> Column:
 def find_task(estimator: Any) -> Task:
     """What a fitted estimator answers: ``values`` for several targets, detectors, clusterings and transformers."""
     from sklearn.base import is_clusterer, is_outlier_detector
+    from sklearn.utils import get_tags
 
     last = innermost(unwrap_search(estimator))
     classes = getattr(estimator, "classes_", None)
-    if classes is not None and not isinstance(classes, list):
+    if classes is not None and not isinstance(classes, list) and not _has_several_labels(last):
         return Task.BINARY if len(classes) == 2 else Task.MULTICLASS
     several = isinstance(classes, list) or _count_targets(last) > 1
-    if several or is_clusterer(last) or is_outlier_detector(last) or not hasattr(last, "predict"):
+    groups = is_clusterer(last) or get_tags(last).estimator_type == "density_estimator"
+    if several or groups or is_outlier_detector(last) or not hasattr(last, "predict"):
         return Task.VALUES
     return Task.REGRESSION
+
+
+def _has_several_labels(estimator: Any) -> bool:
+    """Whether a classifier answers a 0 or 1 for each of several labels, although it lists them as if they were classes."""
+    binarizer = getattr(estimator, "_label_binarizer", getattr(estimator, "label_binarizer_", None))
+    kind = getattr(binarizer, "y_type_", "")
+    return bool(kind.startswith("multilabel") or getattr(estimator, "multilabel_", False) is True)
 
 
 def _count_targets(estimator: Any) -> int:
@@ -91,10 +100,11 @@ def _count_targets(estimator: Any) -> int:
     count = getattr(estimator, "n_outputs_", None)
     if isinstance(count, int):
         return count
-    if isinstance(members := getattr(estimator, "estimators_", None), list) and type(
-        estimator
-    ).__name__.startswith("MultiOutput"):
-        return len(members)
+    kind = type(estimator).__name__
+    if kind.startswith("MultiOutput") or kind.endswith("Chain"):
+        return len(estimator.estimators_)
+    if (answers := getattr(estimator, "_y", None)) is not None and np.ndim(answers) == 2:  # neighbours
+        return int(answers.shape[1])
     intercept = np.asarray(getattr(estimator, "intercept_", 0.0))
     return len(intercept) if intercept.ndim == 1 and np.ndim(getattr(estimator, "coef_", 0.0)) == 2 else 1
 

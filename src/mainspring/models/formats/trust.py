@@ -12,6 +12,7 @@ _FAMILIES = {
     "sklearn.calibration": "CalibratedClassifierCV _CalibratedClassifier _SigmoidCalibration _TemperatureScaling",
     "sklearn.compose._column_transformer": "ColumnTransformer",
     "sklearn.compose._target": "TransformedTargetRegressor",
+    "sklearn.covariance._elliptic_envelope": "EllipticEnvelope",
     "sklearn.cross_decomposition._pls": "PLSRegression",
     "sklearn.decomposition._factor_analysis": "FactorAnalysis",
     "sklearn.decomposition._fastica": "FastICA",
@@ -23,7 +24,7 @@ _FAMILIES = {
     "sklearn.discriminant_analysis": "LinearDiscriminantAnalysis QuadraticDiscriminantAnalysis",
     "sklearn.dummy": "DummyClassifier DummyRegressor",
     "sklearn.ensemble._bagging": "BaggingClassifier BaggingRegressor",
-    "sklearn.ensemble._forest": "RandomForestClassifier RandomForestRegressor ExtraTreesClassifier ExtraTreesRegressor",
+    "sklearn.ensemble._forest": "RandomForestClassifier RandomForestRegressor ExtraTreesClassifier ExtraTreesRegressor RandomTreesEmbedding",
     "sklearn.ensemble._gb": "GradientBoostingClassifier GradientBoostingRegressor",
     "sklearn.ensemble._hist_gradient_boosting.binning": "_BinMapper",
     "sklearn.ensemble._hist_gradient_boosting.gradient_boosting": "HistGradientBoostingClassifier HistGradientBoostingRegressor",
@@ -49,7 +50,7 @@ _FAMILIES = {
     "sklearn.kernel_ridge": "KernelRidge",
     "sklearn.linear_model._base": "LinearRegression",
     "sklearn.linear_model._bayes": "BayesianRidge ARDRegression",
-    "sklearn.linear_model._coordinate_descent": "ElasticNet ElasticNetCV Lasso LassoCV",
+    "sklearn.linear_model._coordinate_descent": "ElasticNet ElasticNetCV Lasso LassoCV MultiTaskElasticNet MultiTaskElasticNetCV MultiTaskLasso MultiTaskLassoCV",
     "sklearn.linear_model._glm.glm": "PoissonRegressor GammaRegressor TweedieRegressor",
     "sklearn.linear_model._huber": "HuberRegressor",
     "sklearn.linear_model._least_angle": "Lars LarsCV LassoLars LassoLarsCV LassoLarsIC",
@@ -58,12 +59,19 @@ _FAMILIES = {
     "sklearn.linear_model._passive_aggressive": "PassiveAggressiveClassifier PassiveAggressiveRegressor",
     "sklearn.linear_model._perceptron": "Perceptron",
     "sklearn.linear_model._quantile": "QuantileRegressor",
+    "sklearn.linear_model._ransac": "RANSACRegressor",
     "sklearn.linear_model._ridge": "Ridge RidgeCV RidgeClassifier RidgeClassifierCV",
+    "sklearn.linear_model._sgd_fast": "EpsilonInsensitive Hinge ModifiedHuber SquaredEpsilonInsensitive SquaredHinge",
     "sklearn.linear_model._stochastic_gradient": "SGDClassifier SGDRegressor",
     "sklearn.linear_model._theil_sen": "TheilSenRegressor",
-    "sklearn.multiclass": "OneVsRestClassifier OneVsOneClassifier _ConstantPredictor",
+    "sklearn.mixture._bayesian_mixture": "BayesianGaussianMixture",
+    "sklearn.mixture._gaussian_mixture": "GaussianMixture",
+    "sklearn.multiclass": "OneVsRestClassifier OneVsOneClassifier OutputCodeClassifier _ConstantPredictor",
+    "sklearn.multioutput": "MultiOutputRegressor MultiOutputClassifier RegressorChain ClassifierChain",
     "sklearn.naive_bayes": "GaussianNB BernoulliNB MultinomialNB ComplementNB CategoricalNB",
     "sklearn.neighbors._classification": "KNeighborsClassifier RadiusNeighborsClassifier",
+    "sklearn.neighbors._lof": "LocalOutlierFactor",
+    "sklearn.neighbors._nca": "NeighborhoodComponentsAnalysis",
     "sklearn.neighbors._nearest_centroid": "NearestCentroid",
     "sklearn.neighbors._regression": "KNeighborsRegressor RadiusNeighborsRegressor",
     "sklearn.neural_network._multilayer_perceptron": "MLPClassifier MLPRegressor",
@@ -76,6 +84,7 @@ _FAMILIES = {
     "sklearn.preprocessing._label": "LabelEncoder LabelBinarizer",
     "sklearn.preprocessing._polynomial": "PolynomialFeatures SplineTransformer",
     "sklearn.preprocessing._target_encoder": "TargetEncoder",
+    "sklearn.random_projection": "GaussianRandomProjection SparseRandomProjection",
     "sklearn.svm._classes": "LinearSVC LinearSVR",
     "sklearn.tree._classes": "DecisionTreeClassifier DecisionTreeRegressor ExtraTreeClassifier ExtraTreeRegressor",
     "sklearn.tree._tree": "Tree",
@@ -84,14 +93,14 @@ _FAMILIES = {
 SKLEARN_TYPES = frozenset(f"{module}.{name}" for module, names in _FAMILIES.items() for name in names.split())
 """Types whose instances hold numbers and settings, and which are rebuilt from them without running a caller's code.
 
-Left out on purpose: KDTree, BallTree and libsvm's models, whose compiled code uses indices from the file unchecked; and splines,
-whose state names functions of SciPy.
+Left out on purpose: KDTree, BallTree and splines, which are made again from the data of their owner (``skops.rebuilt``), and libsvm's
+models, whose compiled code uses indices from the file unchecked (ONNX stores them).
 """
 
 FUNCTIONS = frozenset(
     {f"numpy.{name}" for name in (
-        "absolute", "arcsinh", "cbrt", "ceil", "cos", "deg2rad", "exp", "exp2", "expm1", "fabs", "floor", "log", "log10", "log1p",
-        "log2", "negative", "positive", "rad2deg", "reciprocal", "rint", "sign", "sin", "sqrt", "square", "tan", "tanh", "trunc",
+        "absolute", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctanh", "cbrt", "ceil", "cos", "cosh", "deg2rad", "degrees", "exp", "exp2", "expm1", "fabs", "floor", "log", "log10", "log1p",
+        "log2", "negative", "positive", "rad2deg", "radians", "reciprocal", "rint", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "trunc",
     )}
     | {f"sklearn.feature_selection._univariate_selection.{name}" for name in ("chi2", "f_classif", "f_regression", "r_regression")}
 )  # fmt: skip

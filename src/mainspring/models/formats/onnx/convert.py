@@ -40,8 +40,8 @@ def list_forms(estimator: Any, signature: Signature) -> list[tuple[str, Callable
 def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
     from mainspring.models.formats.onnx.graph import Column, Graph, Unsupported
     from mainspring.models.formats.onnx.models import predict
+    from mainspring.models.formats.onnx.values import write_values
 
-    _refuse_kind(estimator, signature)
     graph = Graph()
     inputs: dict[str, tuple[str, int]] = {}
     table: dict[str, Column] = {}
@@ -54,11 +54,16 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
             table |= dict(zip(names, graph.matrix(tensor, len(names), kind), strict=True))
     order = fitted_names(estimator) or [c.name for c in signature.inputs]
     try:
-        answer = predict(graph, estimator, [table[name] for name in order])
+        columns = [table[name] for name in order]
+        if signature.task is Task.VALUES:
+            return graph.model(inputs, write_values(graph, estimator, columns), signature.width)
+        answer = predict(graph, estimator, columns)
         if signature.task is Task.REGRESSION:
             output, width = answer.value, 1
         elif signature.scores == "decision":
-            output, width = answer.decision, signature.width or 1
+            alone = not decides(estimator)
+            output = answer.one_hot(graph, len(signature.classes)) if alone else answer.decision
+            width = signature.width or (len(signature.classes) if alone else 1)
         elif signature.task is Task.BINARY and answer.positive:
             output, width = answer.positive, 1
         else:
@@ -83,23 +88,15 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
     return graph.model(inputs, output, width)
 
 
-def _refuse_kind(estimator: Any, signature: Signature) -> None:
-    if signature.task is Task.VALUES:
-        raise InvalidInput("several values are not written as a graph", value=type(estimator).__name__)
-    if signature.scores == "decision" and not decides(estimator):
-        raise InvalidInput(
-            "a label without a score is not written as a graph", value=type(estimator).__name__
-        )
-
-
 def _convert_by_skl2onnx(estimator: Any, signature: Signature, *, double: bool) -> bytes:
     """Convert with one numeric matrix as the only input; text columns and columns by name are left to the exact form."""
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
-    _refuse_kind(estimator, signature)
-    if signature.scores == "decision":
-        raise InvalidInput("skl2onnx is not used for decision values", value=type(estimator).__name__)
+    if signature.task is Task.VALUES or signature.scores == "decision":
+        raise InvalidInput(
+            "skl2onnx is used for probabilities and regressions alone", value=type(estimator).__name__
+        )
     if text_names(signature):
         raise InvalidInput("skl2onnx is not used on text columns", value=type(estimator).__name__)
     names = fitted_names(estimator)

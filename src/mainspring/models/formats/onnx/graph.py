@@ -147,6 +147,17 @@ class Graph:
             added = self.op("Gemm", zero_or_nan, self.double(np.ones(np.shape(weights))), added)
         return self.op("Gemm", x, self.double(weights), added)
 
+    def smallest_first(self, x: str, width: int) -> str:
+        """The places of the values of each row in their order, ``[n, width]``."""
+        from onnx import helper
+
+        self._count += 1
+        values, places = f"t{self._count}v", f"t{self._count}"
+        self._nodes.append(
+            helper.make_node("TopK", [x, self.ints(width)], [values, places], axis=1, largest=0, sorted=1)
+        )
+        return places
+
     def nan_unless_finite(self, out: str, x: str, *, always: bool = False) -> str:
         """``out``, but NaN in rows where ``x`` is not finite: scikit-learn raises there, so no number may be answered.
 
@@ -183,6 +194,11 @@ class Graph:
         )
         data: bytes = model.SerializeToString()
         return data
+
+
+def one_hot(graph: Graph, place: str, classes: int) -> str:
+    """1 at the class at ``place`` ``[n, 1]``, else 0: ``[n, classes]``."""
+    return graph.cast(graph.op("Equal", place, graph.constant(np.arange(classes, dtype=np.int64)[None, :])))
 
 
 def _hashable(value: Any) -> Any:

@@ -15,20 +15,23 @@ import numpy as np
 
 from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.boosters import library_of
+from mainspring.models.formats.onnx import ensembles, kernels
 from mainspring.models.formats.onnx import trees as onnx_trees
 from mainspring.models.formats.onnx.columns import UFUNCS, encode_ordinal, sklearn_name, transform
-from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported
+from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported, one_hot
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Names of tensors, empty if there is none. Of a regressor ``value`` ``[n, 1]``; of a classifier ``positive`` ``[n, 1]`` or ``wide``
-    ``[n, k]``, and ``decision`` (two classes: one column)."""
+    """Names of tensors, empty if there is none. Of a regressor ``value`` ``[n, targets]``; of a classifier ``positive`` ``[n, 1]`` or
+    ``wide`` ``[n, k]``, and ``decision`` (two classes: one column). ``label`` ``[n, k]`` of a classifier whose label follows from
+    neither: 1 for its class."""
 
     value: str = ""
     positive: str = ""
     wide: str = ""
     decision: str = ""
+    label: str = ""
 
     def by_class(self, graph: Graph) -> str:
         """Probabilities ``[n, k]``."""
@@ -37,6 +40,21 @@ class Answer:
         if not self.positive:
             raise Unsupported("a classifier without probabilities")
         return graph.op("Concat", graph.op("Sub", graph.double(1.0), self.positive), self.positive, axis=1)
+
+    def place(self, graph: Graph, classes: int) -> tuple[str, str]:
+        """The position of the label in the classes, ``[n, 1]``, and the scores that it follows from."""
+        if self.label or classes > 2:
+            scores = self.label or self.decision or self.by_class(graph)
+            return graph.op("ArgMax", scores, axis=1, keepdims=1), scores
+        scores, threshold = (self.decision, 0.0) if self.decision else (self.positive, 0.5)
+        if not scores:
+            scores = graph.numbers(graph.matrix(self.by_class(graph), 2)[1:])
+        return graph.cast(graph.op("Greater", scores, graph.double(threshold)), "INT64"), scores
+
+    def one_hot(self, graph: Graph, classes: int) -> str:
+        """1 for the label and 0 for the other classes, ``[n, classes]``; NaN in rows without an answer."""
+        place, scores = self.place(graph, classes)
+        return graph.nan_unless_finite(one_hot(graph, place, classes), scores, always=True)
 
 
 Predict = Callable[[Graph, Any, Table], Answer]
@@ -75,8 +93,6 @@ def _dense(values: Any) -> Any:
 
 
 def _linear(graph: Graph, model: Any, table: Table) -> Answer:
-    if np.atleast_2d(_dense(model.coef_)).shape[0] != 1:
-        raise Unsupported("several targets at once")
     return Answer(value=_decision(graph, model, table))
 
 
@@ -112,7 +128,7 @@ def _normalize_rows(graph: Graph, each: str) -> str:
 
 def _sgd(graph: Graph, model: Any, table: Table) -> Answer:
     raw = _decision(graph, model, table)
-    if model.loss != "log_loss":
+    if model.loss != "log_loss":  # of modified_huber the probabilities are not used: most are 0 or 1
         return Answer(decision=raw)
     if len(model.classes_) == 2:
         return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
@@ -193,10 +209,42 @@ def _from_loss(graph: Graph, model: Any, raw: str) -> Answer:
     raise Unsupported(f"boosting with {loss}")
 
 
+def _ada_classifier(graph: Graph, model: Any, table: Table) -> Answer:
+    raw, classes = ensembles.boosted_labels(graph, model, table), len(model.classes_)
+    if classes == 2:
+        return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
+    scaled = graph.op("Div", raw, graph.double(float(classes - 1)))
+    return Answer(wide=graph.op("Softmax", scaled, axis=1), decision=raw)
+
+
+def _ada_regressor(graph: Graph, model: Any, table: Table) -> Answer:
+    return Answer(value=ensembles.weighted_median(graph, model, table))
+
+
 # --- others
 
 
-def _network(graph: Graph, model: Any, table: Table) -> Answer:
+def _support_vectors(graph: Graph, model: Any, table: Table) -> Answer:
+    classes = getattr(model, "classes_", None)
+    if classes is None:
+        return Answer(value=kernels.binary_decision(graph, model, table))
+    if len(classes) == 2:
+        return Answer(decision=kernels.binary_decision(graph, model, table))
+    pairs = kernels.pair_decisions(graph, model, table)
+    x, decision = graph.numbers(table), ""
+    if model.decision_function_shape == "ovr":
+        decision = kernels.confident_votes(graph, pairs, len(classes))
+        decision = graph.nan_unless_finite(decision, x, always=True)
+    votes = decision if model.break_ties else kernels.count_votes(graph, pairs, len(classes), strict=True)
+    return Answer(decision=decision, label=kernels.most_votes(graph, votes, len(classes), x))
+
+
+def _ransac(graph: Graph, model: Any, table: Table) -> Answer:
+    return predict(graph, model.estimator_, table)
+
+
+def network_output(graph: Graph, model: Any, table: Table) -> str:
+    """What the last layer of a network gives, before its own function."""
     hidden = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": ""}[model.activation]
     start = x = graph.numbers(table)
     for i, (weights, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
@@ -204,10 +252,14 @@ def _network(graph: Graph, model: Any, table: Table) -> Answer:
         if i < len(model.coefs_) - 1 and hidden:
             x = graph.op(hidden, x)
     # Relu may turn a NaN into 0, but scikit-learn raises on a row that is not finite.
-    x = graph.nan_unless_finite(x, start, always=True)
+    return graph.nan_unless_finite(x, start, always=True)
+
+
+def _network(graph: Graph, model: Any, table: Table) -> Answer:
+    x = network_output(graph, model, table)
     if not hasattr(model, "classes_"):
-        if model.n_outputs_ != 1 or model.out_activation_ not in ("identity", "exp"):
-            raise Unsupported("a network with several targets")
+        if model.out_activation_ not in ("identity", "exp"):
+            raise Unsupported(f"a network with {model.out_activation_}")
         return Answer(value=graph.op("Exp", x) if model.out_activation_ == "exp" else x)
     if model.out_activation_ == "logistic" and model.n_outputs_ == 1:
         return Answer(positive=graph.op("Sigmoid", x))
@@ -217,9 +269,11 @@ def _network(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _voting_classifier(graph: Graph, model: Any, table: Table) -> Answer:
-    if model.voting != "soft":
-        raise Unsupported("hard voting has no probabilities")
     weights = model._weights_not_none  # noqa: SLF001 - without the estimators that were dropped
+    if model.voting != "soft":
+        count = len(model.classes_)
+        votes = _mean(graph, [_label(graph, m, table) for m in model.estimators_], weights)
+        return Answer(label=kernels.most_votes(graph, votes, count, votes))
     return Answer(wide=_mean(graph, [_proba(graph, m, table) for m in model.estimators_], weights))
 
 
@@ -235,6 +289,10 @@ def _mean(graph: Graph, parts: list[str], weights: Any = None) -> str:
         term = part if weights is None else graph.op("Mul", part, graph.double(weight))
         total = graph.op("Add", total, term) if total else term
     return graph.op("Div", total, graph.double(float(sum(scale))))
+
+
+def _label(graph: Graph, model: Any, table: Table) -> str:
+    return predict(graph, model, table).one_hot(graph, len(model.classes_))
 
 
 def _proba(graph: Graph, model: Any, table: Table) -> str:
@@ -255,7 +313,8 @@ def _bagging(graph: Graph, model: Any, table: Table) -> Answer:
         if classes and len(estimator.classes_) != classes:
             raise Unsupported("a bagged estimator that has not seen every class")
         chosen = [table[i] for i in features]
-        parts.append((_proba if classes else _value)(graph, estimator, chosen))
+        member = (_proba if hasattr(estimator, "predict_proba") else _label) if classes else _value
+        parts.append(member(graph, estimator, chosen))
     result = _mean(graph, parts)
     return Answer(wide=result) if classes else Answer(value=result)
 
@@ -375,13 +434,15 @@ PREDICTS: dict[str, Predict] = {
             "LinearRegression", "Ridge", "RidgeCV", "Lasso", "LassoCV", "ElasticNet", "ElasticNetCV", "HuberRegressor",
             "SGDRegressor", "BayesianRidge", "ARDRegression", "TheilSenRegressor", "LinearSVR", "QuantileRegressor",
             "Lars", "LarsCV", "LassoLars", "LassoLarsCV", "LassoLarsIC", "OrthogonalMatchingPursuit",
+            "OrthogonalMatchingPursuitCV", "PassiveAggressiveRegressor", "MultiTaskLasso", "MultiTaskLassoCV", "MultiTaskElasticNet",
+            "MultiTaskElasticNetCV",
         ],
         _linear,
     ),
     **dict.fromkeys(["PoissonRegressor", "GammaRegressor", "TweedieRegressor"], _glm),
     **dict.fromkeys(["LogisticRegression", "LogisticRegressionCV"], _logistic),
     "SGDClassifier": _sgd,
-    **dict.fromkeys(["LinearSVC", "RidgeClassifier", "RidgeClassifierCV", "Perceptron"], _margin),
+    **dict.fromkeys(["LinearSVC", "RidgeClassifier", "RidgeClassifierCV", "Perceptron", "PassiveAggressiveClassifier"], _margin),
     "LinearDiscriminantAnalysis": _discriminant,
     **dict.fromkeys(
         ["DecisionTreeClassifier", "DecisionTreeRegressor", "ExtraTreeClassifier", "ExtraTreeRegressor"], _tree
@@ -392,6 +453,10 @@ PREDICTS: dict[str, Predict] = {
     **dict.fromkeys(["GradientBoostingClassifier", "GradientBoostingRegressor"], _boosted),
     **dict.fromkeys(["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _hist_boosted),
     **dict.fromkeys(["MLPClassifier", "MLPRegressor"], _network),
+    "AdaBoostClassifier": _ada_classifier,
+    "AdaBoostRegressor": _ada_regressor,
+    **dict.fromkeys(["SVC", "NuSVC", "SVR", "NuSVR"], _support_vectors),
+    "RANSACRegressor": _ransac,
     "VotingClassifier": _voting_classifier,
     "VotingRegressor": _voting_regressor,
     **dict.fromkeys(["BaggingClassifier", "BaggingRegressor"], _bagging),

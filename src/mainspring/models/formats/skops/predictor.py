@@ -9,6 +9,8 @@ from mainspring.models.formats.answers import missing_method
 from mainspring.models.formats.estimators import estimator_scores
 from mainspring.models.formats.packaged import PackagedPredictor
 from mainspring.models.formats.predictor import Columns, Scores
+from mainspring.models.formats.skops.arrays import check_objects
+from mainspring.models.formats.skops.rebuilt import rebuild, without_rebuilt
 from mainspring.models.formats.skops.schema import check_skops
 from mainspring.models.formats.trust import DEFAULT, TrustPolicy
 from mainspring.records.models import Package
@@ -19,7 +21,7 @@ def dump(estimator: Any) -> bytes:
     from skops import io
 
     try:
-        data: bytes = io.dumps(estimator)
+        data: bytes = io.dumps(without_rebuilt(estimator))
     except Exception as error:  # noqa: BLE001 - any failure of the writer means the same to the caller
         raise InvalidInput(
             f"this estimator cannot be written as skops: {str(error)[:300]}", value=type(estimator).__name__
@@ -34,9 +36,12 @@ def restore(data: bytes, *, trust: TrustPolicy = DEFAULT) -> Any:
     # Checked here too, not by check_payload alone: skops must never see bytes that this check has not.
     trusted = check_skops(data, trust=trust)
     try:
-        return io.loads(data, trusted=trusted)
+        estimator = io.loads(data, trusted=trusted)
     except Exception as error:  # noqa: BLE001 - a payload that does not rebuild is not the declared format
         raise UnsafeFormat(f"skops refuses the model: {str(error)[:300]}", place="model.skops") from None
+    check_objects(estimator)
+    rebuild(estimator)
+    return estimator
 
 
 class SkopsPredictor(PackagedPredictor):
