@@ -13,9 +13,9 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
+from tests.engines.conftest import make_numbers, make_target
 
 from mainspring.models import formats
-from tests.engines.conftest import make_numbers, make_target
 
 ROWS = 10_000
 _L = {"n_estimators": 30, "verbose": -1, "n_jobs": 1}

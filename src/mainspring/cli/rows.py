@@ -79,14 +79,12 @@ def opened(file: str, form: RowForm | None) -> Iterator[tuple[Path, RowForm]]:
 
 
 def read_batches(path: Path, form: RowForm, kinds: Kinds, size: int) -> Iterator[Batch]:
-    """The rows in their order, ``size`` at a time. Further columns are left out; dates become texts, and the numbers that a model takes of them."""
+    """The rows in their order, ``size`` at a time. Further columns are left out; dates become texts."""
     first = 0
     for columns, rows in _READERS[form](path, kinds, size):
         _check_columns(columns, kinds, path)
         plain = {
-            name: _plain(columns[name], kind, name, first)
-            for name, kind in _with_dates(columns, kinds).items()
-            if name in columns
+            name: _plain(columns[name], kind, name, first) for name, kind in kinds.items() if name in columns
         }
         yield Batch(first, rows, plain)
         first += rows
@@ -97,9 +95,11 @@ def _read_csv(path: Path, kinds: Kinds, size: int) -> Iterator[tuple[dict[str, A
     from mainspring.data.text import shape_of
     from mainspring.records.reading import Reading
 
-    # Whole numbers may be written 27.0: their type is decided by the file, and checked below.
+    # Whole numbers may be written 27.0, and dates in several ways: their type is decided by the file, and checked below.
     names = shape_of(path, Reading()).names
-    types = {name: kind for name, kind in kinds.items() if name in names and kind != "int64"}
+    types = {
+        name: kind for name, kind in kinds.items() if name in names and kind not in ("int64", "datetime")
+    }
     with open_source(path, Reading(types=types), place=str(path)) as source:
         yield from _slices(source.batches, size)
 
@@ -111,7 +111,7 @@ def _read_parquet(path: Path, kinds: Kinds, size: int) -> Iterator[tuple[dict[st
     try:
         with pq.ParquetFile(path) as file:
             known = file.schema_arrow.names
-            wanted = [n for n in known if n in kinds or any(k.startswith(f"{n}_") for k in kinds)]
+            wanted = [n for n in known if n in kinds]
             yield from _slices(file.iter_batches(batch_size=size, columns=wanted), size)
     except pa.ArrowInvalid as error:
         raise InvalidInput(f"not a Parquet file: {error}", place=str(path)) from None
@@ -149,8 +149,7 @@ _READERS = {"csv": _read_csv, "parquet": _read_parquet, "jsonl": _read_jsonl}
 
 
 def _check_columns(columns: Mapping[str, Any], kinds: Kinds, path: Path) -> None:
-    known = _with_dates(dict(columns), kinds)
-    if kinds and not any(name in columns for name in known):
+    if kinds and not any(name in columns for name in kinds):
         name = next(iter(kinds))
         raise InvalidInput(
             "the rows have no column that the model takes",
@@ -160,28 +159,10 @@ def _check_columns(columns: Mapping[str, Any], kinds: Kinds, path: Path) -> None
         )
 
 
-def _with_dates(columns: dict[str, Any], kinds: Kinds) -> Kinds:
-    """Adds to ``columns`` the numbers that the model takes of a date (``signed_up_month``) and the rows have as the date itself."""
-    missing = [name for name in kinds if name not in columns]
-    if missing:
-        import pyarrow as pa
-
-        from mainspring.training.automl.dates import PARTS, as_times, part_of
-
-        for name in missing:
-            base, _, part = name.rpartition("_")
-            if part in PARTS and base in columns:
-                held = columns[base]
-                times = as_times(held if isinstance(held, pa.Array) else pa.array(held))
-                if times is not None:
-                    columns[name] = part_of(times, part)
-    return kinds
-
-
 def _plain(column: Any, kind: str, name: str, first: int) -> list[Any]:
     """A column as JSON values of the type that the model takes, where that loses nothing; else as they are: then the model refuses them."""
     values = column if isinstance(column, list) else column.to_pylist()
-    convert = {"float64": _to_float, "int64": _to_int, "string": _to_text}.get(kind)
+    convert = {"float64": _to_float, "int64": _to_int, "string": _to_text, "datetime": _to_text}.get(kind)
     if convert is not None:
         values = [convert(v) for v in values]
     for number, value in enumerate(values):

@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 
 from mainspring.metrics.registry import metric as metric_of
 from mainspring.records.models import Task
-from mainspring.training.automl.dates import as_times, is_date
 from mainspring.training.automl.engine import DEFAULT_METRIC
-from mainspring.training.automl.fitting import classes_of, truth_of
+from mainspring.training.automl.fitting import encode_labels, list_classes
 from mainspring.training.automl.leakage import find_leaks
 from mainspring.training.automl.parts import divide
-from mainspring.training.automl.problem import Problem, labels_of, nothing_left, read_problem
+from mainspring.training.automl.problem import Problem, make_nothing_left_error, read_problem, read_target
+from mainspring.training.dates import is_date, parse_times
 
 FEW_ROWS = 1000
 _RARE = 0.1
@@ -49,12 +49,12 @@ def survey(
     keep: Sequence[str] = (),
 ) -> Survey:
     """Look at a table as the search would. Raises :class:`InvalidInput` for what cannot be predicted, naming the column."""
-    dates = [n for n in table.column_names if n != target and as_times(table[n]) is not None]
+    dates = [n for n in table.column_names if n != target and parse_times(table[n]) is not None]
     problem = read_problem(table, target=target, time=time, group=group, task=task, keep=keep)
     parts = divide(problem, seed=0)
-    labels = labels_of(problem.table, target, problem.task)
-    classes = classes_of(labels[parts.train], problem.task)
-    _leave_out_leaks(problem, parts, truth_of(labels[parts.train], problem.task, classes), keep)
+    labels = read_target(problem.table, target, problem.task)
+    classes = list_classes(labels[parts.train], problem.task)
+    _leave_out_leaks(problem, parts, encode_labels(labels[parts.train], problem.task, classes), keep)
     metric = DEFAULT_METRIC[problem.task]
     cautions = _list_cautions(problem, dates, len(parts.holdout))
     return Survey(
@@ -77,7 +77,7 @@ def _leave_out_leaks(problem: Problem, parts: Any, truth: Any, keep: Sequence[st
         else:
             problem.leave_out(column, why)
     if not problem.inputs:
-        raise nothing_left(problem)
+        raise make_nothing_left_error(problem)
 
 
 def _score_of_guessing(train: Any, holdout: Any, task: Task, name: str) -> float:
@@ -91,7 +91,7 @@ def _score_of_guessing(train: Any, holdout: Any, task: Task, name: str) -> float
         scores = (
             np.full(len(holdout), shares[1]) if task is Task.BINARY else np.tile(shares, (len(holdout), 1))
         )
-        truth = truth_of(holdout, task, classes)
+        truth = encode_labels(holdout, task, classes)
     value = metric_of(name, task)(truth, scores)
     return float(value) if value is not None else 0.0
 
@@ -103,7 +103,11 @@ def _describe(problem: Problem, kind: str, holdout: int) -> list[str]:
     lines = list(problem.assumed)
     if problem.task is not Task.REGRESSION:
         lines.append(f"{problem.target!r}: {_describe_shares(problem.table[problem.target])}")
-    for what, names in (("numbers", problem.numbers), ("texts", problem.texts)):
+    for what, names in (
+        ("numbers", problem.numbers),
+        ("texts", problem.texts),
+        ("dates", list(problem.dates)),
+    ):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             lines.append(f"predicted from {len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")

@@ -57,7 +57,7 @@ def pipeline_text(choices: Choices, survey: Survey) -> str:
         *(["import pyarrow.compute as pc"] if timed else []),
         "",
         "import mainspring as ms",
-        *(["from mainspring.training.automl.dates import as_times"] if timed else []),
+        *(["from mainspring.training.dates import parse_times"] if timed else []),
         "from mainspring.training.automl.engine import train as search",
         "",
         f"MODEL = {_quoted(name)}",
@@ -81,7 +81,7 @@ def pipeline_text(choices: Choices, survey: Survey) -> str:
         "    if not until:",
         "        return rows",
         "    latest = datetime.fromisoformat(until) - LABEL_DELAY",
-        '    return rows.filter(pc.less_equal(as_times(rows[TIME]), pa.scalar(latest, pa.timestamp("us", "UTC"))))',
+        '    return rows.filter(pc.less_equal(parse_times(rows[TIME]), pa.scalar(latest, pa.timestamp("us", "UTC"))))',
         "",
         "",
     ]

@@ -1,17 +1,11 @@
-"""Numbers of a date: a model takes no dates, and the parts of one are what repeats."""
+"""Columns of dates in tables."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
-
-PARTS = ("days", "month", "weekday", "hour")
-"""``days``: since 1970-01-01, with a fraction. ``month``: 1 to 12. ``weekday``: Monday is 0. All are of UTC."""
-
-_DAY_US = 86_400_000_000
 
 
 def is_date(kind: pa.DataType) -> bool:
@@ -29,12 +23,3 @@ def parse_times(column: Any) -> Any | None:
         except pa.ArrowException:
             continue
     return None
-
-
-def compute_part(times: Any, part: str) -> Any:
-    """One of :data:`PARTS` of timestamps, as float64; null stays null."""
-    plain = times.cast(pa.timestamp("us"))
-    if part == "days":
-        return pc.divide(plain.cast(pa.int64()).cast(pa.float64(), safe=False), float(_DAY_US))
-    values = {"month": pc.month, "weekday": pc.day_of_week, "hour": pc.hour}[part](plain)
-    return values.cast(pa.float64())

@@ -69,9 +69,7 @@ def test_all_that_the_long_way_records(
     assert found.signature.task is Task.BINARY
     nullable = {c.name: c.nullable for c in found.signature.inputs}
     assert nullable == {
-        "signed_up_month": False,
-        "signed_up_weekday": False,
-        "signed_up_hour": False,
+        "signed_up": False,
         "age": True,
         "plan": True,
     }
@@ -165,7 +163,7 @@ def test_noise_is_never_taken_for_a_model(task: str) -> None:
         outcome = Search(
             inputs=pa.table(inputs), truth=truth, folds=stratified_folds(np.zeros(120), folds=5, seed=seed), task=kind, classes=2,
             metric=chosen, seed=seed, seconds=1e9,
-            make=lambda c: build(c, task=kind, numbers=["x0", "x1", "x2", "x3"], texts=[], seed=0),
+            make=lambda c: build(c, task=kind, numbers=["x0", "x1", "x2", "x3"], texts=[], dates={}, seed=0),
         ).run(propose(4, seed=seed, families=["linear", "knn"]))  # fmt: skip
         assert not select(outcome, metric=chosen, task=kind, blocks=None, target="y").ranked, seed
 

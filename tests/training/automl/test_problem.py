@@ -86,23 +86,25 @@ def test_a_left_out_column_is_kept_on_request() -> None:
     assert found.numbers == ["x", "row"]
 
 
-def test_dates_become_numbers() -> None:
+def test_of_dates_the_parts_that_vary_are_used() -> None:
     times = [START + timedelta(hours=7 * i) for i in range(N)]
     found = read_problem(
         table(y=[i % 2 for i in range(N)], seen=pa.array(times, pa.timestamp("us", "UTC"))), target="y"
     )
-    assert found.numbers == ["x", "seen_days", "seen_month", "seen_weekday", "seen_hour"]
-    first = {name: found.table[name][0].as_py() for name in found.numbers[1:]}
-    days = (START - datetime(1970, 1, 1, tzinfo=UTC)).days
-    assert first == {"seen_days": days, "seen_month": 1, "seen_weekday": START.weekday(), "seen_hour": 0}
-    assert found.left_out["seen"].startswith("a date")
+    assert found.numbers == ["x"]
+    assert found.dates == {"seen": ["days", "month", "weekday", "hour"]}
+    assert found.inputs == ["x", "seen"]
+    assert "'seen' is a date; used of it: days, month, weekday, hour" in found.assumed
+    days = pa.array([t.date() for t in times])
+    found = read_problem(table(y=[i % 2 for i in range(N)], seen=days), target="y")
+    assert found.dates == {"seen": ["days", "month", "weekday"]}, "a day has no hour"
 
 
 def test_the_time_column_gives_no_days_and_orders_the_rows() -> None:
     """Rows to come lie beyond all days of training. Seen red with the days of the time column left in."""
     times = [(START + timedelta(hours=7 * i)).strftime("%Y-%m-%dT%H:%M:%S") for i in range(N)][::-1]
     found = read_problem(table(y=[i % 2 for i in range(N)], at=times), target="y", time="at")
-    assert "at_days" not in found.numbers
+    assert found.dates == {"at": ["month", "weekday", "hour"]}
     assert found.table["at"].to_pylist() == sorted(found.table["at"].to_pylist())
 
 

@@ -13,11 +13,13 @@ from mainspring.training.automl.families import Candidate, build, propose
 from mainspring.training.automl.script import write_script
 
 PART: Any = SimpleNamespace(version=SimpleNamespace(dataset="churn-train", id="ab" * 32))
-NUMBERS, TEXTS = ["1st x", "it's", "n"], ["plan"]
+NUMBERS, TEXTS, DATES = ["1st x", "it's", "n"], ["plan"], ["seen"]
 
 
 def _script(candidate: Candidate, task: Task) -> tuple[Any, str]:
-    made = build(candidate, task=task, numbers=NUMBERS, texts=TEXTS, seed=4)
+    made = build(
+        candidate, task=task, numbers=NUMBERS, texts=TEXTS, dates={"seen": ["month", "hour"]}, seed=4
+    )
     text = write_script(
         made,
         run="r",
@@ -25,7 +27,7 @@ def _script(candidate: Candidate, task: Task) -> tuple[Any, str]:
         model="churn",
         training=PART,
         holdout=PART,
-        lists={"NUMBERS": NUMBERS, "TEXTS": TEXTS},
+        lists={"NUMBERS": NUMBERS, "TEXTS": TEXTS, "DATES": DATES},
         settings={"TARGET": "y"},
     )
     return made, text

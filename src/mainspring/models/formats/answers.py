@@ -54,7 +54,7 @@ def _ignores_probabilities(estimator: Any) -> bool:
         or (
             kind == "SGDClassifier" and estimator.loss == "modified_huber"
         )  # many probabilities are 0 or 1 exactly
-        or (kind == "GaussianProcessClassifier" and len(estimator.classes_) == 2)  # noqa: PLR2004 - two classes
+        or (kind == "GaussianProcessClassifier" and len(estimator.classes_) == 2)
     )
 
 

@@ -111,7 +111,7 @@ def instants(name: str, values: Any, rows: int) -> Floats:
     if zone is not None:  # pandas with a zone: NumPy would make objects of it
         values = values.dt.tz_convert("UTC").dt.tz_localize(None)
     if hasattr(values, "to_pylist"):
-        values = values.to_pylist()
+        values = _read_arrow(values)
     array = np.asarray(values)
     if array.dtype.kind == "M":
         whole = array.astype("datetime64[us]")
@@ -126,6 +126,19 @@ def instants(name: str, values: Any, rows: int) -> Floats:
             else to_us(parse_instant(value, place=f"column {name!r}"))
         )
     return out
+
+
+def _read_arrow(values: Any) -> Any:
+    """Arrow's dates and times as NumPy's (Arrow keeps the instant of a time with a zone); anything else as Python values."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        return (
+            values.cast(pa.timestamp("us"), safe=False).to_numpy(zero_copy_only=False)
+            if isinstance(values, pa.Array)
+            else values.cast(pa.timestamp("us"), safe=False).to_numpy()
+        )
+    return values.to_pylist()
 
 
 def strings(name: str, values: Any, rows: int, *, null: Any = "") -> Strings:

@@ -138,7 +138,7 @@ def _refuse_offsets(model: Any) -> None:
 def _constant_of(model: Any, own: Sequence[str], names: Sequence[str]) -> int | None:
     """The position of the constant, if the rows do not have it as a column."""
     at = getattr(model.data, "const_idx", None)
-    if at is None or len(names) >= len(own) and not hasattr(model.data.orig_exog, "columns"):
+    if at is None or (len(names) >= len(own) and not hasattr(model.data.orig_exog, "columns")):
         return None
     return None if own[at] in names else int(at)
 

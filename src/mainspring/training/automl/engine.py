@@ -241,7 +241,7 @@ class _Work:
             model=self._model,
             training=self._training,
             holdout=self._holdout,
-            lists={"NUMBERS": list(problem.numbers), "TEXTS": list(problem.texts)},
+            lists={"NUMBERS": list(problem.numbers), "TEXTS": list(problem.texts), "DATES": list(problem.dates)},
             settings={
                 "TARGET": problem.target, "TASK": problem.task.value, "METRIC": self._metric.name, "TIME": problem.time,
                 "GROUP": problem.group, "SEED": self._seed,
@@ -269,7 +269,12 @@ class _Work:
     def _build_estimator(self, candidate: Candidate) -> Any:
         problem = self._problem
         return build(
-            candidate, task=problem.task, numbers=problem.numbers, texts=problem.texts, seed=self._seed
+            candidate,
+            task=problem.task,
+            numbers=problem.numbers,
+            texts=problem.texts,
+            dates=problem.dates,
+            seed=self._seed,
         )
 
     def _read_labels(self) -> Any:

@@ -98,7 +98,13 @@ def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
 
 
 def build(
-    candidate: Candidate, *, task: Task, numbers: Sequence[str], texts: Sequence[str], seed: int
+    candidate: Candidate,
+    *,
+    task: Task,
+    numbers: Sequence[str],
+    texts: Sequence[str],
+    dates: Mapping[str, Sequence[str]],
+    seed: int,
 ) -> Any:
     """The unfitted pipeline of a candidate. Raises :class:`MissingExtra` without scikit-learn."""
     try:
@@ -108,18 +114,31 @@ def build(
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
     except ImportError:
         raise MissingExtra.for_library("scikit-learn", extra="ml") from None
+    from mainspring.models.formats.dates import DateParts
+
+    # "Is missing" is a column of its own wherever training had gaps.
+    ready: list[tuple[str, Any]] = [("fill", SimpleImputer(strategy="median", add_indicator=True))]
+    if candidate.family in {"linear", "knn", "mlp"}:
+        ready.append(("scale", StandardScaler()))
     steps: list[tuple[str, Any, list[str]]] = []
     if numbers:
-        # "Is missing" is a column of its own wherever training had gaps.
-        filled = SimpleImputer(strategy="median", add_indicator=True)
-        scaled = candidate.family in {"linear", "knn", "mlp"}
-        ready = Pipeline([("fill", filled), ("scale", StandardScaler())]) if scaled else filled
-        steps.append(("numbers", ready, list(numbers)))
+        steps.append(("numbers", Pipeline(ready) if len(ready) > 1 else ready[0][1], list(numbers)))
+    for number, parts in enumerate(dict.fromkeys(tuple(p) for p in dates.values()), start=1):
+        named = [name for name, own in dates.items() if tuple(own) == parts]
+        taken = Pipeline([("parts", DateParts(list(parts))), *_clone_steps(ready)])
+        steps.append((f"dates{number}", taken, named))
     if texts:
         # A text that training had not seen is none of the known ones.
         known = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
         steps.append(("texts", known, list(texts)))
     return Pipeline([("columns", ColumnTransformer(steps)), ("model", _make_model(candidate, task, seed))])
+
+
+def _clone_steps(steps: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The same steps, unfitted and by themselves."""
+    from sklearn.base import clone
+
+    return [(name, clone(step)) for name, step in steps]
 
 
 def _make_model(candidate: Candidate, task: Task, seed: int) -> Any:

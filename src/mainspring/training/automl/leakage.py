@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from mainspring.metrics.metric import Floats
+from mainspring.models.formats.columns import instants
 from mainspring.records.models import Task
+from mainspring.training.dates import is_date
 from mainspring.training.splits import Rows, draw_rows
 
 CLASSES_EXPLAINED = 0.99
@@ -76,9 +78,11 @@ def _compute_rank_correlation(values: Floats, truth: Floats) -> float | None:
 
 
 def _read_numbers(column: Any) -> Floats:
-    """Numbers as they are, texts as the number of their value; a null is NaN, which a tree takes as a value of its own."""
+    """Numbers as they are, texts as the number of their value, times as microseconds; a null is NaN, which a tree takes as a value of its own."""
     if pt.is_string(column.type):
         codes = column.combine_chunks().dictionary_encode()
         codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
         return np.asarray(codes.indices.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    if is_date(column.type):
+        return instants("date", column, len(column))
     return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)

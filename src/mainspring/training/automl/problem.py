@@ -13,15 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from mainspring.errors import InvalidInput, near
-from mainspring.models.formats.columns import frame
+from mainspring.models.formats.columns import frame, instants
+from mainspring.models.formats.dates import compute_parts
 from mainspring.records.models import Signature, Task
-from mainspring.training.dates import PARTS, compute_part, is_date, parse_times
+from mainspring.training.dates import is_date, parse_times
 
 MIN_ROWS = 40
 MIN_PER_CLASS = 5
 MAX_CLASSES = 20
 MAX_CATEGORIES = 50
 MAX_KEPT_CATEGORIES = 1000
+_DATE_PARTS = ("days", "month", "weekday", "hour")
 _IDENTIFIER = re.compile(r"(^|[_\s.-])(id|uuid|guid|key)$|[a-z](Id|ID)$", re.IGNORECASE)
 
 
@@ -34,6 +36,8 @@ class Problem:
     task: Task
     numbers: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
+    dates: dict[str, list[str]] = field(default_factory=dict)
+    """For each date or time the parts of it that are used (models.formats.dates)."""
     time: str | None = None
     group: str | None = None
     left_out: dict[str, str] = field(default_factory=dict)
@@ -41,13 +45,14 @@ class Problem:
 
     @property
     def inputs(self) -> list[str]:
-        return [*self.numbers, *self.texts]
+        return [*self.numbers, *self.texts, *self.dates]
 
     def leave_out(self, column: str, reason: str) -> None:
         self.left_out[column] = reason
         for names in (self.numbers, self.texts):
             if column in names:
                 names.remove(column)
+        self.dates.pop(column, None)
 
 
 def read_problem(
@@ -271,18 +276,16 @@ def _explain_identifier(name: str, column: Any) -> str | None:
 
 
 def _add_date(problem: Problem, name: str, times: Any) -> None:
-    made = []
-    for part in PARTS:
-        if part == "days" and name == problem.time:
-            continue  # rows to come lie beyond all days of training
-        values, column = compute_part(times, part), f"{name}_{part}"
-        if column not in problem.table.column_names and int(pc.count_distinct(values).as_py()) > 1:
-            problem.table = problem.table.append_column(column, values)
-            problem.numbers.append(column)
-            made.append(column)
-    problem.left_out[name] = (
-        f"a date: its numbers are {', '.join(made)}" if made else "a date that says nothing"
-    )
+    parts = compute_parts(instants(name, times, len(times)))
+    # Rows to come lie beyond all days of training where the rows are held out by time.
+    wanted = [p for p in _DATE_PARTS if not (p == "days" and name == problem.time)]
+    varying = [p for p in wanted if len(np.unique(parts[p][~np.isnan(parts[p])])) > 1]
+    if not varying:
+        problem.left_out[name] = "a date that says nothing"
+        return
+    _set_column(problem, name, times)
+    problem.dates[name] = varying
+    problem.assumed.append(f"{name!r} is a date; used of it: {', '.join(varying)}")
 
 
 def _set_column(problem: Problem, name: str, values: Any) -> None:

@@ -63,7 +63,7 @@ def main():
             model=MODEL,
             training=training,
             holdout=holdout,
-            inputs=NUMBERS + TEXTS,
+            inputs=NUMBERS + TEXTS + DATES,
             target=TARGET,
             task=TASK,
             metric=METRIC,

@@ -95,7 +95,7 @@ class OwnOnnx(BaseEstimator):  # type: ignore[misc]
         else:
             raw = np.asarray(self._session.run([self._output.name], self._feed(features))[0])
             raw = _activate(raw, self._activation)
-        if self._signature.task is Task.REGRESSION or raw.ndim == 2 and raw.shape[1] == 1:
+        if self._signature.task is Task.REGRESSION or (raw.ndim == 2 and raw.shape[1] == 1):
             return raw.reshape(len(raw))
         return raw
 

@@ -170,7 +170,7 @@ def _check_vocabulary(vectorizer: Any) -> None:
 
 def _check_spline(part: Any) -> None:
     for knots, values, degree, _ in part.bsplines_:
-        _require(knots.ndim == 1 and 0 <= degree <= 20, part, "knots of another shape")  # noqa: PLR2004 - far beyond use
+        _require(knots.ndim == 1 and 0 <= degree <= 20, part, "knots of another shape")
         _require(len(values) == len(knots) - degree - 1, part, "knots without their coefficients")
 
 
@@ -180,7 +180,7 @@ def _check_sparse(matrix: Any) -> None:
 
 def _check_random(state: Any) -> None:
     kind, keys, place, *_ = state.get_state(legacy=True)
-    _require(kind == "MT19937" and len(keys) == 624 and 0 <= place <= 624, state, "no state of its generator")  # noqa: PLR2004 - MT19937
+    _require(kind == "MT19937" and len(keys) == 624 and 0 <= place <= 624, state, "no state of its generator")
 
 
 CHECKS: dict[str, tuple[str, Callable[[Any], None]]] = {
