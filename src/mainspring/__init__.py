@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mainspring.api import open as open  # noqa: A004 - the public name
     from mainspring.api import start_run
     from mainspring.errors import MainspringError
+    from mainspring.models.formats.dates import DateParts
     from mainspring.pipelines.context import current
     from mainspring.pipelines.step import dataset, pipeline, step
     from mainspring.short import commit, deploy, log_model, train
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Fitted", "MainspringError", "Workspace", "commit", "current", "dataset", "deploy", "log_model", "open", "pipeline", "start_run", "step", "train",
+    "DateParts", "Fitted", "MainspringError", "Workspace", "commit", "current", "dataset", "deploy", "log_model", "open", "pipeline", "start_run", "step", "train",
 ]  # fmt: skip
 
 _WHERE = {
+    "DateParts": "mainspring.models.formats.dates",
     "Fitted": "mainspring.training.fitted",
     "MainspringError": "mainspring.errors",
     "Workspace": "mainspring.workspace",
