@@ -19,6 +19,7 @@ class AnswerEncoder:
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
         self._labels = class_labels(signature)
+        self._names = [label if isinstance(label, str) else _encode(label).decode() for label in self._labels]
         self._threshold = meaning_of(signature).threshold
         # Binary: the JSON before the score of a row, with the first and with the second label.
         self._heads = [b'{"label":%b,"score":' % _encode(label) for label in self._labels]
@@ -27,8 +28,8 @@ class AnswerEncoder:
         """The JSON list of predictions.
 
         Binary: ``{"label", "score"}`` with P(positive) or a decision value, and the label by
-        :func:`~mainspring.records.scores.class_of`. Multiclass: ``{"label", "score", "probabilities"}``, or ``"decisions"`` of a model
-        without probabilities. Regression: ``{"value"}``. Several values: ``{"values"}`` by name.
+        :func:`~mainspring.records.scores.class_of`. Multiclass: ``{"label", "score", "probabilities"}``, these by class, or ``"decisions"``
+        of a model without probabilities. Regression: ``{"value"}``. Several values: ``{"values"}`` by name.
         """
         task = self._signature.task
         if task is Task.BINARY:
@@ -49,4 +50,4 @@ class AnswerEncoder:
     def _describe_row(self, row: list[float]) -> dict[str, Any]:
         at = class_of(row)
         name = "probabilities" if self._signature.scores == "probability" else "decisions"
-        return {"label": self._labels[at], "score": row[at], name: row}
+        return {"label": self._labels[at], "score": row[at], name: dict(zip(self._names, row, strict=True))}

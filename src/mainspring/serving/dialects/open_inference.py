@@ -359,6 +359,14 @@ def outputs_of(signature: Signature) -> list[dict[str, Any]]:
     return [{"name": "value", "datatype": "FP64", "shape": [-1]}]
 
 
+def _describe_outputs(signature: Signature) -> list[dict[str, Any]]:
+    """The outputs, and with the label the classes in the order of the scores: a binary score is of the second."""
+    described = outputs_of(signature)
+    if classes := class_labels(signature):
+        described[0] = {**described[0], "parameters": {"classes": classes}}
+    return described
+
+
 def describe_model(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:
     """The reply with the metadata of a model."""
     inputs = [
@@ -369,7 +377,7 @@ def describe_model(deployment: LiveDeployment, targets: list[LiveTarget]) -> Rep
         "versions": [str(t.number) for t in targets],
         "platform": "mainspring",
         "inputs": inputs,
-        "outputs": outputs_of(deployment.signature),
+        "outputs": _describe_outputs(deployment.signature),
     }
     return Reply(200, msgspec.json.encode(body))
 
