@@ -37,7 +37,7 @@ def test_save_register_load_and_fetch(
     from mainspring.models.formats.columns import frame
 
     expected = logistic.estimator.predict_proba(frame(logistic.columns, logistic.signature))[:, 1]
-    np.testing.assert_allclose(loaded.predict(logistic.columns), expected, atol=1e-5)
+    np.testing.assert_allclose(loaded.compute_scores(logistic.columns), expected, atol=1e-5)
     package = client.download_package("delay", "1", tmp_path / "out")
     assert package == loaded.package
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["model.json", "model.onnx"]
