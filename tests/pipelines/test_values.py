@@ -61,6 +61,28 @@ def test_the_annotation_of_a_parameter_decides(tmp_path: Path, kind: type) -> No
         assert list(back["x"].to_pylist() if isinstance(back, pa.Table) else back["x"]) == [1, 2]
 
 
+def test_a_plain_call_reads_a_dataset_as_the_annotation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same step in a test and in a run. Seen red with an Arrow table for every parameter."""
+    import mainspring as ms
+
+    (tmp_path / "mainspring.toml").write_text('[project]\nname = "tiny"\n')
+    monkeypatch.chdir(tmp_path)
+    ms.commit("rows", {"x": [1, 2]})
+
+    def of_pandas(n: int, rows: pd.DataFrame) -> type:
+        return type(rows)
+
+    def of_any(rows: Any) -> type:
+        return type(rows)
+
+    # What the strings of "from __future__ import annotations" name is found in the module of the step.
+    assert ms.step(of_pandas)(1, ms.dataset("rows")) is pd.DataFrame
+    assert ms.step(of_pandas)(1, rows=ms.dataset("rows")) is pd.DataFrame
+    assert ms.step(of_any)(ms.dataset("rows")) is pa.Table
+
+
 def test_an_estimator_comes_back_as_itself_and_equal_ones_are_equal_bytes(tmp_path: Path) -> None:
     """Seen red on the bytes of skops itself, which hold addresses of memory."""
     from sklearn.ensemble import RandomForestClassifier
@@ -146,9 +168,14 @@ def fit(rows: pd.DataFrame, scaler: StandardScaler, seed: int) -> ms.Fitted:
 def report(made: dict) -> str:
     return f"{made['model']} {made['version']} {made['metrics']['accuracy'] > 0.5}"
 
+@ms.step
+def keep(rows: pd.DataFrame) -> str:
+    return ms.commit("kept", rows).id
+
 @ms.pipeline
 def train(seed: int = 0):
     rows = prepare(ms.dataset("rows"))
+    keep(rows)
     return report(fit(rows, scale(rows), seed))
 """
 
@@ -192,6 +219,13 @@ def test_a_step_that_returns_a_fitted_estimator_registers_it(tmp_path: Path) -> 
         assert steps["fit"].metrics["accuracy"] == version.metrics["accuracy"]
         origin = {n.ref for n in workspace.lineage.get_origin(ref="model_version:m@1").nodes}
         assert {f"run:{first}", f"dataset_version:{rows.id}", f"step:{steps['fit'].id}"} <= origin
+        kept = {
+            n.ref
+            for n in workspace.lineage.get_origin(
+                ref=f"dataset_version:{workspace.data.get_version('kept').id}"
+            ).nodes
+        }
+        assert f"run:{first}" in kept  # ms.commit in a step leads to its run
         text = b"".join(workspace.objects.get(digest=steps["report"].outputs[0].digest).chunks)
         assert json.loads(text) == "m 1 True"
     second = run()

@@ -139,7 +139,7 @@ def test_the_same_on_a_server(workspace: Workspace, tmp_path: Path, monkeypatch:
     with running_server(workspace) as server:
         monkeypatch.setenv("MAINSPRING_URL", server.url)
         monkeypatch.setenv("MAINSPRING_TOKEN", server.token)
-        with ms.start_run("by-hand") as run:
+        with ms.open() as there, there.tracking.start_run(experiment="by-hand") as run:
             version = ms.log_model(fit_people(train), train, "churned", name="churn", holdout=holdout)
     assert version.run == run.id
     assert None not in (version.profile, version.code, version.environment)
