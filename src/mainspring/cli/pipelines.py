@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mainspring.cli.output import (
+    describe_metrics,
     json_option,
     print_facts,
     print_json,
@@ -190,7 +191,7 @@ def _show_registered(workspace: Workspace, model: str, ended: PipelineRun, as_js
     print_facts(
         [
             ("model", f"{model} version {version.version}"),
-            *((f"  {k}", v) for k, v in version.metrics.items() if "." not in k),
+            *((f"  {k}", v) for k, v in describe_metrics(version.metrics)),
             ("gate", None if verdict is None else "passed" if verdict.passed else f"stopped: {stopped}"),
             ("deployed to", ", ".join(promotion.deployments) if promotion is not None else None),
         ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RowForm = Literal["csv", "parquet", "jsonl"]
 Kinds = Mapping[str, str]
-"""The inputs of a model by name: ``float64``, ``int64``, ``string`` or ``bool``."""
+"""The inputs of a model by name: ``float64``, ``int64``, ``string``, ``bool`` or ``datetime``."""
 
 _ENDINGS: dict[str, RowForm] = {
     ".csv": "csv", ".tsv": "csv", ".csv.gz": "csv", ".tsv.gz": "csv", ".parquet": "parquet", ".pq": "parquet",
@@ -97,9 +97,11 @@ def _read_csv(path: Path, kinds: Kinds, size: int) -> Iterator[tuple[dict[str, A
     from mainspring.data.text import shape_of
     from mainspring.records.reading import Reading
 
-    # Whole numbers may be written 27.0: their type is decided by the file, and checked below.
+    # Whole numbers may be written 27.0, and dates in many ways: their type is decided by the file, and checked below.
     names = shape_of(path, Reading()).names
-    types = {name: kind for name, kind in kinds.items() if name in names and kind != "int64"}
+    types = {
+        name: kind for name, kind in kinds.items() if name in names and kind not in ("int64", "datetime")
+    }
     with open_source(path, Reading(types=types), place=str(path)) as source:
         yield from _slices(source.batches, size)
 
@@ -181,7 +183,7 @@ def _with_dates(columns: dict[str, Any], kinds: Kinds) -> Kinds:
 def _plain(column: Any, kind: str, name: str, first: int) -> list[Any]:
     """A column as JSON values of the type that the model takes, where that loses nothing; else as they are: then the model refuses them."""
     values = column if isinstance(column, list) else column.to_pylist()
-    convert = {"float64": _to_float, "int64": _to_int, "string": _to_text}.get(kind)
+    convert = {"float64": _to_float, "int64": _to_int, "string": _to_text, "datetime": _to_text}.get(kind)
     if convert is not None:
         values = [convert(v) for v in values]
     for number, value in enumerate(values):
