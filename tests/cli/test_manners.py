@@ -200,3 +200,27 @@ def test_one_thing_is_in_the_singular() -> None:
         facts, DeployPolicy(model="m", rollback=[RollbackRule(metric="error_rate", max=0.5)]), RetrainPolicy()
     )
     assert taken.reason == "1 request and 1 label without a breach"
+
+
+def test_what_is_under_way_is_shown_where_a_person_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen red while a step of minutes showed nothing before its end."""
+    import time
+
+    from mainspring.cli.pipelines import _Progress
+    from mainspring.records.pipelines import PipelineEvent
+
+    def watch(*, watched: bool) -> str:
+        progress = _Progress(watched=watched, every_s=0.01)
+        shown = ""
+        for kind, step in (("started", None), ("running", "fit"), ("finished", "fit"), ("ended", None)):
+            progress.show(
+                PipelineEvent(kind=kind, run="r", step=step, seconds=2.0 if kind == "finished" else None)
+            )  # type: ignore[arg-type]
+            end = time.monotonic() + 120
+            while watched and kind == "running" and "> fit" not in shown:
+                assert time.monotonic() < end
+                shown += capsys.readouterr().err
+        return shown + capsys.readouterr().err
+
+    assert watch(watched=True).endswith("\r\x1b[K  + fit 2.0 s\n\r\x1b[K")
+    assert watch(watched=False) == "run r\n  + fit 2.0 s\n"

@@ -204,6 +204,10 @@ def test_values_become_what_the_model_takes(tmp_path: Path) -> None:
     infinite = write(pa.table({"price": [1.0, float("inf")]}), tmp_path / "b.parquet")
     with pytest.raises(InvalidInput, match="infinite number"):
         list(read_batches(infinite, "parquet", {"price": "float64"}, 10))
+    dated = tmp_path / "d.csv"
+    dated.write_text("since\n03.02.2026\n28.02.2026\n")
+    (batch,) = read_batches(dated, "csv", {"since": "datetime"}, 10)
+    assert batch.columns == {"since": ["2026-02-03", "2026-02-28"]}
     text = tmp_path / "c.csv"
     text.write_text("zip;visits\n01234;27.0\n99;3.0\n")
     (batch,) = read_batches(text, "csv", {"zip": "string", "visits": "int64"}, 10)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mainspring.cli.output import (
+    describe_metrics,
+    is_end,
     json_option,
     print_facts,
     print_json,
@@ -17,8 +19,11 @@ from mainspring.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from mainspring.records.models import ModelInfo
+    from mainspring.records.models import ModelInfo, ModelVersion
     from mainspring.rooms import Namespaces
+
+
+_MAX_INPUTS = 20
 
 
 @click.group()
@@ -65,7 +70,7 @@ def versions(workspace: Namespaces, model: str, limit: int, as_json: bool) -> No
             v.format,
             v.created_at,
             v.run,
-            "  ".join(f"{k}={m:.4g}" for k, m in v.metrics.items()),
+            "  ".join(f"{k}={m:.4g}" for k, m in v.metrics.items() if not is_end(k, v.metrics)),
         )
         for v in newest
     ]
@@ -96,12 +101,12 @@ def show(workspace: Namespaces, model: str, version: str, as_json: bool) -> None
             ("task", record.signature.task.value),
             (
                 "inputs",
-                ", ".join(f"{c.name} {c.type}{'?' if c.nullable else ''}" for c in record.signature.inputs),
+                _describe_inputs(record),
             ),
         ]
     )
     if record.metrics:
-        print_facts((f"  {k}", v) for k, v in record.metrics.items())
+        print_facts((f"  {k}", v) for k, v in describe_metrics(record.metrics))
 
 
 @models.command()
@@ -211,3 +216,11 @@ def package(workspace: Namespaces, model: str, version: str, to: Path, as_json: 
         print_json(manifest)
         return
     print_facts([("package", to), ("format", manifest.format), ("files", len(manifest.files) + 1)])
+
+
+def _describe_inputs(record: ModelVersion) -> str:
+    inputs = record.signature.inputs
+    shown = ", ".join(f"{c.name} {c.type}{'?' if c.nullable else ''}" for c in inputs[:_MAX_INPUTS])
+    return shown + (
+        f" and {len(inputs) - _MAX_INPUTS} more (--json lists all)" if len(inputs) > _MAX_INPUTS else ""
+    )

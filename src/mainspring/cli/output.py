@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -184,6 +184,26 @@ def format_cell(value: Any) -> str:
         return value.strftime("%Y-%m-%d %H:%M:%S")
     text = str(value)
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def is_end(name: str, metrics: Mapping[str, Any]) -> bool:
+    """Whether a metric is an end of the interval of another: ``auc.low`` beside ``auc``."""
+    base, _, end = name.rpartition(".")
+    return end in ("low", "high") and base in metrics
+
+
+def describe_metrics(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    """Each metric with its interval, if that is recorded.
+
+    >>> list(describe_metrics({"auc": 0.75, "auc.low": 0.7, "auc.high": 0.8, "rows": 9.0}))
+    [('auc', '0.75 [0.7, 0.8]'), ('rows', '9')]
+    """
+    for name, value in metrics.items():
+        if is_end(name, metrics):
+            continue
+        low, high = metrics.get(f"{name}.low"), metrics.get(f"{name}.high")
+        interval = "" if low is None or high is None else f" [{format_cell(low)}, {format_cell(high)}]"
+        yield name, format_cell(value) + interval
 
 
 def shorten_value(value: Any) -> Any:

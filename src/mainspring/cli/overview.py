@@ -16,6 +16,7 @@ from mainspring.cli.output import (
     print_table,
     with_workspace,
 )
+from mainspring.records.base import counted
 from mainspring.records.events import describe
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def _flatten(table_: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            yield f"{prefix}{key}", f"{len(value)} rules"
+            yield f"{prefix}{key}", counted(len(value), "rule")
         else:
             yield f"{prefix}{key}", value
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mainspring.cli.output import (
+    describe_metrics,
     json_option,
     print_facts,
     print_json,
@@ -142,16 +147,53 @@ def _note_problems(workspace: Workspace, model: str) -> None:
 
 
 def _progress_printer() -> OnEvent:
-    marks = {"cached": "=", "waiting": ".", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
+    return _Progress(watched=sys.stderr.isatty()).show
 
-    def show(event: PipelineEvent) -> None:
-        if event.kind == "started":
-            print_note(f"run {event.run}")
-        elif event.step and event.kind in marks:
-            took = f" {event.seconds:.1f} s" if event.seconds is not None else ""
-            print_note(f"  {marks[event.kind]} {event.step}{took} {event.detail}".rstrip())
 
-    return show
+class _Progress:
+    """A line for each step that has ended; where a person watches, also one that is written over, with those under way."""
+
+    MARKS = MappingProxyType(
+        {"cached": "=", "waiting": ".", "finished": "+", "failed": "x", "skipped": "-", "retry": "~"}
+    )
+
+    def __init__(self, *, watched: bool, every_s: float = 1.0) -> None:
+        self._running: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._every_s = every_s
+        self._watched = watched
+
+    def show(self, event: PipelineEvent) -> None:
+        with self._lock:
+            if event.kind == "started":
+                self._note(f"run {event.run}")
+                if self._watched:
+                    threading.Thread(target=self._watch, daemon=True).start()
+            elif event.kind == "ended":
+                self._ended.set()
+                self._note("")
+            elif event.step and event.kind == "running":
+                self._running[event.step] = time.monotonic()
+            elif event.step and event.kind in self.MARKS:
+                self._running.pop(event.step, None)
+                took = f" {event.seconds:.1f} s" if event.seconds is not None else ""
+                self._note(f"  {self.MARKS[event.kind]} {event.step}{took} {event.detail}".rstrip())
+
+    def _note(self, text: str) -> None:
+        if self._watched:
+            sys.stderr.write("\r\x1b[K")
+        if text:
+            print_note(text)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._every_s):
+            with self._lock:
+                now = time.monotonic()
+                steps = ", ".join(f"{step} {now - began:.0f} s" for step, began in self._running.items())
+                if steps and not self._ended.is_set():
+                    sys.stderr.write(f"\r\x1b[K  > {steps}")
+                    sys.stderr.flush()
 
 
 def _show(ended: PipelineRun, as_json: bool) -> None:
@@ -190,7 +232,7 @@ def _show_registered(workspace: Workspace, model: str, ended: PipelineRun, as_js
     print_facts(
         [
             ("model", f"{model} version {version.version}"),
-            *((f"  {k}", v) for k, v in version.metrics.items() if "." not in k),
+            *((f"  {k}", v) for k, v in describe_metrics(version.metrics)),
             ("gate", None if verdict is None else "passed" if verdict.passed else f"stopped: {stopped}"),
             ("deployed to", ", ".join(promotion.deployments) if promotion is not None else None),
         ]

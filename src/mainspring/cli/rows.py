@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RowForm = Literal["csv", "parquet", "jsonl"]
 Kinds = Mapping[str, str]
-"""The inputs of a model by name: ``float64``, ``int64``, ``string`` or ``bool``."""
+"""The inputs of a model by name: ``float64``, ``int64``, ``string``, ``bool`` or ``datetime``."""
 
 _ENDINGS: dict[str, RowForm] = {
     ".csv": "csv", ".tsv": "csv", ".csv.gz": "csv", ".tsv.gz": "csv", ".parquet": "parquet", ".pq": "parquet",

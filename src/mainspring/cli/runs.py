@@ -10,6 +10,7 @@ import click
 
 from mainspring.cli.output import (
     format_cell,
+    is_end,
     json_option,
     print_facts,
     print_json,
@@ -20,6 +21,7 @@ from mainspring.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from mainspring.records.tracking import Run
     from mainspring.rooms import Namespaces
 
 
@@ -71,7 +73,7 @@ def list_(
         return
     rows = []
     for r in page.items:
-        shown = "  ".join(f"{k}={format_cell(m.value)}" for k, m in list(r.metrics.items())[:3])
+        shown = "  ".join(f"{k}={format_cell(m.value)}" for k, m in _first_metrics(r, 3))
         rows.append((r.id, r.experiment, r.name, r.status.value, r.started_at, shown))
     print_table(("run", "experiment", "name", "status", "started", "metrics"), rows)
     if page.next:
@@ -242,3 +244,9 @@ def _recover_spools(workspace: Namespaces) -> None:
             print_note(f"run {run}: kept in the spool: {shipment.reasons[-1]}")
         else:
             print_note(f"run {run}: took in what its process had left")
+
+
+def _first_metrics(run: Run, most: int) -> list[tuple[str, Any]]:
+    """The first metrics of a run, without the ends of their intervals."""
+    values = {k: m.value for k, m in run.metrics.items()}
+    return [(k, m) for k, m in run.metrics.items() if not is_end(k, values)][:most]
