@@ -74,8 +74,8 @@ def check(data: bytes) -> Any:
         if canonical(model, model[LINK]) != data:
             refuse("the file holds more than a model, or not in the form that is stored here", PLACE)
         _check_features(model)
-        _read_trees(model)
         _check_tables(model)
+        _read_trees(model)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, AttributeError) as error:
         if isinstance(error, UnsafeFormat):
             raise
@@ -196,26 +196,32 @@ class _Splits:
         self._numbers = [(f["flat_feature_index"], f["nan_value_treatment"] != "AsTrue") for f in numbers]
         self._texts = [f["flat_feature_index"] for f in texts]
         self._names = _one_hot_names(model)
-        self._ctrs = len(model["features_info"].get("ctrs", []))
+        ctrs = model["features_info"].get("ctrs", [])
+        # A split is a position in this list, and CatBoost believes the position.
+        self._listed: list[tuple[Any, ...]] = [
+            *(("FloatFeature", f["feature_index"], b) for f in numbers for b in f["borders"]),
+            *(("OneHotFeature", f["feature_index"], v) for f in texts for v in f.get("values", [])),
+            *(("OnlineCtr", c["target_border_idx"], b) for c in ctrs for b in c["borders"]),
+        ]
 
     def ask(self, split: Any) -> tuple[int, float, bool, list[int] | None]:
         """(feature, border, whether null is on the lower side, the codes of the upper side or None)."""
         kind = split["split_type"]
         if kind not in _KINDS:
             refuse("a split of a kind that is not known here", PLACE, str(kind)[:40])
-        _whole(split["split_index"], 0, 1 << 30)
+        position = _whole(split["split_index"], 0, len(self._listed) - 1)
+        own, value = {"FloatFeature": ("float_feature_index", "border"), "OneHotFeature": ("cat_feature_index", "value"),
+                      "OnlineCtr": ("ctr_target_border_idx", "border")}[kind]  # fmt: skip
+        if (kind, split[own], split[value]) != self._listed[position]:
+            refuse("a split is not the one of its position", PLACE, position)
         if kind == "FloatFeature":
             feature, low = self._numbers[_whole(split["float_feature_index"], 0, len(self._numbers) - 1)]
             return feature, _number(split["border"]), low, None
         if kind == "OnlineCtr":
-            _whole(split["ctr_target_border_idx"], 0, 1 << 16)
-            _number(split["border"])
-            if not self._ctrs:
-                refuse("a split by a statistic that there is not", PLACE)
             return self._texts[0], 0.0, False, [-1]
         feature = self._texts[_whole(split["cat_feature_index"], 0, len(self._texts) - 1)]
-        value = _whole(split["value"], -(2**31), 2**32 - 1) & 0xFFFFFFFF
-        return feature, 0.0, False, [i for i, (_, h) in enumerate(self._names[feature]) if h == value]
+        code = _whole(split["value"], -(2**31), 2**32 - 1) & 0xFFFFFFFF
+        return feature, 0.0, False, [i for i, (_, h) in enumerate(self._names[feature]) if h == code]
 
 
 def _read_trees(model: Any) -> list[Tree]:
@@ -301,7 +307,8 @@ def _check_tables(model: Any) -> None:
         known = {"borders", "ctr_type", "elements", "identifier", "prior_denomerator", "prior_numerator", "scale", "shift", "target_border_idx"}
         if set(ctr) != known or ctr["ctr_type"] not in _CTRS or ctr["identifier"] not in tables:
             refuse("a statistic of a kind that is not known here", PLACE)
-        _whole(ctr["target_border_idx"], 0, 1 << 16)
+        classes = tables[ctr["identifier"]]["hash_stride"] - 1 if ctr["ctr_type"] in ("Borders", "Buckets") else 1
+        _whole(ctr["target_border_idx"], 0, classes - 1)
         for value in [*ctr["borders"], *(ctr[k] for k in ("prior_denomerator", "prior_numerator", "scale", "shift"))]:
             _number(value)
         for element in ctr["elements"]:

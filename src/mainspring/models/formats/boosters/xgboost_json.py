@@ -143,15 +143,13 @@ def read(data: bytes) -> Ensemble:
     )
 
 
-def describe(data: bytes) -> tuple[int, Link, dict[int, list[Category]], list[str]]:
-    """Of a checked file: number of features, what becomes of the sums, categories by feature, types of the features."""
+def describe(data: bytes) -> tuple[Link, dict[int, list[Category]], bool]:
+    """Of a checked file: what becomes of the sums, categories by feature, whether it has trees."""
     learner = json.loads(data)["learner"]
     booster = learner["gradient_booster"]
     inner = booster.get("model") or booster["gbtree"]["model"]
-    return (
-        _sizes(learner)[0], _LINKS[learner["objective"]["name"]], categories_of(inner.get("cats") or {"enc": []}),
-        learner["feature_types"],
-    )  # fmt: skip
+    categories = categories_of(inner.get("cats") or {"enc": []})
+    return _LINKS[learner["objective"]["name"]], categories, "trees" in inner
 
 
 def categories_of(cats: Mapping[str, Any]) -> dict[int, list[Category]]:
