@@ -13,9 +13,9 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
+from tests.engines.conftest import make_numbers, make_target
 
 from mainspring.models import formats
-from tests.engines.conftest import make_numbers, make_target
 
 ROWS = 10_000
 _L = {"n_estimators": 30, "verbose": -1, "n_jobs": 1}
@@ -65,9 +65,9 @@ MODELS: dict[str, tuple[str, Callable[[_Rows], Any]]] = {
     ),
     "LGBMRegressor, random forest": (
         "onnx",
-        lambda r: lightgbm.LGBMRegressor(
-            boosting_type="rf", bagging_freq=1, bagging_fraction=0.5, **_L
-        ).fit(r.x, r.far),
+        lambda r: lightgbm.LGBMRegressor(boosting_type="rf", bagging_freq=1, bagging_fraction=0.5, **_L).fit(
+            r.x, r.far
+        ),
     ),
     "LGBMRegressor, linear leaves": (
         "lightgbm",
@@ -88,14 +88,19 @@ MODELS: dict[str, tuple[str, Callable[[_Rows], Any]]] = {
         "onnx",
         lambda r: xgboost.XGBRegressor(objective="reg:gamma", **_X).fit(r.x, 100 + r.positive),
     ),
-    "XGBRegressor, linear": ("xgboost", lambda r: xgboost.XGBRegressor(booster="gblinear", **_X).fit(r.x, r.t)),
+    "XGBRegressor, linear": (
+        "xgboost",
+        lambda r: xgboost.XGBRegressor(booster="gblinear", **_X).fit(r.x, r.t),
+    ),
     "xgboost.Booster": (
         "onnx",
         lambda r: xgboost.train({"objective": "binary:logistic"}, xgboost.DMatrix(r.x, r.y), 20),
     ),
     "xgboost.Booster, softmax": (
         "onnx",
-        lambda r: xgboost.train({"objective": "multi:softmax", "num_class": 3}, xgboost.DMatrix(r.x, r.k), 20),
+        lambda r: xgboost.train(
+            {"objective": "multi:softmax", "num_class": 3}, xgboost.DMatrix(r.x, r.k), 20
+        ),
     ),
     "CatBoostClassifier": ("onnx", lambda r: catboost.CatBoostClassifier(**_C).fit(r.x, r.y)),
     "CatBoostClassifier, truth values": (
@@ -116,7 +121,10 @@ MODELS: dict[str, tuple[str, Callable[[_Rows], Any]]] = {
         "onnx",
         lambda r: catboost.CatBoostRegressor(loss_function="Poisson", **_C).fit(r.x, r.positive),
     ),
-    "catboost.CatBoost": ("onnx", lambda r: catboost.CatBoost({**_C, "loss_function": "Logloss"}).fit(r.x, r.y)),
+    "catboost.CatBoost": (
+        "onnx",
+        lambda r: catboost.CatBoost({**_C, "loss_function": "Logloss"}).fit(r.x, r.y),
+    ),
 }
 
 

@@ -25,7 +25,13 @@ from mainspring.models import formats
 
 _L: dict[str, Any] = {"n_estimators": 20, "verbose": -1, "n_jobs": 1}
 _X: dict[str, Any] = {"n_estimators": 20, "n_jobs": 1}
-_C: dict[str, Any] = {"iterations": 20, "depth": 4, "verbose": 0, "allow_writing_files": False, "thread_count": 1}
+_C: dict[str, Any] = {
+    "iterations": 20,
+    "depth": 4,
+    "verbose": 0,
+    "allow_writing_files": False,
+    "thread_count": 1,
+}
 COLORS = ["violet", "red", "green", "blue", "amber"]
 
 
@@ -39,7 +45,9 @@ def make_frame(rows: int, seed: int) -> pd.DataFrame:
         {
             "petal width (cm)": size,
             "count": rng.integers(0, 20, rows),
-            "color": pd.Categorical.from_codes(np.where(rng.random(rows) < 0.05, -1, color), categories=COLORS),
+            "color": pd.Categorical.from_codes(
+                np.where(rng.random(rows) < 0.05, -1, color), categories=COLORS
+            ),
             "zone": pd.Categorical(rng.choice([30, 10, 20], rows), categories=[30, 10, 20]),
         }
     )
@@ -63,7 +71,9 @@ BOOSTERS = {
         20,
     ),
     "xgboost": lambda f: xgboost.XGBClassifier(enable_categorical=True, **_X).fit(f, _codes(f)),
-    "xgboost, sets": lambda f: xgboost.XGBClassifier(enable_categorical=True, max_cat_to_onehot=1, **_X).fit(f, _codes(f)),
+    "xgboost, sets": lambda f: xgboost.XGBClassifier(enable_categorical=True, max_cat_to_onehot=1, **_X).fit(
+        f, _codes(f)
+    ),
 }
 
 
@@ -96,12 +106,16 @@ def test_pandas_categories_are_what_they_were_in_training(name: str, tmp_path: P
 @pytest.mark.parametrize("depth", [2, 6])
 def test_texts_of_catboost_are_stored_by_catboost(depth: int, tmp_path: Path) -> None:
     """Statistics of the target by category, also over pairs of columns."""
-    frame = make_frame(800, 1).assign(color=lambda f: f["color"].astype(object).fillna("none"), zone=lambda f: f["zone"].astype(int))
+    frame = make_frame(800, 1).assign(
+        color=lambda f: f["color"].astype(object).fillna("none"), zone=lambda f: f["zone"].astype(int)
+    )
     model = catboost.CatBoostClassifier(cat_features=["color", "zone"], **_C | {"depth": depth})
     model.fit(frame, make_labels(make_frame(800, 1)))
     package = formats.save(model, tmp_path / "p", sample=frame)
     assert package.format == "catboost"
-    other = make_frame(10_000, 2).assign(color=lambda f: f["color"].astype(object).fillna("none"), zone=lambda f: f["zone"].astype(int))
+    other = make_frame(10_000, 2).assign(
+        color=lambda f: f["color"].astype(object).fillna("none"), zone=lambda f: f["zone"].astype(int)
+    )
     other.loc[other.index[:50], "color"] = "never seen"
     loaded = formats.load(tmp_path / "p")
     np.testing.assert_allclose(loaded.predict_proba(other), model.predict_proba(other), atol=1e-14, rtol=0)
@@ -112,11 +126,19 @@ def test_texts_of_catboost_are_stored_by_catboost(depth: int, tmp_path: Path) ->
 
 def test_few_texts_of_catboost_are_a_graph(tmp_path: Path) -> None:
     """Categories that the trees ask for one by one. Seen red with the texts of the sample's first ten rows only."""
-    frame = make_frame(800, 1).assign(color=lambda f: f["color"].astype(object).fillna("none")).drop(columns="zone")
+    frame = (
+        make_frame(800, 1)
+        .assign(color=lambda f: f["color"].astype(object).fillna("none"))
+        .drop(columns="zone")
+    )
     model = catboost.CatBoostClassifier(cat_features=["color"], one_hot_max_size=10, **_C)
     model.fit(frame, make_labels(make_frame(800, 1)))
     assert formats.save(model, tmp_path / "p", sample=frame).format == "onnx"
-    other = make_frame(10_000, 2).assign(color=lambda f: f["color"].astype(object).fillna("none")).drop(columns="zone")
+    other = (
+        make_frame(10_000, 2)
+        .assign(color=lambda f: f["color"].astype(object).fillna("none"))
+        .drop(columns="zone")
+    )
     other.loc[other.index[:50], "color"] = "never seen"
     loaded = formats.load(tmp_path / "p")
     np.testing.assert_allclose(loaded.predict_proba(other), model.predict_proba(other), atol=1e-14, rtol=0)
@@ -145,24 +167,39 @@ def _pipeline(last: Any) -> Any:
 
 @pytest.mark.parametrize("name", INNER)
 def test_a_booster_behind_other_steps_is_one_graph(name: str, tmp_path: Path) -> None:
-    frame = make_frame(800, 1).assign(color=lambda f: f["color"].astype(object).fillna("none")).drop(columns="zone")
+    frame = (
+        make_frame(800, 1)
+        .assign(color=lambda f: f["color"].astype(object).fillna("none"))
+        .drop(columns="zone")
+    )
     y = _codes(make_frame(800, 1))
     pipeline = _pipeline(INNER[name]()).fit(frame, y)
     package = formats.save(pipeline, tmp_path / "p", sample=frame)
     assert package.format == "onnx"
-    other = make_frame(10_000, 2).assign(color=lambda f: f["color"].astype(object).fillna("none")).drop(columns="zone")
+    other = (
+        make_frame(10_000, 2)
+        .assign(color=lambda f: f["color"].astype(object).fillna("none"))
+        .drop(columns="zone")
+    )
     loaded = formats.load(tmp_path / "p")
-    np.testing.assert_allclose(loaded.predict_proba(other), pipeline.predict_proba(other), atol=1.2e-7, rtol=0)
+    np.testing.assert_allclose(
+        loaded.predict_proba(other), pipeline.predict_proba(other), atol=1.2e-7, rtol=0
+    )
     np.testing.assert_array_equal(loaded.predict(other), pipeline.predict(other))
 
 
 def test_boosters_vote_and_are_calibrated(tmp_path: Path) -> None:
     frame = make_frame(800, 1)[["petal width (cm)", "count"]].set_axis(["width", "count"], axis=1)
     y = _codes(make_frame(800, 1))
-    members = [(n, make()) for n, make in INNER.items()] + [("line", make_pipeline(SimpleImputer(), LogisticRegression()))]
+    members = [(n, make()) for n, make in INNER.items()] + [
+        ("line", make_pipeline(SimpleImputer(), LogisticRegression()))
+    ]
     other = make_frame(5_000, 2)[["petal width (cm)", "count"]].set_axis(["width", "count"], axis=1)
     for at, model in enumerate(
-        [VotingClassifier(members, voting="soft"), CalibratedClassifierCV(lightgbm.LGBMClassifier(**_L), cv=2)]
+        [
+            VotingClassifier(members, voting="soft"),
+            CalibratedClassifierCV(lightgbm.LGBMClassifier(**_L), cv=2),
+        ]
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -181,4 +218,6 @@ def test_names_of_columns_may_be_any(name: str, tmp_path: Path) -> None:
     package = formats.save(model, tmp_path / "p", sample=frame)
     assert [c.name for c in package.signature.inputs] == list(frame.columns)
     expected = model.predict_proba(frame)
-    np.testing.assert_allclose(formats.load(tmp_path / "p").predict_proba(frame), expected, atol=1.2e-7, rtol=0)
+    np.testing.assert_allclose(
+        formats.load(tmp_path / "p").predict_proba(frame), expected, atol=1.2e-7, rtol=0
+    )

@@ -41,12 +41,16 @@ RESULTS: dict[str, _Fit] = {
     "WLS": lambda f, t: sm.WLS(t, sm.add_constant(f), weights=np.arange(1, len(f) + 1)).fit(),
     "RLM": lambda f, t: sm.RLM(t, sm.add_constant(f)).fit(),
     "ridge": lambda f, t: sm.OLS(t, sm.add_constant(f)).fit_regularized(alpha=0.1),
-    "GLM poisson": lambda f, t: sm.GLM(np.abs(t).round(), sm.add_constant(f), family=sm.families.Poisson()).fit(),
+    "GLM poisson": lambda f, t: sm.GLM(
+        np.abs(t).round(), sm.add_constant(f), family=sm.families.Poisson()
+    ).fit(),
     "GLM gaussian": lambda f, t: sm.GLM(t, sm.add_constant(f)).fit(),
     "Poisson": lambda f, t: sm.Poisson(np.abs(t).round(), sm.add_constant(f)).fit(disp=0),
     "formula": lambda f, t: smf.ols("y ~ width", f.assign(y=t)).fit(),
     "Logit": lambda f, t: sm.Logit((t > -2).astype(int), sm.add_constant(f)).fit(disp=0),
-    "GLM binomial": lambda f, t: sm.GLM((t > -2).astype(int), sm.add_constant(f), family=sm.families.Binomial()).fit(),
+    "GLM binomial": lambda f, t: sm.GLM(
+        (t > -2).astype(int), sm.add_constant(f), family=sm.families.Binomial()
+    ).fit(),
     "MNLogit": lambda f, t: sm.MNLogit(np.digitize(t, [-4, -1]), sm.add_constant(f)).fit(disp=0),
     "formula logit": lambda f, t: smf.logit("y ~ width", f.assign(y=(t > -2).astype(int))).fit(disp=0),
 }
@@ -62,7 +66,11 @@ def test_results_are_stored_by_their_parameters(name: str, tmp_path: Path) -> No
         package = formats.save(results, tmp_path / "p", sample=frame)
         other = make_frame(10_000, 2)
         formula = "formula" in name
-        design = sm.add_constant(other, prepend=name != "OLS, constant last") if name != "OLS without a constant" else other
+        design = (
+            sm.add_constant(other, prepend=name != "OLS, constant last")
+            if name != "OLS without a constant"
+            else other
+        )
         expected = np.asarray(results.predict(other if formula else design))
     assert package.format == "onnx"
     loaded = formats.load(tmp_path / "p")
@@ -89,7 +97,12 @@ def test_results_of_arrays(tmp_path: Path) -> None:
     [
         (lambda f, t: smf.ols("y ~ np.log(width + 20)", f.assign(y=t)).fit(), "a formula is not stored"),
         (lambda f, t: sm.Probit((t > -2).astype(int), sm.add_constant(f)).fit(disp=0), "Probit"),
-        (lambda f, t: sm.GLM(np.abs(t).round(), f, family=sm.families.Poisson(), offset=np.ones(len(f))).fit(), "offset"),
+        (
+            lambda f, t: sm.GLM(
+                np.abs(t).round(), f, family=sm.families.Poisson(), offset=np.ones(len(f))
+            ).fit(),
+            "offset",
+        ),
     ],
     ids=["formula", "probit", "offset"],
 )
@@ -100,18 +113,24 @@ def test_what_the_parameters_do_not_say_is_refused(fit: _Fit, why: str, tmp_path
         formats.save(fit(frame, make_target(frame)), tmp_path / "p", sample=frame)
 
 
-@pytest.mark.parametrize("last", [LogisticRegression(), LGBMClassifier(n_estimators=10, verbose=-1, n_jobs=1)])
+@pytest.mark.parametrize(
+    "last", [LogisticRegression(), LGBMClassifier(n_estimators=10, verbose=-1, n_jobs=1)]
+)
 @pytest.mark.parametrize("scaled", [True, False])
 def test_steps_that_resample_do_nothing_in_prediction(last: Any, scaled: bool, tmp_path: Path) -> None:
     frame = make_frame(600, 1)
     y = np.where(make_target(frame) > 0, "rare", "usual")
     steps = [("over", RandomOverSampler(random_state=0)), ("under", RandomUnderSampler(random_state=0))]
-    model = Resampled([("scale", StandardScaler()), *steps, ("last", last)] if scaled else [*steps, ("last", last)])
+    model = Resampled(
+        [("scale", StandardScaler()), *steps, ("last", last)] if scaled else [*steps, ("last", last)]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fit(frame, y)
         assert formats.save(model, tmp_path / "p", sample=frame).format == "onnx"
         other = make_frame(10_000, 2)
         loaded = formats.load(tmp_path / "p")
-        np.testing.assert_allclose(loaded.predict_proba(other), model.predict_proba(other), atol=1e-14, rtol=0)
+        np.testing.assert_allclose(
+            loaded.predict_proba(other), model.predict_proba(other), atol=1e-14, rtol=0
+        )
         np.testing.assert_array_equal(loaded.predict(other), model.predict(other))

@@ -17,6 +17,7 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
+from tests.engines.test_columns import make_frame, make_labels
 
 from mainspring.errors import UnsafeFormat
 from mainspring.models import formats
@@ -25,9 +26,14 @@ from mainspring.models.formats.package import describe_file
 from mainspring.models.formats.table import model_format
 from mainspring.records.base import to_json
 from mainspring.testing.formats import FormatContract
-from tests.engines.test_columns import make_frame, make_labels
 
-_C: dict[str, Any] = {"iterations": 10, "depth": 3, "verbose": 0, "allow_writing_files": False, "thread_count": 1}
+_C: dict[str, Any] = {
+    "iterations": 10,
+    "depth": 3,
+    "verbose": 0,
+    "allow_writing_files": False,
+    "thread_count": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +44,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     y = make_labels(frame)
     codes = np.unique(y, return_inverse=True)[1]
     texts = frame.assign(color=frame["color"].astype(object).fillna("none"), zone=frame["zone"].astype(int))
-    light = lightgbm.LGBMClassifier(n_estimators=4, num_leaves=6, verbose=-1, n_jobs=1, min_child_samples=5, max_cat_to_onehot=1)
-    xgb = xgboost.XGBClassifier(n_estimators=4, max_depth=3, n_jobs=1, enable_categorical=True, max_cat_to_onehot=1)
+    light = lightgbm.LGBMClassifier(
+        n_estimators=4, num_leaves=6, verbose=-1, n_jobs=1, min_child_samples=5, max_cat_to_onehot=1
+    )
+    xgb = xgboost.XGBClassifier(
+        n_estimators=4, max_depth=3, n_jobs=1, enable_categorical=True, max_cat_to_onehot=1
+    )
     cat = catboost.CatBoostClassifier(cat_features=["color", "zone"], **_C)
     for name, model, rows in (
         ("lightgbm", light.fit(frame, y), frame), ("xgboost", xgb.fit(frame, codes), frame), ("catboost", cat.fit(texts, y), texts),
@@ -55,7 +65,9 @@ def payload(package: Path) -> Path:
 
 def replace_line(key: str, change: Callable[[str], str]) -> Callable[[str], str]:
     """A change of the value of the first line with this key."""
-    return lambda text: re.sub(rf"^{key}=(.*)$", lambda m: f"{key}={change(m[1])}", text, count=1, flags=re.MULTILINE)
+    return lambda text: re.sub(
+        rf"^{key}=(.*)$", lambda m: f"{key}={change(m[1])}", text, count=1, flags=re.MULTILINE
+    )
 
 
 def first(value: object) -> Callable[[str], str]:
@@ -148,7 +160,7 @@ JSONS: dict[str, _Change] = {
 
 @pytest.mark.parametrize("name", JSONS)
 def test_x_a_file_of_xgboost_is_checked_before_xgboost_reads_it(name: str, stored: dict[str, Path]) -> None:
-    """Seen red with ``check_tree`` emptied: circles and features that there are not."""
+    """Seen red with ``check_tree`` emptied: branches beyond the tree, and features that there are not."""
     good = json.loads(payload(stored["xgboost"]).read_bytes())
     xgboost_json.check(json.dumps(good, separators=(",", ":")).encode())
     JSONS[name](good)
@@ -184,7 +196,9 @@ CATS: dict[str, _Change] = {
     "borders without order": _set("features_info", "float_features", 0, "borders", to=[2.0, 1.0]),
     "features with one position": _set("features_info", "float_features", 0, "flat_feature_index", to=1),
     "a feature beyond all": _set("features_info", "categorical_features", 0, "flat_feature_index", to=10**9),
-    "an unknown treatment of null": _set("features_info", "float_features", 0, "nan_value_treatment", to="AsCode"),
+    "an unknown treatment of null": _set(
+        "features_info", "float_features", 0, "nan_value_treatment", to="AsCode"
+    ),
     "features of texts": _set("features_info", "text_features", to=[{}]),
     "a table without whole rows": _table(hash_stride=7),
     "a table without a width": _table(hash_stride=0),
@@ -217,7 +231,9 @@ def _sorted(value: Any) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["lightgbm", "xgboost", "catboost"])
-def test_x_a_package_with_a_bad_payload_is_refused_when_it_is_loaded(name: str, stored: dict[str, Path], tmp_path: Path) -> None:
+def test_x_a_package_with_a_bad_payload_is_refused_when_it_is_loaded(
+    name: str, stored: dict[str, Path], tmp_path: Path
+) -> None:
     """Under a true digest, by the registry's check and by ``load``."""
     folder = tmp_path / "p"
     folder.mkdir()
@@ -299,7 +315,9 @@ class TestCatBoost(FormatContract):
         import pandas as pd
 
         frame = pd.DataFrame(columns).astype({"size": float})
-        return catboost.CatBoostClassifier(cat_features=["color"], **_C).fit(frame, make_labels(make_frame(300, 3)))
+        return catboost.CatBoostClassifier(cat_features=["color"], **_C).fit(
+            frame, make_labels(make_frame(300, 3))
+        )
 
     @pytest.fixture
     def expected(self, estimator: Any, columns: dict[str, Any]) -> Any:

@@ -40,7 +40,9 @@ def make_network(path: Path, *, rows: Any = "batch", extra: Any = ()) -> Path:
     """A network of two layers, with the names that ``torch.onnx.export`` gives."""
     graph = helper.make_graph(
         [
-            helper.make_node("MatMul", ["x", "w1"], ["numeric"]),  # a name that packages use for something else
+            helper.make_node(
+                "MatMul", ["x", "w1"], ["numeric"]
+            ),  # a name that packages use for something else
             helper.make_node("Relu", ["numeric"], ["h"]),
             helper.make_node("MatMul", ["h", "w2"], ["scores"]),
             *extra,
@@ -50,12 +52,16 @@ def make_network(path: Path, *, rows: Any = "batch", extra: Any = ()) -> Path:
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [rows, 3])],
         [numpy_helper.from_array(_W1, "w1"), numpy_helper.from_array(_W2, "w2")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="pytorch")
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="pytorch"
+    )
     path.write_bytes(model.SerializeToString())
     return path
 
 
-def test_a_network_of_logits_beside_its_original(foundation: Foundation, client_of: _Client, tmp_path: Path) -> None:
+def test_a_network_of_logits_beside_its_original(
+    foundation: Foundation, client_of: _Client, tmp_path: Path
+) -> None:
     """Seen red with the output's probabilities not computed: the logits were refused."""
     client = client_of(foundation)
     path = make_network(tmp_path / "net.onnx")
@@ -71,10 +77,14 @@ def test_a_network_of_logits_beside_its_original(foundation: Foundation, client_
     assert loaded.package.parity.rows == 200
     other = np.random.default_rng(4).normal(size=(10_000, 3))
     np.testing.assert_allclose(loaded.predict_proba(other), probabilities(other), atol=1e-6)
-    assert loaded.predict(other[:5]).tolist() == [SIGNATURE.classes[i] for i in logits(other[:5]).argmax(axis=1)]
+    assert loaded.predict(other[:5]).tolist() == [
+        SIGNATURE.classes[i] for i in logits(other[:5]).argmax(axis=1)
+    ]
 
 
-def test_columns_go_to_the_inputs_that_are_named(foundation: Foundation, client_of: _Client, tmp_path: Path) -> None:
+def test_columns_go_to_the_inputs_that_are_named(
+    foundation: Foundation, client_of: _Client, tmp_path: Path
+) -> None:
     """In the order of the input, not of the signature. Seen red with the columns taken in the signature's order."""
     client = client_of(foundation)
     columns = {"c": _ROWS[:, 2], "a": _ROWS[:, 0], "unused": _ROWS[:, 1], "b": _ROWS[:, 1]}
@@ -88,7 +98,9 @@ def test_columns_go_to_the_inputs_that_are_named(foundation: Foundation, client_
     assert loaded.package.notes["compared_with"] == "the file itself"
 
 
-def test_a_file_with_an_input_for_each_column(foundation: Foundation, client_of: _Client, tmp_path: Path) -> None:
+def test_a_file_with_an_input_for_each_column(
+    foundation: Foundation, client_of: _Client, tmp_path: Path
+) -> None:
     """As skl2onnx makes it of a pipeline: label and probabilities, numbers ``[n, 1]`` and texts, by the names of the columns."""
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
@@ -119,7 +131,9 @@ def test_a_file_with_an_input_for_each_column(foundation: Foundation, client_of:
     np.testing.assert_array_equal(loaded.predict(frame), pipeline.predict(frame))
 
 
-def test_another_model_than_the_file_is_refused(foundation: Foundation, client_of: _Client, tmp_path: Path) -> None:
+def test_another_model_than_the_file_is_refused(
+    foundation: Foundation, client_of: _Client, tmp_path: Path
+) -> None:
     """Seen red without the comparison with the original."""
     with pytest.raises(ParityFailed, match="does not repeat"):
         client_of(foundation).register_onnx(
@@ -134,15 +148,41 @@ def test_another_model_than_the_file_is_refused(foundation: Foundation, client_o
         ({}, {}, InvalidInput, "no probabilities"),
         ({"rows": 1}, {"activation": "softmax"}, InvalidInput, "exactly 1 rows"),
         ({}, {"inputs": {"x": ["x0", "x1"]}, "activation": "softmax"}, InvalidInput, "3 columns"),
-        ({}, {"inputs": {"y": ["x0", "x1", "x2"]}, "activation": "softmax"}, InvalidInput, "not those of the file"),
-        ({}, {"inputs": {"x": ["x0", "x1", "x3"]}, "activation": "softmax"}, InvalidInput, "not in the signature"),
+        (
+            {},
+            {"inputs": {"y": ["x0", "x1", "x2"]}, "activation": "softmax"},
+            InvalidInput,
+            "not those of the file",
+        ),
+        (
+            {},
+            {"inputs": {"x": ["x0", "x1", "x3"]}, "activation": "softmax"},
+            InvalidInput,
+            "not in the signature",
+        ),
         ({}, {"output": "h", "activation": "softmax"}, InvalidInput, "no output of numbers"),
-        ({"extra": [helper.make_node("Evil", ["h"], ["e"], domain="com.microsoft")]}, {}, UnsafeFormat, "com.microsoft"),
-        ({"extra": [helper.make_node("ConstantOfShape", ["n"], ["e"])]}, {}, UnsafeFormat, "as large as a value"),
+        (
+            {"extra": [helper.make_node("Evil", ["h"], ["e"], domain="com.microsoft")]},
+            {},
+            UnsafeFormat,
+            "com.microsoft",
+        ),
+        (
+            {"extra": [helper.make_node("ConstantOfShape", ["n"], ["e"])]},
+            {},
+            UnsafeFormat,
+            "as large as a value",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(
-    foundation: Foundation, client_of: _Client, tmp_path: Path, change: Any, arguments: Any, error: Any, why: str
+    foundation: Foundation,
+    client_of: _Client,
+    tmp_path: Path,
+    change: Any,
+    arguments: Any,
+    error: Any,
+    why: str,
 ) -> None:
     """Seen red: the last two with the check of the file removed reached ONNX Runtime."""
     extra = change.get("extra", [])
@@ -150,11 +190,17 @@ def test_files_that_do_not_fit_are_refused(
         change = {"extra": [helper.make_node("Cast", ["x"], ["n"], to=TensorProto.INT64), *extra]}
     with pytest.raises(error, match=why):
         client_of(foundation).register_onnx(
-            make_network(tmp_path / "net.onnx", **change), model="net", signature=SIGNATURE, sample=_ROWS, **arguments
+            make_network(tmp_path / "net.onnx", **change),
+            model="net",
+            signature=SIGNATURE,
+            sample=_ROWS,
+            **arguments,
         )
 
 
-def test_a_file_that_leads_outside_is_refused(foundation: Foundation, client_of: _Client, tmp_path: Path) -> None:
+def test_a_file_that_leads_outside_is_refused(
+    foundation: Foundation, client_of: _Client, tmp_path: Path
+) -> None:
     """Weights in another file: the check refuses before the ``onnx`` library would read it. Seen red with the check removed."""
     model = onnx.load(make_network(tmp_path / "net.onnx"))
     (tmp_path / "secret").write_bytes(_W1.tobytes())
@@ -172,7 +218,10 @@ def test_a_file_that_leads_outside_is_refused(foundation: Foundation, client_of:
 def test_a_number_from_a_vector(foundation: Foundation, client_of: _Client, tmp_path: Path) -> None:
     """An input ``[n]`` of whole numbers and one of numbers that may be null, an answer ``[n]``."""
     graph = helper.make_graph(
-        [helper.make_node("Cast", ["k"], ["kf"], to=TensorProto.DOUBLE), helper.make_node("Add", ["kf", "v"], ["y"])],
+        [
+            helper.make_node("Cast", ["k"], ["kf"], to=TensorProto.DOUBLE),
+            helper.make_node("Add", ["kf", "v"], ["y"]),
+        ],
         "g",
         [
             helper.make_tensor_value_info("k", TensorProto.INT64, [None]),
@@ -181,7 +230,11 @@ def test_a_number_from_a_vector(foundation: Foundation, client_of: _Client, tmp_
         [helper.make_tensor_value_info("y", TensorProto.DOUBLE, [None])],
     )
     path = tmp_path / "own.onnx"
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9).SerializeToString())
+    path.write_bytes(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9
+        ).SerializeToString()
+    )
     columns = {"v": [0.5, 1.5, None], "k": [1, 2, 3]}
     signature = formats.infer_signature(columns, task="regression")
     client = client_of(foundation)

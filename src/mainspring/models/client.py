@@ -117,11 +117,23 @@ class ModelsClient(_Operations):
         from mainspring.models.formats.onnx.own import own_onnx
 
         own = own_onnx(
-            path, signature, sample=sample, inputs=inputs, output=output, activation=activation, original=original
+            path,
+            signature,
+            sample=sample,
+            inputs=inputs,
+            output=output,
+            activation=activation,
+            original=original,
         )
         limit = tolerance if tolerance is not None else 1e-5
         return self.save_and_register(
-            own, model=model, signature=signature, sample=sample, format="onnx", tolerance=limit, **registration
+            own,
+            model=model,
+            signature=signature,
+            sample=sample,
+            format="onnx",
+            tolerance=limit,
+            **registration,
         )
 
     def register_folder(

@@ -15,12 +15,22 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from mainspring.errors import InvalidInput
 
 _IDENTITY = ("OLS", "WLS", "GLS", "GLSAR", "RLM")
-_LINKS = {"Identity": "identity", "Log": "log", "Logit": "logit", "InversePower": "inverse", "CLogLog": "cloglog"}
+_LINKS = {
+    "Identity": "identity",
+    "Log": "log",
+    "Logit": "logit",
+    "InversePower": "inverse",
+    "CLogLog": "cloglog",
+}
 
 
 def is_results(value: Any) -> bool:
     """Whether this is a fitted result of statsmodels."""
-    return type(value).__module__.startswith("statsmodels.") and hasattr(value, "params") and hasattr(value, "model")
+    return (
+        type(value).__module__.startswith("statsmodels.")
+        and hasattr(value, "params")
+        and hasattr(value, "model")
+    )
 
 
 class StatsModel(BaseEstimator):  # type: ignore[misc]
@@ -42,9 +52,13 @@ class StatsModel(BaseEstimator):  # type: ignore[misc]
             self.feature_names_in_ = np.array([own[i] for i in kept], dtype=object)
             _refuse_computed(self.feature_names_in_, names)
         self.n_features_in_ = len(kept)
-        self._value = 1.0 if self._constant is None or model.exog is None else float(model.exog[0, self._constant])
+        self._value = (
+            1.0 if self._constant is None or model.exog is None else float(model.exog[0, self._constant])
+        )
         self.coef = params[kept]
-        self.intercept = np.zeros(params.shape[1]) if self._constant is None else params[self._constant] * self._value
+        self.intercept = (
+            np.zeros(params.shape[1]) if self._constant is None else params[self._constant] * self._value
+        )
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -103,7 +117,9 @@ def _link_of(model: Any) -> str:
         raise InvalidInput(
             f"statsmodels' {kind}{f' with the link {link}' if link else ''} is not stored by its parameters",
             value=kind,
-            next_step="Fit OLS, WLS, GLS, RLM, Logit, MNLogit, Poisson, or GLM with a link of " + ", ".join(_LINKS) + ".",
+            next_step="Fit OLS, WLS, GLS, RLM, Logit, MNLogit, Poisson, or GLM with a link of "
+            + ", ".join(_LINKS)
+            + ".",
         )
     return _LINKS[link]
 
@@ -122,7 +138,7 @@ def _refuse_offsets(model: Any) -> None:
 def _constant_of(model: Any, own: Sequence[str], names: Sequence[str]) -> int | None:
     """The position of the constant, if the rows do not have it as a column."""
     at = getattr(model.data, "const_idx", None)
-    if at is None or len(names) >= len(own) and not hasattr(model.data.orig_exog, "columns"):
+    if at is None or (len(names) >= len(own) and not hasattr(model.data.orig_exog, "columns")):
         return None
     return None if own[at] in names else int(at)
 

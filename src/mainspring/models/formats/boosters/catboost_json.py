@@ -38,12 +38,18 @@ def canonical(model: Any, link: Link) -> bytes:
     if not isinstance(model, dict):
         refuse("this is not a model of CatBoost", PLACE)
     info = model.get("features_info")
-    if not isinstance(info, dict) or set(info) - {"float_features", "categorical_features", "ctrs", "cat_features_hash"}:
+    if not isinstance(info, dict) or set(info) - {
+        "float_features",
+        "categorical_features",
+        "ctrs",
+        "cat_features_hash",
+    }:
         refuse("features of a kind that is not known here", PLACE, sorted(info or {}))
     out: dict[str, Any] = {
         "features_info": {
             "float_features": [
-                _kept(f, *_FEATURE, "borders", "has_nans", "nan_value_treatment") | {"feature_id": ""} for f in info.get("float_features", [])
+                _kept(f, *_FEATURE, "borders", "has_nans", "nan_value_treatment") | {"feature_id": ""}
+                for f in info.get("float_features", [])
             ],
         },
         LINK: link,
@@ -76,7 +82,15 @@ def check(data: bytes) -> Any:
         _check_features(model)
         _check_tables(model)
         _read_trees(model)
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        AttributeError,
+    ) as error:
         if isinstance(error, UnsafeFormat):
             raise
         refuse(f"this is not a model of CatBoost: {type(error).__name__}: {str(error)[:100]}", PLACE)
@@ -92,7 +106,10 @@ def read(data: bytes) -> Ensemble:
     if model["features_info"].get("ctrs"):
         raise ValueError("target statistics of categories")
     names = _one_hot_names(model)
-    if any(len(f.get("values", [])) > len({h for _, h in names[f["flat_feature_index"]]}) for f in _features(model)[1]):
+    if any(
+        len(f.get("values", [])) > len({h for _, h in names[f["flat_feature_index"]]})
+        for f in _features(model)[1]
+    ):
         raise ValueError("a category of the trees is in none of the rows that were given")
     return Ensemble(
         features=_width(model),
@@ -157,17 +174,8 @@ def _check_features(model: Any) -> None:
             refuse("the features are not numbered one after the other", PLACE)
     if sorted(_whole(f["flat_feature_index"], 0, width - 1) for f in numbers + texts) != list(range(width)):
         refuse("two features have one position", PLACE)
-    for feature in numbers:
-        borders = [_number(b) for b in feature["borders"]]
-        if borders != sorted(borders) or feature["nan_value_treatment"] not in _NULLS or type(feature["has_nans"]) is not bool:
-            refuse("the borders of a feature are not in order", PLACE)
-    for feature in texts:
-        for value in feature.get("values", []):
-            _whole(value, -(2**31), 2**32 - 1)
-    for known in model["features_info"].get("cat_features_hash", []):
-        _whole(known["hash"], 0, 2**32 - 1)
-        if not isinstance(known["value"], str):
-            refuse("a category is a text", PLACE)
+    _check_numbers(numbers)
+    _check_texts(texts, model["features_info"].get("cat_features_hash", []))
     scale, bias = model["scale_and_bias"]
     _number(scale)
     if not isinstance(bias, list) or not 0 < len(bias) <= MAX_OUTPUTS:
@@ -176,6 +184,27 @@ def _check_features(model: Any) -> None:
         _number(value)
     if ("trees" in model) == ("oblivious_trees" in model):
         refuse("trees of one kind are expected", PLACE)
+
+
+def _check_numbers(numbers: list[Any]) -> None:
+    for feature in numbers:
+        borders = [_number(b) for b in feature["borders"]]
+        if (
+            borders != sorted(borders)
+            or feature["nan_value_treatment"] not in _NULLS
+            or type(feature["has_nans"]) is not bool
+        ):
+            refuse("the borders of a feature are not in order", PLACE)
+
+
+def _check_texts(texts: list[Any], known_texts: list[Any]) -> None:
+    for feature in texts:
+        for value in feature.get("values", []):
+            _whole(value, -(2**31), 2**32 - 1)
+    for known in known_texts:
+        _whole(known["hash"], 0, 2**32 - 1)
+        if not isinstance(known["value"], str):
+            refuse("a category is a text", PLACE)
 
 
 def _one_hot_names(model: Any) -> dict[int, list[tuple[str, int]]]:
@@ -278,7 +307,9 @@ def _make(low: Sequence[int], high: Sequence[int], questions: Sequence[Any], val
     below, above = np.array(low, dtype=np.int64), np.array(high, dtype=np.int64)
     asked = [*questions, *[(0, 0.0, False, None)] * (len(below) - len(questions))]
     swap = np.array([a[3] is not None for a in asked])
-    members: Mapping[int, Any] = {k: np.array(a[3], dtype=np.int64) for k, a in enumerate(asked) if a[3] is not None}
+    members: Mapping[int, Any] = {
+        k: np.array(a[3], dtype=np.int64) for k, a in enumerate(asked) if a[3] is not None
+    }
     return [
         Tree(
             left=np.where(swap, above, below),  # a member of a set goes left
@@ -304,18 +335,37 @@ def _check_tables(model: Any) -> None:
     if not isinstance(tables, dict) or not texts:
         refuse("statistics without tables", PLACE)
     for ctr in ctrs:
-        known = {"borders", "ctr_type", "elements", "identifier", "prior_denomerator", "prior_numerator", "scale", "shift", "target_border_idx"}
+        known = {
+            "borders",
+            "ctr_type",
+            "elements",
+            "identifier",
+            "prior_denomerator",
+            "prior_numerator",
+            "scale",
+            "shift",
+            "target_border_idx",
+        }
         if set(ctr) != known or ctr["ctr_type"] not in _CTRS or ctr["identifier"] not in tables:
             refuse("a statistic of a kind that is not known here", PLACE)
-        classes = tables[ctr["identifier"]]["hash_stride"] - 1 if ctr["ctr_type"] in ("Borders", "Buckets") else 1
+        classes = (
+            tables[ctr["identifier"]]["hash_stride"] - 1 if ctr["ctr_type"] in ("Borders", "Buckets") else 1
+        )
         _whole(ctr["target_border_idx"], 0, classes - 1)
-        for value in [*ctr["borders"], *(ctr[k] for k in ("prior_denomerator", "prior_numerator", "scale", "shift"))]:
+        for value in [
+            *ctr["borders"],
+            *(ctr[k] for k in ("prior_denomerator", "prior_numerator", "scale", "shift")),
+        ]:
             _number(value)
         for element in ctr["elements"]:
             _check_element(element, texts, numbers)
     for name, table in tables.items():
         identifier = json.loads(name)
-        if set(identifier) != {"identifier", "type"} or identifier["type"] not in _CTRS or set(table) != {"counter_denominator", "hash_map", "hash_stride"}:
+        if (
+            set(identifier) != {"identifier", "type"}
+            or identifier["type"] not in _CTRS
+            or set(table) != {"counter_denominator", "hash_map", "hash_stride"}
+        ):
             refuse("a table of a kind that is not known here", PLACE)
         for element in identifier["identifier"]:
             _check_element(element, texts, numbers)
@@ -344,7 +394,13 @@ def _check_table(table: Any, kind: str) -> None:
         refuse("a table does not have whole rows", PLACE)
     for position in range(0, len(cells), stride):
         key = cells[position]
-        if not isinstance(key, str) or not key.isascii() or not key.isdigit() or len(key) > 20 or int(key) >= 1 << 64:
+        if (
+            not isinstance(key, str)
+            or not key.isascii()
+            or not key.isdigit()
+            or len(key) > 20
+            or int(key) >= 1 << 64
+        ):
             refuse("the key of a table is a number of 64 bits as a text", PLACE)
         for value in cells[position + 1 : position + stride]:
             _number(value)

@@ -95,7 +95,9 @@ def opened(data: bytes) -> tuple[Any, Sequence[int]]:
 
     def answer(rows: Any) -> Any:
         pool = catboost.Pool(rows, cat_features=texts) if texts else rows
-        raw = np.asarray(model.predict(pool, prediction_type="RawFormulaVal", thread_count=1), dtype=np.float64)
+        raw = np.asarray(
+            model.predict(pool, prediction_type="RawFormulaVal", thread_count=1), dtype=np.float64
+        )
         return _apply(link, raw)
 
     return answer, texts

@@ -177,7 +177,7 @@ def _array(block: dict[str, str], key: str, kind: Any, length: int | None = None
         refuse("numbers are expected", PLACE, key)
     if length is not None and len(values) != length:
         refuse(f"{length} numbers are expected", PLACE, f"{key}: {len(values)}")
-    if kind is np.int64 and (np.abs(values) >= 2**53).any() or (kind is np.int64 and (values % 1).any()):
+    if (kind is np.int64 and (np.abs(values) >= 2**53).any()) or (kind is np.int64 and (values % 1).any()):
         refuse("whole numbers are expected", PLACE, key)
     return values.astype(kind)
 

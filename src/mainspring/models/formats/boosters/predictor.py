@@ -21,7 +21,9 @@ class BoosterPredictor(PackagedPredictor):
     def __init__(self, package: Package, library: str, data: bytes) -> None:
         super().__init__(package)
         try:
-            self._answer, described = import_module(f"mainspring.models.formats.boosters.{library}_model").opened(data)
+            self._answer, described = import_module(
+                f"mainspring.models.formats.boosters.{library}_model"
+            ).opened(data)
         except ImportError:
             raise
         except Exception as error:  # noqa: BLE001 - each library raises its own kind, all meaning that it cannot read the file
@@ -41,7 +43,9 @@ class BoosterPredictor(PackagedPredictor):
         width = signature.width
         if not rows:
             return np.empty((0, width) if width else 0)
-        listed = [self._column(i, c, v, rows) for i, (c, v) in enumerate(zip(signature.inputs, values, strict=True))]
+        listed = [
+            self._column(i, c, v, rows) for i, (c, v) in enumerate(zip(signature.inputs, values, strict=True))
+        ]
         table = np.empty((rows, len(listed)), dtype=object if self._texts else np.float64)
         for j, column in enumerate(listed):
             table[:, j] = column
@@ -52,7 +56,9 @@ class BoosterPredictor(PackagedPredictor):
         if signature.task is not Task.MULTICLASS:
             raw = raw[:, 1] if raw.shape == (rows, 2) else raw.reshape(-1)
         if raw.shape != ((rows, width) if width else (rows,)):
-            raise Corrupt("the model answers in another shape than its signature says", value=raw.shape, place="booster")
+            raise Corrupt(
+                "the model answers in another shape than its signature says", value=raw.shape, place="booster"
+            )
         return raw
 
     def _column(self, feature: int, column: Column, values: Any, rows: int) -> Any:
@@ -70,5 +76,7 @@ class BoosterPredictor(PackagedPredictor):
         if feature not in self._texts:
             raise InvalidInput("the model takes numbers in this column", place=f"column {column.name!r}")
         if any(is_null(v) for v in texts):
-            raise InvalidInput("the model takes no null in this column", value=None, place=f"column {column.name!r}")
+            raise InvalidInput(
+                "the model takes no null in this column", value=None, place=f"column {column.name!r}"
+            )
         return texts

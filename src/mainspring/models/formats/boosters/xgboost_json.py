@@ -5,6 +5,7 @@ What is stored is not the file of the library but :func:`canonical`: what predic
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,9 @@ _LINKS: dict[str, Link] = {
 _TREE_INTS = ("left_children", "right_children", "parents", "split_indices", "split_type", "default_left", "categories", "categories_nodes",
               "categories_segments", "categories_sizes")  # fmt: skip
 _TREE_FLOATS = ("split_conditions", "base_weights", "loss_changes", "sum_hessian")
-_PARAMETERS = frozenset({"num_deleted", "num_feature", "num_nodes", "size_leaf_vector", "num_parallel_tree", "num_trees"})
+_PARAMETERS = frozenset(
+    {"num_deleted", "num_feature", "num_nodes", "size_leaf_vector", "num_parallel_tree", "num_trees"}
+)
 _FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -161,9 +164,13 @@ def categories_of(cats: Mapping[str, Any]) -> dict[int, list[Category]]:
             offsets = encoded["offsets"]
             joined = bytes(v % 256 for v in values)
             if offsets:
-                if offsets[0] != 0 or any(b < a for a, b in zip(offsets, offsets[1:], strict=False)) or offsets[-1] != len(joined):
+                if (
+                    offsets[0] != 0
+                    or any(b < a for a, b in itertools.pairwise(offsets))
+                    or offsets[-1] != len(joined)
+                ):
                     refuse("the texts of categories do not fit", PLACE)
-                out[feature] = [joined[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+                out[feature] = [joined[a:b].decode() for a, b in itertools.pairwise(offsets)]
         elif values:
             out[feature] = list(values)
     return out
@@ -180,7 +187,11 @@ def _object(value: Any, *keys: str, optional: tuple[str, ...] = ()) -> Any:
 
 
 def _get(value: Any, key: str, kind: type) -> Any:
-    if not isinstance(value, dict) or not isinstance(found := value.get(key), kind) or isinstance(found, bool):
+    if (
+        not isinstance(value, dict)
+        or not isinstance(found := value.get(key), kind)
+        or isinstance(found, bool)
+    ):
         refuse("this is not a model of XGBoost", PLACE, key)
     return found
 
@@ -230,13 +241,27 @@ def _check_head(learner: Any) -> None:
     objective = learner["objective"]
     if objective["name"] not in _LINKS:
         refuse("an objective that is not known here", PLACE, objective["name"][:60])
-    if len(learner["feature_types"]) not in (0, features) or not set(learner["feature_types"]) <= {"float", "int", "i", "q", "c"}:
+    if len(learner["feature_types"]) not in (0, features) or not set(learner["feature_types"]) <= {
+        "float",
+        "int",
+        "i",
+        "q",
+        "c",
+    }:
         refuse("the types of the features do not fit", PLACE)
-    if not set(learner["learner_model_param"]) <= {"base_score", "boost_from_average", "num_class", "num_feature", "num_target"}:
+    if not set(learner["learner_model_param"]) <= {
+        "base_score",
+        "boost_from_average",
+        "num_class",
+        "num_feature",
+        "num_target",
+    }:
         refuse("an unknown parameter", PLACE)
     if len(_base_scores(learner)) not in (1, outputs):
         refuse("a start for each output is expected", PLACE)
-    if (booster := learner["gradient_booster"])["name"] == "gblinear" and len(booster["model"]["weights"]) != (features + 1) * outputs:
+    if (booster := learner["gradient_booster"])["name"] == "gblinear" and len(
+        booster["model"]["weights"]
+    ) != (features + 1) * outputs:
         refuse("a weight for each feature and output is expected", PLACE)
 
 
@@ -255,14 +280,23 @@ def _check_trees(model: Any, learner: Any) -> None:
     trees, info, starts = model["trees"], model["tree_info"], model["iteration_indptr"]
     count = len(trees)
     param = model["gbtree_model_param"]
-    if count > MAX_TREES or len(info) != count or whole_number(param["num_trees"], PLACE, 0, MAX_TREES) != count:
+    if (
+        count > MAX_TREES
+        or len(info) != count
+        or whole_number(param["num_trees"], PLACE, 0, MAX_TREES) != count
+    ):
         refuse("a class for each tree is expected", PLACE)
     if not set(param) <= _PARAMETERS:
         refuse("an unknown parameter", PLACE)
     whole_number(param["num_parallel_tree"], PLACE, 1, MAX_TREES)
     if any(not 0 <= target < outputs for target in info):
         refuse("a tree for a class that there is not", PLACE)
-    if not starts or starts[0] != 0 or starts[-1] != count or any(b < a for a, b in zip(starts, starts[1:], strict=False)):
+    if (
+        not starts
+        or starts[0] != 0
+        or starts[-1] != count
+        or any(b < a for a, b in itertools.pairwise(starts))
+    ):
         refuse("the rounds do not fit the trees", PLACE)
     _check_categories(model["cats"], features)
     for raw in trees:
@@ -297,10 +331,14 @@ def _check_categories(cats: Any, features: int) -> None:
         total += count
         segments.append(total)
     categories_of(cats)
-    if _ints(cats, "feature_segments") not in ([], segments) or (encoded and len(cats["feature_segments"]) != len(segments)):
+    if _ints(cats, "feature_segments") not in ([], segments) or (
+        encoded and len(cats["feature_segments"]) != len(segments)
+    ):
         refuse("the ranges of the categories do not fit", PLACE)
     order = _ints(cats, "sorted_idx")
-    if len(order) != total or any(sorted(order[a:b]) != list(range(b - a)) for a, b in zip(segments, segments[1:], strict=False)):
+    if len(order) != total or any(
+        sorted(order[a:b]) != list(range(b - a)) for a, b in itertools.pairwise(segments)
+    ):
         refuse("the order of the categories does not fit", PLACE)
 
 
@@ -309,8 +347,22 @@ def _tree(raw: Any, target: int, features: int | None = None) -> Tree:
     count = len(left)
     kinds, default = (np.array(raw[key], dtype=np.int64) for key in ("split_type", "default_left"))
     limits = np.array(raw["split_conditions"], dtype=np.float32)
-    lengths = {len(kinds), len(default), len(limits), len(raw["parents"]), len(raw["split_indices"]), len(raw["base_weights"]), count}
-    if lengths != {count} or not count or not np.isfinite(limits).all() or (kinds < 0).any() or (kinds > 1).any():
+    lengths = {
+        len(kinds),
+        len(default),
+        len(limits),
+        len(raw["parents"]),
+        len(raw["split_indices"]),
+        len(raw["base_weights"]),
+        count,
+    }
+    if (
+        lengths != {count}
+        or not count
+        or not np.isfinite(limits).all()
+        or (kinds < 0).any()
+        or (kinds > 1).any()
+    ):
         refuse("the arrays of a tree have different lengths, or an unknown kind of split", PLACE)
     leaf = left < 0
     parents = np.array(raw["parents"], dtype=np.int64)
@@ -338,12 +390,20 @@ def _tree(raw: Any, target: int, features: int | None = None) -> Tree:
 
 
 def _sets(raw: Any, kinds: Any, inner: Any) -> dict[int, Any]:
-    nodes, starts, sizes = (np.array(raw[f"categories_{key}"], dtype=np.int64) for key in ("nodes", "segments", "sizes"))
+    nodes, starts, sizes = (
+        np.array(raw[f"categories_{key}"], dtype=np.int64) for key in ("nodes", "segments", "sizes")
+    )
     values = np.array(raw["categories"], dtype=np.int64)
     wanted = np.flatnonzero((kinds == 1) & inner)
     if not len(nodes) == len(starts) == len(sizes) or not np.array_equal(nodes, wanted):
         refuse("a set for each split by categories is expected", PLACE)
-    if (starts < 0).any() or (sizes < 1).any() or (starts + sizes > len(values)).any() or (values < 0).any() or (values >= 1 << 24).any():
+    if (
+        (starts < 0).any()
+        or (sizes < 1).any()
+        or (starts + sizes > len(values)).any()
+        or (values < 0).any()
+        or (values >= 1 << 24).any()
+    ):
         refuse("the ranges of the sets do not fit", PLACE)
     return {int(n): values[a : a + k] for n, a, k in zip(nodes, starts, sizes, strict=True)}
 

@@ -82,7 +82,9 @@ def opened(data: bytes) -> tuple[Any, Mapping[int, Sequence[Category]]]:
         return booster.predict(matrix, output_margin=margin, validate_features=False)
 
     def answer(rows: Any) -> Any:
-        lost = np.zeros(len(rows), dtype=bool) if trees else np.isinf(rows).any(axis=1)  # a DMatrix takes none of these
+        lost = (
+            np.zeros(len(rows), dtype=bool) if trees else np.isinf(rows).any(axis=1)
+        )  # a DMatrix takes none of these
         rows = np.where(lost[:, None], 0, rows)
         raw = softmax(ask(rows, margin=True)) if link == "softmax" else ask(rows, margin=False)
         raw = np.array(raw, dtype=np.float64)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mainspring.errors import InvalidInput
-from mainspring.models.formats.answers import decides
 from mainspring.models.formats.adapt import is_adapted
+from mainspring.models.formats.answers import decides
 from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.estimators import fitted_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT

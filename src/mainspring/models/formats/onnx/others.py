@@ -102,7 +102,9 @@ def _features(graph: Graph, ensemble: Ensemble, table: Table) -> str:
         if feature in ensemble.categories:
             known = list(ensemble.categories[feature])
             nan = float("nan")
-            columns += encode_ordinal(graph, [column], [known], unknown=nan, missing=nan) if known else [column]
+            columns += (
+                encode_ordinal(graph, [column], [known], unknown=nan, missing=nan) if known else [column]
+            )
             continue
         if feature in ensemble.coded:
             x = graph.numbers([column])
@@ -160,7 +162,9 @@ def _answer(graph: Graph, ensemble: Ensemble, raw: str) -> str:
         return graph.op("Exp", raw)
     if link == "log1p of exp":
         return graph.op("Log", graph.op("Add", graph.op("Exp", raw), graph.double(1.0)))
-    return graph.op("Mul", graph.op("Sign", raw), graph.op("Mul", raw, raw)) if link == "signed square" else raw
+    return (
+        graph.op("Mul", graph.op("Sign", raw), graph.op("Mul", raw, raw)) if link == "signed square" else raw
+    )
 
 
 class _SingleTrees(Trees):

@@ -95,21 +95,22 @@ class OwnOnnx(BaseEstimator):  # type: ignore[misc]
         else:
             raw = np.asarray(self._session.run([self._output.name], self._feed(features))[0])
             raw = _activate(raw, self._activation)
-        if self._signature.task is Task.REGRESSION or raw.ndim == 2 and raw.shape[1] == 1:
+        if self._signature.task is Task.REGRESSION or (raw.ndim == 2 and raw.shape[1] == 1):
             return raw.reshape(len(raw))
         return raw
 
     def _feed(self, features: Any) -> dict[str, Any]:
         order = [c.name for c in self._signature.inputs]
-        feeds = {}
+        feeds: dict[str, Any] = {}
         for one in self._inputs:
             columns = [
-                np.asarray(features[n]) if hasattr(features, "columns") else features[:, order.index(n)] for n in one.columns
+                np.asarray(features[n]) if hasattr(features, "columns") else features[:, order.index(n)]
+                for n in one.columns
             ]
             # As the graph of a package has it: numbers come as float64.
             wide = columns if one.type == "tensor(string)" else [c.astype(np.float64) for c in columns]
             with np.errstate(over="ignore", invalid="ignore"):
-                table = np.column_stack(wide).astype(_TYPES[one.type])
+                table: Any = np.column_stack(wide).astype(_TYPES[one.type])
             feeds[one.name] = table if one.rank == 2 else table[:, 0]
         return feeds
 
@@ -130,7 +131,9 @@ class OwnProbabilities(ClassifierMixin, OwnOnnx):  # type: ignore[misc]
         raw = self._ask(features)
         wide = raw if raw.ndim == 2 else np.column_stack([1 - raw, raw])
         finite = wide[np.isfinite(wide).all(axis=1)]
-        if len(finite) and (finite.min() < -1e-6 or finite.max() > 1 + 1e-6 or np.abs(finite.sum(axis=1) - 1).max() > 1e-4):
+        if len(finite) and (
+            finite.min() < -1e-6 or finite.max() > 1 + 1e-6 or np.abs(finite.sum(axis=1) - 1).max() > 1e-4
+        ):
             raise InvalidInput(
                 "the answers are no probabilities",
                 value=[float(v) for v in finite[int(np.abs(finite.sum(axis=1) - 1).argmax())]][:5],
@@ -189,14 +192,19 @@ def _read_file(path: Path) -> bytes:
 def _classes(signature: Signature) -> Any:
     if not signature.classes:
         if signature.task is Task.MULTICLASS:
-            raise InvalidInput("the classes are not in an ONNX file", next_step="Name them in the signature, in the order of the answers.")
+            raise InvalidInput(
+                "the classes are not in an ONNX file",
+                next_step="Name them in the signature, in the order of the answers.",
+            )
         return np.array([0, 1])
     if signature.class_type == "int64":
         return np.array([int(c) for c in signature.classes])
     return np.array(signature.classes, dtype=object)
 
 
-def _read_inputs(session: Any, signature: Signature, given: Mapping[str, Sequence[str]] | None) -> list[Input]:
+def _read_inputs(
+    session: Any, signature: Signature, given: Mapping[str, Sequence[str]] | None
+) -> list[Input]:
     """Which columns each input has: as ``given``, or one input with all of them, or an input for each column by its name."""
     found = {i.name: i for i in session.get_inputs()}
     names = [c.name for c in signature.inputs]
@@ -213,11 +221,17 @@ def _read_inputs(session: Any, signature: Signature, given: Mapping[str, Sequenc
                 next_step="Say inputs={'name of the input': ['column', ...], ...}.",
             )  # fmt: skip
     if set(given) != set(found):
-        raise InvalidInput("the inputs are not those of the file", value=sorted(given), place=f"the file has {sorted(found)}")
+        raise InvalidInput(
+            "the inputs are not those of the file", value=sorted(given), place=f"the file has {sorted(found)}"
+        )
     used = [c for columns in given.values() for c in columns]
     for column in used:
         if column not in names:
-            raise InvalidInput("an input has a column that is not in the signature", value=column, next_step=near(column, names, what="column"))
+            raise InvalidInput(
+                "an input has a column that is not in the signature",
+                value=column,
+                next_step=near(column, names, what="column"),
+            )
     return [_read_input(found[name], signature, list(columns)) for name, columns in given.items()]
 
 
@@ -272,7 +286,9 @@ def _activate(raw: Any, activation: Activation | None) -> Any:
     return raw
 
 
-def _rewrite(data: bytes, signature: Signature, inputs: Sequence[Input], output: Any, activation: Activation | None) -> bytes:
+def _rewrite(
+    data: bytes, signature: Signature, inputs: Sequence[Input], output: Any, activation: Activation | None
+) -> bytes:
     """The file with the inputs of a package in front and the output ``scores`` behind."""
     import onnx
     from onnx import TensorProto, compose, helper, numpy_helper
