@@ -45,7 +45,7 @@ class Adapted(BaseEstimator):  # type: ignore[misc]
         names = [str(n) for n in getattr(self, "feature_names_in_", [c.name for c in signature.inputs])]
         columns = {c.name: c for c in signature.inputs}
         self.categorical = [i for i, name in enumerate(names) if columns[name].categories]
-        indices = getattr(self.model, "get_cat_feature_indices", list)()
+        indices: list[int] = getattr(self.model, "get_cat_feature_indices", list)()
         self.texts = {i: _distinct(table[names[i]] for table in tables if names[i] in table) for i in indices}
 
     def dump(self) -> bytes:

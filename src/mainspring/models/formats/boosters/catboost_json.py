@@ -80,8 +80,8 @@ def check(data: bytes) -> Any:
         if canonical(model, model[LINK]) != data:
             refuse("the file holds more than a model, or not in the form that is stored here", PLACE)
         _check_features(model)
-        _read_trees(model)
         _check_tables(model)
+        _read_trees(model)
     except (
         ValueError,
         TypeError,
@@ -174,21 +174,8 @@ def _check_features(model: Any) -> None:
             refuse("the features are not numbered one after the other", PLACE)
     if sorted(_whole(f["flat_feature_index"], 0, width - 1) for f in numbers + texts) != list(range(width)):
         refuse("two features have one position", PLACE)
-    for feature in numbers:
-        borders = [_number(b) for b in feature["borders"]]
-        if (
-            borders != sorted(borders)
-            or feature["nan_value_treatment"] not in _NULLS
-            or type(feature["has_nans"]) is not bool
-        ):
-            refuse("the borders of a feature are not in order", PLACE)
-    for feature in texts:
-        for value in feature.get("values", []):
-            _whole(value, -(2**31), 2**32 - 1)
-    for known in model["features_info"].get("cat_features_hash", []):
-        _whole(known["hash"], 0, 2**32 - 1)
-        if not isinstance(known["value"], str):
-            refuse("a category is a text", PLACE)
+    _check_numbers(numbers)
+    _check_texts(texts, model["features_info"].get("cat_features_hash", []))
     scale, bias = model["scale_and_bias"]
     _number(scale)
     if not isinstance(bias, list) or not 0 < len(bias) <= MAX_OUTPUTS:
@@ -197,6 +184,27 @@ def _check_features(model: Any) -> None:
         _number(value)
     if ("trees" in model) == ("oblivious_trees" in model):
         refuse("trees of one kind are expected", PLACE)
+
+
+def _check_numbers(numbers: list[Any]) -> None:
+    for feature in numbers:
+        borders = [_number(b) for b in feature["borders"]]
+        if (
+            borders != sorted(borders)
+            or feature["nan_value_treatment"] not in _NULLS
+            or type(feature["has_nans"]) is not bool
+        ):
+            refuse("the borders of a feature are not in order", PLACE)
+
+
+def _check_texts(texts: list[Any], known_texts: list[Any]) -> None:
+    for feature in texts:
+        for value in feature.get("values", []):
+            _whole(value, -(2**31), 2**32 - 1)
+    for known in known_texts:
+        _whole(known["hash"], 0, 2**32 - 1)
+        if not isinstance(known["value"], str):
+            refuse("a category is a text", PLACE)
 
 
 def _one_hot_names(model: Any) -> dict[int, list[tuple[str, int]]]:
@@ -217,26 +225,32 @@ class _Splits:
         self._numbers = [(f["flat_feature_index"], f["nan_value_treatment"] != "AsTrue") for f in numbers]
         self._texts = [f["flat_feature_index"] for f in texts]
         self._names = _one_hot_names(model)
-        self._ctrs = len(model["features_info"].get("ctrs", []))
+        ctrs = model["features_info"].get("ctrs", [])
+        # A split is a position in this list, and CatBoost believes the position.
+        self._listed: list[tuple[Any, ...]] = [
+            *(("FloatFeature", f["feature_index"], b) for f in numbers for b in f["borders"]),
+            *(("OneHotFeature", f["feature_index"], v) for f in texts for v in f.get("values", [])),
+            *(("OnlineCtr", c["target_border_idx"], b) for c in ctrs for b in c["borders"]),
+        ]
 
     def ask(self, split: Any) -> tuple[int, float, bool, list[int] | None]:
         """(feature, border, whether null is on the lower side, the codes of the upper side or None)."""
         kind = split["split_type"]
         if kind not in _KINDS:
             refuse("a split of a kind that is not known here", PLACE, str(kind)[:40])
-        _whole(split["split_index"], 0, 1 << 30)
+        position = _whole(split["split_index"], 0, len(self._listed) - 1)
+        own, value = {"FloatFeature": ("float_feature_index", "border"), "OneHotFeature": ("cat_feature_index", "value"),
+                      "OnlineCtr": ("ctr_target_border_idx", "border")}[kind]  # fmt: skip
+        if (kind, split[own], split[value]) != self._listed[position]:
+            refuse("a split is not the one of its position", PLACE, position)
         if kind == "FloatFeature":
             feature, low = self._numbers[_whole(split["float_feature_index"], 0, len(self._numbers) - 1)]
             return feature, _number(split["border"]), low, None
         if kind == "OnlineCtr":
-            _whole(split["ctr_target_border_idx"], 0, 1 << 16)
-            _number(split["border"])
-            if not self._ctrs:
-                refuse("a split by a statistic that there is not", PLACE)
             return self._texts[0], 0.0, False, [-1]
         feature = self._texts[_whole(split["cat_feature_index"], 0, len(self._texts) - 1)]
-        value = _whole(split["value"], -(2**31), 2**32 - 1) & 0xFFFFFFFF
-        return feature, 0.0, False, [i for i, (_, h) in enumerate(self._names[feature]) if h == value]
+        code = _whole(split["value"], -(2**31), 2**32 - 1) & 0xFFFFFFFF
+        return feature, 0.0, False, [i for i, (_, h) in enumerate(self._names[feature]) if h == code]
 
 
 def _read_trees(model: Any) -> list[Tree]:
@@ -334,7 +348,10 @@ def _check_tables(model: Any) -> None:
         }
         if set(ctr) != known or ctr["ctr_type"] not in _CTRS or ctr["identifier"] not in tables:
             refuse("a statistic of a kind that is not known here", PLACE)
-        _whole(ctr["target_border_idx"], 0, 1 << 16)
+        classes = (
+            tables[ctr["identifier"]]["hash_stride"] - 1 if ctr["ctr_type"] in ("Borders", "Buckets") else 1
+        )
+        _whole(ctr["target_border_idx"], 0, classes - 1)
         for value in [
             *ctr["borders"],
             *(ctr[k] for k in ("prior_denomerator", "prior_numerator", "scale", "shift")),

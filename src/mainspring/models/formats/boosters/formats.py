@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from mainspring.errors import InvalidInput
 from mainspring.models.formats.boosters import library_of
@@ -17,6 +17,7 @@ from mainspring.models.formats.trust import TrustPolicy
 from mainspring.records.models import Package, Signature
 
 _HERE = "mainspring.models.formats.boosters"
+_PACKAGES = ("scipy", "pandas", "sklearn", "narwhals", "pyarrow")
 
 
 class Native(ModelFormat):
@@ -25,24 +26,21 @@ class Native(ModelFormat):
     extra = "boosting"
     next_step = 'Save it with format="auto".'
 
-    def __init__(self, name: str, file: str, reader: str, library: str) -> None:
-        self.name = name  # type: ignore[misc] - one class, three entries
-        self.payloads = (file,)  # type: ignore[misc]
-        self.libraries = ("numpy", library)  # type: ignore[misc]
-        self.modules = ("numpy", name, f"{_HERE}.{name}_model", f"{_HERE}.predictor")  # type: ignore[misc]
-        self.packages = ("scipy", "pandas", "sklearn", "narwhals", "pyarrow")  # type: ignore[misc]
-        self._file, self._reader = file, reader
+    file: ClassVar[str]
+    """The name of its file."""
+    reader: ClassVar[str]
+    """The module that checks and reads it."""
 
     def check(self, package: Package, payloads: Payloads, *, trust: TrustPolicy) -> None:  # noqa: ARG002 - nothing to trust
         """See :meth:`ModelFormat.check`."""
-        import_module(f"{_HERE}.{self._reader}").check(payloads[self._file])
+        import_module(f"{_HERE}.{self.reader}").check(payloads[self.file])
 
     def open(self, package: Package, payloads: Payloads, *, trust: TrustPolicy) -> Predictor:
         """See :meth:`ModelFormat.open`."""
         from mainspring.models.formats.boosters.predictor import BoosterPredictor
 
         self.check(package, payloads, trust=trust)  # the library must never see bytes that were not checked
-        return BoosterPredictor(package, self.name, payloads[self._file])
+        return BoosterPredictor(package, self.name, payloads[self.file])
 
     def forms(self, estimator: Any, signature: Signature) -> Iterable[Form]:
         """One form, of a booster of this library that is saved by itself."""
@@ -57,11 +55,39 @@ class Native(ModelFormat):
                 raise InvalidInput(
                     "the columns of the signature are not in the order of the model", value=names[:20]
                 )
-            return {self._file: estimator.dump()}
+            return {self.file: estimator.dump()}
 
         return make
 
 
-LIGHTGBM = Native("lightgbm", "booster.txt", "lightgbm_text", "lightgbm")
-XGBOOST = Native("xgboost", "booster.json", "xgboost_json", "xgboost-cpu")
-CATBOOST = Native("catboost", "booster.json", "catboost_json", "catboost")
+class LightGbm(Native):
+    """Its model text."""
+
+    name, file, reader = "lightgbm", "booster.txt", "lightgbm_text"
+    payloads = (file,)
+    libraries = ("numpy", "lightgbm")
+    modules = ("numpy", "lightgbm", f"{_HERE}.lightgbm_model", f"{_HERE}.predictor")
+    packages = _PACKAGES
+
+
+class XgBoost(Native):
+    """Its JSON."""
+
+    name, file, reader = "xgboost", "booster.json", "xgboost_json"
+    payloads = (file,)
+    libraries = ("numpy", "xgboost-cpu", "xgboost")
+    modules = ("numpy", "xgboost", f"{_HERE}.xgboost_model", f"{_HERE}.predictor")
+    packages = _PACKAGES
+
+
+class CatBoost(Native):
+    """Its JSON."""
+
+    name, file, reader = "catboost", "booster.json", "catboost_json"
+    payloads = (file,)
+    libraries = ("numpy", "catboost")
+    modules = ("numpy", "catboost", f"{_HERE}.catboost_model", f"{_HERE}.predictor")
+    packages = (*_PACKAGES, "matplotlib", "plotly", "graphviz", "six")
+
+
+LIGHTGBM, XGBOOST, CATBOOST = LightGbm(), XgBoost(), CatBoost()

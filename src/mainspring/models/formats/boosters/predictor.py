@@ -49,12 +49,9 @@ class BoosterPredictor(PackagedPredictor):
         table = np.empty((rows, len(listed)), dtype=object if self._texts else np.float64)
         for j, column in enumerate(listed):
             table[:, j] = column
-        lost = np.zeros(rows, dtype=bool)
         if self._single:
             with np.errstate(over="ignore"):
                 table = table.astype(np.float32)
-            lost = np.isinf(table).any(axis=1)  # XGBoost raises on these
-            table[lost] = 0
         raw = np.asarray(self._answer(table), dtype=np.float64)
         if signature.task is not Task.MULTICLASS:
             raw = raw[:, 1] if raw.shape == (rows, 2) else raw.reshape(-1)
@@ -62,8 +59,6 @@ class BoosterPredictor(PackagedPredictor):
             raise Corrupt(
                 "the model answers in another shape than its signature says", value=raw.shape, place="booster"
             )
-        raw = np.array(raw)
-        raw[lost] = np.nan
         return raw
 
     def _column(self, feature: int, column: Column, values: Any, rows: int) -> Any:

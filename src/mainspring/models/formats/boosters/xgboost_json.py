@@ -5,6 +5,7 @@ What is stored is not the file of the library but :func:`canonical`: what predic
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -145,15 +146,13 @@ def read(data: bytes) -> Ensemble:
     )
 
 
-def describe(data: bytes) -> tuple[int, Link, dict[int, list[Category]], list[str]]:
-    """Of a checked file: number of features, what becomes of the sums, categories by feature, types of the features."""
+def describe(data: bytes) -> tuple[Link, dict[int, list[Category]], bool]:
+    """Of a checked file: what becomes of the sums, categories by feature, whether it has trees."""
     learner = json.loads(data)["learner"]
     booster = learner["gradient_booster"]
     inner = booster.get("model") or booster["gbtree"]["model"]
-    return (
-        _sizes(learner)[0], _LINKS[learner["objective"]["name"]], categories_of(inner.get("cats") or {"enc": []}),
-        learner["feature_types"],
-    )  # fmt: skip
+    categories = categories_of(inner.get("cats") or {"enc": []})
+    return _LINKS[learner["objective"]["name"]], categories, "trees" in inner
 
 
 def categories_of(cats: Mapping[str, Any]) -> dict[int, list[Category]]:
@@ -167,11 +166,11 @@ def categories_of(cats: Mapping[str, Any]) -> dict[int, list[Category]]:
             if offsets:
                 if (
                     offsets[0] != 0
-                    or any(b < a for a, b in zip(offsets, offsets[1:], strict=False))
+                    or any(b < a for a, b in itertools.pairwise(offsets))
                     or offsets[-1] != len(joined)
                 ):
                     refuse("the texts of categories do not fit", PLACE)
-                out[feature] = [joined[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+                out[feature] = [joined[a:b].decode() for a, b in itertools.pairwise(offsets)]
         elif values:
             out[feature] = list(values)
     return out
@@ -296,7 +295,7 @@ def _check_trees(model: Any, learner: Any) -> None:
         not starts
         or starts[0] != 0
         or starts[-1] != count
-        or any(b < a for a, b in zip(starts, starts[1:], strict=False))
+        or any(b < a for a, b in itertools.pairwise(starts))
     ):
         refuse("the rounds do not fit the trees", PLACE)
     _check_categories(model["cats"], features)
@@ -338,7 +337,7 @@ def _check_categories(cats: Any, features: int) -> None:
         refuse("the ranges of the categories do not fit", PLACE)
     order = _ints(cats, "sorted_idx")
     if len(order) != total or any(
-        sorted(order[a:b]) != list(range(b - a)) for a, b in zip(segments, segments[1:], strict=False)
+        sorted(order[a:b]) != list(range(b - a)) for a, b in itertools.pairwise(segments)
     ):
         refuse("the order of the categories does not fit", PLACE)
 

@@ -70,15 +70,25 @@ def opened(data: bytes) -> tuple[Any, Mapping[int, Sequence[Category]]]:
     """A function from rows (float64, categories as codes) to answers, and the categories; ``data`` was checked."""
     import xgboost
 
-    features, link, categories, types = xgboost_json.describe(data)
+    link, categories, trees = xgboost_json.describe(data)
     booster = xgboost.Booster({"nthread": 1})
     booster.load_model(bytearray(data))
-    kinds = types or ["float"] * features
+
+    def ask(rows: Any, *, margin: bool) -> Any:
+        if trees:  # as XGBClassifier and XGBRegressor ask them
+            kind = "margin" if margin else "value"
+            return booster.inplace_predict(rows, predict_type=kind, validate_features=False)
+        matrix = xgboost.DMatrix(rows, nthread=1)
+        return booster.predict(matrix, output_margin=margin, validate_features=False)
 
     def answer(rows: Any) -> Any:
-        matrix = xgboost.DMatrix(rows, feature_types=kinds, nthread=1)
-        if link == "softmax":
-            return softmax(booster.predict(matrix, output_margin=True, validate_features=False))
-        return booster.predict(matrix, validate_features=False)
+        lost = (
+            np.zeros(len(rows), dtype=bool) if trees else np.isinf(rows).any(axis=1)
+        )  # a DMatrix takes none of these
+        rows = np.where(lost[:, None], 0, rows)
+        raw = softmax(ask(rows, margin=True)) if link == "softmax" else ask(rows, margin=False)
+        raw = np.array(raw, dtype=np.float64)
+        raw[lost] = np.nan
+        return raw
 
     return answer, categories

@@ -41,11 +41,8 @@ class Onnx(ModelFormat):
 
         for name, make in list_forms(estimator, signature):
             label = f"onnx ({name})"
-            yield Form(
-                label,
-                lambda make=make: {_FILE: make()},
-                {"onnx_form": label, **getattr(estimator, "onnx_notes", {})},
-            )  # type: ignore[misc]
+            notes = {"onnx_form": label, **getattr(estimator, "onnx_notes", {})}
+            yield Form(label, lambda make=make: {_FILE: make()}, notes)  # type: ignore[misc]
 
     def cost(self, package: Package, payloads: Payloads) -> Cost:  # noqa: ARG002 - the graph is enough
         """From the graph's operators and the lengths of the paths in its trees."""

@@ -101,7 +101,7 @@ class OwnOnnx(BaseEstimator):  # type: ignore[misc]
 
     def _feed(self, features: Any) -> dict[str, Any]:
         order = [c.name for c in self._signature.inputs]
-        feeds = {}
+        feeds: dict[str, Any] = {}
         for one in self._inputs:
             columns = [
                 np.asarray(features[n]) if hasattr(features, "columns") else features[:, order.index(n)]
@@ -110,7 +110,7 @@ class OwnOnnx(BaseEstimator):  # type: ignore[misc]
             # As the graph of a package has it: numbers come as float64.
             wide = columns if one.type == "tensor(string)" else [c.astype(np.float64) for c in columns]
             with np.errstate(over="ignore", invalid="ignore"):
-                table = np.column_stack(wide).astype(_TYPES[one.type])
+                table: Any = np.column_stack(wide).astype(_TYPES[one.type])
             feeds[one.name] = table if one.rank == 2 else table[:, 0]
         return feeds
 
