@@ -183,7 +183,8 @@ def cases() -> dict[str, Case]:
 
 
 def _linear_regressors() -> dict[str, Case]:
-    from sklearn import cross_decomposition, dummy, isotonic, linear_model as lm, svm  # noqa: F401
+    from sklearn import cross_decomposition, dummy, isotonic, svm  # noqa: F401
+    from sklearn import linear_model as lm
 
     plain: dict[str, Callable[[], Any]] = {
         "LinearRegression": lm.LinearRegression,
@@ -234,7 +235,8 @@ def _passive(kind: Any) -> Any:
 
 def _linear_classifiers() -> dict[str, Case]:
     from sklearn import discriminant_analysis as da
-    from sklearn import dummy, linear_model as lm, multiclass, svm
+    from sklearn import dummy, multiclass, svm
+    from sklearn import linear_model as lm
 
     out: dict[str, Case] = {}
     makes: dict[str, Callable[[], Any]] = {
@@ -464,14 +466,23 @@ def _bins() -> Any:
 
 def _combined() -> dict[str, Case]:
     from sklearn import (
-        calibration,
         compose,
-        ensemble as en,
         frozen,
+        naive_bayes,
+        neighbors,
+        preprocessing,
+        svm,
+        tree,
+    )
+    from sklearn import (
+        ensemble as en,
+    )
+    from sklearn import (
         linear_model as lm,
+    )
+    from sklearn import (
         model_selection as ms,
-    )  # noqa: F401
-    from sklearn import naive_bayes, neighbors, preprocessing, svm, tree
+    )
 
     logistic, forest, ridge = lm.LogisticRegression, en.RandomForestClassifier, lm.Ridge
 
@@ -608,8 +619,18 @@ def _several() -> dict[str, Case]:
 
 
 def _alone() -> dict[str, Case]:
-    from sklearn import cluster, covariance, cross_decomposition, decomposition as de, ensemble as en  # noqa: F401
-    from sklearn import kernel_approximation, mixture, preprocessing as pre, random_projection, svm  # noqa: F401
+    from sklearn import (  # noqa: F401  # noqa: F401
+        cluster,
+        covariance,
+        cross_decomposition,
+        kernel_approximation,
+        mixture,
+        random_projection,
+        svm,
+    )
+    from sklearn import decomposition as de
+    from sklearn import ensemble as en
+    from sklearn import preprocessing as pre
 
     makes: dict[str, Callable[[], Any]] = {
         "IsolationForest": lambda: en.IsolationForest(n_estimators=20, random_state=0),
@@ -661,9 +682,15 @@ def _alone() -> dict[str, Case]:
 def _preprocessed() -> dict[str, Case]:
     from sklearn import (
         decomposition,
-        feature_selection as fs,
         impute,
+    )
+    from sklearn import (
+        feature_selection as fs,
+    )
+    from sklearn import (
         linear_model as lm,
+    )
+    from sklearn import (
         preprocessing as pre,
     )
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -730,7 +757,10 @@ def _preprocessed() -> dict[str, Case]:
 
 
 def _tables() -> dict[str, Case]:
-    from sklearn import ensemble as en, impute, linear_model as lm, preprocessing as pre
+    from sklearn import ensemble as en
+    from sklearn import impute
+    from sklearn import linear_model as lm
+    from sklearn import preprocessing as pre
     from sklearn.compose import ColumnTransformer, make_column_selector
     from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 

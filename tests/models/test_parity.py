@@ -378,17 +378,20 @@ def test_a_number_on_which_the_estimator_raises_gets_no_number(family: str, tmp_
 def test_auto_says_why_each_format_refused_and_points_out_of_the_circle(tmp_path: Path) -> None:
     """Seen red in 0.1: only the last refusal, whose next step was the first."""
     from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.svm import SVC
 
     x = np.random.default_rng(20).normal(size=(120, 2))
     sample = dict(zip("ab", x.T, strict=True))
     signature = _signature(*_floats("ab"))
-    estimator = KNeighborsClassifier(5, weights="distance").fit(x, x[:, 0] > 0)
+    estimator = SVC(kernel=lambda a, b: a @ b.T).fit(x, x[:, 0] > 0)
     with pytest.raises(InvalidInput) as caught:
         formats.save(estimator, tmp_path / "p", signature=signature, sample=sample)
     text = str(caught.value)
-    for reason in ("no exact form for KNeighborsClassifier", "skl2onnx in float64", "KDTree"):
+    for reason in ("a kernel of your own", "skl2onnx in float64", "skops"):
         assert reason in text
-    assert caught.value.next_step == "Fit with algorithm='brute'."
+    assert caught.value.next_step == (
+        "Use LinearSVC in CalibratedClassifierCV, or Nystroem with LogisticRegression."
+    )
     brute = KNeighborsClassifier(5, weights="distance", algorithm="brute").fit(x, x[:, 0] > 0)
     package = formats.save(brute, tmp_path / "p", signature=signature, sample=sample)
     assert package.format == "skops"

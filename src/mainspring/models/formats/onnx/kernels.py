@@ -81,6 +81,8 @@ def _dense(values: Any) -> Any:
 
 def _kernel(graph: Graph, model: Any, table: Table) -> tuple[str, str]:
     """The kernel with each support vector, ``[n, vectors]``, and the features."""
+    if not isinstance(model.kernel, str) or model.kernel == "precomputed":
+        raise Unsupported("a support vector machine with a kernel of your own")
     x = graph.numbers(table)
     vectors = np.asarray(_dense(model.support_vectors_), dtype=np.float64)
     gamma = graph.double(float(model._gamma))  # noqa: SLF001 - what "scale" and "auto" came to

@@ -222,13 +222,11 @@ def _check_sparse(data: bytes, trust: TrustPolicy) -> None:
 
 
 INSTEAD = {
-    "sklearn.neighbors._kd_tree.KDTree": "Fit with algorithm='brute'.",
-    "sklearn.neighbors._ball_tree.BallTree": "Fit with algorithm='brute'.",
     "sklearn.svm._classes.SVC": "Use LinearSVC in CalibratedClassifierCV, or Nystroem with LogisticRegression.",
     "sklearn.svm._classes.NuSVC": "Use LinearSVC in CalibratedClassifierCV, or Nystroem with LogisticRegression.",
     "sklearn.svm._classes.SVR": "Use KernelRidge, or Nystroem with Ridge.",
+    "sklearn.svm._classes.OneClassSVM": "Use IsolationForest, or a kernel that has a name.",
     "sklearn.svm._classes.NuSVR": "Use KernelRidge, or Nystroem with Ridge.",
-    "scipy.interpolate._bsplines.BSpline": "Use KBinsDiscretizer or PolynomialFeatures.",
 }
 """What to fit instead of the types that are left out on purpose."""
 
