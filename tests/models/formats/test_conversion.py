@@ -28,11 +28,11 @@ def test_work_beyond_the_limit_is_ended_and_nothing_more_is_begun() -> None:
             counted[0] += 1
 
     clock = Clock(0.2)
-    with pytest.raises(InvalidInput, match="longer than 0.2 s"):
+    with pytest.raises(InvalidInput, match=r"longer than 0\.2 s"):
         clock.run(count)
     assert not [t for t in threading.enumerate() if t.name == "conversion"]
     begun: list[int] = []
-    with pytest.raises(InvalidInput, match="longer than 0.2 s"):
+    with pytest.raises(InvalidInput, match=r"longer than 0\.2 s"):
         clock.run(lambda: begun.append(1))
     assert not begun
 
