@@ -113,10 +113,10 @@ NAMES_NOTHING = {
     "body", "limit", "depth", "kind", "newest_first", "anchor", "older_than_s", "rules", "message", "tags", "checks", "reason", "force",
     "key", "path", "prefix", "params", "started_us", "alive_s", "source", "status", "ended_us", "size", "metrics", "thin_to", "code",
     "environment", "filter", "order_by", "view", "remove", "at", "approved", "expected", "label", "max_uses", "purpose", "by", "attempts",
-    "state", "now", "since", "until", "severity", "min_rows", "metric", "attempt", "error", "champion", "policy", "step",
+    "state", "now", "since", "until", "severity", "min_rows", "metric", "attempt", "error", "champion", "same_as", "policy", "step",
     "override", "worker", "token", "seq",
 }  # fmt: skip
-"""Arguments that hold values, not names of things. ``version``, ``champion`` and ``expected`` count within a model; ``step`` within a
+"""Arguments that hold values, not names of things. ``version``, ``champion``, ``same_as`` and ``expected`` count within a model; ``step`` within a
 run."""
 
 DIGESTS = {"digest", "package", "profile", "files", "result"}
@@ -187,7 +187,7 @@ def own_arguments(o: Operation, own: Things) -> dict[str, Any]:
     """Arguments with which the operation would do its work."""
     values: dict[str, Any] = {k: v[0] for k, v in own.named().items()} | {
         "digest": own.upload.digest, "package": own.package.digest, "profile": own.profile, "size": own.upload.size, "path": "f",
-        "reason": "r", "purpose": "p", "tags": {}, "alive_s": 1.0, "key": "loss", "rules": [], "champion": None, "attempt": 1, "policy": {},
+        "reason": "r", "purpose": "p", "tags": {}, "alive_s": 1.0, "key": "loss", "rules": [], "champion": None, "same_as": None, "attempt": 1, "policy": {},
         "metric": "auc", "step": "s", "version": 1, "kind": "input", "selector": "latest", "before": "latest", "after": "latest",
         "now": None, "ref": f"run:{own.run}", "window": own.run, "worker": "w", "token": "t", "seq": 1, "id": own.dataset_version, "refs": [f"run:{own.run}"],
     }  # fmt: skip
