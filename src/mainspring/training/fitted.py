@@ -45,8 +45,8 @@ class Fitted:
     it is the labels of ``train`` themselves, and ``holdout`` is then a pair (rows, labels). Without a target (detectors, clusterings,
     transformers) nothing is evaluated. Columns that the estimator does not use may be in the tables: they are kept with the rows.
 
-    ``time`` or ``group`` names the column by which rows depend on one another, for the intervals. ``metrics``: what is measured, by
-    default what is usual for the task. ``slices``: columns by whose values it is measured, too. ``nullable``: inputs that may be null in
+    ``time`` or ``group`` names the column by which rows depend on one another, for the intervals. ``metrics``: what is measured
+    beside what is usual for the task. ``slices``: columns by whose values it is measured, too. ``nullable``: inputs that may be null in
     a request although no row here is. ``classes``: names for the codes 0, 1, ... of the labels. ``source``: the dataset version
     that the rows come from (or its id, or a name such as ``churn@3``), of which the run does not know by itself. ``seed`` and ``replicates`` are of the bootstrap.
     """
