@@ -97,7 +97,7 @@ class Deploy:
         return result
 
     @operation(role=Role.OPERATOR, deadline_s=120.0)
-    def try_version(self, model: str, *, version: int | str) -> None:
+    def check_version(self, model: str, *, version: int | str) -> None:
         """Open the package of a version once as a server would; raises what that raises, before anything is decided."""
         self._try_packages([self._models.get_version(model=model, selector=str(version)).package])
 

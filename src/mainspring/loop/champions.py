@@ -24,7 +24,7 @@ def promote(
 ) -> Promotion:
     """Make a version the champion and let it answer everywhere; nothing has changed if its package does not load."""
     number = rooms.models.get_version(model=model, selector=version).version
-    rooms.deploy.try_version(model=model, version=number)
+    rooms.deploy.check_version(model=model, version=number)
     return _move(
         base,
         rooms,
