@@ -404,6 +404,7 @@ def test_a_bundle_belongs_to_one_project(make_foundation: Callable[..., Foundati
 
 def test_every_public_method_is_an_operation() -> None:
     assert set(operations_of(Deploy)) == {
+        "check_version",
         "deploy",
         "set_routes",
         "remove_deployment",

@@ -331,7 +331,7 @@ def _ask(client: Any, method: str, path: str, document: Any = None) -> dict[str,
         raise Unavailable(
             f"no inference server answers: {error}",
             place=str(client.base_url),
-            next_step="Start one with mainspring up, or ask the version itself: mainspring predict --model MODEL.",
+            next_step="Give --model MODEL to do without a server, or start one: mainspring up.",
         ) from None
     try:
         body = response.json()
