@@ -92,7 +92,11 @@ def _booster(graph: Graph, model: Any, table: Table) -> Answer:
         return Answer(value=answer)
     if ensemble.link not in ("sigmoid", "softmax", "sigmoid of each"):
         raise Unsupported("a classifier whose answers are no probabilities")
-    return Answer(positive=answer) if ensemble.link == "sigmoid" else Answer(wide=answer)
+    # Calibration prefers a decision function; LightGBM has one, which answers the sums.
+    decision = raw if hasattr(model, "decision_function") else ""
+    if ensemble.link == "sigmoid":
+        return Answer(positive=answer, decision=decision)
+    return Answer(wide=answer, decision=decision)
 
 
 def _features(graph: Graph, ensemble: Ensemble, table: Table) -> str:
