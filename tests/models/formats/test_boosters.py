@@ -17,7 +17,7 @@ from mainspring.models import formats
 from mainspring.models.formats.boosters import catboost_json, lightgbm_text, xgboost_json
 from mainspring.records.models import Column, Package, Signature, Task
 
-TEXT = """tree
+TEXT = b"""tree
 version=v4
 num_class=1
 num_tree_per_iteration=1
@@ -43,7 +43,7 @@ shrinkage=1
 end of trees
 
 categories={}
-""".encode()
+"""
 
 
 def _xgboost() -> dict[str, Any]:
@@ -56,7 +56,13 @@ def _xgboost() -> dict[str, Any]:
     model = {
         "gbtree_model_param": {"num_parallel_tree": "1", "num_trees": "1"}, "iteration_indptr": [0, 1], "tree_info": [0], "trees": [tree],
     }  # fmt: skip
-    head = {"base_score": "5E-1", "boost_from_average": "1", "num_class": "0", "num_feature": "2", "num_target": "1"}
+    head = {
+        "base_score": "5E-1",
+        "boost_from_average": "1",
+        "num_class": "0",
+        "num_feature": "2",
+        "num_target": "1",
+    }
     objective = {"name": "binary:logistic", "reg_loss_param": {"scale_pos_weight": "1"}}
     learner = {
         "attributes": {"best_iteration": "0"}, "feature_names": ["a", "b"], "feature_types": [],
@@ -71,7 +77,11 @@ def _catboost() -> dict[str, Any]:
     ]  # fmt: skip
     split = {"border": 0.5, "float_feature_index": 1, "split_index": 1, "split_type": "FloatFeature"}
     tree = {"leaf_values": [-1.0, 1.0], "leaf_weights": [1, 1], "splits": [split]}
-    return {"features_info": {"float_features": numbers}, "oblivious_trees": [tree], "scale_and_bias": [1, [0.25]]}
+    return {
+        "features_info": {"float_features": numbers},
+        "oblivious_trees": [tree],
+        "scale_and_bias": [1, [0.25]],
+    }
 
 
 FILES = {
@@ -99,7 +109,9 @@ def _package(name: str) -> tuple[Package, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_library_that_is_missing_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen red with the failed import taken for a refusal of the library."""
     package, payloads = _package(name)
     formats.check_payload(package, payloads)
@@ -121,7 +133,10 @@ def test_what_is_read_of_a_text_of_lightgbm() -> None:
     assert (ensemble.features, ensemble.outputs, ensemble.link) == (2, 1, "sigmoid")
     assert tree.left.tolist() == [1, 2, -1, -1, -1]
     assert tree.right.tolist() == [4, 3, -1, -1, -1]
-    assert tree.missing_left.tolist()[:2] == [True, False]  # NaN is 0 at the first node, and goes right at the second
+    assert tree.missing_left.tolist()[:2] == [
+        True,
+        False,
+    ]  # NaN is 0 at the first node, and goes right at the second
 
 
 def test_what_is_read_of_a_file_of_xgboost() -> None:
@@ -144,6 +159,15 @@ def test_what_is_read_of_a_file_of_catboost() -> None:
 def test_what_is_not_such_a_file_is_refused(name: str) -> None:
     package, payloads = _package(name)
     file, good = FILES[name]
-    for bad in (b"", b"{}", b"null", good[:-20], good + b" ", good.replace(b"0.5", b"0.5x"), b"\xff", b"[" * 50_000):
+    for bad in (
+        b"",
+        b"{}",
+        b"null",
+        good[:-20],
+        good + b" ",
+        good.replace(b"0.5", b"0.5x"),
+        b"\xff",
+        b"[" * 50_000,
+    ):
         with pytest.raises(UnsafeFormat):
             formats.check_payload(package, {**payloads, file: bad})

@@ -121,6 +121,9 @@ def _features(graph: Graph, ensemble: Ensemble, table: Table) -> str:
             continue
         columns.append(column)
     x = graph.numbers(columns)
+    if ensemble.zero is not None:
+        small = graph.op("LessOrEqual", graph.op("Abs", x), graph.double(ensemble.zero))
+        x = graph.op("Where", small, graph.double(0.0), x)
     if ensemble.missing is not None:
         x = graph.cast(x, "FLOAT")
         null = graph.op("Equal", x, graph.constant(np.float32(ensemble.missing)))
