@@ -112,7 +112,6 @@ def _package(name: str) -> tuple[Package, dict[str, bytes]]:
 def test_a_library_that_is_missing_is_named_with_its_extra(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen red with the failed import taken for a refusal of the library."""
     package, payloads = _package(name)
     formats.check_payload(package, payloads)
     found = builtins.__import__
