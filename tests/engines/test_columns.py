@@ -212,7 +212,7 @@ def test_boosters_vote_and_are_calibrated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", INNER)
 def test_names_of_columns_may_be_any(name: str, tmp_path: Path) -> None:
-    """LightGBM writes other names than it is given."""
+    """LightGBM writes other names than it is given. Seen red without the names of the sample."""
     frame = make_frame(800, 1)[["petal width (cm)", "count"]].rename(columns={"count": "1st x.y"})
     model = INNER[name]().fit(frame, _codes(make_frame(800, 1)))
     package = formats.save(model, tmp_path / "p", sample=frame)
