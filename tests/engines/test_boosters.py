@@ -142,7 +142,10 @@ def other() -> _Rows:
 def test_a_stored_booster_answers_as_the_booster(
     name: str, fitted: _Rows, other: _Rows, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """On rows that nobody saw. Seen red: LightGBM's thresholds rounded to float32; XGBoost's ``<`` written as ``<=``."""
+    """On rows that nobody saw, and in ``save`` on values beside the thresholds.
+
+    Seen red: LightGBM's thresholds rounded to float32; XGBoost's ``<`` written as ``<=``.
+    """
     form, make = MODELS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -166,6 +169,22 @@ def test_a_stored_booster_answers_as_the_booster(
         assert worst <= 2.5e-7 if "gamma" in name or "linear" in name else worst < 1e-12
     record_property("line", f"{name} | {form} | {worst:.1e} | {micros:.1f}")
     print(f"{name} | {form} | {worst:.1e} | {micros:.1f}")
+
+
+def test_what_lightgbm_takes_for_zero(fitted: _Rows, tmp_path: Path) -> None:
+    """LightGBM reads a number of 1e-35 or less as 0, and splits beside it. Seen red with such numbers compared as they are."""
+    x = np.where(fitted.x > 0, fitted.x, np.where(fitted.x < -0.5, fitted.x, 0.0))
+    model = lightgbm.LGBMClassifier(**_L).fit(x, (x[:, 0] == 0) ^ (x[:, 3] > 0))
+    formats.save(model, tmp_path / "p", sample=x, format="onnx")
+    tiny = float(np.float32(1e-35))
+    values = [
+        v for t in (tiny, 1e-35, 1e-36, 1.1e-35) for v in (t, -t, np.nextafter(t, 1), np.nextafter(-t, -1))
+    ]
+    rows = np.repeat(x[:50], len(values), axis=0)
+    for column in range(x.shape[1]):
+        rows[:, column] = np.random.default_rng(column).choice(values, len(rows))
+    stored = formats.load(tmp_path / "p").predict_proba(rows)
+    np.testing.assert_allclose(stored, model.predict_proba(rows), atol=1e-14, rtol=0)
 
 
 def _ask(model: Any, rows: Any) -> tuple[Any, Any]:

@@ -81,7 +81,7 @@ BOOSTERS = {
 def test_pandas_categories_are_what_they_were_in_training(name: str, tmp_path: Path) -> None:
     """Also from a sample whose categories stand in another order, and for a category that nobody has seen.
 
-    Seen red with the codes of the sample's order in place of the booster's.
+    Not seen red: the codes are read from the booster's own file, and no other order is at hand.
     """
     frame = make_frame(800, 1)
     model = BOOSTERS[name](frame)
@@ -125,7 +125,7 @@ def test_texts_of_catboost_are_stored_by_catboost(depth: int, tmp_path: Path) ->
 
 
 def test_few_texts_of_catboost_are_a_graph(tmp_path: Path) -> None:
-    """Categories that the trees ask for one by one. Seen red with the texts of the sample's first ten rows only."""
+    """Categories that the trees ask for one by one."""
     frame = (
         make_frame(800, 1)
         .assign(color=lambda f: f["color"].astype(object).fillna("none"))

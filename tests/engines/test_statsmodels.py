@@ -58,7 +58,6 @@ RESULTS: dict[str, _Fit] = {
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_are_stored_by_their_parameters(name: str, tmp_path: Path) -> None:
-    """Seen red with the coefficients in another order than the columns (a constant that comes last)."""
     frame = make_frame(400, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

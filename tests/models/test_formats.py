@@ -328,7 +328,7 @@ def test_x02_a_format_that_is_no_name_of_the_table_is_refused(package_copy: Path
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {"format": form}))
     with pytest.raises(UnsafeFormat, match="not a format that is loaded here") as caught:
         formats.load(package_copy)
-    assert "'onnx' and 'skops'" in str(caught.value.next_step)
+    assert "'onnx', 'skops', 'lightgbm', 'xgboost' and 'catboost'" in str(caught.value.next_step)
 
 
 def test_loading_onnx_imports_neither_sklearn_nor_a_database(saved_logistic: Path) -> None:

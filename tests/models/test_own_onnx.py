@@ -62,7 +62,6 @@ def make_network(path: Path, *, rows: Any = "batch", extra: Any = ()) -> Path:
 def test_a_network_of_logits_beside_its_original(
     foundation: Foundation, client_of: _Client, tmp_path: Path
 ) -> None:
-    """Seen red with the output's probabilities not computed: the logits were refused."""
     client = client_of(foundation)
     path = make_network(tmp_path / "net.onnx")
     version = client.register_onnx(
@@ -85,7 +84,7 @@ def test_a_network_of_logits_beside_its_original(
 def test_columns_go_to_the_inputs_that_are_named(
     foundation: Foundation, client_of: _Client, tmp_path: Path
 ) -> None:
-    """In the order of the input, not of the signature. Seen red with the columns taken in the signature's order."""
+    """In the order of the input, not of the signature."""
     client = client_of(foundation)
     columns = {"c": _ROWS[:, 2], "a": _ROWS[:, 0], "unused": _ROWS[:, 1], "b": _ROWS[:, 1]}
     signature = formats.infer_signature(columns, task="multiclass", classes=SIGNATURE.classes)
@@ -134,7 +133,6 @@ def test_a_file_with_an_input_for_each_column(
 def test_another_model_than_the_file_is_refused(
     foundation: Foundation, client_of: _Client, tmp_path: Path
 ) -> None:
-    """Seen red without the comparison with the original."""
     with pytest.raises(ParityFailed, match="does not repeat"):
         client_of(foundation).register_onnx(
             make_network(tmp_path / "net.onnx"),
@@ -184,7 +182,6 @@ def test_files_that_do_not_fit_are_refused(
     error: Any,
     why: str,
 ) -> None:
-    """Seen red: the last two with the check of the file removed reached ONNX Runtime."""
     extra = change.get("extra", [])
     if extra and extra[0].op_type == "ConstantOfShape":
         change = {"extra": [helper.make_node("Cast", ["x"], ["n"], to=TensorProto.INT64), *extra]}
@@ -201,7 +198,7 @@ def test_files_that_do_not_fit_are_refused(
 def test_a_file_that_leads_outside_is_refused(
     foundation: Foundation, client_of: _Client, tmp_path: Path
 ) -> None:
-    """Weights in another file: the check refuses before the ``onnx`` library would read it. Seen red with the check removed."""
+    """Weights in another file: the check refuses before the ``onnx`` library would read it."""
     model = onnx.load(make_network(tmp_path / "net.onnx"))
     (tmp_path / "secret").write_bytes(_W1.tobytes())
     weights = model.graph.initializer[0]

@@ -173,7 +173,7 @@ class ModelsClient(_Operations):
             model=model,
             signature=signature,
             sample=sample,
-            format="onnx",
+            format=own.stored_as,
             tolerance=limit,
             **registration,
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.columns import is_null
 from mainspring.models.formats.estimators import NullText, estimator_input
 from mainspring.records.models import Signature
@@ -31,7 +32,7 @@ def split_values(
 ) -> Iterator[dict[str, Any]]:
     """Changes to a row, about ``limit`` at most: one column on or beside a threshold, then all such columns at once."""
     by_column: dict[str, list[float]] = {}
-    for steps, thresholds in _find_trees(estimator, []):
+    for steps, thresholds in _find_splits(estimator):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -92,6 +93,17 @@ def _around(threshold: float) -> list[float]:
     return [v for v in values if math.isfinite(v)]
 
 
+def _find_splits(estimator: Any) -> Iterator[tuple[_Steps, list[tuple[int, float]]]]:
+    """Each tree model inside ``estimator``, scikit-learn's and others'."""
+    parts = estimator.steps if type(estimator).__name__ == "Pipeline" else [("", estimator)]
+    last = parts[-1][1]
+    if library_of(getattr(last, "model", last)) is None:
+        yield from _find_trees(estimator, [])
+    else:
+        before = [part for _, part in parts[:-1] if part is not None and part != "passthrough"]
+        yield before, _booster_splits(last)
+
+
 def _find_trees(estimator: Any, steps: _Steps) -> Iterator[tuple[_Steps, list[tuple[int, float]]]]:
     """Each tree model inside ``estimator``: the steps before it, and (feature, threshold) of its splits."""
     kind = type(estimator).__name__
@@ -135,6 +147,23 @@ def _hist_splits(estimator: Any) -> list[tuple[int, float]]:
             inner = (nodes["is_leaf"] == 0) & (nodes["is_categorical"] == 0)
             features = order[nodes["feature_idx"][inner]].tolist()
             splits += zip(features, nodes["num_threshold"][inner].tolist(), strict=True)
+    return splits
+
+
+def _booster_splits(estimator: Any) -> list[tuple[int, float]]:
+    """Of LightGBM, XGBoost or CatBoost; none of a model whose trees no graph repeats."""
+    from mainspring.models.formats.onnx.graph import Unsupported
+    from mainspring.models.formats.onnx.others import read_booster
+
+    try:
+        ensemble = read_booster(estimator)
+    except Unsupported:
+        return []
+    splits: list[tuple[int, float]] = []
+    for tree in ensemble.trees:
+        inner = (tree.left >= 0) & np.isfinite(tree.threshold)
+        inner[list(tree.members)] = False
+        splits += zip(tree.feature[inner].tolist(), tree.threshold[inner].tolist(), strict=True)
     return splits
 
 

@@ -63,6 +63,8 @@ class Ensemble:
     whole: Literal["truncate", "floor"] = "truncate"
     missing: float | None = None
     """A number that means null, besides NaN."""
+    zero: float | None = None
+    """A number of this size or smaller is 0 before it is compared."""
     finite: bool = False
     """Whether an infinite number is refused."""
 

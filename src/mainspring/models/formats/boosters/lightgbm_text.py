@@ -45,6 +45,8 @@ _LINKS: dict[str, Link] = {
 }  # fmt: skip
 _ARGUMENT = re.compile(r"(?:sigmoid|num_class|alpha|sqrt|c|tweedie_variance_power)(?::[-+0-9.eE]+)?")
 _ZERO_IS_MISSING = 1
+ZERO = float(np.float32(1e-35))
+"""What LightGBM takes for 0 when it reads a row, and splits at."""
 _CATEGORIES = "categories="
 
 
@@ -116,6 +118,7 @@ def read(data: bytes) -> Ensemble:
         sigmoid=float(given.get("sigmoid", 1.0)) if link in ("sigmoid", "sigmoid of each") and name != "cross_entropy" else 1.0,
         categories=categories_of(data),
         coded=frozenset(coded),
+        zero=ZERO if any((np.abs(tree.threshold[tree.left >= 0]) <= ZERO).any() for tree in trees) else None,
     )  # fmt: skip
 
 

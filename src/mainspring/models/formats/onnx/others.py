@@ -92,7 +92,11 @@ def _booster(graph: Graph, model: Any, table: Table) -> Answer:
         return Answer(value=answer)
     if ensemble.link not in ("sigmoid", "softmax", "sigmoid of each"):
         raise Unsupported("a classifier whose answers are no probabilities")
-    return Answer(positive=answer) if ensemble.link == "sigmoid" else Answer(wide=answer)
+    # Calibration prefers a decision function; LightGBM has one, which answers the sums.
+    decision = raw if hasattr(model, "decision_function") else ""
+    if ensemble.link == "sigmoid":
+        return Answer(positive=answer, decision=decision)
+    return Answer(wide=answer, decision=decision)
 
 
 def _features(graph: Graph, ensemble: Ensemble, table: Table) -> str:
@@ -117,6 +121,9 @@ def _features(graph: Graph, ensemble: Ensemble, table: Table) -> str:
             continue
         columns.append(column)
     x = graph.numbers(columns)
+    if ensemble.zero is not None:
+        small = graph.op("LessOrEqual", graph.op("Abs", x), graph.double(ensemble.zero))
+        x = graph.op("Where", small, graph.double(0.0), x)
     if ensemble.missing is not None:
         x = graph.cast(x, "FLOAT")
         null = graph.op("Equal", x, graph.constant(np.float32(ensemble.missing)))

@@ -45,6 +45,7 @@ class OwnOnnx(BaseEstimator):  # type: ignore[misc]
     """The file with the interface of scikit-learn: it answers as ``original`` does, or where there is none as the file itself."""
 
     adapted = True
+    stored_as = "onnx"
 
     def __init__(
         self,
