@@ -78,7 +78,7 @@ class AdditivePredictor:
         self.package, self.signature = package, package.signature
         self._bias, self._terms = head.bias, [terms[name] for name in head.columns]
 
-    def predict(self, columns: Columns) -> Scores:
+    def compute_scores(self, columns: Columns) -> Scores:
         rows, values = pick(columns, self.signature.inputs)
         total = np.full(rows, self._bias)
         for column, term, given in zip(self.signature.inputs, self._terms, values, strict=True):
@@ -249,7 +249,7 @@ def test_it_is_registered_and_fetched(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "head.json", "model.json", "term-0.json", "term-1.json", "term-2.json",
     ]  # fmt: skip
-    np.testing.assert_allclose(client.load("delay").predict(columns), expected, atol=1e-12)
+    np.testing.assert_allclose(client.load("delay").compute_scores(columns), expected, atol=1e-12)
 
 
 def test_an_inference_server_predicts_with_it(

@@ -49,10 +49,10 @@ class Answer:
             scores = graph.numbers(graph.matrix(self.by_class(graph), 2)[1:])
         return graph.cast(graph.op("Greater", scores, graph.double(threshold)), "INT64"), scores
 
-    def one_hot(self, graph: Graph, classes: int) -> str:
-        """1 for the label and 0 for the other classes, ``[n, classes]``; NaN in rows without an answer."""
+    def one_hot(self, graph: Graph, classes: int, table: Table) -> str:
+        """1 for the label and 0 for the other classes, ``[n, classes]``; NaN in rows of ``table`` without an answer."""
         place, scores = self.place(graph, classes)
-        return graph.nan_unless_finite(one_hot(graph, place, classes), scores, always=True)
+        return graph.nan_without_answer(one_hot(graph, place, classes), scores, table)
 
 
 Predict = Callable[[Graph, Any, Table], Answer]
@@ -138,6 +138,69 @@ def _discriminant(graph: Graph, model: Any, table: Table) -> Answer:
     if len(model.classes_) == 2:
         return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
     return Answer(wide=graph.op("Softmax", raw, axis=1), decision=raw)
+
+
+# --- naive Bayes, quadratic and latent models, one classifier for each class
+
+
+def _from_log(raw: str, graph: Graph) -> Answer:
+    return Answer(wide=graph.op("Softmax", raw, axis=1))
+
+
+def _gaussian_bayes(graph: Graph, model: Any, table: Table) -> Answer:
+    x = graph.numbers(table)
+    columns = []
+    for mean, variance, prior in zip(model.theta_, model.var_, model.class_prior_, strict=True):
+        away = graph.op("Sub", x, graph.double(mean))
+        terms = graph.op("Div", graph.op("Mul", away, away), graph.double(variance))
+        total = graph.op("ReduceSum", terms, graph.ints(1), keepdims=1)
+        start = np.log(prior) - 0.5 * np.sum(np.log(2.0 * np.pi * variance))
+        columns.append(graph.op("Add", graph.op("Mul", total, graph.double(-0.5)), graph.double([[start]])))
+    return _from_log(graph.op("Concat", *columns, axis=1), graph)
+
+
+def _linear_bayes(graph: Graph, model: Any, table: Table) -> Answer:
+    """Sums of logarithms of probabilities."""
+    x, weights = graph.numbers(table), np.asarray(model.feature_log_prob_, dtype=np.float64).T
+    bias = np.asarray(model.class_log_prior_, dtype=np.float64)
+    if sklearn_name(model) == "BernoulliNB":
+        if model.binarize is not None:
+            given = graph.cast(graph.op("Greater", x, graph.double(float(model.binarize))))
+            x = graph.nan_unless_finite(given, x, always=True)
+        none = np.log(1 - np.exp(weights))
+        weights, bias = weights - none, bias + none.sum(axis=0)
+    else:  # scikit-learn raises on a number below 0
+        x = graph.op("Where", graph.op("Less", x, graph.double(0.0)), graph.double(np.nan), x)
+        if sklearn_name(model) == "ComplementNB" and len(model.classes_) > 1:
+            bias = np.zeros(len(bias))
+    return _from_log(graph.gemm(x, weights, bias), graph)
+
+
+def _quadratic(graph: Graph, model: Any, table: Table) -> Answer:
+    x = graph.numbers(table)
+    columns = []
+    for mean, turn, scale, prior in zip(
+        model.means_, model.rotations_, model.scalings_, model.priors_, strict=True
+    ):
+        turned = graph.op("MatMul", graph.op("Sub", x, graph.double(mean)), graph.double(turn * scale**-0.5))
+        total = graph.op("ReduceSum", graph.op("Mul", turned, turned), graph.ints(1), keepdims=1)
+        start = -0.5 * np.sum(np.log(scale)) + np.log(prior)
+        columns.append(graph.op("Add", graph.op("Mul", total, graph.double(-0.5)), graph.double([[start]])))
+    return _from_log(graph.op("Concat", *columns, axis=1), graph)
+
+
+def _latent(graph: Graph, model: Any, table: Table) -> Answer:
+    x = graph.op("Sub", graph.numbers(table), graph.double(model._x_mean))  # noqa: SLF001 - taken off before the product
+    return Answer(value=graph.gemm(x, np.asarray(model.coef_).T, np.asarray(model.intercept_)))
+
+
+def _one_versus_rest_of(graph: Graph, model: Any, table: Table) -> Answer:
+    if model.multilabel_ or not hasattr(model, "predict_proba"):
+        raise Unsupported("one against the rest without probabilities, or with several labels")
+    each = [graph.numbers(graph.matrix(_proba(graph, m, table), 2)[1:]) for m in model.estimators_]
+    if len(model.classes_) == 2:
+        return Answer(positive=each[0])
+    return Answer(wide=_normalize_rows(graph, graph.op("Concat", *each, axis=1)))
 
 
 # --- trees
@@ -286,7 +349,7 @@ def _mean(graph: Graph, parts: list[str], weights: Any = None) -> str:
 
 
 def _label(graph: Graph, model: Any, table: Table) -> str:
-    return predict(graph, model, table).one_hot(graph, len(model.classes_))
+    return predict(graph, model, table).one_hot(graph, len(model.classes_), table)
 
 
 def _proba(graph: Graph, model: Any, table: Table) -> str:
@@ -447,6 +510,11 @@ PREDICTS: dict[str, Predict] = {
     **dict.fromkeys(["GradientBoostingClassifier", "GradientBoostingRegressor"], _boosted),
     **dict.fromkeys(["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _hist_boosted),
     **dict.fromkeys(["MLPClassifier", "MLPRegressor"], _network),
+    "GaussianNB": _gaussian_bayes,
+    **dict.fromkeys(["MultinomialNB", "BernoulliNB", "ComplementNB"], _linear_bayes),
+    "QuadraticDiscriminantAnalysis": _quadratic,
+    **dict.fromkeys(["PLSRegression", "PLSCanonical", "CCA"], _latent),
+    "OneVsRestClassifier": _one_versus_rest_of,
     "AdaBoostClassifier": _ada_classifier,
     "AdaBoostRegressor": _ada_regressor,
     **dict.fromkeys(["SVC", "NuSVC", "SVR", "NuSVR"], _support_vectors),
