@@ -120,7 +120,9 @@ def case_mixed(make: Callable[[], Any], task: str = "binary", *, unseen: bool = 
     def fit(fresh: int) -> Fitted:
         rows, new = mixed(TRAIN, 3), mixed(fresh, 4, unseen=unseen)
         score = rows["age"].fillna(30) / 10 + rows["member"] + (rows["plan"] == "pro") + rows["visits"] / 10
-        y = {"binary": score > 5.2, "multiclass": np.digitize(score, [4.5, 6]), "regression": score * 10}[task]
+        y = {"binary": score > 5.2, "multiclass": np.digitize(score, [4.5, 6]), "regression": score * 10}[
+            task
+        ]
         return Fitted(_fit(make(), rows, np.asarray(y)), rows, new)
 
     return fit
@@ -180,8 +182,12 @@ def cases() -> dict[str, Case]:
     }
 
 
+# fmt: off
+# One line for each case.
+
 def _linear_regressors() -> dict[str, Case]:
-    from sklearn import cross_decomposition, dummy, isotonic, linear_model as lm, svm  # noqa: F401
+    from sklearn import cross_decomposition, dummy, isotonic, svm  # noqa: F401
+    from sklearn import linear_model as lm
 
     plain: dict[str, Callable[[], Any]] = {
         "LinearRegression": lm.LinearRegression,
@@ -232,7 +238,8 @@ def _passive(kind: Any) -> Any:
 
 def _linear_classifiers() -> dict[str, Case]:
     from sklearn import discriminant_analysis as da
-    from sklearn import dummy, linear_model as lm, multiclass, svm
+    from sklearn import dummy, multiclass, svm
+    from sklearn import linear_model as lm
 
     out: dict[str, Case] = {}
     makes: dict[str, Callable[[], Any]] = {
@@ -389,8 +396,10 @@ def _bins() -> Any:
 
 
 def _combined() -> dict[str, Case]:
-    from sklearn import calibration, compose, ensemble as en, frozen, linear_model as lm, model_selection as ms  # noqa: F401
-    from sklearn import naive_bayes, neighbors, preprocessing, svm, tree
+    from sklearn import calibration, compose, frozen, naive_bayes, neighbors, preprocessing, svm, tree  # noqa: F401
+    from sklearn import ensemble as en
+    from sklearn import linear_model as lm
+    from sklearn import model_selection as ms
 
     logistic, forest, ridge = lm.LogisticRegression, en.RandomForestClassifier, lm.Ridge
 
@@ -470,8 +479,18 @@ def _several() -> dict[str, Case]:
 
 
 def _alone() -> dict[str, Case]:
-    from sklearn import cluster, covariance, cross_decomposition, decomposition as de, ensemble as en  # noqa: F401
-    from sklearn import kernel_approximation, mixture, preprocessing as pre, random_projection, svm  # noqa: F401
+    from sklearn import (  # noqa: F401  # noqa: F401
+        cluster,
+        covariance,
+        cross_decomposition,
+        kernel_approximation,
+        mixture,
+        random_projection,
+        svm,
+    )
+    from sklearn import decomposition as de
+    from sklearn import ensemble as en
+    from sklearn import preprocessing as pre
 
     makes: dict[str, Callable[[], Any]] = {
         "IsolationForest": lambda: en.IsolationForest(n_estimators=20, random_state=0),
@@ -507,7 +526,10 @@ def _alone() -> dict[str, Case]:
 
 
 def _preprocessed() -> dict[str, Case]:
-    from sklearn import decomposition, feature_selection as fs, impute, linear_model as lm, preprocessing as pre
+    from sklearn import decomposition, impute
+    from sklearn import feature_selection as fs
+    from sklearn import linear_model as lm
+    from sklearn import preprocessing as pre
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
     def linear(*steps: Any) -> Any:
@@ -552,7 +574,10 @@ def _preprocessed() -> dict[str, Case]:
 
 
 def _tables() -> dict[str, Case]:
-    from sklearn import ensemble as en, impute, linear_model as lm, preprocessing as pre
+    from sklearn import ensemble as en
+    from sklearn import impute
+    from sklearn import linear_model as lm
+    from sklearn import preprocessing as pre
     from sklearn.compose import ColumnTransformer, make_column_selector
     from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 
@@ -609,6 +634,9 @@ def _categories_case(fresh: int) -> Fitted:
     rows, new = mixed(TRAIN, 3)[["age", "visits", "color"]], mixed(fresh, 4)[["age", "visits", "color"]]
     y = (rows["age"].fillna(30) / 10 + (rows["color"] == "red") > 4.2).to_numpy()
     return Fitted(_fit(HistGradientBoostingClassifier(max_iter=10, min_samples_leaf=5), rows, y), rows, new)
+
+
+# fmt: on
 
 
 def describe_form(package: Any) -> str:

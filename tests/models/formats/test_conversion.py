@@ -34,11 +34,11 @@ def test_work_beyond_the_limit_is_ended_and_nothing_more_is_begun() -> None:
             counted[0] += 1
 
     clock = Clock(0.2)
-    with pytest.raises(InvalidInput, match="longer than 0.2 s"):
+    with pytest.raises(InvalidInput, match=r"longer than 0\.2 s"):
         clock.run(count)
     assert not [t for t in threading.enumerate() if t.name == "conversion"]
     begun: list[int] = []
-    with pytest.raises(InvalidInput, match="longer than 0.2 s"):
+    with pytest.raises(InvalidInput, match=r"longer than 0\.2 s"):
         clock.run(lambda: begun.append(1))
     assert not begun
 
@@ -54,9 +54,8 @@ def test_a_conversion_that_takes_too_long_falls_through_to_the_next_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen red without a limit: the save waited for the conversion, and took ONNX."""
-    from sklearn.kernel_ridge import KernelRidge
-
     import skl2onnx
+    from sklearn.kernel_ridge import KernelRidge
 
     def convert(*_: Any, **__: Any) -> None:
         while True:

@@ -51,8 +51,10 @@ def _ignores_probabilities(estimator: Any) -> bool:
     kind = type(estimator).__name__
     return (
         kind in (*_COUNT_VOTES, "NearestCentroid")
-        or (kind == "SGDClassifier" and estimator.loss == "modified_huber")  # many probabilities are 0 or 1 exactly
-        or (kind == "GaussianProcessClassifier" and len(estimator.classes_) == 2)  # noqa: PLR2004 - two classes
+        or (
+            kind == "SGDClassifier" and estimator.loss == "modified_huber"
+        )  # many probabilities are 0 or 1 exactly
+        or (kind == "GaussianProcessClassifier" and len(estimator.classes_) == 2)
     )
 
 

@@ -191,7 +191,9 @@ class _TooLong(BaseException):
 def _end(thread: threading.Thread) -> None:
     """Raise an error inside ``thread``, until it ends. One that stays in compiled code goes on beside the process, unheard."""
     for _ in range(20):
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLong))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLong)
+        )
         thread.join(0.5)
         if not thread.is_alive():
             return

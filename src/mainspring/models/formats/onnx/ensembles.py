@@ -55,7 +55,9 @@ def weighted_median(graph: Graph, model: Any, table: Table) -> str:
     places = graph.smallest_first(answers, count)
     ordered = graph.op("GatherElements", answers, places, axis=1)
     weights = np.asarray(model.estimator_weights_, dtype=np.float64)[:count]
-    sums = graph.op("CumSum", graph.op("Gather", graph.double(weights), places, axis=0), graph.constant(np.int64(1)))
+    sums = graph.op(
+        "CumSum", graph.op("Gather", graph.double(weights), places, axis=0), graph.constant(np.int64(1))
+    )
     half = graph.op("Mul", graph.numbers(graph.matrix(sums, count)[-1:]), graph.double(0.5))
     reached = graph.cast(graph.op("GreaterOrEqual", sums, half), "INT64")
     first = graph.op("ArgMax", reached, axis=1, keepdims=1)

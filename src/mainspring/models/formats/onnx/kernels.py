@@ -30,7 +30,7 @@ def binary_decision(graph: Graph, model: Any, table: Table) -> str:
 def pair_decisions(graph: Graph, model: Any, table: Table) -> str:
     """The decision of each pair of classes, ``[n, pairs]``; above 0 for the first of the two. Any number where ``table`` is not finite."""
     starts = np.concatenate([[0], np.cumsum(model.n_support_)])
-    duals = np.asarray(_dense(model._dual_coef_))  # noqa: SLF001 - the coefficients in the order of libsvm
+    duals = np.asarray(_dense(model._dual_coef_))
     classes = len(model.classes_)
     weights = []
     for first, second in combinations(range(classes), 2):
@@ -40,7 +40,7 @@ def pair_decisions(graph: Graph, model: Any, table: Table) -> str:
             column[part] = duals[other - (other > one), part]
         weights.append(column)
     kernel, _ = _kernel(graph, model, table)
-    bias = graph.double(np.asarray(model._intercept_, dtype=np.float64))  # noqa: SLF001 - as above
+    bias = graph.double(np.asarray(model._intercept_, dtype=np.float64))
     return graph.op("Gemm", kernel, graph.double(np.column_stack(weights)), bias)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mainspring.models.formats.onnx import ensembles, kernels
+from mainspring.models.formats.onnx import bayes, ensembles, kernels
 from mainspring.models.formats.onnx import trees as onnx_trees
 from mainspring.models.formats.onnx.columns import UFUNCS, encode_ordinal, sklearn_name, transform
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported, one_hot
@@ -143,50 +143,9 @@ def _discriminant(graph: Graph, model: Any, table: Table) -> Answer:
 # --- naive Bayes, quadratic and latent models, one classifier for each class
 
 
-def _from_log(raw: str, graph: Graph) -> Answer:
-    return Answer(wide=graph.op("Softmax", raw, axis=1))
-
-
-def _gaussian_bayes(graph: Graph, model: Any, table: Table) -> Answer:
-    x = graph.numbers(table)
-    columns = []
-    for mean, variance, prior in zip(model.theta_, model.var_, model.class_prior_, strict=True):
-        away = graph.op("Sub", x, graph.double(mean))
-        terms = graph.op("Div", graph.op("Mul", away, away), graph.double(variance))
-        total = graph.op("ReduceSum", terms, graph.ints(1), keepdims=1)
-        start = np.log(prior) - 0.5 * np.sum(np.log(2.0 * np.pi * variance))
-        columns.append(graph.op("Add", graph.op("Mul", total, graph.double(-0.5)), graph.double([[start]])))
-    return _from_log(graph.op("Concat", *columns, axis=1), graph)
-
-
-def _linear_bayes(graph: Graph, model: Any, table: Table) -> Answer:
-    """Sums of logarithms of probabilities."""
-    x, weights = graph.numbers(table), np.asarray(model.feature_log_prob_, dtype=np.float64).T
-    bias = np.asarray(model.class_log_prior_, dtype=np.float64)
-    if sklearn_name(model) == "BernoulliNB":
-        if model.binarize is not None:
-            given = graph.cast(graph.op("Greater", x, graph.double(float(model.binarize))))
-            x = graph.nan_unless_finite(given, x, always=True)
-        none = np.log(1 - np.exp(weights))
-        weights, bias = weights - none, bias + none.sum(axis=0)
-    else:  # scikit-learn raises on a number below 0
-        x = graph.op("Where", graph.op("Less", x, graph.double(0.0)), graph.double(np.nan), x)
-        if sklearn_name(model) == "ComplementNB" and len(model.classes_) > 1:
-            bias = np.zeros(len(bias))
-    return _from_log(graph.gemm(x, weights, bias), graph)
-
-
-def _quadratic(graph: Graph, model: Any, table: Table) -> Answer:
-    x = graph.numbers(table)
-    columns = []
-    for mean, turn, scale, prior in zip(
-        model.means_, model.rotations_, model.scalings_, model.priors_, strict=True
-    ):
-        turned = graph.op("MatMul", graph.op("Sub", x, graph.double(mean)), graph.double(turn * scale**-0.5))
-        total = graph.op("ReduceSum", graph.op("Mul", turned, turned), graph.ints(1), keepdims=1)
-        start = -0.5 * np.sum(np.log(scale)) + np.log(prior)
-        columns.append(graph.op("Add", graph.op("Mul", total, graph.double(-0.5)), graph.double([[start]])))
-    return _from_log(graph.op("Concat", *columns, axis=1), graph)
+def _from_logarithms(write: Callable[[Graph, Any, Table], str]) -> Predict:
+    """A classifier whose probabilities are the softmax of what ``write`` gives."""
+    return lambda graph, model, table: Answer(wide=graph.op("Softmax", write(graph, model, table), axis=1))
 
 
 def _latent(graph: Graph, model: Any, table: Table) -> Answer:
@@ -510,9 +469,9 @@ PREDICTS: dict[str, Predict] = {
     **dict.fromkeys(["GradientBoostingClassifier", "GradientBoostingRegressor"], _boosted),
     **dict.fromkeys(["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _hist_boosted),
     **dict.fromkeys(["MLPClassifier", "MLPRegressor"], _network),
-    "GaussianNB": _gaussian_bayes,
-    **dict.fromkeys(["MultinomialNB", "BernoulliNB", "ComplementNB"], _linear_bayes),
-    "QuadraticDiscriminantAnalysis": _quadratic,
+    "GaussianNB": _from_logarithms(bayes.gaussian),
+    **dict.fromkeys(["MultinomialNB", "BernoulliNB", "ComplementNB"], _from_logarithms(bayes.linear)),
+    "QuadraticDiscriminantAnalysis": _from_logarithms(bayes.quadratic),
     **dict.fromkeys(["PLSRegression", "PLSCanonical", "CCA"], _latent),
     "OneVsRestClassifier": _one_versus_rest_of,
     "AdaBoostClassifier": _ada_classifier,

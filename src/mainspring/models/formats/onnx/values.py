@@ -104,9 +104,7 @@ def _chain(graph: Graph, model: Any, table: Table) -> str:
 
 def _network_labels(graph: Graph, model: Any, table: Table) -> str:
     raw = predictors.network_output(graph, model, table)
-    return graph.nan_unless_finite(
-        graph.cast(graph.op("Greater", raw, graph.double(0.0))), raw, always=True
-    )
+    return graph.nan_unless_finite(graph.cast(graph.op("Greater", raw, graph.double(0.0))), raw, always=True)
 
 
 def _network(graph: Graph, model: Any, table: Table) -> str:

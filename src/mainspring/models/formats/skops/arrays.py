@@ -52,9 +52,7 @@ def _check_links(item: Any, left: Any, right: Any, inner: Any, feature: Any, fea
     nodes = np.arange(len(left))[inner]
     for child in (left[inner], right[inner]):
         _require(np.all((child > nodes) & (child < len(left))), item, "a node points to no node below it")
-    _require(
-        np.all((feature[inner] >= 0) & (feature[inner] < features)), item, "a node splits on no feature"
-    )
+    _require(np.all((feature[inner] >= 0) & (feature[inner] < features)), item, "a node splits on no feature")
 
 
 def _check_tree(tree: Any) -> None:
@@ -80,9 +78,7 @@ def _check_forest(model: Any) -> None:
     for member in np.ravel(np.asarray(model.estimators_, dtype=object)):
         _check_decision_tree(member)
         _require(member.n_features_in_ == model.n_features_in_, model, "a tree has other features")
-        _require(
-            member.tree_.n_outputs == getattr(model, "n_outputs_", 1), model, "a tree has other outputs"
-        )
+        _require(member.tree_.n_outputs == getattr(model, "n_outputs_", 1), model, "a tree has other outputs")
 
 
 def _check_boosted(model: Any) -> None:
@@ -107,7 +103,9 @@ def _check_hist(model: Any) -> None:
     )
     for flag, values in zip(flags, bins.bin_thresholds_, strict=True):
         if flag:
-            _require(np.all((values >= 0) & (values < 256)), model, "a category that is no code from 0 to 255")
+            _require(
+                np.all((values >= 0) & (values < 256)), model, "a category that is no code from 0 to 255"
+            )
     for stage in model._predictors:  # noqa: SLF001 - as above
         _require(len(stage) == model.n_trees_per_iteration_, model, "a stage has another number of trees")
         for tree in stage:
@@ -155,7 +153,9 @@ def _check_one_hot(encoder: Any) -> None:
         encoder.categories_, drops, after, maps, counts, strict=True
     ):
         known = len(values)
-        _require(all(d is None or 0 <= d < known for d in (drop, grouped)), encoder, "no such category to drop")
+        _require(
+            all(d is None or 0 <= d < known for d in (drop, grouped)), encoder, "no such category to drop"
+        )
         if places is not None:
             wide = count + (grouped is not None)
             _require(len(places) == known, encoder, "categories without a group")
@@ -170,7 +170,7 @@ def _check_vocabulary(vectorizer: Any) -> None:
 
 def _check_spline(part: Any) -> None:
     for knots, values, degree, _ in part.bsplines_:
-        _require(knots.ndim == 1 and 0 <= degree <= 20, part, "knots of another shape")  # noqa: PLR2004 - far beyond use
+        _require(knots.ndim == 1 and 0 <= degree <= 20, part, "knots of another shape")
         _require(len(values) == len(knots) - degree - 1, part, "knots without their coefficients")
 
 
@@ -180,12 +180,16 @@ def _check_sparse(matrix: Any) -> None:
 
 def _check_random(state: Any) -> None:
     kind, keys, place, *_ = state.get_state(legacy=True)
-    _require(kind == "MT19937" and len(keys) == 624 and 0 <= place <= 624, state, "no state of its generator")  # noqa: PLR2004 - MT19937
+    _require(kind == "MT19937" and len(keys) == 624 and 0 <= place <= 624, state, "no state of its generator")
 
 
 def _check_generator(generator: Any) -> None:
     state = generator.bit_generator.state
-    place, most = (state["state"].get("pos", 0), 624) if state["bit_generator"] == "MT19937" else (state.get("buffer_pos", 0), 4)
+    place, most = (
+        (state["state"].get("pos", 0), 624)
+        if state["bit_generator"] == "MT19937"
+        else (state.get("buffer_pos", 0), 4)
+    )
     _require(0 <= place <= most, generator, "no state of its generator")
 
 
