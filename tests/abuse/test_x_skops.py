@@ -249,7 +249,8 @@ def _write(package: Package, folder: Path, data: bytes) -> Path:
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_X02_arrays_that_lead_compiled_code_astray_are_refused(twin: str, tmp_path: Path) -> None:
-    """Seen red with ``check_objects`` left out of the loader (all of them loaded), and each with its own check removed."""
+    """Seen red with ``check_objects`` left out of the loader, and each with its own check removed: all loaded, but for the bins, the
+    spline and the distance, which then met another refusal."""
     from mainspring.models.formats.skops.predictor import dump
 
     make, change, reason = TWINS[twin]
