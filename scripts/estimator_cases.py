@@ -182,6 +182,9 @@ def cases() -> dict[str, Case]:
     }
 
 
+# fmt: off
+# One line for each case.
+
 def _linear_regressors() -> dict[str, Case]:
     from sklearn import cross_decomposition, dummy, isotonic, svm  # noqa: F401
     from sklearn import linear_model as lm
@@ -465,6 +468,7 @@ def _bins() -> Any:
 
 
 def _combined() -> dict[str, Case]:
+<<<<<<< HEAD
     from sklearn import (
         compose,
         frozen,
@@ -483,6 +487,12 @@ def _combined() -> dict[str, Case]:
     from sklearn import (
         model_selection as ms,
     )
+=======
+    from sklearn import calibration, compose, frozen, naive_bayes, neighbors, preprocessing, svm, tree  # noqa: F401
+    from sklearn import ensemble as en
+    from sklearn import linear_model as lm
+    from sklearn import model_selection as ms
+>>>>>>> est
 
     logistic, forest, ridge = lm.LogisticRegression, en.RandomForestClassifier, lm.Ridge
 
@@ -680,6 +690,7 @@ def _alone() -> dict[str, Case]:
 
 
 def _preprocessed() -> dict[str, Case]:
+<<<<<<< HEAD
     from sklearn import (
         decomposition,
         impute,
@@ -693,6 +704,12 @@ def _preprocessed() -> dict[str, Case]:
     from sklearn import (
         preprocessing as pre,
     )
+=======
+    from sklearn import decomposition, impute
+    from sklearn import feature_selection as fs
+    from sklearn import linear_model as lm
+    from sklearn import preprocessing as pre
+>>>>>>> est
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
     def linear(*steps: Any) -> Any:
@@ -821,6 +838,9 @@ def _categories_case(fresh: int) -> Fitted:
     rows, new = mixed(TRAIN, 3)[["age", "visits", "color"]], mixed(fresh, 4)[["age", "visits", "color"]]
     y = (rows["age"].fillna(30) / 10 + (rows["color"] == "red") > 4.2).to_numpy()
     return Fitted(_fit(HistGradientBoostingClassifier(max_iter=10, min_samples_leaf=5), rows, y), rows, new)
+
+
+# fmt: on
 
 
 def describe_form(package: Any) -> str:

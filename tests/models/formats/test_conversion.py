@@ -12,11 +12,17 @@ import pytest
 
 from mainspring.errors import InvalidInput
 from mainspring.models import formats
+from mainspring.models.formats.onnx import models
 from mainspring.models.formats.onnx.convert import Clock
+from mainspring.models.formats.onnx.graph import Unsupported
 
 
 def _rows() -> Any:
     return np.random.default_rng(1).normal(size=(120, 3))
+
+
+def _unsupported(*_: Any) -> Any:
+    raise Unsupported("this setting")
 
 
 def test_work_beyond_the_limit_is_ended_and_nothing_more_is_begun() -> None:
@@ -49,7 +55,11 @@ def test_a_conversion_that_takes_too_long_falls_through_to_the_next_format(
 ) -> None:
     """Seen red without a limit: the save waited for the conversion, and took ONNX."""
     import skl2onnx
+<<<<<<< HEAD
     from sklearn.naive_bayes import GaussianNB
+=======
+    from sklearn.kernel_ridge import KernelRidge
+>>>>>>> est
 
     def convert(*_: Any, **__: Any) -> None:
         while True:
@@ -57,8 +67,9 @@ def test_a_conversion_that_takes_too_long_falls_through_to_the_next_format(
 
     monkeypatch.setattr(skl2onnx, "convert_sklearn", convert)
     monkeypatch.setattr("mainspring.models.formats.onnx.convert.LIMIT_S", 0.3)
+    monkeypatch.setitem(models.PREDICTS, "KernelRidge", _unsupported)
     x = _rows()
-    package = formats.save(GaussianNB().fit(x, x[:, 0] > 0), tmp_path / "p", sample=x)
+    package = formats.save(KernelRidge().fit(x, x[:, 0]), tmp_path / "p", sample=x)
     assert package.format == "skops"
     for form in ("float64", "float32"):
         assert "longer than 0.3 s" in package.notes["refused"][f"onnx (skl2onnx in {form})"]

@@ -67,7 +67,7 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
             output, width = answer.value, 1
         elif signature.scores == "decision":
             alone = not decides(estimator)
-            output = answer.one_hot(graph, len(signature.classes)) if alone else answer.decision
+            output = answer.one_hot(graph, len(signature.classes), columns) if alone else answer.decision
             width = signature.width or (len(signature.classes) if alone else 1)
         elif signature.task is Task.BINARY and answer.positive:
             output, width = answer.positive, 1
@@ -93,18 +93,16 @@ def _convert_exactly(estimator: Any, signature: Signature) -> bytes:
     return graph.model(inputs, output, width)
 
 
-FAST = frozenset(
-    {"BernoulliNB", "ComplementNB", "GaussianNB", "MultinomialNB", "QuadraticDiscriminantAnalysis", "PLSRegression", "OneVsRestClassifier"}
-)  # fmt: skip
-"""What skl2onnx converts in little time, and was measured to be the same model. Of others, a QuantileTransformer took 143 s, the
-neighbours of a row came out wrong where distances are equal."""
-
 LIMIT_S = 20.0
 """How long skl2onnx may take for an estimator, in both forms together."""
 
 
 def _convert_by_skl2onnx(estimator: Any, signature: Signature, clock: Clock, *, double: bool) -> bytes:
-    """Convert with one numeric matrix as the only input; text columns and columns by name are left to the exact form."""
+    """Convert with one numeric matrix as the only input; text columns and columns by name are left to the exact form.
+
+    Asked only about classes that have an exact form, for settings of them that have none. Of others, a QuantileTransformer took it
+    143 s, and neighbours at equal distances came out wrong.
+    """
     from skl2onnx import convert_sklearn
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType
 
@@ -146,7 +144,7 @@ def _refuse_kind(estimator: Any, signature: Signature) -> None:
     elif names is not None and names != numeric_names(signature):
         reason = "skl2onnx is not used on chosen columns"
     else:
-        known = FAST | PREDICTS.keys() | TRANSFORMS.keys()
+        known = PREDICTS.keys() | TRANSFORMS.keys()
         strange = [type(part).__name__ for part in list_parts(estimator) if hasattr(part, "get_params")]
         strange = [name for name in strange if name not in known]
         if strange:

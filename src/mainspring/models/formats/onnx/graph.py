@@ -169,6 +169,13 @@ class Graph:
         zero = self.op("ReduceSum", self.op("Sub", x, x), self.ints(1), keepdims=1)
         return self.op("Add", out, zero)
 
+    def nan_without_answer(self, out: str, scores: str, table: Table) -> str:
+        """``out``, but NaN in rows where ``scores`` hold a NaN or a number of ``table`` is not finite. Scores may be infinite: a sum overflowed."""
+        nothing = self.op("Where", self.op("IsNaN", scores), self.double(np.nan), self.double(0.0))
+        out = self.op("Add", out, self.op("ReduceSum", nothing, self.ints(1), keepdims=1))
+        numeric = [column for column in table if column.kind == "number"]
+        return self.nan_unless_finite(out, self.numbers(numeric), always=True) if numeric else out
+
     def model(self, inputs: dict[str, tuple[str, int]], output: str, width: int) -> bytes:
         """The serialised model with output ``scores``, ``[n, width]``. ``inputs``: name to (kind, number of columns)."""
         from onnx import TensorProto, helper

@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 
+<<<<<<< HEAD
 from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.onnx import ensembles, kernels
+=======
+from mainspring.models.formats.onnx import bayes, ensembles, kernels
+>>>>>>> est
 from mainspring.models.formats.onnx import trees as onnx_trees
 from mainspring.models.formats.onnx.columns import UFUNCS, encode_ordinal, sklearn_name, transform
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported, one_hot
@@ -51,10 +55,10 @@ class Answer:
             scores = graph.numbers(graph.matrix(self.by_class(graph), 2)[1:])
         return graph.cast(graph.op("Greater", scores, graph.double(threshold)), "INT64"), scores
 
-    def one_hot(self, graph: Graph, classes: int) -> str:
-        """1 for the label and 0 for the other classes, ``[n, classes]``; NaN in rows without an answer."""
+    def one_hot(self, graph: Graph, classes: int, table: Table) -> str:
+        """1 for the label and 0 for the other classes, ``[n, classes]``; NaN in rows of ``table`` without an answer."""
         place, scores = self.place(graph, classes)
-        return graph.nan_unless_finite(one_hot(graph, place, classes), scores, always=True)
+        return graph.nan_without_answer(one_hot(graph, place, classes), scores, table)
 
 
 Predict = Callable[[Graph, Any, Table], Answer]
@@ -144,6 +148,28 @@ def _discriminant(graph: Graph, model: Any, table: Table) -> Answer:
     if len(model.classes_) == 2:
         return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
     return Answer(wide=graph.op("Softmax", raw, axis=1), decision=raw)
+
+
+# --- naive Bayes, quadratic and latent models, one classifier for each class
+
+
+def _from_logarithms(write: Callable[[Graph, Any, Table], str]) -> Predict:
+    """A classifier whose probabilities are the softmax of what ``write`` gives."""
+    return lambda graph, model, table: Answer(wide=graph.op("Softmax", write(graph, model, table), axis=1))
+
+
+def _latent(graph: Graph, model: Any, table: Table) -> Answer:
+    x = graph.op("Sub", graph.numbers(table), graph.double(model._x_mean))  # noqa: SLF001 - taken off before the product
+    return Answer(value=graph.gemm(x, np.asarray(model.coef_).T, np.asarray(model.intercept_)))
+
+
+def _one_versus_rest_of(graph: Graph, model: Any, table: Table) -> Answer:
+    if model.multilabel_ or not hasattr(model, "predict_proba"):
+        raise Unsupported("one against the rest without probabilities, or with several labels")
+    each = [graph.numbers(graph.matrix(_proba(graph, m, table), 2)[1:]) for m in model.estimators_]
+    if len(model.classes_) == 2:
+        return Answer(positive=each[0])
+    return Answer(wide=_normalize_rows(graph, graph.op("Concat", *each, axis=1)))
 
 
 # --- trees
@@ -292,7 +318,7 @@ def _mean(graph: Graph, parts: list[str], weights: Any = None) -> str:
 
 
 def _label(graph: Graph, model: Any, table: Table) -> str:
-    return predict(graph, model, table).one_hot(graph, len(model.classes_))
+    return predict(graph, model, table).one_hot(graph, len(model.classes_), table)
 
 
 def _proba(graph: Graph, model: Any, table: Table) -> str:
@@ -453,6 +479,11 @@ PREDICTS: dict[str, Predict] = {
     **dict.fromkeys(["GradientBoostingClassifier", "GradientBoostingRegressor"], _boosted),
     **dict.fromkeys(["HistGradientBoostingClassifier", "HistGradientBoostingRegressor"], _hist_boosted),
     **dict.fromkeys(["MLPClassifier", "MLPRegressor"], _network),
+    "GaussianNB": _from_logarithms(bayes.gaussian),
+    **dict.fromkeys(["MultinomialNB", "BernoulliNB", "ComplementNB"], _from_logarithms(bayes.linear)),
+    "QuadraticDiscriminantAnalysis": _from_logarithms(bayes.quadratic),
+    **dict.fromkeys(["PLSRegression", "PLSCanonical", "CCA"], _latent),
+    "OneVsRestClassifier": _one_versus_rest_of,
     "AdaBoostClassifier": _ada_classifier,
     "AdaBoostRegressor": _ada_regressor,
     **dict.fromkeys(["SVC", "NuSVC", "SVR", "NuSVR"], _support_vectors),

@@ -45,7 +45,16 @@ class OnnxPredictor(PackagedPredictor):
         first = next(iter(feeds.values()))
         if not len(first):
             return np.empty((0, self._width) if self._width else 0)
-        return self._read_scores(self._session.run(self._outputs, feeds)[0], len(first))
+        rows = len(first)
+        if rows <= _AT_ONCE:
+            return self._read_scores(self._session.run(self._outputs, feeds)[0], rows)
+        parts = []
+        for start in range(0, rows, _AT_ONCE):
+            part = {name: values[start : start + _AT_ONCE] for name, values in feeds.items()}
+            parts.append(
+                self._read_scores(self._session.run(self._outputs, part)[0], min(_AT_ONCE, rows - start))
+            )
+        return np.concatenate(parts)
 
     def row_scorer(self) -> OneRow | None:
         """A faster scorer of single rows, or None: it needs inputs that are all numbers and a graph that takes bound buffers.
@@ -209,6 +218,8 @@ class OneRow:
             self._lock.release()
 
 
+_AT_ONCE = 8192
+"""Rows of one run: a graph may hold a matrix of rows by support vectors."""
 _TYPES = {np.float32: "tensor(float)", np.float64: "tensor(double)"}
 _NUMBERS = frozenset({int, float, bool, type(None), np.float64, np.float32, np.int64, np.bool_})
 

@@ -61,19 +61,19 @@ def _labels(graph: Graph, model: Any, table: Table) -> str:
     members = list(getattr(model, "estimators_", [model]))
     scores = ensembles.label_scores(graph, members, graph.numbers(table))
     columns = [
-        class_values(graph, graph.op("ArgMax", s, axis=1, keepdims=1), s, classes)
+        class_values(graph, graph.op("ArgMax", s, axis=1, keepdims=1), s, classes, [])
         for s, classes in zip(scores, model.classes_, strict=True)
     ]
     return graph.op("Concat", *columns, axis=1)
 
 
-def class_values(graph: Graph, place: str, scores: str, classes: Any) -> str:
-    """The numeric class at ``place``, ``[n, 1]``; NaN in rows where ``scores`` are."""
+def class_values(graph: Graph, place: str, scores: str, classes: Any, table: Table) -> str:
+    """The numeric class at ``place``, ``[n, 1]``; NaN in rows without an answer."""
     values = np.asarray(classes)
     if values.dtype.kind not in "biuf":
         raise Unsupported("several labels that are no numbers")
     picked = graph.op("Gather", graph.double(values), place, axis=0)
-    return graph.nan_unless_finite(picked, scores, always=True)
+    return graph.nan_without_answer(picked, scores, table)
 
 
 def _member_value(graph: Graph, member: Any, table: Table) -> str:
@@ -82,7 +82,7 @@ def _member_value(graph: Graph, member: Any, table: Table) -> str:
     if answer.value:
         return answer.value
     place, scores = answer.place(graph, len(member.classes_))
-    return class_values(graph, place, scores, member.classes_)
+    return class_values(graph, place, scores, member.classes_, table)
 
 
 def _each(graph: Graph, model: Any, table: Table) -> str:

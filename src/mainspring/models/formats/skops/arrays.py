@@ -181,6 +181,19 @@ def _check_sparse(matrix: Any) -> None:
 def _check_random(state: Any) -> None:
     kind, keys, place, *_ = state.get_state(legacy=True)
     _require(kind == "MT19937" and len(keys) == 624 and 0 <= place <= 624, state, "no state of its generator")
+<<<<<<< HEAD
+=======
+
+
+def _check_generator(generator: Any) -> None:
+    state = generator.bit_generator.state
+    place, most = (
+        (state["state"].get("pos", 0), 624)
+        if state["bit_generator"] == "MT19937"
+        else (state.get("buffer_pos", 0), 4)
+    )
+    _require(0 <= place <= most, generator, "no state of its generator")
+>>>>>>> est
 
 
 CHECKS: dict[str, tuple[str, Callable[[Any], None]]] = {
@@ -196,6 +209,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "SplineTransformer": ("bsplines_", _check_spline),
     "_cs_matrix": ("indptr", _check_sparse),
     "RandomState": ("get_state", _check_random),
+    "Generator": ("bit_generator", _check_generator),
 }
 """By the name of the class, or of one that it extends: what a fitted one has, and its check. One that is not fitted, such as the
 pattern of a forest's trees, cannot predict."""
