@@ -258,19 +258,13 @@ def _linear_classifiers() -> dict[str, Case]:
         "OneVsRestClassifier": lambda: multiclass.OneVsRestClassifier(lm.LogisticRegression()),
     }  # fmt: skip
     for loss in ("hinge", "log_loss", "modified_huber", "squared_hinge", "perceptron", "squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive"):  # fmt: skip
-        makes[f"SGDClassifier({loss})"] = lambda loss=loss: lm.SGDClassifier(
-            loss=loss, random_state=0, max_iter=50
-        )  # type: ignore[misc]
+        makes[f"SGDClassifier({loss})"] = lambda loss=loss: lm.SGDClassifier(loss=loss, random_state=0, max_iter=50)  # type: ignore[misc]
     for name, make in makes.items():
         out[f"{name}, 2 classes"] = case(make, "binary")
         out[f"{name}, 3 classes"] = case(make, "multiclass")
     out["LogisticRegression(liblinear)"] = case(lambda: lm.LogisticRegression(solver="liblinear"), "codes")
-    out["OneVsOneClassifier"] = case(
-        lambda: multiclass.OneVsOneClassifier(svm.LinearSVC(random_state=0)), "multiclass"
-    )
-    out["OutputCodeClassifier"] = case(
-        lambda: multiclass.OutputCodeClassifier(lm.LogisticRegression(), random_state=0), "multiclass"
-    )
+    out["OneVsOneClassifier"] = case(lambda: multiclass.OneVsOneClassifier(svm.LinearSVC(random_state=0)), "multiclass")
+    out["OutputCodeClassifier"] = case(lambda: multiclass.OutputCodeClassifier(lm.LogisticRegression(), random_state=0), "multiclass")
     out["LogisticRegression on Polars"] = case(lm.LogisticRegression, "binary", on="polars")
     out["LogisticRegression on an array"] = case(lm.LogisticRegression, "codes", on="array")
     return out
@@ -288,48 +282,26 @@ def _trees() -> dict[str, Case]:
     for kind in ("RandomForest", "ExtraTrees"):
         regressor, classifier = getattr(en, f"{kind}Regressor"), getattr(en, f"{kind}Classifier")
         out[f"{kind}Regressor"] = case(lambda k=regressor: k(20, random_state=0), nan=True)  # type: ignore[misc]
-        out[f"{kind}Classifier, 2 classes"] = case(
-            lambda k=classifier: k(20, random_state=0), "binary", nan=True
-        )  # type: ignore[misc]
-        out[f"{kind}Classifier, 3 classes"] = case(
-            lambda k=classifier: k(20, random_state=0), "multiclass", on="array"
-        )  # type: ignore[misc]
+        out[f"{kind}Classifier, 2 classes"] = case(lambda k=classifier: k(20, random_state=0), "binary", nan=True)  # type: ignore[misc]
+        out[f"{kind}Classifier, 3 classes"] = case(lambda k=classifier: k(20, random_state=0), "multiclass", on="array")  # type: ignore[misc]
     gb, hist = en.GradientBoostingRegressor, en.HistGradientBoostingRegressor
     gbc, histc = en.GradientBoostingClassifier, en.HistGradientBoostingClassifier
     for loss in ("squared_error", "absolute_error", "huber", "quantile"):
         out[f"GradientBoostingRegressor({loss})"] = case(lambda loss=loss: gb(loss=loss, n_estimators=15))  # type: ignore[misc]
     for loss in ("squared_error", "absolute_error", "poisson", "gamma"):
         task = "positive" if loss in ("poisson", "gamma") else "regression"
-        out[f"HistGradientBoostingRegressor({loss})"] = case(
-            lambda loss=loss: hist(loss=loss, max_iter=15), task, nan=True
-        )  # type: ignore[misc]
-    out["HistGradientBoostingRegressor(quantile)"] = case(
-        lambda: hist(loss="quantile", quantile=0.9, max_iter=15), nan=True
-    )
+        out[f"HistGradientBoostingRegressor({loss})"] = case(lambda loss=loss: hist(loss=loss, max_iter=15), task, nan=True)  # type: ignore[misc]
+    out["HistGradientBoostingRegressor(quantile)"] = case(lambda: hist(loss="quantile", quantile=0.9, max_iter=15), nan=True)
     out["GradientBoostingClassifier, 2 classes"] = case(lambda: gbc(n_estimators=15), "binary")
-    out["GradientBoostingClassifier(exponential)"] = case(
-        lambda: gbc(loss="exponential", n_estimators=15), "binary"
-    )
+    out["GradientBoostingClassifier(exponential)"] = case(lambda: gbc(loss="exponential", n_estimators=15), "binary")
     out["GradientBoostingClassifier, 3 classes"] = case(lambda: gbc(n_estimators=15), "multiclass")
-    out["GradientBoostingClassifier(init)"] = case(
-        lambda: gbc(n_estimators=5, init=en.RandomForestClassifier(4, random_state=0)), "binary"
-    )
+    out["GradientBoostingClassifier(init)"] = case(lambda: gbc(n_estimators=5, init=en.RandomForestClassifier(4, random_state=0)), "binary")
     out["HistGradientBoostingClassifier, 2 classes"] = case(lambda: histc(max_iter=15), "binary", nan=True)
-    out["HistGradientBoostingClassifier, 3 classes"] = case(
-        lambda: histc(max_iter=15), "multiclass", nan=True
-    )
-    out["HistGradientBoostingClassifier(early_stopping)"] = case(
-        lambda: histc(max_iter=15, early_stopping=True, random_state=0), "binary", nan=True
-    )
-    out["HistGradientBoostingClassifier(scoring)"] = case(
-        lambda: histc(max_iter=15, early_stopping=True, scoring="roc_auc", random_state=0), "binary", nan=True
-    )
-    out["AdaBoostClassifier, 2 classes"] = case(
-        lambda: en.AdaBoostClassifier(n_estimators=10, random_state=0), "binary"
-    )
-    out["AdaBoostClassifier, 3 classes"] = case(
-        lambda: en.AdaBoostClassifier(n_estimators=10, random_state=0), "multiclass"
-    )
+    out["HistGradientBoostingClassifier, 3 classes"] = case(lambda: histc(max_iter=15), "multiclass", nan=True)
+    out["HistGradientBoostingClassifier(early_stopping)"] = case(lambda: histc(max_iter=15, early_stopping=True, random_state=0), "binary", nan=True)
+    out["HistGradientBoostingClassifier(scoring)"] = case(lambda: histc(max_iter=15, early_stopping=True, scoring="roc_auc", random_state=0), "binary", nan=True)
+    out["AdaBoostClassifier, 2 classes"] = case(lambda: en.AdaBoostClassifier(n_estimators=10, random_state=0), "binary")
+    out["AdaBoostClassifier, 3 classes"] = case(lambda: en.AdaBoostClassifier(n_estimators=10, random_state=0), "multiclass")
     out["AdaBoostRegressor"] = case(lambda: en.AdaBoostRegressor(n_estimators=10, random_state=0))
     out["RandomForestClassifier(class_weight, n_jobs)"] = case(lambda: en.RandomForestClassifier(20, class_weight="balanced_subsample", oob_score=True, n_jobs=2, random_state=np.random.RandomState(3)), "binary")  # fmt: skip
     return out
@@ -342,27 +314,15 @@ def _neighbours() -> dict[str, Case]:
     for algorithm in ("auto", "brute", "kd_tree", "ball_tree"):
         for weights in ("uniform", "distance"):
             settings: dict[str, Any] = {"algorithm": algorithm, "weights": weights}
-            out[f"KNeighborsClassifier({algorithm}, {weights})"] = case(
-                lambda s=settings: nb.KNeighborsClassifier(**s), "multiclass"
-            )  # type: ignore[misc]
-            out[f"KNeighborsRegressor({algorithm}, {weights})"] = case(
-                lambda s=settings: nb.KNeighborsRegressor(**s)
-            )  # type: ignore[misc]
-    out["KNeighborsClassifier(manhattan)"] = case(
-        lambda: nb.KNeighborsClassifier(metric="manhattan"), "binary"
-    )
+            out[f"KNeighborsClassifier({algorithm}, {weights})"] = case(lambda s=settings: nb.KNeighborsClassifier(**s), "multiclass")  # type: ignore[misc]
+            out[f"KNeighborsRegressor({algorithm}, {weights})"] = case(lambda s=settings: nb.KNeighborsRegressor(**s))  # type: ignore[misc]
+    out["KNeighborsClassifier(manhattan)"] = case(lambda: nb.KNeighborsClassifier(metric="manhattan"), "binary")
     out["KNeighborsClassifier(p=3)"] = case(lambda: nb.KNeighborsClassifier(p=3), "binary")
     out["KNeighborsClassifier on an array"] = case(nb.KNeighborsClassifier, "codes", on="array")
     out["RadiusNeighborsClassifier"] = case(lambda: nb.RadiusNeighborsClassifier(radius=20.0), "binary")
     out["RadiusNeighborsRegressor"] = case(lambda: nb.RadiusNeighborsRegressor(radius=20.0))
     out["NearestCentroid"] = case(nb.NearestCentroid, "multiclass")
-    out["NeighborhoodComponentsAnalysis"] = case(
-        lambda: _pipe(
-            nb.NeighborhoodComponentsAnalysis(n_components=2, max_iter=5, random_state=0),
-            nb.KNeighborsClassifier(),
-        ),
-        "multiclass",
-    )
+    out["NeighborhoodComponentsAnalysis"] = case(lambda: _pipe(nb.NeighborhoodComponentsAnalysis(n_components=2, max_iter=5, random_state=0), nb.KNeighborsClassifier()), "multiclass")
     out["LocalOutlierFactor"] = case(lambda: nb.LocalOutlierFactor(novelty=True), "none")
     return out
 
@@ -382,17 +342,11 @@ def _kernels() -> dict[str, Case]:
 
     out: dict[str, Case] = {}
     for kernel in ("rbf", "linear", "poly", "sigmoid"):
-        out[f"SVC({kernel}), 2 classes"] = case(
-            lambda k=kernel: _pipe(StandardScaler(), svm.SVC(kernel=k)), "binary"
-        )  # type: ignore[misc]
-        out[f"SVC({kernel}), 3 classes"] = case(
-            lambda k=kernel: _pipe(StandardScaler(), svm.SVC(kernel=k)), "multiclass"
-        )  # type: ignore[misc]
+        out[f"SVC({kernel}), 2 classes"] = case(lambda k=kernel: _pipe(StandardScaler(), svm.SVC(kernel=k)), "binary")  # type: ignore[misc]
+        out[f"SVC({kernel}), 3 classes"] = case(lambda k=kernel: _pipe(StandardScaler(), svm.SVC(kernel=k)), "multiclass")  # type: ignore[misc]
         out[f"SVR({kernel})"] = case(lambda k=kernel: _pipe(StandardScaler(), svm.SVR(kernel=k)))  # type: ignore[misc]
     out["SVC alone"] = case(svm.SVC, "codes", on="array")
-    out["SVC(decision_function_shape='ovo')"] = case(
-        lambda: svm.SVC(decision_function_shape="ovo"), "multiclass"
-    )
+    out["SVC(decision_function_shape='ovo')"] = case(lambda: svm.SVC(decision_function_shape="ovo"), "multiclass")
     out["SVC(break_ties)"] = case(lambda: svm.SVC(break_ties=True), "multiclass")
     out["SVC(class_weight)"] = case(lambda: svm.SVC(class_weight="balanced", gamma=0.3), "binary")
     out["NuSVC, 2 classes"] = case(lambda: svm.NuSVC(nu=0.2), "binary")
@@ -400,29 +354,14 @@ def _kernels() -> dict[str, Case]:
     out["NuSVR"] = case(svm.NuSVR)
     out["OneClassSVM"] = case(lambda: svm.OneClassSVM(nu=0.1), "none")
     out["SVC in CalibratedClassifierCV"] = case(lambda: _calibrated(svm.SVC(), method="sigmoid"), "binary")
-    out["GaussianProcessRegressor"] = case(
-        lambda: gp.GaussianProcessRegressor(
-            kernels.ConstantKernel() * kernels.RBF() + kernels.WhiteKernel(), normalize_y=True
-        )
-    )
-    out["GaussianProcessRegressor(Matern)"] = case(
-        lambda: gp.GaussianProcessRegressor(kernels.Matern(nu=1.5) + kernels.DotProduct(), alpha=1e-2)
-    )
-    out["GaussianProcessClassifier, 2 classes"] = case(
-        lambda: gp.GaussianProcessClassifier(kernels.RBF()), "binary"
-    )
-    out["GaussianProcessClassifier, 3 classes"] = case(
-        lambda: gp.GaussianProcessClassifier(kernels.RBF(), optimizer=None), "multiclass"
-    )
+    out["GaussianProcessRegressor"] = case(lambda: gp.GaussianProcessRegressor(kernels.ConstantKernel() * kernels.RBF() + kernels.WhiteKernel(), normalize_y=True))
+    out["GaussianProcessRegressor(Matern)"] = case(lambda: gp.GaussianProcessRegressor(kernels.Matern(nu=1.5) + kernels.DotProduct(), alpha=1e-2))
+    out["GaussianProcessClassifier, 2 classes"] = case(lambda: gp.GaussianProcessClassifier(kernels.RBF()), "binary")
+    out["GaussianProcessClassifier, 3 classes"] = case(lambda: gp.GaussianProcessClassifier(kernels.RBF(), optimizer=None), "multiclass")
     for kernel in ("linear", "rbf", "polynomial", "laplacian"):
         out[f"KernelRidge({kernel})"] = case(lambda k=kernel: kernel_ridge.KernelRidge(kernel=k, gamma=0.1))  # type: ignore[misc]
-    out["Nystroem"] = case(
-        lambda: _pipe(ka.Nystroem(n_components=20, random_state=0), linear_model.LogisticRegression()),
-        "binary",
-    )
-    out["RBFSampler"] = case(
-        lambda: _pipe(ka.RBFSampler(n_components=20, random_state=0), linear_model.Ridge())
-    )
+    out["Nystroem"] = case(lambda: _pipe(ka.Nystroem(n_components=20, random_state=0), linear_model.LogisticRegression()), "binary")
+    out["RBFSampler"] = case(lambda: _pipe(ka.RBFSampler(n_components=20, random_state=0), linear_model.Ridge()))
     return out
 
 
@@ -443,21 +382,10 @@ def _probabilistic() -> dict[str, Case]:
         out[f"{name}, 3 classes"] = case(getattr(nb, name), "multiclass", positive=True)
     out["CategoricalNB"] = case(lambda: _pipe(_bins(), nb.CategoricalNB(min_categories=4)), "binary")
     for activation in ("relu", "tanh", "logistic", "identity"):
-        out[f"MLPRegressor({activation})"] = case(
-            lambda a=activation: nn.MLPRegressor(
-                hidden_layer_sizes=(6,), activation=a, max_iter=60, random_state=0
-            )
-        )  # type: ignore[misc]
-    out["MLPClassifier, 2 classes"] = case(
-        lambda: nn.MLPClassifier((6, 4), max_iter=60, random_state=0), "binary"
-    )
-    out["MLPClassifier, 3 classes"] = case(
-        lambda: nn.MLPClassifier((6,), max_iter=60, random_state=0, early_stopping=True), "multiclass"
-    )
-    out["MLPRegressor(poisson)"] = case(
-        lambda: nn.MLPRegressor(hidden_layer_sizes=(6,), loss="poisson", max_iter=60, random_state=0),
-        "positive",
-    )
+        out[f"MLPRegressor({activation})"] = case(lambda a=activation: nn.MLPRegressor(hidden_layer_sizes=(6,), activation=a, max_iter=60, random_state=0))  # type: ignore[misc]
+    out["MLPClassifier, 2 classes"] = case(lambda: nn.MLPClassifier((6, 4), max_iter=60, random_state=0), "binary")
+    out["MLPClassifier, 3 classes"] = case(lambda: nn.MLPClassifier((6,), max_iter=60, random_state=0, early_stopping=True), "multiclass")
+    out["MLPRegressor(poisson)"] = case(lambda: nn.MLPRegressor(hidden_layer_sizes=(6,), loss="poisson", max_iter=60, random_state=0), "positive")
     return out
 
 
@@ -468,31 +396,10 @@ def _bins() -> Any:
 
 
 def _combined() -> dict[str, Case]:
-<<<<<<< HEAD
-    from sklearn import (
-        compose,
-        frozen,
-        naive_bayes,
-        neighbors,
-        preprocessing,
-        svm,
-        tree,
-    )
-    from sklearn import (
-        ensemble as en,
-    )
-    from sklearn import (
-        linear_model as lm,
-    )
-    from sklearn import (
-        model_selection as ms,
-    )
-=======
     from sklearn import calibration, compose, frozen, naive_bayes, neighbors, preprocessing, svm, tree  # noqa: F401
     from sklearn import ensemble as en
     from sklearn import linear_model as lm
     from sklearn import model_selection as ms
->>>>>>> est
 
     logistic, forest, ridge = lm.LogisticRegression, en.RandomForestClassifier, lm.Ridge
 
@@ -501,93 +408,38 @@ def _combined() -> dict[str, Case]:
         return [("a", logistic(max_iter=500)), ("b", forest(5, random_state=0)), ("c", last)]
 
     def regressors() -> list[tuple[str, Any]]:
-        return [
-            ("a", ridge()),
-            ("b", en.RandomForestRegressor(4, random_state=0)),
-            ("c", neighbors.KNeighborsRegressor()),
-        ]
+        return [("a", ridge()), ("b", en.RandomForestRegressor(4, random_state=0)), ("c", neighbors.KNeighborsRegressor())]
 
     out: dict[str, Case] = {}
     for task in ("binary", "multiclass"):
         k = 2 if task == "binary" else 3
-        out[f"VotingClassifier(soft), {k} classes"] = case(
-            lambda: en.VotingClassifier(members(), voting="soft", weights=[1, 3, 2]), task
-        )
-        out[f"VotingClassifier(hard), {k} classes"] = case(
-            lambda: en.VotingClassifier(members(soft=False), voting="hard"), task
-        )
+        out[f"VotingClassifier(soft), {k} classes"] = case(lambda: en.VotingClassifier(members(), voting="soft", weights=[1, 3, 2]), task)
+        out[f"VotingClassifier(hard), {k} classes"] = case(lambda: en.VotingClassifier(members(soft=False), voting="hard"), task)
         out[f"StackingClassifier, {k} classes"] = case(lambda: en.StackingClassifier(members(), cv=2), task)
-        out[f"StackingClassifier(decision values), {k} classes"] = case(
-            lambda: en.StackingClassifier(members(soft=False), cv=2, passthrough=True), task
-        )
-        out[f"BaggingClassifier, {k} classes"] = case(
-            lambda: en.BaggingClassifier(tree.DecisionTreeClassifier(), 6, max_features=3, random_state=0),
-            task,
-        )
-        out[f"BaggingClassifier(LogisticRegression), {k} classes"] = case(
-            lambda: en.BaggingClassifier(logistic(), 4, random_state=0), task
-        )
-        out[f"BaggingClassifier(LinearSVC), {k} classes"] = case(
-            lambda: en.BaggingClassifier(svm.LinearSVC(), 4, random_state=0), task
-        )
+        out[f"StackingClassifier(decision values), {k} classes"] = case(lambda: en.StackingClassifier(members(soft=False), cv=2, passthrough=True), task)
+        out[f"BaggingClassifier, {k} classes"] = case(lambda: en.BaggingClassifier(tree.DecisionTreeClassifier(), 6, max_features=3, random_state=0), task)
+        out[f"BaggingClassifier(LogisticRegression), {k} classes"] = case(lambda: en.BaggingClassifier(logistic(), 4, random_state=0), task)
+        out[f"BaggingClassifier(LinearSVC), {k} classes"] = case(lambda: en.BaggingClassifier(svm.LinearSVC(), 4, random_state=0), task)
         for method in ("sigmoid", "isotonic", "temperature"):
-            out[f"CalibratedClassifierCV({method}), {k} classes"] = case(
-                lambda m=method: _calibrated(forest(8, random_state=0), method=m), task
-            )  # type: ignore[misc]
-            out[f"CalibratedClassifierCV({method}) of LinearSVC, {k} classes"] = case(
-                lambda m=method: _calibrated(svm.LinearSVC(random_state=0), method=m), task
-            )  # type: ignore[misc]
-    out["CalibratedClassifierCV(ensemble=False)"] = case(
-        lambda: _calibrated(naive_bayes.GaussianNB(), ensemble=False), "binary"
-    )
+            out[f"CalibratedClassifierCV({method}), {k} classes"] = case(lambda m=method: _calibrated(forest(8, random_state=0), method=m), task)  # type: ignore[misc]
+            out[f"CalibratedClassifierCV({method}) of LinearSVC, {k} classes"] = case(lambda m=method: _calibrated(svm.LinearSVC(random_state=0), method=m), task)  # type: ignore[misc]
+    out["CalibratedClassifierCV(ensemble=False)"] = case(lambda: _calibrated(naive_bayes.GaussianNB(), ensemble=False), "binary")
     out["CalibratedClassifierCV of FrozenEstimator"] = _frozen_case
-    out["FrozenEstimator"] = case(
-        lambda: frozen.FrozenEstimator(
-            _fit(forest(5, random_state=0), numbers(TRAIN, 1), target(numbers(TRAIN, 1), "binary"))
-        ),
-        "binary",
-    )
-    out["FixedThresholdClassifier"] = case(
-        lambda: ms.FixedThresholdClassifier(logistic(), threshold=0.3), "codes"
-    )
-    out["FixedThresholdClassifier(pos_label)"] = case(
-        lambda: ms.FixedThresholdClassifier(logistic(), threshold=0.3, pos_label="no"), "binary"
-    )
-    out["FixedThresholdClassifier(decision_function)"] = case(
-        lambda: ms.FixedThresholdClassifier(svm.LinearSVC(), threshold=0.4), "codes"
-    )
-    out["TunedThresholdClassifierCV"] = case(
-        lambda: ms.TunedThresholdClassifierCV(forest(6, random_state=0), scoring="balanced_accuracy", cv=2),
-        "codes",
-    )
+    out["FrozenEstimator"] = case(lambda: frozen.FrozenEstimator(_fit(forest(5, random_state=0), numbers(TRAIN, 1), target(numbers(TRAIN, 1), "binary"))), "binary")
+    out["FixedThresholdClassifier"] = case(lambda: ms.FixedThresholdClassifier(logistic(), threshold=0.3), "codes")
+    out["FixedThresholdClassifier(pos_label)"] = case(lambda: ms.FixedThresholdClassifier(logistic(), threshold=0.3, pos_label="no"), "binary")
+    out["FixedThresholdClassifier(decision_function)"] = case(lambda: ms.FixedThresholdClassifier(svm.LinearSVC(), threshold=0.4), "codes")
+    out["TunedThresholdClassifierCV"] = case(lambda: ms.TunedThresholdClassifierCV(forest(6, random_state=0), scoring="balanced_accuracy", cv=2), "codes")
     out["VotingRegressor"] = case(lambda: en.VotingRegressor(regressors()))
     out["StackingRegressor"] = case(lambda: en.StackingRegressor(regressors(), cv=2))
     out["BaggingRegressor"] = case(lambda: en.BaggingRegressor(n_estimators=5, random_state=0))
     out["GridSearchCV"] = case(lambda: ms.GridSearchCV(logistic(), {"C": [0.1, 1.0]}, cv=2), "binary")
-    out["RandomizedSearchCV"] = case(
-        lambda: ms.RandomizedSearchCV(forest(5, random_state=0), {"max_depth": [2, 4]}, n_iter=2, cv=2),
-        "multiclass",
-    )
-    out["GridSearchCV of a pipeline"] = case(
-        lambda: ms.GridSearchCV(
-            _pipe(preprocessing.StandardScaler(), svm.SVC()), {"svc__C": [0.1, 1.0]}, cv=2
-        ),
-        "binary",
-    )
-    out["TransformedTargetRegressor(log1p)"] = case(
-        lambda: compose.TransformedTargetRegressor(ridge(), func=np.log1p, inverse_func=np.expm1), "positive"
-    )
-    out["TransformedTargetRegressor(StandardScaler)"] = case(
-        lambda: compose.TransformedTargetRegressor(ridge(), transformer=preprocessing.StandardScaler())
-    )
-    out["TransformedTargetRegressor(QuantileTransformer)"] = case(
-        lambda: compose.TransformedTargetRegressor(
-            ridge(), transformer=preprocessing.QuantileTransformer(n_quantiles=50)
-        )
-    )
-    out["TransformedTargetRegressor(PowerTransformer)"] = case(
-        lambda: compose.TransformedTargetRegressor(ridge(), transformer=preprocessing.PowerTransformer())
-    )
+    out["RandomizedSearchCV"] = case(lambda: ms.RandomizedSearchCV(forest(5, random_state=0), {"max_depth": [2, 4]}, n_iter=2, cv=2), "multiclass")
+    out["GridSearchCV of a pipeline"] = case(lambda: ms.GridSearchCV(_pipe(preprocessing.StandardScaler(), svm.SVC()), {"svc__C": [0.1, 1.0]}, cv=2), "binary")
+    out["TransformedTargetRegressor(log1p)"] = case(lambda: compose.TransformedTargetRegressor(ridge(), func=np.log1p, inverse_func=np.expm1), "positive")
+    out["TransformedTargetRegressor(StandardScaler)"] = case(lambda: compose.TransformedTargetRegressor(ridge(), transformer=preprocessing.StandardScaler()))
+    out["TransformedTargetRegressor(QuantileTransformer)"] = case(lambda: compose.TransformedTargetRegressor(ridge(), transformer=preprocessing.QuantileTransformer(n_quantiles=50)))
+    out["TransformedTargetRegressor(PowerTransformer)"] = case(lambda: compose.TransformedTargetRegressor(ridge(), transformer=preprocessing.PowerTransformer()))
     return out
 
 
@@ -599,9 +451,7 @@ def _frozen_case(fresh: int) -> Fitted:
     rows = numbers(TRAIN, 1)
     y = target(rows, "binary")
     inner = RandomForestClassifier(6, max_depth=4, random_state=0).fit(rows[:120], y[:120])
-    return Fitted(
-        _fit(CalibratedClassifierCV(FrozenEstimator(inner)), rows[120:], y[120:]), rows, numbers(fresh, 2)
-    )
+    return Fitted(_fit(CalibratedClassifierCV(FrozenEstimator(inner)), rows[120:], y[120:]), rows, numbers(fresh, 2))
 
 
 def _several() -> dict[str, Case]:
@@ -644,17 +494,13 @@ def _alone() -> dict[str, Case]:
 
     makes: dict[str, Callable[[], Any]] = {
         "IsolationForest": lambda: en.IsolationForest(n_estimators=20, random_state=0),
-        "IsolationForest(contamination, max_features)": lambda: en.IsolationForest(
-            n_estimators=20, contamination=0.1, max_features=3, max_samples=100, random_state=0
-        ),
+        "IsolationForest(contamination, max_features)": lambda: en.IsolationForest(n_estimators=20, contamination=0.1, max_features=3, max_samples=100, random_state=0),
         "EllipticEnvelope": lambda: covariance.EllipticEnvelope(random_state=0),
         "KMeans": lambda: cluster.KMeans(3, n_init=1, random_state=0),
         "MiniBatchKMeans": lambda: cluster.MiniBatchKMeans(3, n_init=1, random_state=0),
         "GaussianMixture": lambda: mixture.GaussianMixture(3, random_state=0),
         "GaussianMixture(diag)": lambda: mixture.GaussianMixture(3, covariance_type="diag", random_state=0),
-        "BayesianGaussianMixture": lambda: mixture.BayesianGaussianMixture(
-            n_components=2, max_iter=20, random_state=0
-        ),
+        "BayesianGaussianMixture": lambda: mixture.BayesianGaussianMixture(n_components=2, max_iter=20, random_state=0),
         "PCA": lambda: de.PCA(2),
         "PCA(whiten)": lambda: de.PCA(2, whiten=True),
         "IncrementalPCA": lambda: de.IncrementalPCA(2),
@@ -669,47 +515,21 @@ def _alone() -> dict[str, Case]:
         "PolynomialFeatures": lambda: pre.PolynomialFeatures(2),
         "SplineTransformer": lambda: pre.SplineTransformer(n_knots=4),
         "QuantileTransformer": lambda: pre.QuantileTransformer(n_quantiles=50),
-        "QuantileTransformer(normal)": lambda: pre.QuantileTransformer(
-            n_quantiles=50, output_distribution="normal"
-        ),
+        "QuantileTransformer(normal)": lambda: pre.QuantileTransformer(n_quantiles=50, output_distribution="normal"),
         "PowerTransformer": pre.PowerTransformer,
     }
     out = {name: case(make, "none") for name, make in makes.items()}
     out["NMF"] = case(lambda: de.NMF(2, init="random", random_state=0, max_iter=300), "none", positive=True)
-    out["PowerTransformer(box-cox)"] = case(
-        lambda: _pipe(
-            pre.FunctionTransformer(np.exp, feature_names_out="one-to-one"),
-            pre.PowerTransformer(method="box-cox"),
-        ),
-        "none",
-    )
-    out["KMeans after StandardScaler"] = case(
-        lambda: _pipe(pre.StandardScaler(), cluster.KMeans(3, n_init=1, random_state=0)), "none"
-    )
+    out["PowerTransformer(box-cox)"] = case(lambda: _pipe(pre.FunctionTransformer(np.exp, feature_names_out="one-to-one"), pre.PowerTransformer(method="box-cox")), "none")
+    out["KMeans after StandardScaler"] = case(lambda: _pipe(pre.StandardScaler(), cluster.KMeans(3, n_init=1, random_state=0)), "none")
     return out
 
 
 def _preprocessed() -> dict[str, Case]:
-<<<<<<< HEAD
-    from sklearn import (
-        decomposition,
-        impute,
-    )
-    from sklearn import (
-        feature_selection as fs,
-    )
-    from sklearn import (
-        linear_model as lm,
-    )
-    from sklearn import (
-        preprocessing as pre,
-    )
-=======
     from sklearn import decomposition, impute
     from sklearn import feature_selection as fs
     from sklearn import linear_model as lm
     from sklearn import preprocessing as pre
->>>>>>> est
     from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 
     def linear(*steps: Any) -> Any:
@@ -721,43 +541,23 @@ def _preprocessed() -> dict[str, Case]:
     steps: dict[str, Callable[[], Any]] = {
         "StandardScaler": lambda: boosted(pre.StandardScaler()),
         "MinMaxScaler(clip)": lambda: boosted(pre.MinMaxScaler(clip=True)),
-        "QuantileTransformer": lambda: linear(
-            impute.SimpleImputer(), pre.QuantileTransformer(n_quantiles=100)
-        ),
-        "QuantileTransformer(normal)": lambda: linear(
-            impute.SimpleImputer(), pre.QuantileTransformer(n_quantiles=100, output_distribution="normal")
-        ),
+        "QuantileTransformer": lambda: linear(impute.SimpleImputer(), pre.QuantileTransformer(n_quantiles=100)),
+        "QuantileTransformer(normal)": lambda: linear(impute.SimpleImputer(), pre.QuantileTransformer(n_quantiles=100, output_distribution="normal")),
         "PowerTransformer": lambda: linear(impute.SimpleImputer(), pre.PowerTransformer()),
         "SplineTransformer": lambda: linear(impute.SimpleImputer(), pre.SplineTransformer(n_knots=4)),
-        "SplineTransformer(linear)": lambda: linear(
-            impute.SimpleImputer(), pre.SplineTransformer(n_knots=4, extrapolation="linear")
-        ),
+        "SplineTransformer(linear)": lambda: linear(impute.SimpleImputer(), pre.SplineTransformer(n_knots=4, extrapolation="linear")),
         "PolynomialFeatures": lambda: linear(impute.SimpleImputer(), pre.PolynomialFeatures(3)),
-        "KBinsDiscretizer": lambda: linear(
-            impute.SimpleImputer(),
-            pre.KBinsDiscretizer(4, encode="onehot-dense", quantile_method="averaged_inverted_cdf"),
-        ),
+        "KBinsDiscretizer": lambda: linear(impute.SimpleImputer(), pre.KBinsDiscretizer(4, encode="onehot-dense", quantile_method="averaged_inverted_cdf")),
         "KNNImputer": lambda: linear(impute.KNNImputer(n_neighbors=3)),
         "KNNImputer(distance)": lambda: linear(impute.KNNImputer(weights="distance", add_indicator=True)),
-        "SimpleImputer(indicator)": lambda: linear(
-            impute.SimpleImputer(strategy="most_frequent", add_indicator=True)
-        ),
+        "SimpleImputer(indicator)": lambda: linear(impute.SimpleImputer(strategy="most_frequent", add_indicator=True)),
         "SelectKBest": lambda: linear(impute.SimpleImputer(), fs.SelectKBest(k=2)),
-        "SelectKBest(mutual_info)": lambda: linear(
-            impute.SimpleImputer(), fs.SelectKBest(fs.mutual_info_classif, k=2)
-        ),
+        "SelectKBest(mutual_info)": lambda: linear(impute.SimpleImputer(), fs.SelectKBest(fs.mutual_info_classif, k=2)),
         "SelectPercentile": lambda: linear(impute.SimpleImputer(), fs.SelectPercentile(percentile=60)),
-        "SelectFromModel": lambda: linear(
-            impute.SimpleImputer(), fs.SelectFromModel(RandomForestClassifier(5, random_state=0))
-        ),
-        "RFE": lambda: linear(
-            impute.SimpleImputer(), fs.RFE(lm.LogisticRegression(max_iter=500), n_features_to_select=2)
-        ),
+        "SelectFromModel": lambda: linear(impute.SimpleImputer(), fs.SelectFromModel(RandomForestClassifier(5, random_state=0))),
+        "RFE": lambda: linear(impute.SimpleImputer(), fs.RFE(lm.LogisticRegression(max_iter=500), n_features_to_select=2)),
         "RFECV": lambda: linear(impute.SimpleImputer(), fs.RFECV(lm.LogisticRegression(max_iter=500), cv=2)),
-        "SequentialFeatureSelector": lambda: linear(
-            impute.SimpleImputer(),
-            fs.SequentialFeatureSelector(lm.LogisticRegression(), n_features_to_select=2, cv=2),
-        ),
+        "SequentialFeatureSelector": lambda: linear(impute.SimpleImputer(), fs.SequentialFeatureSelector(lm.LogisticRegression(), n_features_to_select=2, cv=2)),
         "VarianceThreshold": lambda: linear(impute.SimpleImputer(), fs.VarianceThreshold(0.3)),
         "FactorAnalysis": lambda: linear(impute.SimpleImputer(), decomposition.FactorAnalysis(2)),
     }
@@ -785,12 +585,8 @@ def _tables() -> dict[str, Case]:
     hist = en.HistGradientBoostingClassifier
 
     def columns(encoder: Any, *, selector: bool = False) -> Any:
-        texts: Any = (
-            make_column_selector(dtype_exclude=["number", "bool"]) if selector else ["plan", "text", "color"]
-        )
-        numeric: Any = (
-            make_column_selector(dtype_include=["number"]) if selector else ["age", "visits", "member"]
-        )
+        texts: Any = make_column_selector(dtype_exclude=["number", "bool"]) if selector else ["plan", "text", "color"]
+        numeric: Any = make_column_selector(dtype_include=["number"]) if selector else ["age", "visits", "member"]
         return ColumnTransformer(
             [("t", encoder, texts), ("n", _pipe(impute.SimpleImputer(), pre.StandardScaler()), numeric)]
         )

@@ -55,11 +55,7 @@ def test_a_conversion_that_takes_too_long_falls_through_to_the_next_format(
 ) -> None:
     """Seen red without a limit: the save waited for the conversion, and took ONNX."""
     import skl2onnx
-<<<<<<< HEAD
-    from sklearn.naive_bayes import GaussianNB
-=======
     from sklearn.kernel_ridge import KernelRidge
->>>>>>> est
 
     def convert(*_: Any, **__: Any) -> None:
         while True:

@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 
-<<<<<<< HEAD
 from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.boosters import library_of
-from mainspring.models.formats.onnx import ensembles, kernels
-=======
 from mainspring.models.formats.onnx import bayes, ensembles, kernels
->>>>>>> est
 from mainspring.models.formats.onnx import trees as onnx_trees
 from mainspring.models.formats.onnx.columns import UFUNCS, encode_ordinal, sklearn_name, transform
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported, one_hot

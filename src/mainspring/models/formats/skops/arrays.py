@@ -181,8 +181,6 @@ def _check_sparse(matrix: Any) -> None:
 def _check_random(state: Any) -> None:
     kind, keys, place, *_ = state.get_state(legacy=True)
     _require(kind == "MT19937" and len(keys) == 624 and 0 <= place <= 624, state, "no state of its generator")
-<<<<<<< HEAD
-=======
 
 
 def _check_generator(generator: Any) -> None:
@@ -193,7 +191,6 @@ def _check_generator(generator: Any) -> None:
         else (state.get("buffer_pos", 0), 4)
     )
     _require(0 <= place <= most, generator, "no state of its generator")
->>>>>>> est
 
 
 CHECKS: dict[str, tuple[str, Callable[[Any], None]]] = {
