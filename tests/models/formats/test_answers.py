@@ -29,6 +29,7 @@ from mainspring.errors import InvalidInput
 from mainspring.metrics.registry import list_metrics, measure
 from mainspring.models import formats
 from mainspring.models.formats.model import Model
+from mainspring.models.formats.saving import _wrong_labels
 from mainspring.records.classes import LabelReader, class_labels
 from mainspring.records.models import Column, Signature, Task
 from mainspring.records.scores import ScoreMeaning, classes_of, meaning_of
@@ -293,3 +294,14 @@ def test_classes_of_an_old_signature_are_read_by_their_text() -> None:
     )
     assert class_labels(named) == ["no", "yes"]
     assert class_labels(Signature(inputs=inputs, task=Task.REGRESSION)) == []
+
+
+@pytest.mark.parametrize(("ties", "wrong"), [(1, 0), (100, 100)])
+def test_ties_excuse_few_labels(ties: int, wrong: int) -> None:
+    """Seen red without the bound: an estimator that decides by something else was saved with a quarter of its labels wrong."""
+    scores = np.tile([0.6, 0.3, 0.1], (400, 1))
+    scores[:ties] = 1 / 3
+    own = np.zeros(400, dtype=int)
+    own[:ties] = 2  # the estimator names another of the classes that are equally probable
+    found = _wrong_labels(scores, scores, own, np.ones(400, dtype=bool), threshold=0.5, rounding=1e-12)
+    assert int(found.sum()) == wrong
