@@ -81,7 +81,7 @@ BOOSTERS = {
 def test_pandas_categories_are_what_they_were_in_training(name: str, tmp_path: Path) -> None:
     """Also from a sample whose categories stand in another order, and for a category that nobody has seen.
 
-    Not seen red: the codes are read from the booster's own file, and no other order is at hand.
+    Seen red with the booster's categories in another order.
     """
     frame = make_frame(800, 1)
     model = BOOSTERS[name](frame)
