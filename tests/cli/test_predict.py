@@ -67,21 +67,25 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A project with a served model of whole-number classes, whose inputs are a text, a date's part, whole numbers and gaps."""
+    """A project with a served model of whole-number classes, whose inputs are a text, a date, whole numbers and gaps."""
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder
 
+    from mainspring import DateParts
+
     root = tmp_path_factory.mktemp("shop")
     (root / "mainspring.toml").write_text(POLICY)
     table = rows()
-    month = pa.compute.month(table["since"]).cast(pa.float64())
-    inputs = table.select(["plan", "visits", "spend"]).append_column("since_month", month)
+    inputs = table.select(["plan", "visits", "spend", "since"])
     frame = inputs.to_pandas()
-    labels = np.digitize(frame["visits"] + frame["since_month"], [15, 35]) + 1
+    labels = np.digitize(frame["visits"] + pa.compute.month(table["since"]).to_numpy(), [15, 35]) + 1
     prepare = ColumnTransformer(
-        [("plan", OneHotEncoder(sparse_output=False), ["plan"])],
+        [
+            ("plan", OneHotEncoder(sparse_output=False), ["plan"]),
+            ("since", DateParts(["month"]), ["since"]),
+        ],
         remainder="passthrough",
         verbose_feature_names_out=False,
     )
@@ -151,7 +155,7 @@ def test_standard_input_and_what_a_person_reads(shop: Shop, tmp_path: Path) -> N
 
 
 def test_a_typed_row(shop: Shop) -> None:
-    row = {"plan": "pro", "visits": 3, "spend": None, "since_month": 1.0}
+    row = {"plan": "pro", "visits": 3, "spend": None, "since": "2024-01-05"}
     for who in (["stay", "--at", shop.inference], ["--model", "stay"]):
         answer = json.loads(shop.ask(*who, "--row", json.dumps(row), "--json"))
         assert (answer["model"], answer["version"], answer["predictions"][0]["label"]) == ("stay", 1, 1)

@@ -49,8 +49,6 @@ class Predictions(Protocol):
 
     @property
     def kinds(self) -> Kinds: ...
-    @property
-    def classes(self) -> list[Any]: ...
 
     def of(self, batch: Batch) -> list[tuple[Batch, Answer]]: ...
 
@@ -123,7 +121,7 @@ def predict(
             _predict_rows(predictions, given, as_json)
             return
         with _open_output(output, as_json) as (out, shape):
-            writer = PredictionWriter(out, shape, predictions.classes)
+            writer = PredictionWriter(out, shape)
             if file is None:
                 batches: Iterator[Batch] = iter([_batch_of(given)])
                 _predict_all(predictions, batches, writer)
@@ -151,7 +149,7 @@ def _batch_of(rows: list[dict[str, Any]]) -> Batch:
 
 
 def _predict_rows(predictions: Predictions, rows: list[dict[str, Any]], as_json: bool) -> None:
-    writer = PredictionWriter(sys.stdout, "table", predictions.classes)
+    writer = PredictionWriter(sys.stdout, "table")
     for batch, answer in predictions.of(_batch_of(rows)):
         if as_json:
             print_json(
@@ -261,7 +259,6 @@ class _Loaded:
         self._model, self._name, self._version = model, name, version
         self._encoder = AnswerEncoder(model.signature)
         self.kinds: Kinds = {c.name: c.type for c in model.signature.inputs}
-        self.classes = model.classes
 
     def of(self, batch: Batch) -> list[tuple[Batch, Answer]]:
         import numpy as np
@@ -287,8 +284,10 @@ class _Served:
     def __init__(self, client: Any, deployment: str, inputs: list[dict[str, Any]]) -> None:
         types = {"FP64": "float64", "INT64": "int64", "BOOL": "bool"}
         self._client, self._deployment = client, deployment
-        self.kinds: Kinds = {i["name"]: types.get(i["datatype"], "string") for i in inputs}
-        self.classes: list[Any] = []
+        self.kinds: Kinds = {
+            i["name"]: i.get("parameters", {}).get("content_type") or types.get(i["datatype"], "string")
+            for i in inputs
+        }
 
     @classmethod
     @contextlib.contextmanager

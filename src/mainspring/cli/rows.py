@@ -195,10 +195,10 @@ def _to_text(value: Any) -> Any:
 
 
 class PredictionWriter:
-    """Writes predictions as a table for people, CSV or JSON lines. ``classes`` name the columns of probabilities, where they are known."""
+    """Writes predictions as a table for people, CSV or JSON lines."""
 
-    def __init__(self, out: TextIO, form: Literal["table", "csv", "jsonl"], classes: list[Any]) -> None:
-        self._out, self._form, self._classes = out, form, classes
+    def __init__(self, out: TextIO, form: Literal["table", "csv", "jsonl"]) -> None:
+        self._out, self._form = out, form
         self._names: list[str] | None = None
 
     def write(self, first: int, predictions: Iterable[Mapping[str, Any]], ident: str | None) -> None:
@@ -232,11 +232,8 @@ class PredictionWriter:
         flat: dict[str, Any] = {}
         for name, value in prediction.items():
             if isinstance(value, dict):
-                flat |= value
-            elif isinstance(value, list):
-                names = self._classes if len(self._classes) == len(value) else range(len(value))
-                what = {"probabilities": "probability", "decisions": "decision"}.get(name, name)
-                flat |= {f"{what}_{c}": v for c, v in zip(names, value, strict=True)}
+                what = {"probabilities": "probability_", "decisions": "decision_"}.get(name, "")
+                flat |= {f"{what}{key}": v for key, v in value.items()}
             else:
                 flat[name] = value
         return flat

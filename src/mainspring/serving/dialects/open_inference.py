@@ -369,9 +369,12 @@ def _describe_outputs(signature: Signature) -> list[dict[str, Any]]:
 
 def describe_model(deployment: LiveDeployment, targets: list[LiveTarget]) -> Reply:
     """The reply with the metadata of a model."""
-    inputs = [
+    inputs: list[dict[str, Any]] = [
         {"name": c.name, "datatype": _DATATYPES[c.type], "shape": [-1]} for c in deployment.signature.inputs
     ]
+    for column, described in zip(deployment.signature.inputs, inputs, strict=True):
+        if column.type == "datetime":
+            described["parameters"] = {"content_type": "datetime"}  # as MLServer calls a text in ISO 8601
     body = {
         "name": deployment.name,
         "versions": [str(t.number) for t in targets],
