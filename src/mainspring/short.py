@@ -74,6 +74,10 @@ def train(dataset: DatasetVersion | str, *, target: str, **options: Unpack[Train
     """
     from mainspring.training.automl import engine
 
+    here = current()
+    if here.execution:
+        rooms = here.workspace()
+        return engine.train(rooms, _get_dataset_version(rooms, dataset), target=target, **options)
     _load_settings()
     with _open_workspace() as workspace:
         return engine.train(workspace, _get_dataset_version(workspace, dataset), target=target, **options)

@@ -194,7 +194,11 @@ class Lineage:
             raise NotFound(
                 "nothing is known of this",
                 value=root,
-                next_step="References look like 'prediction:<id>' or 'model_version:delay@3'.",
+                next_step=(
+                    "A prediction is known some seconds after it was given, when the loop has taken in the log (mainspring up, or mainspring loop tick)."
+                    if split_ref(root)[0] == "prediction"
+                    else "References look like 'prediction:<id>' or 'model_version:delay@3'."
+                ),
             )
         return Graph(root=root, nodes=list(nodes.values()), edges=list(edges.values()), truncated=truncated)
 
