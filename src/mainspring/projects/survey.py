@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mainspring.metrics.registry import metric as metric_of
+from mainspring.records.base import counted
 from mainspring.records.models import Task
 from mainspring.training.automl.engine import DEFAULT_METRIC
 from mainspring.training.automl.fitting import encode_labels, list_classes
@@ -110,7 +111,7 @@ def _describe(problem: Problem, kind: str, holdout: int) -> list[str]:
     ):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            lines.append(f"predicted from {len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")
+            lines.append(f"predicted from {counted(len(names), what)}: {', '.join(names[:_SHOWN])}{more}")
     lines += [f"{name!r} is left out: {why}" for name, why in problem.left_out.items()]
     lines.append(f"{holdout} rows are held out to judge by ({kind})")
     return lines
