@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mainspring.errors import InvalidInput, StepFailed
+from mainspring.errors import InvalidInput, MissingExtra, StepFailed
 from mainspring.metrics.registry import metric
 from mainspring.records.models import Task
 from mainspring.training.automl.families import SPACES, Candidate, propose
@@ -137,3 +137,10 @@ def test_a_seed_gives_the_same_candidates() -> None:
 def test_candidates_that_cannot_be_are_refused(count: int, families: list[str] | None, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         propose(count, seed=0, families=families)
+
+
+def test_a_family_of_a_library_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mainspring.training.automl.families.find_spec", lambda _name: None)
+    assert "lightgbm" not in {c.family for c in propose(12, seed=0)}
+    with pytest.raises(MissingExtra, match="boosting"):
+        propose(1, seed=0, families=["lightgbm"])

@@ -1,4 +1,4 @@
-"""The candidates: families of scikit-learn with spaces of params, each behind the same preparation of columns.
+"""The candidates: families of scikit-learn, and LightGBM where it is installed, with spaces of params, each behind the same preparation of columns.
 
 Families are listed from simple to complex: of equals, the first is chosen. Every one of them can be stored as data.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,20 @@ SPACES: Mapping[str, tuple[Mapping[str, Dimension], Mapping[str, Any]]] = {
         },
         {"learning_rate": 0.1, "max_iter": 60, "max_leaf_nodes": 15, "min_samples_leaf": 20, "l2_regularization": 1.0},
     ),
+    "lightgbm": (
+        {
+            "learning_rate": Real(0.03, 0.3, log=True),
+            "n_estimators": Whole(40, 300, log=True),
+            "num_leaves": Whole(4, 63, log=True),
+            "min_child_samples": Whole(5, 40, log=True),
+            "reg_lambda": Real(0.001, 10.0, log=True),
+            "colsample_bytree": Real(0.4, 1.0),
+        },
+        {
+            "learning_rate": 0.1, "n_estimators": 80, "num_leaves": 15, "min_child_samples": 20, "reg_lambda": 1.0,
+            "colsample_bytree": 1.0,
+        },
+    ),
     "knn": ({"n_neighbors": Whole(3, 60, log=True)}, {"n_neighbors": 15}),
     "mlp": (
         {
@@ -49,6 +64,9 @@ SPACES: Mapping[str, tuple[Mapping[str, Dimension], Mapping[str, Any]]] = {
     ),
 }  # fmt: skip
 """By family: the space and the point that is tried first. ``strength`` is how much a linear model is held back."""
+
+LIBRARIES = {"lightgbm": "lightgbm"}
+"""The library of a family that is tried only where it is installed (extra ``boosting``)."""
 
 MOST_ROWS = {"knn": 20_000}
 """Training rows above which a family is not tried: a model of neighbours carries them all with it."""
@@ -71,10 +89,12 @@ class Candidate:
 
 def propose(count: int, *, seed: int, families: Sequence[str] | None = None) -> list[Candidate]:
     """The dummy, each family's own start, then points at random in turn: ``count`` without the dummy."""
-    chosen = list(SPACES) if families is None else [f for f in SPACES if f in families]
+    chosen = [f for f in SPACES if (_is_installed(f) if families is None else f in families)]
     for family in families or ():
         if family not in SPACES:
             raise InvalidInput("no such family", value=family, next_step=near(family, SPACES, what="family"))
+        if not _is_installed(family):
+            raise MissingExtra.for_library(LIBRARIES[family], extra="boosting")
     if count < 1:
         raise InvalidInput("a search needs at least one trial", value=count, place="max_trials")
     rng = np.random.default_rng(seed)
@@ -86,6 +106,10 @@ def propose(count: int, *, seed: int, families: Sequence[str] | None = None) -> 
         params = dict(default) if turn == 0 else {name: _draw(d, rng) for name, d in space.items()}
         candidates.append(Candidate(f"{family}-{turn + 1}", family, params, number + 1))
     return candidates
+
+
+def _is_installed(family: str) -> bool:
+    return family not in LIBRARIES or find_spec(LIBRARIES[family]) is not None
 
 
 def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
@@ -179,6 +203,14 @@ def _make_boosting(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     return kind(early_stopping=False, random_state=seed, **params)
 
 
+def _make_lightgbm(params: dict[str, Any], numbers: bool, seed: int) -> Any:
+    import lightgbm
+
+    kind = lightgbm.LGBMRegressor if numbers else lightgbm.LGBMClassifier
+    # One thread, and columns one after the other: the script must repeat it exactly.
+    return kind(random_state=seed, n_jobs=1, deterministic=True, force_col_wise=True, verbose=-1, **params)
+
+
 def _make_knn(params: dict[str, Any], numbers: bool, _seed: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
@@ -197,4 +229,4 @@ def _make_mlp(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     return TransformedTargetRegressor(regressor=MLPRegressor(**options), transformer=StandardScaler())
 
 
-_MODELS = {DUMMY: _make_dummy, "linear": _make_linear, "forest": _make_forest, "boosting": _make_boosting, "knn": _make_knn, "mlp": _make_mlp}  # fmt: skip
+_MODELS = {DUMMY: _make_dummy, "linear": _make_linear, "forest": _make_forest, "boosting": _make_boosting, "lightgbm": _make_lightgbm, "knn": _make_knn, "mlp": _make_mlp}  # fmt: skip
