@@ -16,6 +16,9 @@ from mainspring.lineage import Foundation
 from mainspring.models import ModelsClient, formats
 from mainspring.models.formats.saving import ParityFailed
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* is unwatched")
+"""Models are registered here without the rows that they were trained on."""
+
 _RNG = np.random.default_rng(3)
 _W1, _W2 = _RNG.normal(size=(3, 8)).astype(np.float32), _RNG.normal(size=(8, 3)).astype(np.float32)
 _ROWS = _RNG.normal(size=(200, 3))

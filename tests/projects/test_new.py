@@ -293,7 +293,7 @@ def test_from_a_csv_to_a_served_model_that_the_loop_retrains(tmp_path: Path, nam
             ready = json.loads(process.stdout.readline())
             assert ready["problems"] == []
             row = frame.iloc[0].drop(["target", *(["seen"] if timed else [])]).to_dict()
-            row |= {"seen_month": 1.0, "seen_weekday": 6.0, "seen_hour": 0.0} if timed else {}
+            row |= {"seen": "2023-01-01"} if timed else {}
             answer = predict(ready["inference"], name, row)
             assert answer["version"] == 1
             with mainspring.open(tmp_path) as workspace:

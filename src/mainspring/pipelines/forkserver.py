@@ -99,7 +99,10 @@ class Forkserver:
 
     def preload(self, names: list[str]) -> None:
         self._wanted += names
-        threaded = preload.load_modules(names, avoid=self._avoid)
+        # An import takes seconds: the runner may have ended meanwhile, and then no further one is wanted.
+        threaded = preload.load_modules(names, avoid=self._avoid, until=self._is_abandoned)
+        if self._is_abandoned():
+            return
         if threaded is not None and not self._children:
             if len(self._avoid) >= _MAX_AVOIDED:
                 self._wanted = []
@@ -107,6 +110,12 @@ class Forkserver:
         freeze()
         with contextlib.suppress(OSError):
             self._control.send(json.dumps({"op": "loaded", "avoided": sorted(self._avoid)}).encode())
+
+    def _is_abandoned(self) -> bool:
+        """Whether the runner has closed its end of the socket, or is dead."""
+        ends = poll()
+        ends.register(self._control, 0)
+        return any(event & POLLHUP for _, event in ends.poll(0))
 
     def _restart(self, avoid: frozenset[str]) -> NoReturn:
         """Replace this process by a new one that avoids the library; messages that the runner sends meanwhile wait in the socket."""
@@ -151,9 +160,7 @@ class Forkserver:
         processes.set_cookie(run)
         # From here on the runner that resumes the run finds this process by its cookie. If our runner is dead already, that one may
         # have searched before the cookie was set: then this process must end by itself.
-        ends = poll()
-        ends.register(self._control, 0)
-        if any(event & POLLHUP for _, event in ends.poll(0)):
+        if self._is_abandoned():
             os._exit(70)
         self._control.close()
         null = os.open(os.devnull, os.O_RDONLY)
@@ -221,7 +228,7 @@ def freeze() -> None:
     gc.disable()
 
 
-def main() -> int:
+def main() -> NoReturn:
     setup: dict[str, Any] = json.loads(sys.argv[1])
     processes.become_subreaper()
     control = socket.socket(fileno=int(setup["control"]))
@@ -232,8 +239,9 @@ def main() -> int:
         server.preload(wanted)
     freeze()
     server.serve()
-    return 0
+    # Without the destructors of what was imported, some of which wait for threads: nothing here is left to be written.
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
@@ -23,12 +24,17 @@ KNOWN_THREADED = frozenset({"duckdb", "polars"})
 """The check below finds them too; listing them here saves each server a restart."""
 
 
-def load_modules(names: list[str], *, avoid: frozenset[str] = frozenset()) -> str | None:
-    """Import each of ``names`` (``module`` or ``module:attribute``); returns the package of the first that left threads, or None.
+def load_modules(
+    names: list[str], *, avoid: frozenset[str] = frozenset(), until: Callable[[], bool] = lambda: False
+) -> str | None:
+    """Import each of ``names`` (``module`` or ``module:attribute``), or those before ``until`` is true; returns the package of the first
+    that left threads, or None.
 
     Errors are ignored: the same import fails again, and is reported, in the step that needs it.
     """
     for name in names:
+        if until():
+            return None
         package = name.partition(":")[0].partition(".")[0]
         if package in avoid or package in KNOWN_THREADED or not is_installed(package):
             continue
