@@ -21,7 +21,7 @@ from tests.engines.test_columns import make_frame, make_labels
 
 from mainspring.errors import UnsafeFormat
 from mainspring.models import formats
-from mainspring.models.formats.boosters import catboost_json, lightgbm_text, xgboost_json
+from mainspring.models.formats.boosters import catboost_json, lightgbm_model, lightgbm_text, xgboost_json
 from mainspring.models.formats.package import describe_file
 from mainspring.models.formats.table import model_format
 from mainspring.records.base import to_json
@@ -97,12 +97,18 @@ TEXTS: dict[str, Callable[[str], str]] = {
     "a line that is there twice": lambda t: t.replace("\nleaf_value=", "\nleaf_value=0\nleaf_value=", 1),
     "linear leaves without numbers": replace_line("is_linear", lambda _: "1"),
     "categories of a feature that there is not": lambda t: t.replace('categories={"2"', 'categories={"77"'),
+    "a feature with an exponent": replace_line("split_feature", first("2000000000e-9")),
+    "a feature with a fraction": replace_line("split_feature", first("1.0")),
+    "a line within a line": replace_line("label_index", lambda v: v + "\rnum_tree_per_iteration=1"),
+    "a line within a line of a tree": replace_line("shrinkage", lambda v: v + "\rsplit_feature=999"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_x_a_text_of_lightgbm_is_checked_before_lightgbm_reads_it(name: str, stored: dict[str, Path]) -> None:
-    """Seen red with ``check_tree`` emptied: circles and features that there are not."""
+    """Seen red with ``check_tree`` emptied: circles and features that there are not. The last four, which LightGBM followed out of its
+    memory, were red before whole numbers and the characters of the text were checked.
+    """
     good = payload(stored["lightgbm"]).read_text()
     lightgbm_text.check(good.encode())
     bad = TEXTS[name](good)
@@ -112,6 +118,30 @@ def test_x_a_text_of_lightgbm_is_checked_before_lightgbm_reads_it(name: str, sto
 
 
 _Change = Callable[[Any], None]
+
+
+CLASSES: dict[str, Callable[[str], str]] = {
+    "fewer classes than trees in a round": replace_line("num_class", lambda _: "1"),
+    "an objective of more classes": replace_line("objective", lambda _: "multiclass num_class:3000000"),
+    "an objective of one answer": replace_line("objective", lambda _: "regression"),
+    "an objective of no number of classes": replace_line("objective", lambda _: "multiclass"),
+    "an argument that is there twice": replace_line("objective", lambda v: v + " num_class:3000000"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_x_the_objective_of_lightgbm_has_as_many_classes_as_the_trees(name: str, numbers: Any) -> None:
+    """LightGBM writes as many answers as the objective says into the place of as many as there are trees: memory behind it was overwritten.
+
+    Seen red before the objective was checked.
+    """
+    model = lightgbm.LGBMClassifier(n_estimators=3, verbose=-1, n_jobs=1)
+    good = lightgbm_model.dump(model.fit(numbers, np.arange(len(numbers)) % 3)).decode()
+    lightgbm_text.check(good.encode())
+    bad = CLASSES[name](good)
+    assert bad != good
+    with pytest.raises(UnsafeFormat):
+        lightgbm_text.check(bad.encode())
 
 
 def _set(*path: str | int, to: object) -> _Change:
