@@ -154,11 +154,17 @@ def _set(*path: str | int, to: object) -> _Change:
     return change
 
 
+def _first_leaf(model: Any, value: int) -> None:
+    left = model["learner"]["gradient_booster"]["model"]["trees"][0]["left_children"]
+    left[left.index(-1)] = value
+
+
 _MODEL = ("learner", "gradient_booster", "model")
 _TREE = (*_MODEL, "trees", 0)
 JSONS: dict[str, _Change] = {
     "a branch beyond the tree": _set(*_TREE, "left_children", 0, to=99999),
     "a circle": _set(*_TREE, "left_children", 0, to=0),
+    "a leaf that is none to xgboost": lambda model: _first_leaf(model, -2),
     "another parent": _set(*_TREE, "parents", 1, to=2),
     "a feature that there is not": _set(*_TREE, "split_indices", 0, to=99),
     "more nodes than said": _set(*_TREE, "tree_param", "num_nodes", to="3"),
@@ -190,7 +196,9 @@ JSONS: dict[str, _Change] = {
 
 @pytest.mark.parametrize("name", JSONS)
 def test_x_a_file_of_xgboost_is_checked_before_xgboost_reads_it(name: str, stored: dict[str, Path]) -> None:
-    """Seen red with ``check_tree`` emptied: branches beyond the tree, and features that there are not."""
+    """Seen red with ``check_tree`` emptied: branches beyond the tree, and features that there are not. With a leaf written as -2, which
+    XGBoost follows out of the tree, red before branches below -1 were refused.
+    """
     good = json.loads(payload(stored["xgboost"]).read_bytes())
     xgboost_json.check(json.dumps(good, separators=(",", ":")).encode())
     JSONS[name](good)
