@@ -200,6 +200,12 @@ def _set_column(model: Any) -> None:
     model._fit_X.indices[0] = 100_000
 
 
+def _set_rows_made(model: Any) -> None:
+    from sklearn.decomposition import PCA
+
+    model._preprocessor = PCA(1).fit(_numbers())
+
+
 def _set_attribute(name: str, value: Any) -> Callable[[Any], None]:
     return lambda model: setattr(model, name, value)
 
@@ -219,6 +225,9 @@ TWINS: dict[str, tuple[Callable[[], Any], Callable[[Any], None], str]] = {
         lambda m: setattr(m, "estimators_", np.hstack([m.estimators_, m.estimators_])),
         "another number of trees",
     ),
+    "sums of fewer trees": (_boosted, _set_attribute("n_trees_per_iteration_", 0), "its sums"),
+    "rows that another transformer makes": (_hist, _set_rows_made, "not those that it is given"),
+    "rows that are taken for binned": (_hist, _set_attribute("_in_fit", True), "not those that it is given"),
     "a histogram node far away": (_hist, lambda m: _node(m, left=1_000_000), "no node below"),
     "a histogram node in a circle": (_hist, lambda m: _node(m, right=0), "no node below"),
     "a histogram feature far away": (_hist, lambda m: _node(m, feature_idx=9_000), "splits on no feature"),
@@ -261,6 +270,25 @@ def test_X02_arrays_that_lead_compiled_code_astray_are_refused(twin: str, tmp_pa
     assert formats.load(_write(package, tmp_path / "same", dump(good))).predict(_numbers()).shape == (ROWS,)
     with pytest.raises(UnsafeFormat, match=reason):
         formats.load(_write(package, tmp_path / "evil", dump(evil)))
+
+
+def test_X02_boosted_trees_start_from_as_many_sums_as_they_have_trees(tmp_path: Path) -> None:
+    """The estimator that answers what the sums start from is the file's: with fewer classes, compiled code wrote behind its answer.
+
+    Seen red: the process ended with "malloc(): corrupted top size"; with few rows the answers were of memory behind the array.
+    """
+    from sklearn.dummy import DummyClassifier
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    from mainspring.models.formats.skops.predictor import dump
+
+    x = _numbers()
+    model = GradientBoostingClassifier(n_estimators=3).fit(x, np.arange(ROWS) % 5)
+    package = formats.save(model, tmp_path / "good", sample=x, format="skops")
+    assert formats.load(_write(package, tmp_path / "same", dump(model))).predict(x).shape == (ROWS,)
+    model.init_ = DummyClassifier().fit(x, _target(x))
+    with pytest.raises(UnsafeFormat, match="another number of sums"):
+        formats.load(_write(package, tmp_path / "evil", dump(model))).predict(x[:2])
 
 
 def test_X02_words_with_numbers_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:

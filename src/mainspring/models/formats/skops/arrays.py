@@ -86,16 +86,36 @@ def _check_boosted(model: Any) -> None:
     stages = np.asarray(model.estimators_, dtype=object)
     width = 1 if not hasattr(model, "classes_") or len(model.classes_) == 2 else len(model.classes_)
     _require(stages.ndim == 2 and stages.shape[1] == width, model, "a stage has another number of trees")
+    _require(model.n_trees_per_iteration_ == width, model, "its sums have another number of trees")
+    _guard_start(model, width)
+
+
+def _guard_start(model: Any, width: int) -> None:
+    """Compiled code adds the trees to what the sums start from, unchecked; an estimator of the file's own choice answers that."""
+    begin = model._raw_predict_init  # noqa: SLF001 - where scikit-learn asks for it
+
+    def begin_checked(rows: Any) -> Any:
+        sums = begin(rows)
+        _require(sums.shape == (rows.shape[0], width), model, "it starts from another number of sums")
+        return sums
+
+    model._raw_predict_init = begin_checked  # noqa: SLF001 - as above
 
 
 def _check_isolation(model: Any) -> None:
     for member, features in zip(model.estimators_, model.estimators_features_, strict=True):
         _check_decision_tree(member)
         _require(len(features) == member.n_features_in_, model, "a tree has other features")
+        # With all features, trees get the rows as they are.
+        every = model._max_features == model.n_features_in_  # noqa: SLF001 - where scikit-learn keeps it
+        _require(not every or len(features) == model.n_features_in_, model, "a tree has other features")
 
 
 def _check_hist(model: Any) -> None:
     features = int(model.n_features_in_)
+    # Rows that another transformer made are not counted, and binned rows are of training only.
+    own = model._preprocessor is None and not getattr(model, "_in_fit", False)  # noqa: SLF001 - where scikit-learn keeps it
+    _require(own, model, "its rows are not those that it is given")
     bins = model._bin_mapper  # noqa: SLF001 - where scikit-learn keeps it
     flags = np.asarray(bins.is_categorical_)
     _require(
