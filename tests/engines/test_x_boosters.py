@@ -262,7 +262,7 @@ CATS: dict[str, _Change] = {
         elements=[{"cat_feature_index": 99, "combination_element": "cat_feature_value"}]
     ),
     "a class that the table does not have": _ctr(target_border_idx=99),
-    "a statistic of a wider table": lambda model: _widen(model),
+    "a statistic of a wider table": _widen,
     "starts of other outputs": _set("scale_and_bias", to=[1, [0, 0]]),
     "another link": _set("link", to="code"),
     "parameters": _set("model_info", to={"params": {"train_dir": "/etc"}}),
