@@ -206,7 +206,11 @@ def test_no_name_of_a_column_ends_the_docstring(project: Path, end: str) -> None
     frame = table().rename_columns({"stays": name})
     write_csv(frame, project / "data" / "odd.csv")
     start = starting.plan(
-        project, "odd", project / "data" / "odd.csv", target=name, command=f"mainspring new odd --target {name}"
+        project,
+        "odd",
+        project / "data" / "odd.csv",
+        target=name,
+        command=f"mainspring new odd --target {name}",
     )
     module = ast.parse(start.files["pipelines/odd.py"])
     assert name in str(ast.get_docstring(module, clean=False)).split("Written by: ", 1)[1]
