@@ -310,6 +310,31 @@ def test_X02_words_with_numbers_beyond_the_vocabulary_are_refused(tmp_path: Path
         formats.load(_write(package, tmp_path / "evil", dump(model)))
 
 
+@pytest.mark.parametrize("pattern", [r"(?:a|a)*b", r"(a+)+$", r"(?:aa?)*b", r"(?:\w+\s?)*x"])
+def test_X02_a_pattern_that_takes_years_is_refused(pattern: str) -> None:
+    """Seen red: it was loaded, and a text of 22 letters took half a second, each further letter twice as long.
+
+    Patterns of words with hyphens and apostrophes load.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from mainspring.models.formats.skops.predictor import dump, restore
+
+    pd = pytest.importorskip("pandas")
+    rows = pd.DataFrame({"text": ["good day", "bad night", "good night", "bad day"] * 10})
+    words = CountVectorizer(token_pattern=r"[a-z]+(?:-[a-z]+)*(?:'[a-z]+)?")
+    model = make_pipeline(ColumnTransformer([("t", words, "text")]), LogisticRegression()).fit(
+        rows, [1, 0] * 20
+    )
+    assert restore(dump(model)).predict(rows).tolist() == model.predict(rows).tolist()
+    model.steps[0][1].named_transformers_["t"].token_pattern = pattern
+    with pytest.raises(UnsafeFormat, match="repeats a choice"):
+        restore(dump(model))
+
+
 def test_X02_a_tree_of_neighbours_from_a_file_is_refused(tmp_path: Path) -> None:
     """It is made of the rows, never read. Seen red with the types of the tree and of its distance on the list."""
     import skops.io

@@ -188,6 +188,66 @@ def _check_vocabulary(vectorizer: Any) -> None:
     _require(numbers == list(range(len(numbers))), vectorizer, "words whose numbers are not 0, 1, ...")
 
 
+def _check_pattern(vectorizer: Any) -> None:
+    """What repeats holds no choice, unless each turn begins with a character that is nowhere else in it, as in ``[a-z]+(?:-[a-z]+)*``.
+
+    Else a text of forty letters takes years, in code that nothing can stop.
+    """
+    from re import _parser as parser  # type: ignore[attr-defined]  # what re itself makes of a pattern
+
+    if vectorizer.token_pattern is None:
+        return
+    stack: list[Any] = [parser.parse(vectorizer.token_pattern)]
+    while stack:
+        for kind, value in stack.pop():
+            inner = _patterns_in(value, parser.SubPattern)
+            stack += inner
+            if str(kind) in _REPEATS and value[1] > 1:
+                _require(_turns_once(inner[0]), vectorizer, "a pattern that repeats a choice")
+
+
+_REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
+_SINGLE = frozenset({"LITERAL", "NOT_LITERAL", "IN", "ANY"})
+
+
+def _patterns_in(value: Any, kind: type) -> list[Any]:
+    if isinstance(value, kind):
+        return [value]
+    return [p for v in value for p in _patterns_in(v, kind)] if isinstance(value, list | tuple) else []
+
+
+def _turns_once(turn: Any) -> bool:
+    """Whether a text can be divided into such turns in one way only: by their length, or by what they begin with."""
+    import re
+    from re import _compiler as compiler  # type: ignore[attr-defined]  # as above
+
+    parts: list[tuple[str, Any]] = []
+    stack = [turn]
+    choice = False
+    while stack:
+        pattern = stack.pop()
+        for kind, value in pattern.data:
+            choice = (
+                choice
+                or (str(kind) in _REPEATS and value[0] != value[1])
+                or str(kind) in ("BRANCH", "GROUPREF", "GROUPREF_EXISTS")
+            )
+            stack += _patterns_in(value, type(turn))
+        parts += [(str(kind), (pattern.state, kind, value)) for kind, value in pattern.data]
+    if not choice:
+        return True
+    first = parts[0]
+    if first[0] != "LITERAL" or any(kind not in _SINGLE | _REPEATS | {"SUBPATTERN"} for kind, _ in parts):
+        return False
+    begin = chr(first[1][2])
+    for kind, (state, code, value) in parts[1:]:
+        if kind in _SINGLE and compiler.compile(
+            type(turn)(state, [(code, value)]), re.IGNORECASE | re.DOTALL
+        ).match(begin):
+            return False
+    return True
+
+
 def _check_spline(part: Any) -> None:
     for knots, values, degree, _ in part.bsplines_:
         _require(knots.ndim == 1 and 0 <= degree <= 20, part, "knots of another shape")
@@ -223,6 +283,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "NeighborsBase": ("_fit_X", _check_neighbors),
     "OneHotEncoder": ("categories_", _check_one_hot),
     "CountVectorizer": ("vocabulary_", _check_vocabulary),
+    "_VectorizerMixin": ("token_pattern", _check_pattern),
     "SplineTransformer": ("bsplines_", _check_spline),
     "_cs_matrix": ("indptr", _check_sparse),
     "RandomState": ("get_state", _check_random),
