@@ -200,6 +200,12 @@ def _set_column(model: Any) -> None:
     model._fit_X.indices[0] = 100_000
 
 
+def _set_rows_made(model: Any) -> None:
+    from sklearn.decomposition import PCA
+
+    model._preprocessor = PCA(1).fit(_numbers())
+
+
 def _set_attribute(name: str, value: Any) -> Callable[[Any], None]:
     return lambda model: setattr(model, name, value)
 
@@ -219,6 +225,9 @@ TWINS: dict[str, tuple[Callable[[], Any], Callable[[Any], None], str]] = {
         lambda m: setattr(m, "estimators_", np.hstack([m.estimators_, m.estimators_])),
         "another number of trees",
     ),
+    "sums of fewer trees": (_boosted, _set_attribute("n_trees_per_iteration_", 0), "its sums"),
+    "rows that another transformer makes": (_hist, _set_rows_made, "not those that it is given"),
+    "rows that are taken for binned": (_hist, _set_attribute("_in_fit", True), "not those that it is given"),
     "a histogram node far away": (_hist, lambda m: _node(m, left=1_000_000), "no node below"),
     "a histogram node in a circle": (_hist, lambda m: _node(m, right=0), "no node below"),
     "a histogram feature far away": (_hist, lambda m: _node(m, feature_idx=9_000), "splits on no feature"),
@@ -263,6 +272,25 @@ def test_X02_arrays_that_lead_compiled_code_astray_are_refused(twin: str, tmp_pa
         formats.load(_write(package, tmp_path / "evil", dump(evil)))
 
 
+def test_X02_boosted_trees_start_from_as_many_sums_as_they_have_trees(tmp_path: Path) -> None:
+    """The estimator that answers what the sums start from is the file's: with fewer classes, compiled code wrote behind its answer.
+
+    Seen red: the process ended with "malloc(): corrupted top size"; with few rows the answers were of memory behind the array.
+    """
+    from sklearn.dummy import DummyClassifier
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    from mainspring.models.formats.skops.predictor import dump
+
+    x = _numbers()
+    model = GradientBoostingClassifier(n_estimators=3).fit(x, np.arange(ROWS) % 5)
+    package = formats.save(model, tmp_path / "good", sample=x, format="skops")
+    assert formats.load(_write(package, tmp_path / "same", dump(model))).predict(x).shape == (ROWS,)
+    model.init_ = DummyClassifier().fit(x, _target(x))
+    with pytest.raises(UnsafeFormat, match="another number of sums"):
+        formats.load(_write(package, tmp_path / "evil", dump(model))).predict(x[:2])
+
+
 def test_X02_words_with_numbers_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
     """The numbers are columns of a sparse matrix. Seen red with the check of the vocabulary removed."""
     from sklearn.compose import ColumnTransformer
@@ -280,6 +308,31 @@ def test_X02_words_with_numbers_beyond_the_vocabulary_are_refused(tmp_path: Path
     model.steps[0][1].named_transformers_["t"].vocabulary_["day"] = 123_456
     with pytest.raises(UnsafeFormat, match="words whose numbers"):
         formats.load(_write(package, tmp_path / "evil", dump(model)))
+
+
+@pytest.mark.parametrize("pattern", [r"(?:a|a)*b", r"(a+)+$", r"(?:aa?)*b", r"(?:\w+\s?)*x"])
+def test_X02_a_pattern_that_takes_years_is_refused(pattern: str) -> None:
+    """Seen red: it was loaded, and a text of 22 letters took half a second, each further letter twice as long.
+
+    Patterns of words with hyphens and apostrophes load.
+    """
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from mainspring.models.formats.skops.predictor import dump, restore
+
+    pd = pytest.importorskip("pandas")
+    rows = pd.DataFrame({"text": ["good day", "bad night", "good night", "bad day"] * 10})
+    words = CountVectorizer(token_pattern=r"[a-z]+(?:-[a-z]+)*(?:'[a-z]+)?")
+    model = make_pipeline(ColumnTransformer([("t", words, "text")]), LogisticRegression()).fit(
+        rows, [1, 0] * 20
+    )
+    assert restore(dump(model)).predict(rows).tolist() == model.predict(rows).tolist()
+    model.steps[0][1].named_transformers_["t"].token_pattern = pattern
+    with pytest.raises(UnsafeFormat, match="repeats a choice"):
+        restore(dump(model))
 
 
 def test_X02_a_tree_of_neighbours_from_a_file_is_refused(tmp_path: Path) -> None:

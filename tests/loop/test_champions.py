@@ -39,7 +39,8 @@ def workspace(tmp_path: Path) -> Iterator[Workspace]:
     with Workspace(load(tmp_path)) as opened:
         for c in (1.0, 0.1):
             fitted = LogisticRegression(C=c).fit(x[:, None], (x > 0).astype(int))
-            opened.models.save_and_register(fitted, model="buy", sample={"x": x.tolist()})
+            rows = {"x": x.tolist()}
+            opened.models.save_and_register(fitted, model="buy", sample=rows, training=rows)
         yield opened
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import signal
 import subprocess
@@ -196,6 +197,24 @@ def test_columns_with_quotes_and_other_letters(project: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("end", ['"""', '\\"""', "\0"])
+def test_no_name_of_a_column_ends_the_docstring(project: Path, end: str) -> None:
+    """Seen red: ``mainspring new`` wrote the code in the name of the column into the pipeline, which the loop would run."""
+    name = f'x{end}+__import__("evil")+{end}'
+    frame = table().rename_columns({"stays": name})
+    write_csv(frame, project / "data" / "odd.csv")
+    start = starting.plan(
+        project,
+        "odd",
+        project / "data" / "odd.csv",
+        target=name,
+        command=f"mainspring new odd --target {name}",
+    )
+    module = ast.parse(start.files["pipelines/odd.py"])
+    assert name in str(ast.get_docstring(module, clean=False)).split("Written by: ", 1)[1]
+    assert "evil" not in {n.value for n in ast.walk(module) if isinstance(n, ast.Constant)}
 
 
 def test_bad_options_write_nothing(project: Path) -> None:

@@ -226,6 +226,34 @@ def test_labels_in_a_series_replace_the_column_of_their_name(workspace: Workspac
     assert workspace.data.read("churn-holdout").column_names.count("churned") == 1
 
 
+@pytest.mark.parametrize("role", ["group", "slices"])
+def test_labels_do_not_replace_the_column_by_which_rows_are_grouped(role: str, workspace: Workspace) -> None:
+    """Seen red: the labels took the place of the groups, and the intervals were of two groups, one for each class."""
+    train = people().assign(kind=np.arange(N) % 20)
+    y = train["churned"].rename("kind")
+    options: dict[str, Any] = {role: "kind" if role == "group" else ["kind"]}
+    version = ms.log_model(fit_people(train), train, y, name="churn", holdout=(train, y), **options)
+    assert version.label == "kind_target"
+    rows = workspace.data.read("churn-train", str(version.dataset_version)).to_pandas()
+    assert rows["kind"].tolist() == train["kind"].tolist()
+    assert rows["kind_target"].tolist() == y.tolist()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {1: [1.0, 2.0, 3.0, 4.0], "1": [9.0, 8.0, 7.0, 6.0]},
+        pd.DataFrame(np.ones((4, 2)), columns=["a", "a"]),
+        pa.table([pa.array([1.0, 2.0, 3.0, 4.0])] * 2, names=["a", "a"]),
+    ],
+)
+def test_two_columns_of_one_name_are_refused(rows: Any, workspace: Workspace) -> None:
+    """Seen red for 1 and "1": the second took the place of the first, and the metrics were of other rows than the estimator's."""
+    model = LogisticRegression().fit([[1.0], [2.0], [3.0], [4.0]], [0, 0, 1, 1])
+    with pytest.raises(InvalidInput, match="two columns of one name"):
+        ms.log_model(model, rows, [0, 0, 1, 1], name="churn")
+
+
 @pytest.mark.parametrize("given", ["record", "id", "name"])
 def test_the_version_that_the_rows_come_from_is_in_the_origin(given: str, workspace: Workspace) -> None:
     train, holdout = people(), people(seed=1)

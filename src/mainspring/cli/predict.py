@@ -23,9 +23,11 @@ from mainspring.cli.output import (
 from mainspring.cli.rows import Batch, Kinds, PredictionWriter, RowForm, form_of, opened, read_batches
 
 if TYPE_CHECKING:
+    from mainspring.errors import MainspringError
     from mainspring.models.formats.model import Model
 
 _BATCH = 1000
+_MAX_TEXT = 1 << 24
 _PROGRESS_S = 0.5
 _TIMEOUT_S = 120.0
 
@@ -255,17 +257,26 @@ class _Loaded:
 
     def __init__(self, model: Model, name: str, version: int) -> None:
         from mainspring.serving.answers import AnswerEncoder
+        from mainspring.serving.codec import RowCodec
 
+        self._codec = RowCodec(model.signature, max_rows=_BATCH, max_text=_MAX_TEXT)
         self._model, self._name, self._version = model, name, version
         self._encoder = AnswerEncoder(model.signature)
         self.kinds: Kinds = {c.name: c.type for c in model.signature.inputs}
 
     def of(self, batch: Batch) -> list[tuple[Batch, Answer]]:
+        import msgspec
         import numpy as np
 
         from mainspring.errors import InvalidInput
 
-        scores = self._model.compute_scores(batch.columns)
+        # Rows are read as a server reads them: what it refuses (a column that is misspelt, a null in a column that has none) is no answer here.
+        asked = {"columns": batch.columns} if batch.typed is None else {"rows": batch.typed}
+        try:
+            columns = self._codec.decode(msgspec.json.encode(asked)).columns
+        except InvalidInput as error:
+            raise _with_rows(error, batch) from None
+        scores = self._model.compute_scores(columns)
         finite = np.isfinite(scores).reshape(batch.rows, -1).all(axis=1)
         if not finite.all():
             raise InvalidInput(
@@ -310,11 +321,15 @@ class _Served:
                 raise
             return [answer for half in batch.halves() for answer in self.of(half)]
         except MainspringError as error:
-            rows = f"rows {batch.first} to {batch.first + batch.rows - 1}"
-            error.place = f"{error.place}, {rows}" if error.place else rows
-            raise
+            raise _with_rows(error, batch) from None
         answer = Answer(body["predictions"], body["model"], body["version"], body["prediction_id"])
         return [(batch, answer)]
+
+
+def _with_rows(error: MainspringError, batch: Batch) -> MainspringError:
+    rows = f"rows {batch.first} to {batch.first + batch.rows - 1}"
+    error.place = f"{error.place}, {rows}" if error.place else rows
+    return error
 
 
 def _ask(client: Any, method: str, path: str, document: Any = None) -> dict[str, Any]:

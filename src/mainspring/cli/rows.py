@@ -194,6 +194,10 @@ def _to_text(value: Any) -> Any:
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
+_OWN = frozenset({"row", "prediction_id"})
+"""Columns that say which row a prediction is of."""
+
+
 class PredictionWriter:
     """Writes predictions as a table for people, CSV or JSON lines."""
 
@@ -233,7 +237,13 @@ class PredictionWriter:
         for name, value in prediction.items():
             if isinstance(value, dict):
                 what = {"probabilities": "probability_", "decisions": "decision_"}.get(name, "")
-                flat |= {f"{what}{key}": v for key, v in value.items()}
+                for key, v in value.items():
+                    column = f"{what}{key}"
+                    while (
+                        column in _OWN or column in flat or (column != key and not what and column in value)
+                    ):
+                        column = f"value_{column}"
+                    flat[column] = v
             else:
                 flat[name] = value
         return flat

@@ -42,9 +42,9 @@ def pipeline_text(choices: Choices, survey: Survey) -> str:
     """The pipeline: one step that keeps what was known, one that searches and registers."""
     name, timed = choices.name, survey.timed
     head = [
-        f'"""Predict {choices.target!r} from the dataset {name!r}: its rows in, a registered model version out.',
+        f'"""Predict {_in_docstring(repr(choices.target))} from the dataset {name!r}: its rows in, a registered model version out.',
         "",
-        f"Written by: {choices.command}",
+        f"Written by: {_in_docstring(choices.command)}",
         "It is yours: the loop runs it as it is here.",
         '"""',
         "",
@@ -273,6 +273,11 @@ def _rounded(value: float) -> float:
 def _quoted(text: str) -> str:
     """As Python, in double quotes."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _in_docstring(text: str) -> str:
+    """As Python in a docstring, which it cannot end."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _list(names: Sequence[str]) -> str:

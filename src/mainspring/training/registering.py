@@ -197,7 +197,8 @@ def _join_labels(
         require_column(table, labels, what=what)
         _require_labels(table, labels, what=what)
         return table, [labels]
-    used = fitted_names(estimator) or [n for n in table.column_names if n not in (fitted.time, fitted.group)]
+    others = [n for n in (fitted.time, fitted.group, *fitted.slices) if n is not None]
+    used = [*(fitted_names(estimator) or table.column_names), *others]
     columns = read_labels(labels, rows=table.num_rows, taken=used)
     for name, values in columns.items():
         if name in table.column_names:

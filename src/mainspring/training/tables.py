@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,14 @@ def read_table(rows: Any, *, what: str = "rows") -> pa.Table:
     The columns of an array are x0, x1, ... as scikit-learn names them. Raises :class:`InvalidInput` for anything else.
     """
     if isinstance(rows, pa.Table):
+        _require_unique(rows.column_names, what)
         return rows
+    if hasattr(rows, "columns"):
+        _require_unique([str(name) for name in rows.columns], what)
     if isinstance(rows, np.ndarray):
         return _read_array(rows, what)
     if isinstance(rows, Mapping):
+        _require_unique([str(name) for name in rows], what)
         return pa.table({str(name): _make_array(str(name), values) for name, values in rows.items()})
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes) and len(rows):
         if all(isinstance(row, Mapping) for row in rows):
@@ -40,6 +45,15 @@ def read_table(rows: Any, *, what: str = "rows") -> pa.Table:
             next_step="Give a pandas, Polars or Arrow table, a mapping of columns, an array, or a list of rows.",
         ) from None
     return pa.table({str(name): _make_array(str(name), frame[name]) for name in frame.columns})
+
+
+def _require_unique(names: Sequence[str], what: str) -> None:
+    """Raise :class:`InvalidInput` for two columns of one name as texts, such as 1 and "1": the last would take the place of the first."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidInput(
+            f"the {what} have two columns of one name", value=twice[0], next_step="Give each its own name."
+        )
 
 
 def read_labels(labels: Any, *, rows: int, taken: Sequence[str], what: str = "labels") -> dict[str, Any]:

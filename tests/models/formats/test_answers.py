@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,31 @@ def test_several_numbers_for_a_row(estimator: Any, names: list[str], tmp_path: P
     np.testing.assert_allclose(answer, expected, rtol=1e-9, atol=1e-9)
     encoded = AnswerEncoder(model.signature).encode_predictions([[1.0, 2.0]])
     assert encoded == f'[{{"values":{{"{names[0]}":1.0,"{names[1]}":2.0}}}}]'.encode()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"classes": ["a", "b", "c"]},
+        {"classes": ["a", "a"]},
+        {"class_values": ["0"]},
+        {"task": "multiclass", "classes": []},
+        {"task": "values", "classes": []},
+        {"task": "values", "classes": [], "outputs": ["a", "a"]},
+        {"inputs": [{"name": "x0", "type": "float64"}] * 3},
+    ],
+)
+def test_a_signature_whose_names_no_answer_can_have_is_refused(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    """Seen red: all were loaded; then answers lost a value, or could not be written."""
+    x = np.random.default_rng(1).normal(size=(60, 3))
+    formats.save(LogisticRegression().fit(x, (x[:, 0] > 0).astype(int)), tmp_path / "m", sample=x)
+    manifest = json.loads((tmp_path / "m" / formats.MANIFEST).read_bytes())
+    manifest["signature"] |= change
+    (tmp_path / "m" / formats.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InvalidInput, match="signature"):
+        formats.load(tmp_path / "m")
 
 
 def test_names_of_several_targets_can_be_given(tmp_path: Path) -> None:

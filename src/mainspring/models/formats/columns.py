@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mainspring.clock import to_us
 from mainspring.errors import InvalidInput, near
 from mainspring.models.formats.predictor import Columns
-from mainspring.records.instants import parse_instant
+from mainspring.records.instants import FIRST, LAST, parse_instant
 from mainspring.records.models import Column, Signature
 
 Floats = npt.NDArray[np.float64]
@@ -109,15 +109,13 @@ def instants(name: str, values: Any, rows: int) -> Floats:
         return np.full(rows, np.nan)
     zone = getattr(getattr(values, "dtype", None), "tz", None)
     if zone is not None:  # pandas with a zone: NumPy would make objects of it
-        values = values.dt.tz_convert("UTC").dt.tz_localize(None)
+        values = getattr(values, "dt", values).tz_convert("UTC")
+        values = getattr(values, "dt", values).tz_localize(None)
     if hasattr(values, "to_pylist"):
         values = _read_arrow(values)
     array = np.asarray(values)
     if array.dtype.kind == "M":
-        whole = array.astype("datetime64[us]")
-        out = whole.astype(np.int64).astype(np.float64)
-        out[np.isnat(whole)] = np.nan
-        return out
+        return _read_times(name, array)
     out = np.empty(rows)
     for i, value in enumerate(array.tolist() if array.dtype.kind != "O" else array):
         out[i] = (
@@ -128,16 +126,28 @@ def instants(name: str, values: Any, rows: int) -> Floats:
     return out
 
 
+def _read_times(name: str, times: Any) -> Floats:
+    """NumPy's dates and times; those outside of the years of records.instants are refused, as in texts: their unit would wrap around."""
+    null = np.isnat(times)
+    years = times.astype("datetime64[Y]").astype(np.int64) + 1970
+    far = np.flatnonzero(~null & ((years < FIRST) | (years > LAST)))
+    if len(far):
+        raise InvalidInput(
+            f"a time is outside of the years {FIRST} to {LAST}",
+            value=str(times[far[0]]),
+            place=f"column {name!r}",
+        )
+    out: Floats = times.astype("datetime64[us]").astype(np.int64).astype(np.float64)
+    out[null] = np.nan
+    return out
+
+
 def _read_arrow(values: Any) -> Any:
     """Arrow's dates and times as NumPy's (Arrow keeps the instant of a time with a zone); anything else as Python values."""
     import pyarrow as pa
 
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        return (
-            values.cast(pa.timestamp("us"), safe=False).to_numpy(zero_copy_only=False)
-            if isinstance(values, pa.Array)
-            else values.cast(pa.timestamp("us"), safe=False).to_numpy()
-        )
+        return values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
     return values.to_pylist()
 
 

@@ -18,7 +18,7 @@ from mainspring.errors import Corrupt, InvalidInput, NotFound, TooLarge, UnsafeF
 from mainspring.models.formats.table import model_format
 from mainspring.models.formats.trust import DEFAULT
 from mainspring.records.base import to_json
-from mainspring.records.models import Package, PackageFile
+from mainspring.records.models import Package, PackageFile, Signature, Task
 
 MANIFEST = "model.json"
 MAX_MANIFEST = 4 << 20
@@ -114,7 +114,31 @@ def parse_manifest(data: bytes, *, place: str) -> Package:
             value=paths,
             place=place,
         )
+    _check_signature(package.signature, place)
     return package
+
+
+def _check_signature(signature: Signature, place: str) -> None:
+    """Refuse names that answers cannot be written with: one that is there twice would take the place of the other."""
+    columns = [c.name for c in signature.inputs]
+    named = {"inputs": columns, "classes": signature.classes, "outputs": signature.outputs}
+    for what, names in named.items():
+        if len(set(names)) != len(names):
+            raise InvalidInput(
+                f"the {what} of the signature have a name twice", value=names[:20], place=place
+            )
+    classes, own = len(signature.classes), len(signature.class_values)
+    if (
+        (signature.task is Task.BINARY and classes not in (0, 2))
+        or (signature.task is Task.MULTICLASS and not classes)
+        or (signature.task is Task.VALUES and not signature.outputs)
+        or own not in (0, classes)
+    ):
+        raise InvalidInput(
+            f"a signature of the task {signature.task.value} has other classes or outputs",
+            value=f"{classes} classes, {own} values of classes, {len(signature.outputs)} outputs",
+            place=place,
+        )
 
 
 def describe_file(path: str, data: bytes) -> PackageFile:

@@ -352,6 +352,10 @@ def _check_tables(model: Any) -> None:
             tables[ctr["identifier"]]["hash_stride"] - 1 if ctr["ctr_type"] in ("Borders", "Buckets") else 1
         )
         _whole(ctr["target_border_idx"], 0, classes - 1)
+        # CatBoost looks the table up by these two, not by the text of the identifier.
+        named = json.loads(ctr["identifier"])
+        if (named["identifier"], named["type"]) != (ctr["elements"], ctr["ctr_type"]):
+            refuse("a statistic of another table", PLACE)
         for value in [
             *ctr["borders"],
             *(ctr[k] for k in ("prior_denomerator", "prior_numerator", "scale", "shift")),

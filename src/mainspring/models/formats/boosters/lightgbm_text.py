@@ -23,6 +23,7 @@ from mainspring.models.formats.boosters.ensemble import (
     Tree,
     categories_by_feature,
     check_tree,
+    number,
     refuse,
     whole_number,
 )
@@ -33,6 +34,8 @@ _HEAD = ("version", "num_class", "num_tree_per_iteration", "label_index", "max_f
 _TREE = ("num_leaves", "num_cat", "split_feature", "threshold", "decision_type", "left_child", "right_child", "leaf_value", "cat_boundaries",
          "cat_threshold", "is_linear", "leaf_const", "num_features", "leaf_features", "leaf_coeff", "shrinkage")  # fmt: skip
 _NUMBERS = re.compile(r"[-+0-9.eE ]*")
+_WHOLE_NUMBERS = re.compile(r" *(?:-?[0-9]+(?: +|\Z))*")
+_PRINTABLE = re.compile(r"[\n -~]*")
 _LINKS: dict[str, Link] = {
     **dict.fromkeys(
         ["regression", "regression_l1", "huber", "fair", "quantile", "mape", "lambdarank", "rank_xendcg", "custom"], "identity"
@@ -128,6 +131,9 @@ def check(data: bytes) -> str:
         text = data.decode("ascii")
     except UnicodeDecodeError:
         refuse("this is not a model text of LightGBM", PLACE)
+    # To LightGBM a carriage return ends a line too, and a key that follows replaces the one that was checked.
+    if not _PRINTABLE.fullmatch(text):
+        refuse("a model text has printable characters only", PLACE)
     if canonical(text, categories_of(data)) != data:
         refuse("the model text holds more than the trees", PLACE)
     head, blocks = _split(text)
@@ -136,17 +142,33 @@ def check(data: bytes) -> str:
         refuse("categories of a feature that there is not", PLACE)
     outputs = whole_number(head.get("num_tree_per_iteration", ""), PLACE, 1, MAX_OUTPUTS)
     classes = whole_number(head.get("num_class", ""), PLACE, 1, MAX_OUTPUTS)
-    if classes not in (1, outputs) or len(blocks) % outputs or head.get("version") not in ("v3", "v4"):
+    if classes != outputs or len(blocks) % outputs or head.get("version") not in ("v3", "v4"):
         refuse("the trees are not those of the classes", PLACE, classes)
-    name, *arguments = head.get("objective", "custom").split(" ")
-    if name not in _LINKS or not all(_ARGUMENT.fullmatch(a) for a in arguments):
-        refuse("an objective that is not known here", PLACE, name[:40])
+    whole_number(head.get("label_index", "0"), PLACE, 0, MAX_FEATURES)
+    _check_objective(head.get("objective", "custom"), outputs)
     for block in blocks:
+        number(block.get("shrinkage", "1"), PLACE)
         tree, _ = _tree(block, 0)
         check_tree(tree, features, place=PLACE)
         if block.get("is_linear", "0") != "0":
             _check_linear(block, features, int((tree.left < 0).sum()))
     return text
+
+
+def _check_objective(text: str, outputs: int) -> None:
+    """LightGBM writes as many answers to a row as the objective says, into the place of as many as there are trees in a round."""
+    name, *arguments = text.split(" ")
+    if name not in _LINKS or not all(_ARGUMENT.fullmatch(a) for a in arguments):
+        refuse("an objective that is not known here", PLACE, name[:40])
+    keys = [a.partition(":")[0] for a in arguments]
+    given = dict(a.partition(":")[::2] for a in arguments)
+    if len(set(keys)) != len(keys):
+        refuse("an argument of the objective is there twice", PLACE, text[:80])
+    wanted = outputs if name == "custom" else 1
+    if name.startswith("multiclass"):
+        wanted = whole_number(given.pop("num_class", ""), PLACE, 1, MAX_OUTPUTS)
+    if wanted != outputs or "num_class" in given:
+        refuse("the objective has another number of classes than the trees", PLACE, text[:80])
 
 
 def _split(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:
@@ -172,7 +194,9 @@ def _pairs(lines: list[str], known: tuple[str, ...]) -> dict[str, str]:
 def _array(block: dict[str, str], key: str, kind: Any, length: int | None = None) -> Any:
     text = block.get(key, "")
     # Null against any number is a split at infinity.
-    if not _NUMBERS.fullmatch(text.replace("inf", "0") if key == "threshold" else text):
+    # LightGBM stops reading a whole number at its first other character: to it 20e-1 is 20.
+    pattern = _WHOLE_NUMBERS if kind is np.int64 else _NUMBERS
+    if not pattern.fullmatch(text.replace("inf", "0") if key == "threshold" else text):
         refuse("numbers are expected", PLACE, key)
     try:
         values = np.array(text.split(), dtype=np.float64)
@@ -180,7 +204,7 @@ def _array(block: dict[str, str], key: str, kind: Any, length: int | None = None
         refuse("numbers are expected", PLACE, key)
     if length is not None and len(values) != length:
         refuse(f"{length} numbers are expected", PLACE, f"{key}: {len(values)}")
-    if (kind is np.int64 and (np.abs(values) >= 2**53).any()) or (kind is np.int64 and (values % 1).any()):
+    if kind is np.int64 and (np.abs(values) >= 2**53).any():
         refuse("whole numbers are expected", PLACE, key)
     return values.astype(kind)
 

@@ -345,6 +345,8 @@ def _check_categories(cats: Any, features: int) -> None:
 def _tree(raw: Any, target: int, features: int | None = None) -> Tree:
     left, right = (np.array(raw[f"{side}_children"], dtype=np.int64) for side in ("left", "right"))
     count = len(left)
+    if (left < -1).any() or (right < -1).any():
+        refuse("a branch leads to no node", PLACE)  # to XGBoost -1 alone is a leaf
     kinds, default = (np.array(raw[key], dtype=np.int64) for key in ("split_type", "default_left"))
     limits = np.array(raw["split_conditions"], dtype=np.float32)
     lengths = {

@@ -86,16 +86,36 @@ def _check_boosted(model: Any) -> None:
     stages = np.asarray(model.estimators_, dtype=object)
     width = 1 if not hasattr(model, "classes_") or len(model.classes_) == 2 else len(model.classes_)
     _require(stages.ndim == 2 and stages.shape[1] == width, model, "a stage has another number of trees")
+    _require(model.n_trees_per_iteration_ == width, model, "its sums have another number of trees")
+    _guard_start(model, width)
+
+
+def _guard_start(model: Any, width: int) -> None:
+    """Compiled code adds the trees to what the sums start from, unchecked; an estimator of the file's own choice answers that."""
+    begin = model._raw_predict_init  # noqa: SLF001 - where scikit-learn asks for it
+
+    def begin_checked(rows: Any) -> Any:
+        sums = begin(rows)
+        _require(sums.shape == (rows.shape[0], width), model, "it starts from another number of sums")
+        return sums
+
+    model._raw_predict_init = begin_checked  # noqa: SLF001 - as above
 
 
 def _check_isolation(model: Any) -> None:
     for member, features in zip(model.estimators_, model.estimators_features_, strict=True):
         _check_decision_tree(member)
         _require(len(features) == member.n_features_in_, model, "a tree has other features")
+        # With all features, trees get the rows as they are.
+        every = model._max_features == model.n_features_in_  # noqa: SLF001 - where scikit-learn keeps it
+        _require(not every or len(features) == model.n_features_in_, model, "a tree has other features")
 
 
 def _check_hist(model: Any) -> None:
     features = int(model.n_features_in_)
+    # Rows that another transformer made are not counted, and binned rows are of training only.
+    own = model._preprocessor is None and not getattr(model, "_in_fit", False)  # noqa: SLF001 - where scikit-learn keeps it
+    _require(own, model, "its rows are not those that it is given")
     bins = model._bin_mapper  # noqa: SLF001 - where scikit-learn keeps it
     flags = np.asarray(bins.is_categorical_)
     _require(
@@ -168,6 +188,66 @@ def _check_vocabulary(vectorizer: Any) -> None:
     _require(numbers == list(range(len(numbers))), vectorizer, "words whose numbers are not 0, 1, ...")
 
 
+def _check_pattern(vectorizer: Any) -> None:
+    """What repeats holds no choice, unless each turn begins with a character that is nowhere else in it, as in ``[a-z]+(?:-[a-z]+)*``.
+
+    Else a text of forty letters takes years, in code that nothing can stop.
+    """
+    from re import _parser as parser  # type: ignore[attr-defined]  # what re itself makes of a pattern
+
+    if vectorizer.token_pattern is None:
+        return
+    stack: list[Any] = [parser.parse(vectorizer.token_pattern)]
+    while stack:
+        for kind, value in stack.pop():
+            inner = _patterns_in(value, parser.SubPattern)
+            stack += inner
+            if str(kind) in _REPEATS and value[1] > 1:
+                _require(_turns_once(inner[0]), vectorizer, "a pattern that repeats a choice")
+
+
+_REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
+_SINGLE = frozenset({"LITERAL", "NOT_LITERAL", "IN", "ANY"})
+
+
+def _patterns_in(value: Any, kind: type) -> list[Any]:
+    if isinstance(value, kind):
+        return [value]
+    return [p for v in value for p in _patterns_in(v, kind)] if isinstance(value, list | tuple) else []
+
+
+def _turns_once(turn: Any) -> bool:
+    """Whether a text can be divided into such turns in one way only: by their length, or by what they begin with."""
+    import re
+    from re import _compiler as compiler  # type: ignore[attr-defined]  # as above
+
+    parts: list[tuple[str, Any]] = []
+    stack = [turn]
+    choice = False
+    while stack:
+        pattern = stack.pop()
+        for kind, value in pattern.data:
+            choice = (
+                choice
+                or (str(kind) in _REPEATS and value[0] != value[1])
+                or str(kind) in ("BRANCH", "GROUPREF", "GROUPREF_EXISTS")
+            )
+            stack += _patterns_in(value, type(turn))
+        parts += [(str(kind), (pattern.state, kind, value)) for kind, value in pattern.data]
+    if not choice:
+        return True
+    first = parts[0]
+    if first[0] != "LITERAL" or any(kind not in _SINGLE | _REPEATS | {"SUBPATTERN"} for kind, _ in parts):
+        return False
+    begin = chr(first[1][2])
+    for kind, (state, code, value) in parts[1:]:
+        if kind in _SINGLE and compiler.compile(
+            type(turn)(state, [(code, value)]), re.IGNORECASE | re.DOTALL
+        ).match(begin):
+            return False
+    return True
+
+
 def _check_spline(part: Any) -> None:
     for knots, values, degree, _ in part.bsplines_:
         _require(knots.ndim == 1 and 0 <= degree <= 20, part, "knots of another shape")
@@ -203,6 +283,7 @@ CHECKS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "NeighborsBase": ("_fit_X", _check_neighbors),
     "OneHotEncoder": ("categories_", _check_one_hot),
     "CountVectorizer": ("vocabulary_", _check_vocabulary),
+    "_VectorizerMixin": ("token_pattern", _check_pattern),
     "SplineTransformer": ("bsplines_", _check_spline),
     "_cs_matrix": ("indptr", _check_sparse),
     "RandomState": ("get_state", _check_random),
