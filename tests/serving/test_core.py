@@ -304,7 +304,7 @@ def test_one_deployment_that_cannot_be_made_ready_leaves_the_others_in_service()
     records, versions = [], {}
     for name, signature in (("good", SIGNATURE), ("newer", newer)):
         versions[name] = Version(
-            package=name, signature=signature, predictor=Answers(lambda n: np.zeros(n)), inline_rows=1, single_us=1.0
+            package=name, signature=signature, predictor=Answers(np.zeros), inline_rows=1, single_us=1.0
         )  # fmt: skip
         target = Target(model="m", version=1, package=name, role="champion", weight=1.0)
         records.append(Deployment(name=name, signature=signature, targets=[target]))
