@@ -169,7 +169,7 @@ def _load_settings() -> Settings:
         raise NotFound(
             "there is no project here",
             value=str(settings.root),
-            next_step="Type 'mainspring init NAME' and go into the directory NAME, or write a mainspring.toml here.",
+            next_step="Type 'mainspring init NAME' and go into the directory NAME, or make an empty file 'mainspring.toml' here: 'touch mainspring.toml'.",
         )
     return settings
 

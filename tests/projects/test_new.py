@@ -87,7 +87,7 @@ def test_what_explains_much_alone_is_spoken_of_and_used() -> None:
     tells[::60] = 1 - tells[::60]
     found = survey(table(1000).append_column("tells", pa.array(tells)), target="stays")
     assert "tells" in found.problem.inputs
-    assert [c for c in found.cautions if "alone explains" in c][0].startswith("'tells' alone explains 9")
+    assert next(c for c in found.cautions if "alone explains" in c).startswith("'tells' alone explains 9")
     assert not any("'age' alone" in c for c in found.cautions)
 
 
