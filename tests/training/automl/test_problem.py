@@ -115,7 +115,7 @@ def test_the_time_column_gives_no_days_and_orders_the_rows() -> None:
         ({"time": "x", "group": "g"}, "not by both"),
         ({"target": "g", "task": "binary"}, "a binary target has 2 values"),
         ({"target": "rare"}, "at least 5 rows"),
-        ({"target": "one"}, "one value only"),
+        ({"target": "one"}, "one value only.*Give rows of every outcome"),
         ({"target": "when"}, "a target is a number"),
         ({"time": "words"}, "not a time"),
         ({"time": "gaps"}, "have no time"),

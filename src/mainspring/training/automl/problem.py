@@ -147,7 +147,10 @@ def _decide_task(problem: Problem, wanted: str | None) -> None:
     whole = _is_number(values.type) and _holds_everywhere(pc.equal(values, pc.floor(values)))
     distinct = int(pc.count_distinct(values).as_py())
     if distinct < 2:
-        raise InvalidInput("the target has one value only", value=values[0].as_py(), place=f"column {name!r}")
+        raise InvalidInput(
+            "the target has one value only", value=values[0].as_py(), place=f"column {name!r}",
+            next_step="Give rows of every outcome, or another target.",
+        )  # fmt: skip
     if wanted is not None:
         task, why = _parse_task(wanted), "as given"
     elif distinct == 2:
