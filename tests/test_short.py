@@ -151,7 +151,7 @@ def test_a_gate_of_the_policy_judges_first(project: Path, trained: Any) -> None:
 
 
 def test_what_is_no_version_is_refused(project: Path) -> None:
-    with pytest.raises(InvalidInput, match="not a dataset version"):
+    with pytest.raises(InvalidInput, match=r"not a dataset version.*ms\.commit\('NAME', rows\)"):
         ms.train({"x": [1]}, target="x")  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="model version"):
         ms.deploy(3)  # type: ignore[arg-type]

@@ -169,7 +169,7 @@ def _load_settings() -> Settings:
         raise NotFound(
             "there is no project here",
             value=str(settings.root),
-            next_step="Type 'mainspring init NAME' and go into the directory NAME, or write a mainspring.toml here.",
+            next_step="Type 'mainspring init NAME' and go into the directory NAME, or make an empty file 'mainspring.toml' here: 'touch mainspring.toml'.",
         )
     return settings
 
@@ -217,7 +217,11 @@ def _get_model_version(workspace: Namespaces, version: ModelVersion | str) -> Mo
 
 def _require_name(value: object, wanted: str) -> str:
     if not isinstance(value, str):
-        raise InvalidInput(f"this is not {wanted}", value=type(value).__name__, next_step="Or give its name.")
+        rows = "dataset" in wanted and (isinstance(value, dict | list) or hasattr(value, "columns"))
+        hint = " Rows become one so: version = ms.commit('NAME', rows)." if rows else ""
+        raise InvalidInput(
+            f"this is not {wanted}", value=type(value).__name__, next_step=f"Or give its name.{hint}"
+        )
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mainspring.cli import main as command_line
 from mainspring.config import load
 from mainspring.errors import InvalidInput
 from mainspring.loop.decide import decide
-from mainspring.records.base import counted
+from mainspring.records.base import counted, new_id
 from mainspring.records.loop import (
     DeployPolicy,
     Evidence,
@@ -26,6 +27,8 @@ from mainspring.records.loop import (
     RolloutState,
     Stage,
 )
+from mainspring.records.serving import LOG_PREFIX, LoggedPrediction, encode_log
+from mainspring.storage.journal import JournalWriter
 from mainspring.testing.server import running_server
 from mainspring.workspace import Workspace
 
@@ -227,3 +230,43 @@ def test_what_is_under_way_is_shown_where_a_person_watches(capsys: pytest.Captur
 
     assert watch(watched=True).endswith("\r\x1b[K  + fit 2.0 s\n\r\x1b[K")
     assert watch(watched=False) == "run r\n  + fit 2.0 s\n"
+
+
+def test_a_label_that_changes_nothing_says_what_stands(workspace: Workspace, run: Run) -> None:
+    """Seen red: yes, no, yes gave "duplicate 1", "no" stood, and no option of the command could go back."""
+    from mainspring.clock import to_us
+
+    ident = new_id()
+    with JournalWriter(workspace.settings.home / "bundle" / "log", prefix=LOG_PREFIX) as journal:
+        when = to_us(datetime(2026, 1, 1, tzinfo=UTC))
+        journal.append(
+            encode_log(
+                LoggedPrediction(
+                    id=ident, deployment="buy", model="buy", version=1, role="champion", event_us=when,
+                    arrival_us=when, latency_us=300, rows=1, columns={"x": [1.0]}, scores=[0.5],
+                )
+            )
+        )  # fmt: skip
+    workspace.monitoring.ingest()
+    assert "accepted   1" in run("label", ident, "1")[1]
+    assert "revised    1" in run("label", ident, "0")[1]
+    _, out, err = run("label", ident, "0")
+    assert "duplicate  1" in out
+    assert "stands" not in err
+    _, out, err = run("label", ident, "1")
+    assert "duplicate  1" in out
+    assert "0 since: that stands" in err
+    assert "--at TIME" in err
+    assert "revised    1" in run("label", ident, "1", "--at", "2026-02-03T15:30:00Z")[1]
+    (label,) = workspace.labels.get_labels([f"{ident}/0"])
+    assert (label.value, label.at) == (1, datetime(2026, 2, 3, 15, 30, tzinfo=UTC))
+    code, _, err = run("label", ident, "1", "--at", "soon")
+    assert code == 2
+    assert "a date or time is expected" in err
+
+
+def test_a_line_that_is_no_label_says_what_one_is(root: Path, run: Run) -> None:
+    (root / "labels.csv").write_text("prediction_id,value\na,1\n")
+    code, _, err = run("label", "--file", "labels.csv")
+    assert code == 2
+    assert 'Write one JSON object on each line: {"prediction_id": "...", "value": ...}.' in err

@@ -208,6 +208,9 @@ def test_what_is_wrong_is_named_with_its_row_and_leaves_no_file(shop: Shop, tmp_
         assert "next:" in shop.ask(*arguments, code=2)
     (tmp_path / "rows.txt").write_text("a")
     assert "--format" in shop.ask("--model", "stay", "--file", str(tmp_path / "rows.txt"), code=2)
+    unknown = shop.ask("sty", "--at", shop.inference, "--file", str(file), code=3)
+    assert "error[not_found]" in unknown  # seen red: error[error]
+    assert "Did you mean 'stay'?" in unknown
     nobody = shop.ask("stay", "--at", "http://127.0.0.1:9", "--file", str(file), code=1)
     assert "--model MODEL" in nobody
 

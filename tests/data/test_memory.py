@@ -200,3 +200,10 @@ def test_names_that_differ_in_case_are_two_columns_everywhere(data: DataClient) 
 
     report = data.check("d", [UniqueRule(columns=["a"]), UniqueRule(columns=["A"])], selector=1)
     assert [f.passed for f in report.findings] == [True, False]
+
+
+@pytest.mark.parametrize("series", [pd.Series([1, 2], name="a"), pl.Series("a", [1, 2])])
+def test_a_series_is_told_to_become_a_table(data: DataClient, series: Any) -> None:
+    """Seen red with a message of Narwhals about its own option."""
+    with pytest.raises(InvalidInput, match=r"a series is no table.*to_frame\(\)"):
+        data.commit("series", series)

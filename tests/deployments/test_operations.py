@@ -264,7 +264,7 @@ def test_a_version_that_a_server_cannot_load_is_refused_before_anything_is_decid
         lambda: room.set_routes(deployment="delay", targets=[registry.target(1)], reason="r"),
     ):
         with pytest.raises(
-            InvalidInput, match=r"a server cannot load this version, so nothing was changed: model.json"
+            InvalidInput, match=r"a server cannot load this version, so it was not deployed: model.json"
         ):
             attempt()
     assert room.list_deployments() == []

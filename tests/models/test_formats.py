@@ -15,6 +15,7 @@ import pytest
 
 from mainspring.errors import Corrupt, InvalidInput, NotFound, UnsafeFormat
 from mainspring.models import formats
+from mainspring.models.formats.model import Model
 from mainspring.records.models import Column, Signature, Task
 
 
@@ -415,3 +416,29 @@ def test_a_column_that_is_no_input_is_refused_with_its_name(values: list[Any]) -
     for table in ({"column": values}, pd.DataFrame({"column": values})):
         with pytest.raises(InvalidInput, match="a number, a truth value or a string"):
             formats.infer_signature(table, task="regression")
+
+
+def test_one_row_as_a_mapping_is_told_to_be_a_list(saved_logistic: Path) -> None:
+    """Seen red: a TypeError, object of type 'float' has no len()."""
+    loaded = formats.load(saved_logistic)
+    row = {"temp": 1.0, "wind": 1.5, "hour": 3, "rain": True, "carrier": "AA", "origin": "EWR"}
+    for one in (row, dict(reversed(row.items()))):
+        with pytest.raises(InvalidInput, match=r"a list with one mapping: \[row\]"):
+            Model(loaded).predict(one)
+    assert len(Model(loaded).predict([row])) == 1
+
+
+def test_the_text_among_numbers_is_named(saved_logistic: Path) -> None:
+    """Seen red: of a file in which one value was no number, the first was named: "a number is expected; got 3"."""
+    loaded = formats.load(saved_logistic)
+    row = {
+        "temp": [1.0] * 2,
+        "hour": [3] * 2,
+        "rain": [True] * 2,
+        "carrier": ["AA"] * 2,
+        "origin": ["EWR"] * 2,
+    }
+    with pytest.raises(InvalidInput, match="got three"):
+        loaded.compute_scores({**row, "wind": ["3", "three"]})
+    with pytest.raises(InvalidInput, match="got the text '3'"):
+        loaded.compute_scores({**row, "wind": ["3", "4"]})

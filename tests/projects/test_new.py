@@ -81,6 +81,30 @@ def test_a_rare_class_is_named() -> None:
     assert any("only 2.0% of the rows are 1" in c for c in found.cautions)
 
 
+def test_what_explains_much_alone_is_spoken_of_and_used() -> None:
+    """Seen red: 98% explained by one column was below the limit of what is left out, and nothing was said of it."""
+    stays = table(1000)["stays"].to_numpy()
+    tells = stays.copy()
+    tells[::60] = 1 - tells[::60]
+    found = survey(table(1000).append_column("tells", pa.array(tells)), target="stays")
+    assert "tells" in found.problem.inputs
+    assert next(c for c in found.cautions if "alone explains" in c).startswith("'tells' alone explains 9")
+    assert not any("'age' alone" in c for c in found.cautions)
+
+
+def test_the_survey_counts_in_words() -> None:
+    """Seen red: "2 numberss", truth values among the numbers, and an option whose value a shell takes apart."""
+    rows = table().rename_columns(["id no", "signed up", "age", "plan", "closed_on", "says", "stays"])
+    found = survey(rows.append_column("is on", pa.array([i % 3 == 0 for i in range(400)])), target="stays")
+    said = [line for line in found.lines if line.startswith("predicted from")]
+    assert said[:3] == [
+        "predicted from 1 number: age",
+        "predicted from 1 truth value: is on",
+        "predicted from 1 text: plan",
+    ]
+    assert any("add --time 'signed up'" in c for c in found.cautions)
+
+
 def test_guessing_is_what_the_dummy_scores() -> None:
     """Against scikit-learn, for each task."""
     import numpy as np

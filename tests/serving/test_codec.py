@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -135,3 +136,43 @@ def test_minus_zero_and_tiny_numbers_are_numbers(codec: RowCodec) -> None:
     value = codec.decode(rows(ROW.replace(":1,", ":-0.0,"))).columns["temp"][0]
     assert value == 0
     assert math.copysign(1, value) < 0
+
+
+ODD = ['say "hi"', "back\\slash", "new\nline"]
+
+
+@pytest.mark.parametrize("shape", ["rows", "columns"])
+def test_a_column_may_have_any_name(shape: str) -> None:
+    """Seen red with the names given to msgspec as they are: it makes no type of them, and no deployment of the server was in service."""
+    inputs = [Column(name=name, type="int64", nullable=name == ODD[0]) for name in [*ODD, "<column 0>"]]
+    codec = RowCodec(Signature(inputs=inputs, task=Task.BINARY, classes=["0", "1"]), max_rows=3, max_text=20)
+    row = {name: number for number, name in enumerate(codec.names)}
+
+    def send(row: dict[str, object], *more: dict[str, object]) -> bytes:
+        rows = [row, *more]
+        return json.dumps(
+            {"rows": rows} if shape == "rows" else {"columns": {n: [r[n] for r in rows] for n in row}}
+        ).encode()
+
+    call = codec.decode(send(row, row))
+    assert (call.rows, list(call.columns)) == (2, codec.names)
+    assert call.columns == {name: [number] * 2 for name, number in row.items()}
+    del row[ODD[0]]
+    assert codec.decode(send(row)).columns[ODD[0]] == [None]
+    with pytest.raises(InvalidInput, match=r"Expected `int`, got `str` - at .*back\\slash"):
+        codec.decode(send({**row, ODD[1]: "x"}))
+    with pytest.raises(InvalidInput, match="unknown field"):
+        codec.decode(send({**row, "<column 1>": 3}))
+    with pytest.raises(TooManyRows):
+        codec.decode(send(row, row, row, row))
+    twice = send(row).replace(b'"new\\nline":', b'"new\\nline": 1, "new\\nline":')
+    with pytest.raises((Malformed, InvalidInput)):
+        codec.decode(twice if shape == "rows" else twice.replace(b": 1,", b": [1],"))
+
+
+@pytest.mark.parametrize("body", [b'{"dep time":515,"carrier":"UA"}', b'[{"dep time":515}]', b"3"])
+def test_a_body_without_rows_is_told_the_shape(codec: RowCodec, body: bytes) -> None:
+    """Seen red: an unknown field `dep time`, did you mean 'dep time'?"""
+    with pytest.raises(InvalidInput) as refused:
+        codec.decode(body)
+    assert str(refused.value.next_step).startswith('Send {"rows": [{...}]}. Columns: dep time')

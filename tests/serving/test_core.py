@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -293,3 +294,20 @@ def test_metrics_have_bounded_series_and_escape_labels() -> None:
     text = metrics.text()
     assert 'deployment="d\\"\\n"' in text
     assert 'deployment="other",model="other",version="other",role="other",status="ok"} 5' in text
+
+
+def test_one_deployment_that_cannot_be_made_ready_leaves_the_others_in_service() -> None:
+    """Seen red with invalid input alone caught: the table was refused whole, and no deployment was in service."""
+    newer = msgspec.structs.replace(
+        SIGNATURE, inputs=[msgspec.structs.replace(SIGNATURE.inputs[0], type="of tomorrow")]
+    )
+    records, versions = [], {}
+    for name, signature in (("good", SIGNATURE), ("newer", newer)):
+        versions[name] = Version(
+            package=name, signature=signature, predictor=Answers(np.zeros), inline_rows=1, single_us=1.0
+        )  # fmt: skip
+        target = Target(model="m", version=1, package=name, role="champion", weight=1.0)
+        records.append(Deployment(name=name, signature=signature, targets=[target]))
+    live, refused = build(records, versions, {}, options=ServeOptions(bundle="unused"), metrics=Metrics())
+    assert list(live) == ["good"]
+    assert "of tomorrow" in refused["newer"]

@@ -336,7 +336,7 @@ def _ask(client: Any, method: str, path: str, document: Any = None) -> dict[str,
     import httpx2
     import msgspec
 
-    from mainspring.errors import MainspringError, Unavailable, from_dict
+    from mainspring.errors import InvalidInput, MainspringError, NotFound, Unavailable, from_dict
 
     content = None if document is None else msgspec.json.encode(document)
     try:
@@ -353,6 +353,9 @@ def _ask(client: Any, method: str, path: str, document: Any = None) -> dict[str,
         body = response.text[:200]
     if response.status_code != 200:
         problem = body.get("error") if isinstance(body, dict) else None
-        raise from_dict(problem) if isinstance(problem, dict) else MainspringError(str(problem or body))
+        if isinstance(problem, dict):
+            raise from_dict(problem)
+        kind = {404: NotFound, 422: InvalidInput, 503: Unavailable}.get(response.status_code, MainspringError)
+        raise kind(str(problem or body))
     answer: dict[str, Any] = body
     return answer

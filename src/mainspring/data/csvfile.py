@@ -121,7 +121,7 @@ class CsvFile:
                 "the file has a header but no rows" if self.shape.header else "the file has no rows",
                 value=self._path.name,
                 place=str(self._path),
-                next_step="Without a row the types of its columns are unknown.",
+                next_step="Give a file with rows: without one the types of its columns are unknown.",
             )
         return rows
 

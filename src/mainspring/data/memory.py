@@ -67,6 +67,10 @@ def table_of(source: object, reading: Reading, notes: Notes, *, place: str) -> t
 
 
 def _convert(source: object, reading: Reading, notes: Notes, place: str) -> tuple[pa.Table, Kind]:
+    if type(source).__name__ == "Series":
+        raise InvalidInput(
+            "a series is no table", place=place, next_step="Give it as a column of one: .to_frame()."
+        )
     if isinstance(source, pa.RecordBatch):
         source = pa.Table.from_batches([source])
     elif isinstance(source, pa.RecordBatchReader):

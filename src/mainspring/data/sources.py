@@ -78,7 +78,9 @@ def _open_file(path: Path, reading: Reading) -> Iterator[Source]:
     if not path.is_file():
         raise InvalidInput("not a file", value=path.name, place=place)
     if path.stat().st_size == 0:
-        raise InvalidInput("the file is empty", value=path.name, place=place)
+        raise InvalidInput(
+            "the file is empty", value=path.name, place=place, next_step="Give a file with a header and rows."
+        )
     if path.name.lower().endswith((".parquet", ".pq")):
         with pq.ParquetFile(path) as file:
             notes = Notes()

@@ -47,5 +47,5 @@ def try_package(folder: Path) -> None:
         ) from None
     if failure is not None and failure["code"] != "missing_extra":
         error = from_dict(failure)
-        error.message = f"a server cannot load this version, so nothing was changed: {error.message}"
+        error.message = f"a server cannot load this version, so it was not deployed: {error.message}"
         raise error

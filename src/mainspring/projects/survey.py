@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pt
 
 from mainspring.metrics.registry import metric as metric_of
 from mainspring.records.base import counted
 from mainspring.records.models import Task
 from mainspring.training.automl.engine import DEFAULT_METRIC
 from mainspring.training.automl.fitting import encode_labels, list_classes
-from mainspring.training.automl.leakage import find_leaks
+from mainspring.training.automl.leakage import SUSPECT, find_leaks, measure_shares
 from mainspring.training.automl.parts import divide
 from mainspring.training.automl.problem import Problem, make_nothing_left_error, read_problem, read_target
 from mainspring.training.dates import is_date, parse_times
@@ -55,9 +57,11 @@ def survey(
     parts = divide(problem, seed=0)
     labels = read_target(problem.table, target, problem.task)
     classes = list_classes(labels[parts.train], problem.task)
-    _leave_out_leaks(problem, parts, encode_labels(labels[parts.train], problem.task, classes), keep)
+    truth = encode_labels(labels[parts.train], problem.task, classes)
+    _leave_out_leaks(problem, parts, truth, keep)
     metric = DEFAULT_METRIC[problem.task]
     cautions = _list_cautions(problem, dates, len(parts.holdout))
+    cautions += _list_suspects(problem, parts, truth)
     return Survey(
         problem=problem,
         rows=table.num_rows,
@@ -79,6 +83,17 @@ def _leave_out_leaks(problem: Problem, parts: Any, truth: Any, keep: Sequence[st
             problem.leave_out(column, why)
     if not problem.inputs:
         raise make_nothing_left_error(problem)
+
+
+def _list_suspects(problem: Problem, parts: Any, truth: Any) -> list[str]:
+    """Columns that explain much of the target alone, and too little to be left out: a good column, or one that is known too late."""
+    inputs = problem.table.take(parts.train).select(problem.inputs)
+    shares = measure_shares(inputs, truth, parts.folds, problem.task, seed=0)
+    return [
+        f"{name!r} alone explains {share:.1%} of {problem.target!r}: if it becomes known only together with it, remove the column from the file"
+        for name, share in shares.items()
+        if share >= SUSPECT
+    ]
 
 
 def _score_of_guessing(train: Any, holdout: Any, task: Task, name: str) -> float:
@@ -104,10 +119,12 @@ def _describe(problem: Problem, kind: str, holdout: int) -> list[str]:
     lines = list(problem.assumed)
     if problem.task is not Task.REGRESSION:
         lines.append(f"{problem.target!r}: {_describe_shares(problem.table[problem.target])}")
+    truths = [n for n in problem.numbers if pt.is_boolean(problem.table[n].type)]
     for what, names in (
-        ("numbers", problem.numbers),
-        ("texts", problem.texts),
-        ("dates", list(problem.dates)),
+        ("number", [n for n in problem.numbers if n not in truths]),
+        ("truth value", truths),
+        ("text", problem.texts),
+        ("date", list(problem.dates)),
     ):
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -138,7 +155,7 @@ def _list_cautions(problem: Problem, dates: Sequence[str], holdout: int) -> list
             )
     if dates and problem.time is None:
         cautions.append(
-            f"{dates[0]!r} is a date: if rows to come are newer than these, add --time {dates[0]}, since rows held out at random make a "
+            f"{dates[0]!r} is a date: if rows to come are newer than these, add --time {shlex.quote(dates[0])}, since rows held out at random make a "
             "model look better than it will be"
         )
     return cautions

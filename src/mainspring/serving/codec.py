@@ -3,11 +3,15 @@
 There is one :class:`RowCodec` for each deployment. msgspec checks types, missing and unknown columns, the range of integers and floats,
 UTF-8, trailing bytes and depth, in C. What it accepts and must not be is checked here: a duplicate key (the last would silently win), NUL
 in a string, integers beyond 64 bits. Unseen categories are allowed: any string is a value of a string column.
+
+msgspec takes no ``"``, no backslash and no control character in the name of a field. A signature with such a column is decoded in two steps,
+more slowly: to plain objects, whose keys are then replaced by an alias, and from these to the type.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +28,7 @@ INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _KEY = Annotated[str, msgspec.Meta(max_length=256)]
 _TIME = Annotated[str, msgspec.Meta(max_length=64)]
 _UNSET = msgspec.UNSET
+_NOT_A_FIELD = re.compile(r'["\\\x00-\x1f]')
 
 Columns = dict[str, Sequence[Any]]
 
@@ -59,12 +64,13 @@ class RowCodec:
         }
         row_fields: list[tuple[str, Any, Any]] = []
         column_fields: list[tuple[str, Any, Any]] = []
+        self._aliases = _choose_aliases(self.names)
         for number, column in enumerate(signature.inputs):
             kind: Any = types[column.type]
             default: Any = msgspec.NODEFAULT
             if column.nullable:
                 kind, default = kind | None, _UNSET
-            field = msgspec.field(name=column.name, default=default)
+            field = msgspec.field(name=self._aliases.get(column.name, column.name), default=default)
             row_fields.append((f"c{number}", kind | msgspec.UnsetType if column.nullable else kind, field))
             column_kind = Annotated[list[kind], msgspec.Meta(max_length=max_rows)]
             column_fields.append(
@@ -87,6 +93,8 @@ class RowCodec:
             gc=False,
         )
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(request).decode
+        if self._aliases:
+            self._decode = lambda body: msgspec.convert(self._rename(msgspec.json.decode(body)), request)
         self._tuple = msgspec.structs.astuple
 
     def decode(self, body: bytes) -> Call:
@@ -125,6 +133,22 @@ class RowCodec:
                 raise InvalidInput("NUL in a key", place="key")
         parse_times(columns, self._times)
         return Call(columns, rows, key, event_us)
+
+    def _rename(self, document: Any) -> Any:
+        """The document with aliases for keys. A key that is an alias is no column: it is changed, so that it is refused as unknown."""
+        reserved = set(self._aliases.values())
+
+        def rename(item: Any) -> Any:
+            if not isinstance(item, dict):
+                return item
+            return {self._aliases.get(k, f"{k}?" if k in reserved else k): v for k, v in item.items()}
+
+        if isinstance(document, dict):
+            if isinstance(document.get("rows"), list):
+                document["rows"] = [rename(row) for row in document["rows"]]
+            if "columns" in document:
+                document["columns"] = rename(document["columns"])
+        return document
 
     def _from_rows(self, rows: list[Any]) -> tuple[Columns, int, int]:
         count = len(rows)
@@ -165,11 +189,14 @@ class RowCodec:
         if not isinstance(error, msgspec.ValidationError):
             return malformed(error)
         text = str(error)
+        for name, alias in self._aliases.items():
+            text = text.replace(alias, name)
         if "of length <=" in text and (text.endswith("`$.rows`") or ".columns." in text):
             return TooManyRows(
                 "too many rows in one request", value=text[:200], next_step=f"Send at most {self._max_rows}."
             )
-        return self._refuse(text[:300], place=None, hint=_suggest_column(text, self.names))
+        hint = _suggest_column(text, self.names) if " - at `$." in text else 'Send {"rows": [{...}]}. '
+        return self._refuse(text[:300], place=None, hint=hint)
 
     def _refuse(
         self, message: str, *, value: object = None, place: str | None, hint: str = ""
@@ -180,6 +207,18 @@ class RowCodec:
             place=place,
             next_step=f"{hint}Columns: {describe_columns(self.signature)}.",
         )
+
+
+def _choose_aliases(names: Sequence[str]) -> dict[str, str]:
+    """For each name that cannot be a field's: one that can, and that is the name of no other column."""
+    aliases: dict[str, str] = {}
+    for number, name in enumerate(names):
+        if _NOT_A_FIELD.search(name):
+            alias = f"<column {number}>"
+            while alias in names:
+                alias += ">"
+            aliases[name] = alias
+    return aliases
 
 
 def parse_times(columns: dict[str, Any], names: Sequence[str]) -> None:

@@ -66,7 +66,11 @@ def command(module: str, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """The environment of a child: language, time zone, threads. No secret, and nothing that changes what Python imports."""
     kept = {k: v for k, v in os.environ.items() if k in _ENVIRONMENT or k.startswith("LC_")}
-    return kept | {"ORT_DISABLE_TELEMETRY": "1"}  # read when ONNX Runtime is imported
+    return kept | {
+        "ORT_DISABLE_TELEMETRY": "1",  # read when ONNX Runtime is imported
+        # Arrow's other allocators take 1 GiB of address space with the first bytes, which is about all that a model may have.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+    }
 
 
 @functools.cache

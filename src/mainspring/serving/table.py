@@ -167,6 +167,9 @@ def build(
             live[record.name] = _build_deployment(record, versions, options, metrics)
         except InvalidInput as error:
             refused[record.name] = str(error)
+        except Exception as error:  # one deployment that this server cannot answer for must not take the others out of service
+            logger.exception("deployment %s cannot be made ready", record.name)
+            refused[record.name] = f"it cannot be made ready: {type(error).__name__}: {error}"
     return live, refused
 
 

@@ -115,7 +115,7 @@ def test_the_time_column_gives_no_days_and_orders_the_rows() -> None:
         ({"time": "x", "group": "g"}, "not by both"),
         ({"target": "g", "task": "binary"}, "a binary target has 2 values"),
         ({"target": "rare"}, "at least 5 rows"),
-        ({"target": "one"}, "one value only"),
+        ({"target": "one"}, "one value only.*Give rows of every outcome"),
         ({"target": "when"}, "a target is a number"),
         ({"time": "words"}, "not a time"),
         ({"time": "gaps"}, "have no time"),
@@ -138,3 +138,28 @@ def test_what_cannot_be_right_is_refused(change: dict[str, Any], message: str) -
 def test_too_few_rows_are_refused() -> None:
     with pytest.raises(InvalidInput, match="too few rows"):
         read_problem(pa.table({"x": [1.0, 2.0] * 10, "y": [0, 1] * 10}), target="y")
+
+
+@pytest.mark.parametrize(
+    ("times", "unlike"),
+    [
+        (["2025-01-01", "2025-01-02T10:00:00", "03.01.2025", "2025-01-04"], "03.01.2025"),
+        (["soon", "2025-01-02"], "soon"),
+    ],
+)
+def test_the_value_that_is_no_time_is_named(times: list[str], unlike: str) -> None:
+    """Seen red with the first value named: 'not a time: 2025-01-01'."""
+    rows = pa.table({"when": times * 30, "x": range(len(times) * 30), "y": [0.5, 1.5] * (len(times) * 15)})
+    with pytest.raises(InvalidInput, match="several formats") as refused:
+        read_problem(rows, target="y", time="when")
+    assert refused.value.value == unlike
+
+
+def test_nothing_is_said_of_a_date_that_is_left_out() -> None:
+    found = read_problem(
+        pa.table({"when": [f"2025-01-{1 + i % 28:02}" for i in range(80)], "y": [i % 2 for i in range(80)]}),
+        target="y",
+    )
+    assert any("'when' is a date" in line for line in found.assumed)
+    found.leave_out("when", "asked")
+    assert not any("'when' is a date" in line for line in found.assumed)

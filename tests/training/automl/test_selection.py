@@ -70,5 +70,5 @@ def test_nothing_is_ranked_where_nothing_leads_the_dummy() -> None:
     truth, scores = _world({("linear-1", "linear"): 0.0})
     found = chosen(np.random.default_rng(2).permutation(truth), scores)
     assert found.ranked == []
-    assert found.reason.startswith("nothing here predicts 'y'")
+    assert found.reason.startswith("nothing here is shown to predict 'y': by ")
     assert found.entries[0].candidate == "dummy"

@@ -240,8 +240,11 @@ def _listed(values: Any) -> Any:
 
 
 def _first_non_number(values: Any) -> object:
-    """The first value that is no number, for the message; all values if there is none."""
-    for value in values:
-        if not isinstance(value, int | float | np.number | np.bool_ | type(None)):
+    """The first value that is no number, for the message; a text that reads as one only if there is no other; all values if there is none."""
+    found = [v for v in values if not isinstance(v, int | float | np.number | np.bool_ | type(None))]
+    for value in found:
+        try:
+            float(value)
+        except (TypeError, ValueError):
             return value
-    return values
+    return f"the text {str(found[0])!r}" if found else values

@@ -114,6 +114,20 @@ class Model:
 def read_rows(rows: Any, signature: Signature) -> Columns:
     """Rows of any kind that :class:`Model` takes, as columns by name."""
     if isinstance(rows, Mapping):
+        single = next(
+            (
+                name
+                for name, values in rows.items()
+                if isinstance(values, str) or (values is not None and not hasattr(values, "__len__"))
+            ),
+            None,
+        )
+        if single is not None:
+            raise InvalidInput(
+                "a mapping gives each column a list of values",
+                value=single,
+                next_step="One row is a list with one mapping: [row].",
+            )
         return rows
     if isinstance(rows, np.ndarray):
         return _read_array(rows, signature)

@@ -10,7 +10,7 @@ _FAMILIES = {
     "sklearn._loss.link": "Interval IdentityLink LogLink LogitLink MultinomialLogit HalfLogitLink",
     "sklearn._loss.loss": "HalfSquaredError HalfBinomialLoss HalfMultinomialLoss HalfPoissonLoss HalfGammaLoss AbsoluteError PinballLoss HuberLoss ExponentialLoss HalfTweedieLoss HalfTweedieLossIdentity",
     "sklearn.calibration": "CalibratedClassifierCV _CalibratedClassifier _SigmoidCalibration _TemperatureScaling",
-    "sklearn.compose._column_transformer": "ColumnTransformer",
+    "sklearn.compose._column_transformer": "ColumnTransformer make_column_selector",
     "sklearn.compose._target": "TransformedTargetRegressor",
     "sklearn.covariance._elliptic_envelope": "EllipticEnvelope",
     "sklearn.cross_decomposition._pls": "PLSRegression",

@@ -98,13 +98,19 @@ def train(
         if not selection.ranked:
             error = NothingPredicts(
                 selection.reason, value=target, place=f"dataset {dataset.dataset!r} version {dataset.number}",
-                next_step="Give columns that know more of it, or more rows; the leaderboard is with the run and in error.leaderboard.",
+                next_step=_suggest_more(problem, scoring.name),
             )  # fmt: skip
             error.leaderboard = board
             raise error
         version, board = work.register(selection, board)
         work.log(board)
         return TrainedVersion(**msgspec.structs.asdict(version), leaderboard=board)
+
+
+def _suggest_more(problem: Problem, metric: str) -> str:
+    other = "auc" if problem.task is Task.BINARY and metric != "auc" else None
+    choice = f", or choose by ranking: metric={other!r}, and the same in the gate" if other else ""
+    return f"Give columns that know more of it, or more rows{choice}; the leaderboard is with the run and in error.leaderboard."
 
 
 class _Work:

@@ -16,6 +16,8 @@ from mainspring.training.splits import Rows, draw_rows
 
 CLASSES_EXPLAINED = 0.99
 NUMBERS_EXPLAINED = 0.999
+SUSPECT = 0.9
+"""What a column explains alone to be spoken of, though it is used."""
 _RANKS = 0.9995
 _LEAST_ERRORS = 10
 _ROWS = 5_000
@@ -26,14 +28,24 @@ def find_leaks(
     inputs: pa.Table, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, *, seed: int
 ) -> dict[str, str]:
     """For each column that alone predicts nearly all of the target on rows that a small tree had not seen: how much."""
-    leaks = {}
+    shares = measure_shares(inputs, truth, folds, task, seed=seed)
+    return {
+        name: f"it gives the target away: alone it explains {share:.2%} of it"
+        for name, share in shares.items()
+        if share >= (NUMBERS_EXPLAINED if task is Task.REGRESSION else CLASSES_EXPLAINED)
+    }
+
+
+def measure_shares(
+    inputs: pa.Table, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, *, seed: int
+) -> dict[str, float]:
+    """How much of the target each column explains alone, on rows that a small tree had not seen; without those where too few rows tell."""
     used = [(draw_rows(t, _ROWS, seed), draw_rows(v, _ROWS, seed)) for t, v in folds[-_FOLDS:]]
-    for name in inputs.column_names:
-        values = _read_numbers(inputs[name])
-        share = _compute_explained_share(values, truth, used, task, seed)
-        if share is not None:
-            leaks[name] = f"it gives the target away: alone it explains {share:.2%} of it"
-    return leaks
+    shares = {
+        name: _compute_explained_share(_read_numbers(inputs[name]), truth, used, task, seed)
+        for name in inputs.column_names
+    }
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def _compute_explained_share(
@@ -60,8 +72,7 @@ def _compute_explained_share(
         )
     if usual <= 0 or (not numbers and usual < _LEAST_ERRORS):
         return None
-    share = 1.0 - wrong / usual
-    return share if share >= (NUMBERS_EXPLAINED if numbers else CLASSES_EXPLAINED) else None
+    return 1.0 - wrong / usual
 
 
 def _compute_rank_correlation(values: Floats, truth: Floats) -> float | None:

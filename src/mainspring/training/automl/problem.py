@@ -52,7 +52,8 @@ class Problem:
         for names in (self.numbers, self.texts):
             if column in names:
                 names.remove(column)
-        self.dates.pop(column, None)
+        if self.dates.pop(column, None) is not None:
+            self.assumed = [line for line in self.assumed if not line.startswith(f"{column!r} is a date;")]
 
 
 def read_problem(
@@ -146,7 +147,10 @@ def _decide_task(problem: Problem, wanted: str | None) -> None:
     whole = _is_number(values.type) and _holds_everywhere(pc.equal(values, pc.floor(values)))
     distinct = int(pc.count_distinct(values).as_py())
     if distinct < 2:
-        raise InvalidInput("the target has one value only", value=values[0].as_py(), place=f"column {name!r}")
+        raise InvalidInput(
+            "the target has one value only", value=values[0].as_py(), place=f"column {name!r}",
+            next_step="Give rows of every outcome, or another target.",
+        )  # fmt: skip
     if wanted is not None:
         task, why = _parse_task(wanted), "as given"
     elif distinct == 2:
@@ -209,11 +213,23 @@ def _order_by_time(problem: Problem) -> None:
         _set_column(problem, problem.time, times)
     elif not _is_number(column.type):
         raise InvalidInput(
-            "not a time", value=column[0].as_py(), place=f"column {problem.time!r}",
+            "not a time, or times in several formats", value=_find_unlike(column), place=f"column {problem.time!r}",
             next_step="Give a column of dates, times or numbers that grow with time.",
         )  # fmt: skip
     order = np.argsort(read_times(problem.table[problem.time]), kind="stable")
     problem.table = problem.table.take(order)
+
+
+def _find_unlike(column: Any) -> Any:
+    """The first value with which the column is none of times: no time itself, or written as those before it are not."""
+    low, high = 1, len(column)
+    while low < high:
+        middle = (low + high) // 2
+        if parse_times(column.slice(0, middle)) is None:
+            high = middle
+        else:
+            low = middle + 1
+    return column[low - 1].as_py()
 
 
 def read_times(column: Any) -> Any:

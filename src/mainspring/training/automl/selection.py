@@ -51,7 +51,7 @@ def select(outcome: Outcome, *, metric: Metric, task: Task, blocks: Any, target:
     chosen, reason = _choose_simplest(eligible, versus, metric.name)
     if chosen is None:
         reason = (
-            f"nothing here predicts {target}: no candidate of {scored} leads the dummy beyond what chance gives "
+            f"nothing here is shown to predict {target}: by {metric.name}, no candidate of {scored} leads the dummy beyond what chance gives "
             f"(best p {min((p for p in leads.values() if p is not None), default=1.0):.2g}, limit {level:.2g})"
         )
     entries = [

@@ -27,7 +27,8 @@ LOADERS: dict[str, frozenset[str] | None] = {
     "SetNode": frozenset({"builtins.set"}),
     "SliceNode": frozenset({"builtins.slice"}),
     "JsonNode": _PLAIN,
-    "TypeNode": _PLAIN | _SCALARS,
+    # The last are what a selector of columns names: abstract, so no value is of them.
+    "TypeNode": _PLAIN | _SCALARS | {"builtins.object", "numpy.number", "numpy.integer", "numpy.floating"},
     "DTypeNode": frozenset({"numpy.dtype"}),
     "NdArrayNode": frozenset({"numpy.ndarray"}) | _SCALARS,
     "RandomStateNode": frozenset({"numpy.random.mtrand.RandomState"}),
