@@ -138,6 +138,21 @@ def test_what_somebody_refused_is_not_deployed(project: Path, trained: Any) -> N
         assert workspace.deploy.list_deployments() == []
 
 
+def test_what_no_server_can_load_does_not_become_champion(
+    project: Path, trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen red while the alias was moved before the package was tried."""
+
+    def refuse(_self: Any, _packages: Any) -> None:
+        raise InvalidInput("does not load")
+
+    monkeypatch.setattr("mainspring.deployments.operations.Deploy._try_packages", refuse)
+    with pytest.raises(InvalidInput, match="does not load"):
+        ms.deploy(trained)
+    with ms.open() as workspace:
+        assert workspace.models.list_aliases(trained.model) == []
+
+
 def test_a_gate_of_the_policy_judges_first(project: Path, trained: Any) -> None:
     """Seen red with the gate left out: a version that the policy refuses was deployed."""
     file = project / "mainspring.toml"

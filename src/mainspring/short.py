@@ -137,6 +137,7 @@ def deploy(
     with _open_workspace() as workspace:
         model_version = _get_model_version(workspace, version)
         _pass_gate(workspace, settings, model_version)
+        workspace.deploy.check_version(model_version.model, version=model_version.version)
         if name is None or name == model_version.model:
             workspace.models.set_alias(
                 model_version.model, "champion", version=model_version.version, reason=reason
