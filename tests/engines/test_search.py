@@ -13,7 +13,7 @@ from mainspring.training.automl.families import propose
 
 
 def test_an_installed_family_is_tried() -> None:
-    assert "lightgbm" in {c.family for c in propose(12, seed=0)}
+    assert "lgbm" in {c.family for c in propose(12, seed=0)}
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
@@ -27,8 +27,8 @@ def test_the_search_registers_lightgbm(task: str, tmp_path: Path, monkeypatch: p
     frame.loc[::13, "a"] = np.nan
     value = frame.a.fillna(0) * 2 + (frame.kind == "x") + rng.normal(scale=0.2, size=600)
     frame["target"] = value if task == "regression" else np.where(value > 0.5, "yes", "no")
-    trained = ms.train(ms.commit("rows", frame), target="target", families=["lightgbm"], max_trials=2)
-    assert trained.tags["family"] == "lightgbm"
+    trained = ms.train(ms.commit("rows", frame), target="target", families=["lgbm"], max_trials=2)
+    assert trained.tags["family"] == "lgbm"
     assert trained.format == "onnx"
     with ms.open() as workspace:
         predicted = workspace.models.load("rows").predict(frame.drop(columns="target"))

@@ -80,15 +80,15 @@ def label(
         return
     print_facts((k, getattr(total, k)) for k in _COUNTS)
     if prediction is not None and total.duplicate:
-        _say_what_stands(workspace, prediction, items[0].value)
+        _note_newer_label(workspace, prediction, items[0].value)
 
 
-def _say_what_stands(workspace: Namespaces, prediction: str, sent: LabelValue) -> None:
+def _note_newer_label(workspace: Namespaces, prediction: str, sent: LabelValue) -> None:
     """A label that was sent before and corrected since is a duplicate: it changes nothing, which must not go unnoticed."""
     for label in workspace.labels.get_labels(predictions=[prediction]):
         if label.value != sent:
             print_note(
-                f"{sent!r} was recorded before, and {label.value!r} since: that stands. To go back, add --at TIME."
+                f"{sent!r} was recorded before, and {label.value!r} since: the newer one counts. To go back, add --at TIME."
             )
 
 

@@ -31,6 +31,8 @@ from mainspring.pipelines import execute, preload, processes
 
 _MAX_PACKET = 1 << 16
 _MAX_AVOIDED = 4
+_LOOK_S = 5.0
+"""How often it is looked whether the runner is alive, besides the end of its socket."""
 
 
 @dataclass
@@ -59,11 +61,16 @@ class Forkserver:
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        parent, heard = os.getppid(), time.monotonic()
         try:
             while True:
                 watched: list[socket.socket | int] = [self._control, self._wake_read]
                 ready, _, _ = select(watched, [], [], self._wait_s())
-                if not ready and not self._children:
+                if ready:
+                    heard = time.monotonic()
+                elif os.getppid() != parent:
+                    return  # the runner is dead, whoever may still hold its end of the socket
+                elif not self._children and time.monotonic() - heard >= self._idle_s:
                     return
                 if self._wake_read in ready:
                     with contextlib.suppress(BlockingIOError):
@@ -75,11 +82,11 @@ class Forkserver:
         finally:
             self._kill_all()
 
-    def _wait_s(self) -> float | None:
+    def _wait_s(self) -> float:
         deadlines = [c.deadline for c in self._children.values() if c.deadline is not None]
         if deadlines:
-            return max(0.0, min(deadlines) - time.monotonic())
-        return None if self._children else self._idle_s
+            return min(_LOOK_S, max(0.0, min(deadlines) - time.monotonic()))
+        return min(_LOOK_S, self._idle_s)
 
     def _receive(self) -> bool:
         try:

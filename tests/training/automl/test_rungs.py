@@ -12,7 +12,7 @@ import pytest
 from mainspring.errors import InvalidInput, MissingExtra, StepFailed
 from mainspring.metrics.registry import metric
 from mainspring.records.models import Task
-from mainspring.training.automl.families import SPACES, Candidate, propose
+from mainspring.training.automl.families import Candidate, propose
 from mainspring.training.automl.rungs import Outcome, Progress, Search
 from mainspring.training.splits import stratified_folds
 
@@ -65,7 +65,7 @@ def test_few_are_compared_on_everything() -> None:
     assert {n for rows in seen.values() for n in rows} == {1334, 4000, 12000}
     assert seen["linear-1"] == [1334] * 5 + [4000] * 5 + [12000] * 5
     assert seen["linear-3"] == [1334] * 5
-    assert {t.candidate.family for t in outcome.compared} == {"dummy", *SPACES}
+    assert {t.candidate.family for t in outcome.compared} == {c.family for c in candidates}
     assert len(outcome.truth) == 15_000
     assert not outcome.stopped_early
 
@@ -141,6 +141,6 @@ def test_candidates_that_cannot_be_are_refused(count: int, families: list[str] |
 
 def test_a_family_of_a_library_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mainspring.training.automl.families.find_spec", lambda _name: None)
-    assert "lightgbm" not in {c.family for c in propose(12, seed=0)}
+    assert "lgbm" not in {c.family for c in propose(12, seed=0)}
     with pytest.raises(MissingExtra, match="boosting"):
-        propose(1, seed=0, families=["lightgbm"])
+        propose(1, seed=0, families=["lgbm"])

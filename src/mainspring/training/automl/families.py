@@ -39,7 +39,7 @@ SPACES: Mapping[str, tuple[Mapping[str, Dimension], Mapping[str, Any]]] = {
         },
         {"learning_rate": 0.1, "max_iter": 60, "max_leaf_nodes": 15, "min_samples_leaf": 20, "l2_regularization": 1.0},
     ),
-    "lightgbm": (
+    "lgbm": (
         {
             "learning_rate": Real(0.03, 0.3, log=True),
             "n_estimators": Whole(40, 300, log=True),
@@ -65,8 +65,8 @@ SPACES: Mapping[str, tuple[Mapping[str, Dimension], Mapping[str, Any]]] = {
 }  # fmt: skip
 """By family: the space and the point that is tried first. ``strength`` is how much a linear model is held back."""
 
-LIBRARIES = {"lightgbm": "lightgbm"}
-"""The library of a family that is tried only where it is installed (extra ``boosting``)."""
+LIBRARIES = {"lgbm": "lightgbm.sklearn"}
+"""Where the estimators are of a family that is tried only where it is installed (extra ``boosting``)."""
 
 MOST_ROWS = {"knn": 20_000}
 """Training rows above which a family is not tried: a model of neighbours carries them all with it."""
@@ -94,7 +94,7 @@ def propose(count: int, *, seed: int, families: Sequence[str] | None = None) -> 
         if family not in SPACES:
             raise InvalidInput("no such family", value=family, next_step=near(family, SPACES, what="family"))
         if not _is_installed(family):
-            raise MissingExtra.for_library(LIBRARIES[family], extra="boosting")
+            raise MissingExtra.for_library(LIBRARIES[family].partition(".")[0], extra="boosting")
     if count < 1:
         raise InvalidInput("a search needs at least one trial", value=count, place="max_trials")
     rng = np.random.default_rng(seed)
@@ -109,7 +109,7 @@ def propose(count: int, *, seed: int, families: Sequence[str] | None = None) -> 
 
 
 def _is_installed(family: str) -> bool:
-    return family not in LIBRARIES or find_spec(LIBRARIES[family]) is not None
+    return family not in LIBRARIES or find_spec(LIBRARIES[family].partition(".")[0]) is not None
 
 
 def _draw(dimension: Dimension, rng: np.random.Generator) -> Any:
@@ -229,4 +229,4 @@ def _make_mlp(params: dict[str, Any], numbers: bool, seed: int) -> Any:
     return TransformedTargetRegressor(regressor=MLPRegressor(**options), transformer=StandardScaler())
 
 
-_MODELS = {DUMMY: _make_dummy, "linear": _make_linear, "forest": _make_forest, "boosting": _make_boosting, "lightgbm": _make_lightgbm, "knn": _make_knn, "mlp": _make_mlp}  # fmt: skip
+_MODELS = {DUMMY: _make_dummy, "linear": _make_linear, "forest": _make_forest, "boosting": _make_boosting, "lgbm": _make_lightgbm, "knn": _make_knn, "mlp": _make_mlp}  # fmt: skip
