@@ -255,7 +255,7 @@ def test_a_label_that_changes_nothing_says_what_stands(workspace: Workspace, run
     assert "stands" not in err
     _, out, err = run("label", ident, "1")
     assert "duplicate  1" in out
-    assert "0 since: that stands" in err
+    assert "0 since: the newer one counts" in err
     assert "--at TIME" in err
     assert "revised    1" in run("label", ident, "1", "--at", "2026-02-03T15:30:00Z")[1]
     (label,) = workspace.labels.get_labels([f"{ident}/0"])
