@@ -19,7 +19,7 @@ import pytest
 from mainspring.models import formats
 from mainspring.records.models import Task
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def _load(name: str) -> ModuleType:
