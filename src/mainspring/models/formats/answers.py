@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mainspring.errors import InvalidInput
+from mainspring.models.formats import fitted
 from mainspring.models.formats.predictor import Scores
 from mainspring.records.models import Signature, Task
 
@@ -69,8 +70,8 @@ def _find_threshold(estimator: Any) -> tuple[Literal["probability", "decision"],
     if threshold == "auto":
         threshold = 0.5 if probabilities else 0.0
     positive = getattr(estimator, "pos_label", None)
-    if (scorer := getattr(estimator, "_curve_scorer", None)) is not None:
-        positive = scorer._get_pos_label()  # noqa: SLF001 - where a tuned threshold keeps it
+    if (tuned := fitted.get_positive_label(estimator)) is not None:
+        positive = tuned
     kind: Literal["probability", "decision"] = "probability" if probabilities else "decision"
     if positive is not None and positive == estimator.classes_[0]:
         # It is the score of the first class that is compared: the second is the answer below the threshold.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats import fitted
 from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.columns import is_null
 from mainspring.models.formats.estimators import NullText, estimator_input
@@ -137,11 +138,11 @@ def _tree_splits(tree: Any) -> list[tuple[int, float]]:
 
 def _hist_splits(estimator: Any) -> list[tuple[int, float]]:
     order = np.arange(estimator.n_features_in_)
-    if estimator._preprocessor is not None:  # noqa: SLF001 - its trees see the categorical features first
+    if fitted.get_category_encoder(estimator) is not None:  # its trees see the categorical features first
         flags = np.asarray(estimator.is_categorical_)
         order = np.concatenate([np.flatnonzero(flags), np.flatnonzero(~flags)])
     splits: list[tuple[int, float]] = []
-    for stage in estimator._predictors:  # noqa: SLF001 - the trees themselves
+    for stage in fitted.get_stages(estimator):
         for predictor in stage:
             nodes = predictor.nodes
             inner = (nodes["is_leaf"] == 0) & (nodes["is_categorical"] == 0)

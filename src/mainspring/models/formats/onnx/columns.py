@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats import fitted
 from mainspring.models.formats.columns import is_null
 from mainspring.models.formats.dates import DateParts
 from mainspring.models.formats.onnx.dates import date_parts
@@ -59,7 +60,7 @@ def _pipeline(graph: Graph, step: Any, table: Table) -> Table:
 
 
 def _column_transformer(graph: Graph, step: Any, table: Table) -> Table:
-    chosen = step._transformer_to_input_indices  # noqa: SLF001 - resolves names, masks, slices and callables alike
+    chosen = fitted.get_input_positions(step)
     out: Table = []
     for name, part, _ in step.transformers_:
         columns = [table[i] for i in chosen[name]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats import fitted
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported
 from mainspring.models.formats.onnx.trees import Trees, as_float32
 
@@ -73,16 +74,13 @@ def _tree_of(member: Any) -> Any:
 
 def isolation(graph: Graph, model: Any, table: Table) -> str:
     """The decision function of an IsolationForest, ``[n, 1]``: below 0 for an outlier."""
-    from sklearn.ensemble._iforest import _average_path_length
-
     trees = Trees(1)
-    lengths, means = model._decision_path_lengths, model._average_path_length_per_tree  # noqa: SLF001 - the depths of the leaves
-    for member, features, length, mean in zip(
-        model.estimators_, model.estimators_features_, lengths, means, strict=True
+    for member, features, lengths in zip(
+        model.estimators_, model.estimators_features_, fitted.get_path_lengths(model), strict=True
     ):
-        add_tree(trees, member.tree_, length + mean - 1.0, 0, features)
+        add_tree(trees, member.tree_, lengths - 1.0, 0, features)
     depth = trees.write(graph, as_float32(graph, graph.numbers(table)))
-    whole = len(model.estimators_) * float(_average_path_length([model._max_samples])[0])  # noqa: SLF001 - as above
+    whole = len(model.estimators_) * fitted.compute_usual_path_length(model)
     if not whole:
         raise Unsupported("an isolation forest of single rows")
     power = graph.op("Neg", graph.op("Div", depth, graph.double(whole)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats import fitted
 from mainspring.models.formats.onnx.graph import Graph, Table, Unsupported, one_hot
 
 _HUGE = 1e100
@@ -85,7 +86,7 @@ def _kernel(graph: Graph, model: Any, table: Table) -> tuple[str, str]:
         raise Unsupported("a support vector machine with a kernel of your own")
     x = graph.numbers(table)
     vectors = np.asarray(_dense(model.support_vectors_), dtype=np.float64)
-    gamma = graph.double(float(model._gamma))  # noqa: SLF001 - what "scale" and "auto" came to
+    gamma = graph.double(fitted.get_gamma(model))
     if model.kernel == "rbf":
         return _rbf(graph, x, vectors, gamma), x
     products = graph.op("MatMul", x, graph.double(vectors.T))

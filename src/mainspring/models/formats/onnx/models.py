@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats import fitted
 from mainspring.models.formats.adapt import is_adapted
 from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.onnx import bayes, ensembles, kernels
@@ -97,7 +98,7 @@ def _linear(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _glm(graph: Graph, model: Any, table: Table) -> Answer:
-    link = type(model._base_loss.link).__name__  # noqa: SLF001 - Tweedie's link depends on its power
+    link = fitted.get_link_name(model)
     raw = _decision(graph, model, table)
     if link not in ("LogLink", "IdentityLink"):
         raise Unsupported(f"a generalised linear model with {link}")
@@ -155,7 +156,7 @@ def _from_logarithms(write: Callable[[Graph, Any, Table], str]) -> Predict:
 
 
 def _latent(graph: Graph, model: Any, table: Table) -> Answer:
-    x = graph.op("Sub", graph.numbers(table), graph.double(model._x_mean))  # noqa: SLF001 - taken off before the product
+    x = graph.op("Sub", graph.numbers(table), graph.double(fitted.get_input_means(model)))
     return Answer(value=graph.gemm(x, np.asarray(model.coef_).T, np.asarray(model.intercept_)))
 
 
@@ -201,9 +202,8 @@ def _boosted(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _hist_boosted(graph: Graph, model: Any, table: Table) -> Answer:
-    if model._preprocessor is not None:  # noqa: SLF001 - categories are encoded, and come first
+    if (encoder := fitted.get_category_encoder(model)) is not None:
         flags = np.asarray(model.is_categorical_)
-        encoder = model._preprocessor.named_transformers_["encoder"]  # noqa: SLF001 - as above
         codes = encode_ordinal(
             graph,
             [c for c, f in zip(table, flags, strict=True) if f],
@@ -217,7 +217,7 @@ def _hist_boosted(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _from_loss(graph: Graph, model: Any, raw: str) -> Answer:
-    loss = type(model._loss).__name__  # noqa: SLF001 - decides how scores become answers
+    loss = fitted.get_loss_name(model)
     if loss == "HalfBinomialLoss":
         return Answer(positive=graph.op("Sigmoid", raw), decision=raw)
     if loss == "ExponentialLoss":
@@ -291,7 +291,7 @@ def _network(graph: Graph, model: Any, table: Table) -> Answer:
 
 
 def _voting_classifier(graph: Graph, model: Any, table: Table) -> Answer:
-    weights = model._weights_not_none  # noqa: SLF001 - without the estimators that were dropped
+    weights = fitted.get_voting_weights(model)
     if model.voting != "soft":
         count = len(model.classes_)
         votes = _mean(graph, [_label(graph, m, table) for m in model.estimators_], weights)
@@ -301,7 +301,7 @@ def _voting_classifier(graph: Graph, model: Any, table: Table) -> Answer:
 
 def _voting_regressor(graph: Graph, model: Any, table: Table) -> Answer:
     values = [_value(graph, m, table) for m in model.estimators_]
-    return Answer(value=_mean(graph, values, model._weights_not_none))  # noqa: SLF001 - as above
+    return Answer(value=_mean(graph, values, fitted.get_voting_weights(model)))
 
 
 def _mean(graph: Graph, parts: list[str], weights: Any = None) -> str:

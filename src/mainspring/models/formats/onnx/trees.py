@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.models.formats import fitted
 from mainspring.models.formats.onnx.graph import Graph, Unsupported
 
 _LEQ, _MEMBER = 0, 6
@@ -212,7 +213,7 @@ def gradient_boosting(graph: Graph, estimator: Any, x: str) -> str:
         "DummyRegressor",
     ):
         raise Unsupported(f"gradient boosting that starts from a {type(init).__name__}")
-    start = np.asarray(estimator._raw_predict_init(np.zeros((1, features), dtype=np.float32)))[0]  # noqa: SLF001 - the constant that boosting starts from
+    start = fitted.compute_first_sums(estimator)
     trees = Trees(stages.shape[1])
     for target, value in enumerate(start):
         trees.constant(float(value), target)
@@ -225,11 +226,11 @@ def gradient_boosting(graph: Graph, estimator: Any, x: str) -> str:
 
 def hist_gradient_boosting(graph: Graph, estimator: Any, x: str) -> str:
     """Raw predictions ``[n, trees per iteration]`` of HistGradientBoosting*; categories already encoded as 0, 1, ..."""
-    start = np.asarray(estimator._baseline_prediction, dtype=np.float64).ravel()  # noqa: SLF001 - public attributes do not have it
+    start = fitted.get_baseline(estimator)
     trees = Trees(estimator.n_trees_per_iteration_)
     for target in range(estimator.n_trees_per_iteration_):
         trees.constant(float(start[target]), target)
-    for stage in estimator._predictors:  # noqa: SLF001 - public attributes do not have it
+    for stage in fitted.get_stages(estimator):
         for target, predictor in enumerate(stage):
             _add_hist(trees, predictor, target)
     return trees.write(graph, x)

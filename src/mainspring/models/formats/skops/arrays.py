@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mainspring.errors import UnsafeFormat
+from mainspring.models.formats import fitted
 from mainspring.models.formats.skops.rebuilt import list_objects
 
 
@@ -92,14 +93,16 @@ def _check_boosted(model: Any) -> None:
 
 def _guard_start(model: Any, width: int) -> None:
     """Compiled code adds the trees to what the sums start from, unchecked; an estimator of the file's own choice answers that."""
-    begin = model._raw_predict_init  # noqa: SLF001 - where scikit-learn asks for it
 
-    def begin_checked(rows: Any) -> Any:
-        sums = begin(rows)
-        _require(sums.shape == (rows.shape[0], width), model, "it starts from another number of sums")
-        return sums
+    def check(begin: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def begin_checked(rows: Any) -> Any:
+            sums = begin(rows)
+            _require(sums.shape == (rows.shape[0], width), model, "it starts from another number of sums")
+            return sums
 
-    model._raw_predict_init = begin_checked  # noqa: SLF001 - as above
+        return begin_checked
+
+    fitted.wrap_first_sums(model, check)
 
 
 def _check_isolation(model: Any) -> None:
@@ -107,16 +110,15 @@ def _check_isolation(model: Any) -> None:
         _check_decision_tree(member)
         _require(len(features) == member.n_features_in_, model, "a tree has other features")
         # With all features, trees get the rows as they are.
-        every = model._max_features == model.n_features_in_  # noqa: SLF001 - where scikit-learn keeps it
+        every = fitted.uses_all_features(model)
         _require(not every or len(features) == model.n_features_in_, model, "a tree has other features")
 
 
 def _check_hist(model: Any) -> None:
     features = int(model.n_features_in_)
     # Rows that another transformer made are not counted, and binned rows are of training only.
-    own = model._preprocessor is None and not getattr(model, "_in_fit", False)  # noqa: SLF001 - where scikit-learn keeps it
-    _require(own, model, "its rows are not those that it is given")
-    bins = model._bin_mapper  # noqa: SLF001 - where scikit-learn keeps it
+    _require(fitted.takes_rows_as_given(model), model, "its rows are not those that it is given")
+    bins = fitted.get_bins(model)
     flags = np.asarray(bins.is_categorical_)
     _require(
         flags.shape == (features,) and len(bins.bin_thresholds_) == features, model, "bins of other features"
@@ -126,7 +128,7 @@ def _check_hist(model: Any) -> None:
             _require(
                 np.all((values >= 0) & (values < 256)), model, "a category that is no code from 0 to 255"
             )
-    for stage in model._predictors:  # noqa: SLF001 - as above
+    for stage in fitted.get_stages(model):
         _require(len(stage) == model.n_trees_per_iteration_, model, "a stage has another number of trees")
         for tree in stage:
             nodes, sets = tree.nodes, tree.raw_left_cat_bitsets
@@ -145,10 +147,10 @@ def _check_hist(model: Any) -> None:
 
 
 def _check_neighbors(model: Any) -> None:
-    rows = model._fit_X  # noqa: SLF001 - where scikit-learn keeps them
+    rows = fitted.get_neighbor_rows(model)
     count = model.n_samples_fit_
     _require(rows.ndim == 2 and rows.shape == (count, model.n_features_in_), model, "rows of another shape")
-    y = getattr(model, "_y", None)
+    y = fitted.get_neighbor_answers(model)
     if y is None:
         return
     _require(len(y) == count, model, "rows without an answer")
@@ -163,12 +165,12 @@ def _check_neighbors(model: Any) -> None:
 
 def _check_one_hot(encoder: Any) -> None:
     """Its columns are the indices of a sparse matrix."""
-    counts = encoder._compute_n_features_outs()  # noqa: SLF001 - what scikit-learn computes in fitting
-    _require(list(counts) == list(encoder._n_features_outs), encoder, "another number of columns")  # noqa: SLF001
+    counts, kept = fitted.get_one_hot_counts(encoder)
+    _require(counts == kept, encoder, "another number of columns")
     drops = encoder.drop_idx_ if encoder.drop_idx_ is not None else [None] * len(encoder.categories_)
-    after = encoder._drop_idx_after_grouping  # noqa: SLF001 - as above
+    after = fitted.get_dropped(encoder)
     after = after if after is not None else [None] * len(encoder.categories_)
-    maps = getattr(encoder, "_default_to_infrequent_mappings", None) or [None] * len(encoder.categories_)
+    maps = fitted.get_rare_places(encoder) or [None] * len(encoder.categories_)
     for values, drop, grouped, places, count in zip(
         encoder.categories_, drops, after, maps, counts, strict=True
     ):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mainspring.errors import UnsafeFormat
+from mainspring.models.formats import fitted
 
 _TREES = ("kd_tree", "ball_tree")
 _METRICS = frozenset({"euclidean", "manhattan", "chebyshev", "minkowski", "seuclidean", "mahalanobis", "hamming", "canberra", "braycurtis", "haversine", "l1", "l2", "p", "cityblock", "infinity"})  # fmt: skip
@@ -48,8 +49,10 @@ def rebuild(estimator: Any) -> None:
 
 
 def _rebuild_tree(part: Any) -> None:
-    kind = part._fit_method  # noqa: SLF001 - where scikit-learn keeps it
-    if kind not in _TREES or part._tree is not None:  # noqa: SLF001 - one that is there, the operator of the loader allowed
+    kind = fitted.get_neighbor_method(part)
+    if (
+        kind not in _TREES or fitted.get_neighbor_tree(part) is not None
+    ):  # one that is there, the operator of the loader allowed
         return
     from sklearn.neighbors import BallTree, KDTree
 
@@ -59,7 +62,9 @@ def _rebuild_tree(part: Any) -> None:
             "a tree of neighbours with an unknown distance", value=str(metric), place="model.skops"
         )
     make = KDTree if kind == "kd_tree" else BallTree
-    part._tree = make(part._fit_X, part.leaf_size, metric=metric, **settings)  # noqa: SLF001 - as above
+    fitted.set_neighbor_tree(
+        part, make(fitted.get_neighbor_rows(part), part.leaf_size, metric=metric, **settings)
+    )
 
 
 def _rebuild_splines(part: Any) -> None:
