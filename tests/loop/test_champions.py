@@ -15,9 +15,6 @@ from mainspring.models import ModelsClient
 from mainspring.testing.server import running_server
 from mainspring.workspace import Workspace
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* is unwatched")
-"""Models are registered here without the rows that they were trained on."""
-
 POLICY = """
 [project]
 name = "shop"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mainspring import config as configuration
 from mainspring import durable
-from mainspring.config import FILE, Config
+from mainspring.config import FILE
 from mainspring.data.sources import read_file
 from mainspring.errors import Conflict
 from mainspring.projects.survey import Survey, survey
@@ -101,11 +101,6 @@ def write(root: Path, start: Start) -> list[str]:
             ) from None
         raise
     return [*start.files, FILE]
-
-
-def load_config(root: Path) -> Config:
-    """The policy as it is in the file now."""
-    return configuration.parse((root / FILE).read_bytes(), place=str(root / FILE))
 
 
 def _check_free(root: Path, text: str, name: str, paths: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from mainspring.records.base import counted
 from mainspring.records.models import Task
 from mainspring.training.automl.engine import DEFAULT_METRIC
 from mainspring.training.automl.fitting import encode_labels, list_classes
-from mainspring.training.automl.leakage import SUSPECT, find_leaks, measure_shares
+from mainspring.training.automl.leakage import SUSPECT, leave_out_leaks
 from mainspring.training.automl.parts import divide
-from mainspring.training.automl.problem import Problem, make_nothing_left_error, read_problem, read_target
+from mainspring.training.automl.problem import Problem, read_problem, read_target
 from mainspring.training.dates import is_date, parse_times
 
 FEW_ROWS = 1000
@@ -58,10 +58,11 @@ def survey(
     labels = read_target(problem.table, target, problem.task)
     classes = list_classes(labels[parts.train], problem.task)
     truth = encode_labels(labels[parts.train], problem.task, classes)
-    _leave_out_leaks(problem, parts, truth, keep)
+    training = problem.table.take(parts.train)
+    shares = leave_out_leaks(problem, training, truth, parts.folds, keep, seed=0)
     metric = DEFAULT_METRIC[problem.task]
     cautions = _list_cautions(problem, dates, len(parts.holdout))
-    cautions += _list_suspects(problem, parts, truth)
+    cautions += _list_suspects(problem, shares)
     return Survey(
         problem=problem,
         rows=table.num_rows,
@@ -74,25 +75,12 @@ def survey(
     )
 
 
-def _leave_out_leaks(problem: Problem, parts: Any, truth: Any, keep: Sequence[str]) -> None:
-    inputs = problem.table.take(parts.train).select(problem.inputs)
-    for column, why in find_leaks(inputs, truth, parts.folds, problem.task, seed=0).items():
-        if any(column == k or column.startswith(f"{k}_") for k in keep):
-            problem.assumed.append(f"{column!r} is kept, as asked, though {why}")
-        else:
-            problem.leave_out(column, why)
-    if not problem.inputs:
-        raise make_nothing_left_error(problem)
-
-
-def _list_suspects(problem: Problem, parts: Any, truth: Any) -> list[str]:
+def _list_suspects(problem: Problem, shares: Mapping[str, float]) -> list[str]:
     """Columns that explain much of the target alone, and too little to be left out: a good column, or one that is known too late."""
-    inputs = problem.table.take(parts.train).select(problem.inputs)
-    shares = measure_shares(inputs, truth, parts.folds, problem.task, seed=0)
     return [
         f"{name!r} alone explains {share:.1%} of {problem.target!r}: if it becomes known only together with it, remove the column from the file"
         for name, share in shares.items()
-        if share >= SUSPECT
+        if share >= SUSPECT and name in problem.inputs
     ]
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from mainspring.records.models import Task
-from mainspring.training.automl.leakage import find_leaks
+from mainspring.training.automl.leakage import find_leaks, measure_shares
 from mainspring.training.splits import stratified_folds
 
 N = 300
@@ -21,7 +21,7 @@ NUMBERS = RNG.gamma(2.0, size=N)
 def suspects(task: Task, **columns: Any) -> set[str]:
     truth = NUMBERS if task is Task.REGRESSION else TRUTH
     folds = stratified_folds(TRUTH, folds=5)
-    return set(find_leaks(pa.table(columns), truth, folds, task, seed=0))
+    return set(find_leaks(measure_shares(pa.table(columns), truth, folds, task, seed=0), task))
 
 
 def test_codes_gaps_and_copies_of_a_class_are_found() -> None:
@@ -58,4 +58,6 @@ def test_columns_of_real_datasets_are_not_suspected(name: str) -> None:
     truth = data.target.to_numpy().astype(float)
     task = Task.REGRESSION if name == "load_diabetes" else Task.MULTICLASS
     keys = np.zeros(len(truth)) if task is Task.REGRESSION else truth
-    assert find_leaks(inputs, truth, stratified_folds(keys, folds=5), task, seed=0) == {}
+    assert (
+        find_leaks(measure_shares(inputs, truth, stratified_folds(keys, folds=5), task, seed=0), task) == {}
+    )

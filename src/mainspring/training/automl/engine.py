@@ -22,12 +22,11 @@ from mainspring.records.models import ModelVersion, Task
 from mainspring.training.automl.board import Leaderboard, TrainedVersion
 from mainspring.training.automl.families import Candidate, build, propose
 from mainspring.training.automl.fitting import encode_labels, list_classes
-from mainspring.training.automl.leakage import find_leaks
+from mainspring.training.automl.leakage import leave_out_leaks
 from mainspring.training.automl.options import TrainOptions, complete_options
 from mainspring.training.automl.parts import Parts, divide, limit_folds
 from mainspring.training.automl.problem import (
     Problem,
-    make_nothing_left_error,
     read_inputs,
     read_problem,
     read_target,
@@ -141,16 +140,15 @@ class _Work:
 
     def leave_out_leaks(self, keep: Sequence[str]) -> None:
         problem = self._problem
-        inputs = self._training.table.select(problem.inputs)
-        suspects = find_leaks(inputs, self._encode_labels(), self._parts.folds, problem.task, seed=self._seed)
-        for column, why in suspects.items():
-            source = next((k for k in keep if column == k or column.startswith(f"{k}_")), None)
-            if source is None:
-                problem.leave_out(column, f"{why}; keep=[{column!r}] uses it")
-            else:
-                problem.assumed.append(f"{column!r} is kept, as asked, though {why}")
-        if not problem.inputs:
-            raise make_nothing_left_error(problem)
+        leave_out_leaks(
+            problem,
+            self._training.table,
+            self._encode_labels(),
+            self._parts.folds,
+            keep,
+            seed=self._seed,
+            way_out="; keep=[{column}] uses it",
+        )
         for sentence in [*problem.assumed, *(f"{n!r} is left out: {w}" for n, w in problem.left_out.items())]:
             if sys.stderr.isatty():
                 sys.stderr.write(f"{sentence}\n")

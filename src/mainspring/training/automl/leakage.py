@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.types as pt
 from mainspring.metrics.metric import Floats
 from mainspring.models.formats.columns import instants
 from mainspring.records.models import Task
+from mainspring.training.automl.problem import Problem, make_nothing_left_error
 from mainspring.training.dates import is_date
 from mainspring.training.splits import Rows, draw_rows
 
@@ -24,11 +26,34 @@ _ROWS = 5_000
 _FOLDS = 3
 
 
-def find_leaks(
-    inputs: pa.Table, truth: Floats, folds: list[tuple[Rows, Rows]], task: Task, *, seed: int
-) -> dict[str, str]:
-    """For each column that alone predicts nearly all of the target on rows that a small tree had not seen: how much."""
-    shares = measure_shares(inputs, truth, folds, task, seed=seed)
+def leave_out_leaks(
+    problem: Problem,
+    rows: pa.Table,
+    truth: Floats,
+    folds: list[tuple[Rows, Rows]],
+    keep: Sequence[str],
+    *,
+    seed: int,
+    way_out: str = "",
+) -> dict[str, float]:
+    """Leave out of ``problem`` the columns that give its target away in the training ``rows``, but for those in ``keep``.
+
+    ``way_out``: what is added to the reason, with ``{column}`` in place of the name. Returns what each column explains alone. Raises
+    :class:`~mainspring.errors.InvalidInput` if no column is left.
+    """
+    shares = measure_shares(rows.select(problem.inputs), truth, folds, problem.task, seed=seed)
+    for column, why in find_leaks(shares, problem.task).items():
+        if column in keep:
+            problem.assumed.append(f"{column!r} is kept, as asked, though {why}")
+        else:
+            problem.leave_out(column, why + way_out.format(column=repr(column)))
+    if not problem.inputs:
+        raise make_nothing_left_error(problem)
+    return shares
+
+
+def find_leaks(shares: Mapping[str, float], task: Task) -> dict[str, str]:
+    """For each column that alone predicts nearly all of the target: how much. ``shares`` as :func:`measure_shares` gives them."""
     return {
         name: f"it gives the target away: alone it explains {share:.2%} of it"
         for name, share in shares.items()
