@@ -137,23 +137,22 @@ def deploy(
     with _open_workspace() as workspace:
         model_version = _get_model_version(workspace, version)
         _pass_gate(workspace, settings, model_version)
-        workspace.deploy.check_version(model_version.model, version=model_version.version)
-        if name is None or name == model_version.model:
-            workspace.models.set_alias(
-                model_version.model, "champion", version=model_version.version, reason=reason
-            )
+        wanted, answering = name or model_version.model, False
+        if wanted == model_version.model:
+            promotion = workspace.models.promote(model_version.model, model_version.version, reason=reason)
+            answering = wanted in promotion.deployments
         elif objections := workspace.models.list_objections(model_version.model, model_version.version):
             raise Conflict(
                 f"this version may not be deployed: {'; '.join(objections)}",
                 value=f"{model_version.model}@{model_version.version}",
                 next_step="Choose another version.",
             )
-        deployment = workspace.deploy.deploy(
-            name or model_version.model,
-            model=model_version.model,
-            version=model_version.version,
-            reason=reason,
-        )
+        if answering:
+            deployment = workspace.deploy.get_deployment(wanted)
+        else:
+            deployment = workspace.deploy.deploy(
+                wanted, model=model_version.model, version=model_version.version, reason=reason
+            )
     result = _describe_deployment(settings, deployment, model_version)
     if sys.stderr.isatty():
         sys.stderr.write(f"{result.says}\n")
