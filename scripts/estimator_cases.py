@@ -422,7 +422,9 @@ def _combined() -> dict[str, Case]:
         out[f"BaggingClassifier(LinearSVC), {k} classes"] = case(lambda: en.BaggingClassifier(svm.LinearSVC(), 4, random_state=0), task)
         for method in ("sigmoid", "isotonic", "temperature"):
             out[f"CalibratedClassifierCV({method}), {k} classes"] = case(lambda m=method: _calibrated(forest(8, random_state=0), method=m), task)  # type: ignore[misc]
-            out[f"CalibratedClassifierCV({method}) of LinearSVC, {k} classes"] = case(lambda m=method: _calibrated(svm.LinearSVC(random_state=0), method=m), task)  # type: ignore[misc]
+            if method == "temperature":
+                continue  # scikit-learn 1.9 now and then fails to fit it on decision values: "NaN result encountered"
+            out[f"CalibratedClassifierCV({method}) of LinearSVC, {k} classes"] = case(lambda m=method: _calibrated(_pipe(preprocessing.StandardScaler(), svm.LinearSVC(random_state=0)), method=m), task)  # type: ignore[misc]
     out["CalibratedClassifierCV(ensemble=False)"] = case(lambda: _calibrated(naive_bayes.GaussianNB(), ensemble=False), "binary")
     out["CalibratedClassifierCV of FrozenEstimator"] = _frozen_case
     out["FrozenEstimator"] = case(lambda: frozen.FrozenEstimator(_fit(forest(5, random_state=0), numbers(TRAIN, 1), target(numbers(TRAIN, 1), "binary"))), "binary")

@@ -22,6 +22,7 @@ from mainspring.metrics.intervals import REPLICATES
 from mainspring.metrics.registry import list_metrics
 from mainspring.models.formats.answers import unwrap_search
 from mainspring.models.formats.estimators import estimator_scores, fitted_names, learned_null
+from mainspring.models.formats.frames import read_table
 from mainspring.models.formats.saving import complete_signature
 from mainspring.models.formats.signature import find_task, infer_for_estimator
 from mainspring.records.base import check_name
@@ -34,7 +35,7 @@ from mainspring.training.blocks import make_blocks
 from mainspring.training.dates import is_date
 from mainspring.training.fitted import Fitted, StepLike
 from mainspring.training.slices import evaluate
-from mainspring.training.tables import read_labels, read_table, require_column, select_inputs
+from mainspring.training.tables import read_labels, require_column, select_inputs
 
 REPORTED = {
     Task.BINARY: ["log_loss", "auc", "brier", "accuracy"],

@@ -89,6 +89,13 @@ def compute_class_scores(estimator: Any, features: Any, signature: Signature) ->
     return np.asarray(labels[:, None] == np.asarray(estimator.classes_)[None, :], dtype=np.float64)
 
 
+def expand_binary(probabilities: Any) -> Any:
+    """The probabilities of both classes, ``(n, 2)``, from those of the second alone, ``(n,)``; wider ones as they are."""
+    if probabilities.ndim != 1:
+        return probabilities
+    return np.column_stack([1 - probabilities, probabilities])
+
+
 def decides(estimator: Any) -> bool:
     """Whether the label of a classifier follows from its decision function: the class with the largest value, or the sign.
 

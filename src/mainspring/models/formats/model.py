@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mainspring.errors import InvalidInput
+from mainspring.models.formats.answers import expand_binary
 from mainspring.models.formats.columns import is_null
 from mainspring.models.formats.predictor import Columns, Predictor, Scores
 from mainspring.records.classes import class_labels
@@ -84,8 +85,7 @@ class Model:
                 next_step="Use predict" + ("." if not self._labels else " or decision_function."),
             )
         scores = self._score(rows)
-        wide = np.column_stack([1 - scores, scores]) if scores.ndim == 1 else scores
-        return _like_table(rows, dict(zip(self._labels, wide.T, strict=True)))
+        return _like_table(rows, dict(zip(self._labels, expand_binary(scores).T, strict=True)))
 
     def decision_function(self, rows: Any) -> Any:
         """The decision values of a classifier without probabilities: one for each row, of several classes a table by class."""

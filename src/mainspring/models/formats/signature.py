@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -11,6 +10,7 @@ import numpy as np
 from mainspring.errors import InvalidInput, near
 from mainspring.models.formats.answers import innermost, unwrap_search
 from mainspring.models.formats.estimators import fitted_names
+from mainspring.models.formats.frames import read_table
 from mainspring.records.models import Column, Signature, Task
 
 _Type = Literal["float64", "int64", "string", "bool", "datetime"]
@@ -109,25 +109,14 @@ def _count_targets(estimator: Any) -> int:
     return len(intercept) if intercept.ndim == 1 and np.ndim(getattr(estimator, "coef_", 0.0)) == 2 else 1
 
 
-def _as_table(columns: Any) -> tuple[Any, dict[str, list[str]]]:
+def _as_table(rows: Any) -> tuple[Any, dict[str, list[str]]]:
     """Rows as an Arrow table, and the categories of the columns that are categorical in pandas."""
-    import pyarrow as pa
-
-    if isinstance(columns, np.ndarray):
-        columns = name_columns(columns)
-    if isinstance(columns, Mapping):
-        return pa.table({str(name): _arrow_array(str(name), values) for name, values in columns.items()}), {}
-    if isinstance(columns, pa.Table):
-        return columns, {}
-    import narwhals as nw
-
-    frame = nw.from_native(columns, eager_only=True)
-    table = pa.table({name: _arrow_array(name, frame[name]) for name in frame.columns})
-    if not frame.implementation.is_pandas():
+    table = read_table(rows, what="rows of a signature")
+    if not hasattr(rows, "iloc"):
         return table, {}
-    kinds = (nw.Categorical, nw.Enum)
-    named = [name for name, kind in frame.schema.items() if isinstance(kind, kinds) or kind in kinds]
-    return table, {name: [str(v) for v in columns[name].cat.categories] for name in named}
+    kinds = {str(name): values.dtype for name, values in rows.items()}
+    named = {name: kind.categories for name, kind in kinds.items() if hasattr(kind, "categories")}
+    return table, {name: [str(v) for v in categories] for name, categories in named.items()}
 
 
 def name_columns(rows: Any) -> dict[str, Any]:
@@ -135,19 +124,6 @@ def name_columns(rows: Any) -> dict[str, Any]:
     if rows.ndim != 2:
         raise InvalidInput("an array of rows has two dimensions", value=rows.shape)
     return {f"x{i}": rows[:, i] for i in range(rows.shape[1])}
-
-
-def _arrow_array(name: str, values: Any) -> Any:
-    import pyarrow as pa
-
-    try:
-        if hasattr(values, "to_arrow"):
-            return values.to_arrow()
-        return pa.array(values, from_pandas=True)
-    except (TypeError, ValueError, OverflowError, pa.ArrowException) as error:
-        raise InvalidInput(
-            f"a model input is a number, a truth value or a string: {error}", place=f"column {name!r}"
-        ) from None
 
 
 def _describe_column(table: Any, name: str, categories: list[str]) -> Column:

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from mainspring.errors import InvalidInput
+from mainspring.models.formats.answers import expand_binary
 
 _IDENTITY = ("OLS", "WLS", "GLS", "GLSAR", "RLM")
 _LINKS = {
@@ -93,8 +94,7 @@ class StatsClassifier(ClassifierMixin, StatsModel):  # type: ignore[misc]
 
     def predict_proba(self, features: Any) -> Any:
         """The probabilities of the classes."""
-        answers = self._ask(features)
-        return answers if answers.ndim == 2 else np.column_stack([1 - answers, answers])
+        return expand_binary(self._ask(features))
 
 
 def adapt_results(results: Any, names: Sequence[str]) -> StatsModel:

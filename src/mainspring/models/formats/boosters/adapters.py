@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from mainspring.errors import InvalidInput
+from mainspring.models.formats.answers import expand_binary
 from mainspring.models.formats.boosters import library_of
 from mainspring.models.formats.columns import is_null
 from mainspring.records.models import Signature
@@ -105,8 +106,7 @@ class AdaptedClassifier(ClassifierMixin, Adapted):  # type: ignore[misc]
         """The probabilities of the classes."""
         if not self._bare:
             return self.model.predict_proba(self._named(features))
-        answers = np.asarray(self._ask(features))
-        return answers if answers.ndim == 2 else np.column_stack([1 - answers, answers])
+        return expand_binary(np.asarray(self._ask(features)))
 
 
 def adapt_booster(model: Any, names: Sequence[str]) -> Adapted:

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from mainspring.errors import InvalidInput, NotFound, TooLarge, near
+from mainspring.models.formats.answers import expand_binary
 from mainspring.models.formats.columns import numeric_names, text_names
 from mainspring.models.formats.onnx.names import NUMERIC, TEXT
 from mainspring.models.formats.onnx.wire import check_onnx
@@ -130,7 +131,7 @@ class OwnProbabilities(ClassifierMixin, OwnOnnx):  # type: ignore[misc]
     def predict_proba(self, features: Any) -> Any:
         """The probabilities of the classes."""
         raw = self._ask(features)
-        wide = raw if raw.ndim == 2 else np.column_stack([1 - raw, raw])
+        wide = expand_binary(raw)
         finite = wide[np.isfinite(wide).all(axis=1)]
         if len(finite) and (
             finite.min() < -1e-6 or finite.max() > 1 + 1e-6 or np.abs(finite.sum(axis=1) - 1).max() > 1e-4
