@@ -219,6 +219,7 @@ def _markdown(title: str, sections: Sequence[Section]) -> str:
     return "\n".join(lines)
 
 
+_LONG_WORD = 24
 _TEMPLATE = """<article class="card">
 <h1>{{ title }}</h1>
 {% for section in sections %}<section>
@@ -226,7 +227,7 @@ _TEMPLATE = """<article class="card">
 {% if section.rows %}<table>
 {% if section.head | select | list %}<thead><tr>{% for name in section.head %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
 {% endif %}<tbody>
-{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% for row in section.rows %}<tr>{% for cell in row %}<td>{{ cell | mark_long }}</td>{% endfor %}</tr>
 {% endfor %}</tbody>
 </table>{% else %}<p>{{ section.empty | capitalize }}.</p>{% endif %}
 </section>
@@ -239,5 +240,17 @@ def _html(title: str, sections: Sequence[Section]) -> str:
 
     # The template is ours and constant; the sandbox of values is autoescape.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment.filters["mark_long"] = _mark_long
     values: Mapping[str, Any] = {"title": title, "sections": sections}
     return environment.from_string(_TEMPLATE).render(values)
+
+
+def _mark_long(cell: object) -> Any:
+    """The escaped text, with words as long as a digest marked, so that a narrow page may break these and no other."""
+    from markupsafe import Markup, escape
+
+    words = str(cell).split(" ")
+    marked = [
+        Markup('<span class="long">{}</span>').format(w) if len(w) > _LONG_WORD else escape(w) for w in words
+    ]
+    return Markup(" ").join(marked)
